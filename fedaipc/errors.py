@@ -1,0 +1,70 @@
+"""What can go wrong, as one tree.
+
+    FedaipcError
+    ├── ConfigError       a setting is unknown, out of range or clashes with another
+    ├── DataError         a data file, column, label or partition cannot be used
+    ├── AssetError        a named asset is neither cached nor reachable, or its hash is wrong
+    ├── ModelError        weights or tokenizer cannot be loaded or trained as asked
+    ├── PrivacyError      a mechanism or a schedule cannot be accounted for
+    │   ├── BudgetExhausted  the PC's lifetime budget does not cover the next charge
+    │   └── LedgerError      the ledger is damaged, locked, out of order or cannot be written
+    ├── EncodingError     an update has the wrong size, is not finite or does not fit the ring
+    ├── RoundError        a run cannot go on: nobody can take part, a checkpoint does not match
+    ├── EngineError       Flower's runtime did not start or did not finish
+    └── OutputError       a run folder cannot be written or read
+
+Every message is one line that says what was wrong and how to mend it, and never holds a text, a
+label, a count or any other value of a PC's data. `exit_code` is what the command line returns.
+"""
+
+from __future__ import annotations
+
+
+class FedaipcError(Exception):
+    """Base of every error that fedaipc raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(FedaipcError):
+    exit_code = 2
+
+
+class DataError(FedaipcError):
+    exit_code = 3
+
+
+class AssetError(FedaipcError):
+    exit_code = 4
+
+
+class ModelError(FedaipcError):
+    exit_code = 5
+
+
+class PrivacyError(FedaipcError):
+    exit_code = 6
+
+
+class BudgetExhausted(PrivacyError):  # noqa: N818 - it names a state, not a fault
+    exit_code = 7
+
+
+class LedgerError(PrivacyError):
+    exit_code = 8
+
+
+class EncodingError(FedaipcError):
+    exit_code = 9
+
+
+class RoundError(FedaipcError):
+    exit_code = 10
+
+
+class EngineError(FedaipcError):
+    exit_code = 11
+
+
+class OutputError(FedaipcError):
+    exit_code = 12

@@ -1,0 +1,49 @@
+"""Durable files: what was written survives a crash, or was never there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Replace `path` by `content` in one step that survives a power cut.
+
+    `private` gives the file owner-only rights. Raises OSError; then the old file is untouched.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o600 if private else 0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def append_durable(path: Path, line: bytes) -> None:
+    """Append `line`; when this returns, it is on the disk. Raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+    try:
+        written = os.write(handle, line)
+        if written != len(line):
+            raise OSError(f"only {written} of {len(line)} bytes written")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable, where the system has a way to ask for it."""
+    if os.name == "nt":  # Windows has no handle to a folder; its renames are journaled
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,199 @@
+"""The import rule: who may import whom, who may touch Flower, and what --help must not load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import fedaipc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(fedaipc.__file__).parent
+
+_GROUND = {"errors", "config", "files"}
+_LEARNING = _GROUND | {"results", "data", "model", "privacy"}
+ALLOWED: dict[str, set[str]] = {
+    "": set(),  # the package itself: its version
+    "errors": set(),
+    "files": set(),
+    "config": {"errors"},
+    "results": _GROUND,
+    "data": _GROUND,
+    "model": _GROUND | {"results", "data"},
+    "privacy": _GROUND | {"results", "data", "model"},
+    "sealing": {"errors"},
+    "federation": _LEARNING | {"sealing"},
+    "report": _GROUND | {"results"},
+    "cli": _LEARNING | {"sealing", "federation", "report"},
+}
+LIGHT = {"", "errors", "config", "files", "results", "data", "report", "cli"}
+HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}
+FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
+ADAPTER = "fedaipc.federation.flower_adapter"
+ENGINE = "fedaipc.federation.flower_engine"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module; `at_once` if importing the importer runs it."""
+
+    name: str
+    at_once: bool
+
+
+def imports(source: str) -> list[Import]:
+    """All imports of a module, with those in functions and under TYPE_CHECKING."""
+    return list(_walk(ast.parse(source), at_once=True))
+
+
+def _walk(node: ast.AST, *, at_once: bool) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield Import(alias.name, at_once)
+    elif isinstance(node, ast.ImportFrom):
+        if node.level:
+            raise ValueError("relative imports hide where they go")
+        if node.module == "fedaipc":  # its names are modules, but for its version
+            for alias in node.names:
+                whole = "fedaipc" if alias.name == "__version__" else f"fedaipc.{alias.name}"
+                yield Import(whole, at_once)
+        else:
+            yield Import(str(node.module), at_once)
+    elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        for child in node.body:
+            yield from _walk(child, at_once=False)
+        for child in node.orelse:
+            yield from _walk(child, at_once=at_once)
+    else:
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from _walk(child, at_once=at_once and not inside)
+
+
+def complaints(module: str, source: str) -> list[str]:
+    """What a module imports against the rule."""
+    layer = _layer(module)
+    found = []
+    for one in imports(source):
+        top = one.name.partition(".")[0]
+        if top == "fedaipc":
+            other = _layer(one.name)
+            if other not in ALLOWED[layer] | {layer, ""}:
+                found.append(f"{module} imports {one.name}: {layer} must not know {other}")
+            if one.at_once and layer == "cli" and other not in LIGHT:
+                found.append(f"{module} imports {one.name} at once: --help would load it")
+        elif layer == "files" and top not in sys.stdlib_module_names:
+            found.append(f"{module} imports {one.name}: files needs the standard library alone")
+        elif top == "flwr" and (layer != "federation" or module == ENGINE):
+            found.append(f"{module} imports {one.name}: Flower belongs to the federation's apps")
+        elif top == "flwr" and one.name not in FLOWER_API and module != ADAPTER:
+            found.append(f"{module} imports {one.name}: Flower's internals belong to the adapter")
+        elif top in HEAVY and one.at_once and layer in LIGHT:
+            found.append(f"{module} imports {one.name} at once: import it where it is used")
+    return found
+
+
+def _layer(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(_modules()))
+def test_a_module_imports_only_what_its_layer_may_know(module: str) -> None:
+    assert complaints(module, _modules()[module].read_text(encoding="utf-8")) == []
+
+
+def test_every_folder_and_file_of_the_package_has_its_layer() -> None:
+    assert {_layer(module) for module in _modules()} <= set(ALLOWED)
+
+
+def test_the_arrows_between_layers_make_no_circle() -> None:
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {layer for layer in ALLOWED if layer not in done and ALLOWED[layer] <= done}
+        assert ready, f"a circle among {set(ALLOWED) - done}"
+        done |= ready
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("fedaipc.errors", "import fedaipc.files"),
+        ("fedaipc.files", "from fedaipc.errors import OutputError"),
+        ("fedaipc.files", "import numpy"),
+        ("fedaipc.config", "from fedaipc import results"),
+        ("fedaipc.results", "from fedaipc.report import words"),
+        ("fedaipc.data.sources", "def f():\n    from fedaipc.model.load import resolve"),
+        ("fedaipc.model.load", "import fedaipc.privacy.plan"),
+        ("fedaipc.privacy.plan", "if TYPE_CHECKING:\n    from fedaipc.federation.job import Job"),
+        ("fedaipc.sealing.shares", "from fedaipc.config import Settings"),
+        ("fedaipc.federation.pc", "from fedaipc.report import tables"),
+        ("fedaipc.federation.pc", "from fedaipc.cli import main"),
+        ("fedaipc.report.html", "from fedaipc.data.records import Records"),
+        ("fedaipc.privacy.ledger", "import flwr.app"),
+        ("fedaipc.federation.server_app", "from flwr.common import Context"),
+        ("fedaipc.federation.server_app", "import flwr"),
+        (
+            "fedaipc.federation.server_app",
+            "def f():\n    from flwr.app.message import make_message",
+        ),
+        (ENGINE, "from flwr.app import Message"),
+        ("fedaipc.cli.main", "import flwr"),
+        ("fedaipc.cli.main", "from fedaipc.federation import simulation"),
+        ("fedaipc.cli.main", "try:\n    from fedaipc.model import load\nexcept ImportError: ..."),
+        ("fedaipc.config", "import torch"),
+        ("fedaipc.data.records", "class A:\n    import transformers.models"),
+        ("fedaipc.report.plots", "if True:\n    from peft import PeftModel"),
+    ],
+)
+def test_the_checker_finds_a_forbidden_import(module: str, source: str) -> None:
+    assert len(complaints(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("fedaipc.cli.simulate", "def f():\n    from fedaipc.federation import simulation"),
+        ("fedaipc.cli.simulate", "if TYPE_CHECKING:\n    from fedaipc.privacy.plan import Plan"),
+        ("fedaipc.cli.main", "from fedaipc import __version__"),
+        ("fedaipc.data.sources", "def f():\n    import datasets"),
+        ("fedaipc.federation.pc", "from fedaipc.privacy.ledger import Ledger\nimport torch"),
+        ("fedaipc.federation.client_app", "from flwr.clientapp import ClientApp"),
+        (ADAPTER, "from flwr.supercore.run import Run"),
+    ],
+)
+def test_the_checker_lets_an_allowed_import_pass(module: str, source: str) -> None:
+    assert complaints(module, source) == []
+
+
+def test_the_checker_refuses_relative_imports() -> None:
+    with pytest.raises(ValueError, match="relative"):
+        complaints("fedaipc.data.sources", "from .records import Records")
+
+
+def test_help_loads_no_heavy_library() -> None:
+    """Not by any detour either: asked of a fresh interpreter."""
+    code = (
+        "import sys, fedaipc.cli.main\n"
+        f"print(sorted({HEAVY | {'matplotlib', 'scipy', 'pyarrow'}!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    assert done.stdout.strip() == "[]"
