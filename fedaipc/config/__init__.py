@@ -1,0 +1,43 @@
+"""Settings: frozen, validated at birth, the only home of defaults.
+
+settings.py  the types, their defaults and ranges
+toml.py      from TOML, flags and --set; back to TOML
+explain.py   errors and allowed values in words
+"""
+
+from fedaipc.config.explain import describe_fields
+from fedaipc.config.settings import (
+    NAME,
+    DataSettings,
+    EvaluationSettings,
+    FederationSettings,
+    ModelSettings,
+    OutputSettings,
+    OwnerSettings,
+    PrivacySettings,
+    Section,
+    Settings,
+    SpeedSettings,
+    TrainingSettings,
+)
+from fedaipc.config.toml import load_owner, load_settings, settings_from, to_toml
+
+__all__ = [
+    "NAME",
+    "DataSettings",
+    "EvaluationSettings",
+    "FederationSettings",
+    "ModelSettings",
+    "OutputSettings",
+    "OwnerSettings",
+    "PrivacySettings",
+    "Section",
+    "Settings",
+    "SpeedSettings",
+    "TrainingSettings",
+    "describe_fields",
+    "load_owner",
+    "load_settings",
+    "settings_from",
+    "to_toml",
+]

@@ -1,0 +1,248 @@
+"""The settings themselves: frozen types, every default and every allowed range.
+
+`Settings` describes a whole job. Its sections are types of their own so that a reader sees from a
+type what it can affect: `PrivacySettings` (and the schedule in `TrainingSettings` and
+`FederationSettings`) decide what is promised, `SpeedSettings` never change a promise.
+`OwnerSettings` is what the owner of one PC decides; it never travels to the coordinator.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+Share = Annotated[float, Field(gt=0, le=1)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Section(BaseModel):
+    """Base of all settings: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
+
+
+class ModelSettings(Section):
+    """Which model is trained, and which part of it. Public."""
+
+    base: str = Field(
+        "minilm-l6", min_length=1, description="asset, folder (from where you are) or hub id"
+    )
+    method: Literal["head", "bitfit", "lora", "last-k", "full"] = Field(
+        "bitfit", description="which parameters are trained, besides the head"
+    )
+    pooling: Literal["mean", "cls"] = Field("mean", description="what of the last layer is used")
+    trained_layers: int = Field(1, ge=0, le=96, description="upper layers that are trained")
+    keep_layers: int | None = Field(None, ge=1, le=96, description="use only the lowest layers")
+    lora_rank: int = Field(8, ge=1, le=1024, description="of LoRA's matrices")
+    lora_alpha: Positive = Field(16.0, description="LoRA's scale is alpha by rank")
+    lora_targets: Literal["attention", "all-linear"] = Field(
+        "attention", description="which layers LoRA adapts"
+    )
+    max_length: int = Field(64, ge=4, le=8192, description="tokens; longer texts are cut")
+    seed: Seed = Field(0, description="public; initial values of head and adapters")
+
+
+class DataSettings(Section):
+    """Where simulated data comes from and how it is spread over PCs. Simulation only.
+
+    A relative path counts from the working directory, not from the config file.
+    """
+
+    source: str = Field(
+        "sentiment-4",
+        min_length=1,
+        description="asset, hf:ID, or a file or folder, counted from the working directory",
+    )
+    text_column: str = Field("text", min_length=1, description="column with the text")
+    label_column: str = Field("label", min_length=1, description="column with the label")
+    labels: tuple[str, ...] | None = Field(
+        None, description="public label list, in order; else all that occur"
+    )
+    partition: Literal["iid", "dirichlet", "column", "skewed"] = Field(
+        "iid", description="how records are spread over PCs"
+    )
+    partition_column: str | None = Field(
+        None, min_length=1, description='column whose values are the PCs, for "column"'
+    )
+    alpha: Positive = Field(0.5, description="Dirichlet concentration: small is very uneven")
+    skew: float = Field(1.0, ge=0, le=10, description="sizes fall as rank to this power")
+    validation: str | None = Field(
+        None, min_length=1, description="public validation data, given as source is"
+    )
+    test: str | None = Field(None, min_length=1, description="test data, given as source is")
+    validation_size: int | None = Field(
+        None, ge=1, le=10_000_000, description="split off; else a tenth, at most 2000"
+    )
+    test_size: int | None = Field(None, ge=1, le=10_000_000, description="as validation_size")
+    limit: Count | None = Field(None, description="use only so many records (a public sample)")
+    split_seed: Seed = Field(0, description="which texts are held back for validation and test")
+    seed: Seed = Field(0, description="which PC holds which record")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.partition == "column" and self.partition_column is None:
+            raise ValueError('data.partition = "column" needs data.partition_column')
+        if self.labels is not None and len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError("data.labels must hold at least two different names, each once")
+        return self
+
+
+class PrivacySettings(Section):
+    """What is promised. Everything here is public and part of the job.
+
+    Unit: one record. Neighbours: add or remove one record of one PC. `epsilon` is the target over
+    all planned rounds; `noise_multiplier` may be given instead of it. `lifetime_epsilon` is what
+    each simulated owner allows for the life of their PC.
+    """
+
+    mode: Literal["local", "none"] = Field("local", description="noise on each PC, or no privacy")
+    unit: Literal["record"] = Field("record", description="what is protected")
+    epsilon: float | None = Field(
+        None, gt=0, le=1000, description="target over all rounds; 8 if no noise is given"
+    )
+    noise_multiplier: float | None = Field(
+        None, ge=0.1, le=1e6, description="noise by clip bound, in place of epsilon"
+    )
+    delta: float = Field(1e-5, gt=0, lt=0.01, description="at most 1 / (10 n) of any PC")
+    clip: Positive = Field(1.0, description="L2 bound C on one record's gradient")
+    sampling_rate: Share = Field(0.1, description="Poisson sampling rate q of one local step")
+    lifetime_epsilon: float = Field(
+        8.0, gt=0, le=1000, description="what each simulated owner allows for good"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mode == "local" and (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError(
+                'privacy.mode = "local" needs exactly one of privacy.epsilon and '
+                "privacy.noise_multiplier"
+            )
+        if self.mode == "none" and (self.epsilon or self.noise_multiplier):
+            raise ValueError(
+                'privacy.mode = "none" adds no noise: leave privacy.epsilon and '
+                "privacy.noise_multiplier out"
+            )
+        return self
+
+
+class TrainingSettings(Section):
+    """What one PC does in one round. Public; `local_steps` enters the privacy schedule."""
+
+    local_steps: int = Field(1, ge=1, le=100_000, description="steps of one PC in one round")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="of a PC, within a round")
+    learning_rate: Positive = Field(0.5, description="of a PC")
+    head_learning_rate: Positive | None = Field(None, description="of the classifier, if other")
+
+
+class FederationSettings(Section):
+    """How rounds are run. Public; `rounds` enters the privacy schedule."""
+
+    pcs: int = Field(20, ge=1, le=100_000, description="how many PCs")
+    rounds: int = Field(40, ge=1, le=100_000, description="planned rounds")
+    fraction: Share = Field(1.0, description="of the PCs asked in each round")
+    min_pcs: int = Field(1, ge=1, le=100_000, description="fewer updates: the round is void")
+    weighting: Literal["equal", "size-class"] = Field(
+        "size-class", description="of a PC's update in the average"
+    )
+    server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = Field(
+        "fedavg", description="what is done with the average (Reddi et al. 2021)"
+    )
+    server_learning_rate: Positive = Field(1.0, description="of the server's optimizer")
+    server_momentum: float = Field(0.9, ge=0, lt=1, description="beta 1 of FedAvgM and FedAdam")
+    server_beta2: float = Field(0.99, ge=0, lt=1, description="beta 2 of FedAdam")
+    server_tau: Positive = Field(1e-3, description="FedAdam's adaptivity")
+    drop_out: float = Field(0.0, ge=0, le=1, description="injected chance to vanish in a round")
+    only: tuple[int, ...] | None = Field(None, description="ask these PCs only (0 is the first)")
+    spare_attempts: int = Field(10, ge=0, le=10_000, description="void or repeated rounds allowed")
+    round_timeout: Positive = Field(
+        3600.0, description="seconds without any reply after which a round goes on"
+    )
+    seed: Seed = Field(0, description="public; who is asked, who is made to vanish")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.only is not None:
+            if not self.only or len(set(self.only)) < len(self.only):
+                raise ValueError("federation.only must name at least one PC, each once")
+            if not all(0 <= pc < self.pcs for pc in self.only):
+                raise ValueError(f"federation.only must lie within 0 to {self.pcs - 1}")
+        members = len(self.only) if self.only is not None else self.pcs
+        if self.min_pcs > self.cohort_size(members):
+            raise ValueError(
+                f"federation.min_pcs = {self.min_pcs} can never be reached: a round asks "
+                f"{self.cohort_size(members)} PCs (allowed: from 1 to {self.cohort_size(members)})"
+            )
+        return self
+
+    def cohort_size(self, members: int) -> int:
+        """How many of `members` PCs a round asks."""
+        return max(1, round(self.fraction * members))
+
+
+class EvaluationSettings(Section):
+    """When the coordinator measures the model on its own public validation set."""
+
+    every: int = Field(1, ge=1, le=100_000, description="rounds between two evaluations")
+    batch: int = Field(128, ge=1, le=65_536, description="texts at once")
+
+
+class OutputSettings(Section):
+    """Where results go."""
+
+    folder: str = Field(
+        "runs", min_length=1, description="holds the runs; counted from the working directory"
+    )
+    name: str = Field(
+        "run", max_length=80, pattern=NAME, description="of the run's folder; -2 is added if taken"
+    )
+    plots: bool = Field(True, description="draw plots/ and write report.html")
+    tensorboard: bool = Field(False, description="write scalars for TensorBoard too")
+    keep_pc_state: bool = Field(True, description="keep simulated PCs' folders after the run")
+
+
+class SpeedSettings(Section):
+    """What changes only speed and memory, never a promise. Decided by each PC for itself."""
+
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
+        "auto", description="where a PC computes"
+    )
+    threads: int = Field(0, ge=0, le=1024, description="0: as torch chooses")
+    micro_batch: int = Field(64, ge=1, le=65_536, description="examples in memory at once")
+    cache_frozen: bool = Field(True, description="compute frozen lower layers once per text")
+    cache_folder: str | None = Field(None, description="share that cache (simulation only)")
+
+
+class Settings(Section):
+    """One whole job."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    privacy: PrivacySettings = PrivacySettings(epsilon=8.0)
+    training: TrainingSettings = TrainingSettings()
+    federation: FederationSettings = FederationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    output: OutputSettings = OutputSettings()
+    speed: SpeedSettings = SpeedSettings()
+
+
+class OwnerSettings(Section):
+    """What the owner of one PC decides. Stays on the PC."""
+
+    name: str = Field(max_length=80, pattern=NAME)
+    source: str = Field(min_length=1)
+    text_column: str = "text"
+    label_column: str = "label"
+    size_class: int = Field(ge=1, description="public upper end of the number of records")
+    lifetime_epsilon: float = Field(8.0, gt=0, le=1000)
+    delta: float = Field(1e-5, gt=0, lt=0.01)
+    allow_not_private: bool = False
+    insecure_test_seed: Seed | None = None
+    drop_out: float = Field(0.0, ge=0, le=1)
+    drop_out_seed: Seed = 0
+    speed: SpeedSettings = SpeedSettings()

@@ -1,0 +1,108 @@
+"""Settings from TOML, flags and --set, and back to TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tomli_w
+from pydantic import ValidationError
+
+from fedaipc.config.explain import explain
+from fedaipc.config.settings import OwnerSettings, Section, Settings
+from fedaipc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+T = TypeVar("T", bound=Section)
+
+
+def load_settings(
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+) -> Settings:
+    """Read `path` (TOML), lay `flags` and then `overrides` ("section.key=value") on top.
+
+    Raises ConfigError: unreadable or broken file, unknown key, value out of range, clash.
+    """
+    tree = _read_toml(path) if path is not None else {}
+    for key, value in (flags or {}).items():
+        _put(tree, key, value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError(f"--set {override}: write it as section.key=value")
+        _put(tree, key.strip(), _parse_value(text.strip()))
+    return settings_from(tree)
+
+
+def settings_from(tree: Mapping[str, object]) -> Settings:
+    """Validate a tree of plain values. Raises ConfigError."""
+    privacy = tree.get("privacy")
+    # "epsilon 8" is the default only where nothing else was said about noise.
+    if (
+        isinstance(privacy, dict)
+        and privacy.get("mode", "local") == "local"
+        and privacy.get("epsilon") is None
+        and privacy.get("noise_multiplier") is None
+    ):
+        tree = {**tree, "privacy": {**privacy, "epsilon": 8.0}}
+    return _validated(Settings, tree)
+
+
+def load_owner(path: Path) -> OwnerSettings:
+    """Read a PC's owner.toml. Raises ConfigError."""
+    tree = _read_toml(path)
+    try:
+        return _validated(OwnerSettings, tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def to_toml(settings: Section) -> str:
+    """TOML that reads back to an equal object (keys without a value are left out)."""
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _parse_value(text: str) -> object:
+    """A TOML value where `text` is one, else the text itself."""
+    try:
+        tree = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    return tree["value"] if len(tree) == 1 else text
+
+
+def _put(tree: dict[str, Any], key: str, value: object) -> None:
+    *sections, last = key.split(".")
+    node = tree
+    for depth, section in enumerate(sections, start=1):
+        inner = node.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {'.'.join(sections[:depth])} holds a value already")
+        node = inner
+    node[last] = value
+
+
+def _validated(model: type[T], tree: Mapping[str, object]) -> T:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [explain(model, detail) for detail in error.errors(include_url=False)]
+        raise ConfigError("; ".join(lines)) from None
