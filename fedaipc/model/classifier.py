@@ -1,0 +1,282 @@
+"""The classifier: a frozen lower part, a trained upper part, and the flat vector between PCs.
+
+transformers' own model is kept whole. Where its lowest layers are frozen, they and the embeddings
+move into `lower`, and pass-through modules take their places, so that transformers' own forward
+serves both parts and every parameter keeps the name it has in a saved file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedaipc.errors import EncodingError, ModelError
+from fedaipc.model.load import OFFSET_FAMILIES, base_hash, load_base, load_tokenizer, quiet
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedaipc.config import ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Model inputs: `values` is token ids (B, T), states (B, T, H) or pooled states (B, H).
+
+    `mask` (B, T) is 1 on tokens and 0 on padding; None for pooled states.
+    """
+
+    values: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names and shapes behind the flat vector, in its order. Both sides compare `hash`."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    hash: str
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.shapes)
+
+
+class Classifier(nn.Module):
+    """Texts in, logits out. `cut` layers are frozen and live in `lower`."""
+
+    def __init__(self, settings: ModelSettings, labels: tuple[str, ...]) -> None:
+        """Raises ModelError: weights cannot be loaded, or the method does not fit the model."""
+        super().__init__()
+        self.settings = settings
+        self.labels = labels
+        self.tokenizer = load_tokenizer(settings)
+        self.hf = prepare_trainable(load_base(settings, labels), settings)
+        depth = self.hf.config.num_hidden_layers
+        self.cut = frozen_layers(settings, depth)
+        # Held in a tuple: frozen weights are not a sub-module, so nothing trains or saves them.
+        self._lower = (self._split(depth),)
+        self.pooled = settings.pooling == "mean" and self.cut == depth
+        self.layout = _layout(self, settings, labels)
+        self.total_parameters = sum(p.numel() for p in self.hf.parameters()) + (
+            sum(p.numel() for p in self._lower[0].parameters()) if self._lower[0] else 0
+        )
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Trained parameters by name, in the order of the flat vector."""
+        return sorted((n, p) for n, p in self.hf.named_parameters() if p.requires_grad)
+
+    def to_device(self, device: torch.device) -> None:
+        self.to(device)
+        if self._lower[0] is not None:
+            self._lower[0].to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.trainable()[0][1].device
+
+    @property
+    def has_frozen_part(self) -> bool:
+        return self._lower[0] is not None
+
+    @torch.no_grad()
+    def freeze_through(self, tokens: Batch) -> Batch:
+        """Token ids through the frozen part: states (B, T, H), or pooled (B, H) for a head alone.
+
+        Without a frozen part the tokens come back as they are.
+        """
+        lower = self._lower[0]
+        if lower is None:
+            return tokens
+        states = lower(**self._token_arguments(tokens)).last_hidden_state
+        if self.pooled:
+            return Batch(_mean(states, tokens.mask), None)
+        return Batch(states, tokens.mask)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits (B, labels) from what `freeze_through` gives."""
+        body = _body(self.hf)
+        if batch.mask is None:
+            return body.classifier(batch.values)
+        if self._lower[0] is None:
+            arguments = self._token_arguments(batch)
+        else:
+            arguments = {"inputs_embeds": batch.values, "attention_mask": batch.mask}
+        if self.settings.pooling == "cls":
+            return self.hf(**arguments).logits
+        states = body.base_model(**arguments).last_hidden_state
+        return body.classifier(_mean(states, batch.mask))
+
+    def _token_arguments(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Explicit positions and types of full batch size: per-example gradients need them."""
+        ids, mask = batch.values, batch.mask
+        assert mask is not None  # noqa: S101 - tokens always come with a mask
+        arguments = {"input_ids": ids, "attention_mask": mask}
+        if self.hf.config.model_type in OFFSET_FAMILIES:
+            padding = self.hf.config.pad_token_id
+            arguments["position_ids"] = mask.long().cumsum(1) * mask.long() + padding
+        else:
+            positions = torch.arange(ids.shape[1], device=ids.device)
+            arguments["position_ids"] = positions.expand(ids.shape).contiguous()
+        if self.hf.config.model_type != "distilbert":
+            arguments["token_type_ids"] = torch.zeros_like(ids)
+        return arguments
+
+    def _split(self, depth: int) -> nn.Module | None:
+        if self.settings.method == "full":
+            return None
+        base = _body(self.hf).base_model
+        stack = _layer_stack(base)
+        config = type(base.config)(**{**base.config.to_dict(), "num_hidden_layers": self.cut})
+        config._attn_implementation = base.config._attn_implementation  # noqa: SLF001
+        with torch.device("meta"):
+            lower: Any = type(base)(config)
+        lower.embeddings = base.embeddings
+        if hasattr(lower, "pooler"):
+            lower.pooler = None
+        _layer_stack(lower).layer = nn.ModuleList(stack.layer[: self.cut])
+        base.embeddings = _PassEmbeddings()
+        for number in range(min(self.cut, depth)):
+            stack.layer[number] = _PassLayer()
+        return lower.requires_grad_(False).eval()
+
+
+class _PassEmbeddings(nn.Module):
+    def forward(self, *ids: object, **named: object) -> object:
+        """The states as they come; some families pass them by name, some second in place."""
+        return named["inputs_embeds"] if "inputs_embeds" in named else ids[1]
+
+
+class _PassLayer(nn.Module):
+    def forward(self, states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return states
+
+
+def prepare_trainable(hf: Any, settings: ModelSettings) -> Any:
+    """Mark what is trained; for LoRA, wrap the model through peft."""
+    if settings.method == "lora":
+        return _with_lora(hf, settings)
+    depth = hf.config.num_hidden_layers
+    first = frozen_layers(settings, depth)
+    upper = tuple(f".layer.{number}." for number in range(first, depth))
+    base_prefix = hf.base_model_prefix + "."
+    for name, parameter in hf.named_parameters():
+        in_head = not name.startswith(base_prefix) or ".pooler." in name
+        in_upper = any(part in name for part in upper)
+        is_light = name.endswith(".bias") or "LayerNorm" in name or "_layer_norm" in name
+        parameter.requires_grad = {
+            "head": in_head,
+            "bitfit": in_head or (in_upper and is_light),
+            "last-k": in_head or in_upper,
+            "full": True,
+        }[settings.method]
+    return hf
+
+
+def frozen_layers(settings: ModelSettings, depth: int) -> int:
+    """How many of the lowest layers are frozen."""
+    if settings.method == "full":
+        return 0
+    return depth - (0 if settings.method == "head" else settings.trained_layers)
+
+
+def read_vector(classifier: Classifier) -> npt.NDArray[np.float32]:
+    """The trained parameters as one float32 vector of shape (layout.size,); a copy."""
+    flat = [p.detach().reshape(-1).float().cpu() for _, p in classifier.trainable()]
+    return torch.cat(flat).numpy()
+
+
+@torch.no_grad()
+def write_vector(classifier: Classifier, vector: npt.NDArray[np.float32]) -> None:
+    """Set the trained parameters. Raises EncodingError on a wrong size or a value not finite."""
+    if vector.shape != (classifier.layout.size,):
+        raise EncodingError(
+            f"the model vector has {vector.size} values, this model trains "
+            f"{classifier.layout.size}: the two sides do not run the same job"
+        )
+    if not np.isfinite(vector).all():
+        raise EncodingError("the model vector holds values that are not finite")
+    start = 0
+    for _, parameter in classifier.trainable():
+        values = torch.from_numpy(vector[start : start + parameter.numel()].copy())
+        parameter.copy_(values.view_as(parameter))
+        start += parameter.numel()
+
+
+def _with_lora(hf: Any, settings: ModelSettings) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    depth = hf.config.num_hidden_layers
+    if hf.config.model_type == "distilbert":
+        attention, dense = ["q_lin", "k_lin", "v_lin", "out_lin"], ["lin1", "lin2"]
+        stack = "layer"
+    else:
+        attention = ["query", "key", "value", "attention.output.dense"]
+        dense = ["intermediate.dense", "output.dense"]
+        stack = "layer"
+    head = [
+        name for name, _ in hf.named_children() if name not in (hf.base_model_prefix, "dropout")
+    ]
+    if getattr(hf.base_model, "pooler", None) is not None:
+        head.append("pooler")  # fresh where the base has none: the saved adapter must hold it
+    config = LoraConfig(
+        task_type=TaskType.TOKEN_CLS if settings.pooling == "mean" else TaskType.SEQ_CLS,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=attention + (dense if settings.lora_targets == "all-linear" else []),
+        layers_to_transform=list(range(frozen_layers(settings, depth), depth)),
+        layers_pattern=stack,
+        modules_to_save=head,
+    )
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.random.manual_seed(settings.seed)  # public start values, no secret
+        return get_peft_model(hf, config)
+
+
+def _body(hf: Any) -> Any:
+    """The model as transformers knows it, whether peft wraps it or not."""
+    return hf.get_base_model() if hasattr(hf, "peft_config") else hf
+
+
+def _layer_stack(base: Any) -> Any:
+    """The module whose `.layer` is the list of transformer layers."""
+    stack = getattr(base, "encoder", None) or getattr(base, "transformer", None)
+    if stack is None or not hasattr(stack, "layer"):
+        raise ModelError(f"{type(base).__name__} has no list of layers that fedaipc knows")
+    return stack
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over tokens, (B, T, H) -> (B, H)."""
+    assert mask is not None  # noqa: S101 - states always come with a mask
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _layout(classifier: Classifier, settings: ModelSettings, labels: tuple[str, ...]) -> Layout:
+    named = [(name, tuple(p.shape)) for name, p in classifier.trainable()]
+    if not named:
+        raise ModelError("the method trains no parameter of this model")
+    what = json.dumps(
+        {
+            "base": base_hash(settings.base, settings.keep_layers),
+            "labels": labels,
+            "pooling": settings.pooling,
+            "max_length": settings.max_length,
+            "lora_alpha": settings.lora_alpha if settings.method == "lora" else None,
+            "parameters": named,
+        }
+    )
+    return Layout(
+        names=tuple(name for name, _ in named),
+        shapes=tuple(shape for _, shape in named),
+        hash=hashlib.sha256(what.encode()).hexdigest(),
+    )

@@ -1,0 +1,48 @@
+"""Which device trains, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedaipc.errors import ModelError
+
+if TYPE_CHECKING:
+    from fedaipc.config import SpeedSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device and the reason it was chosen, to be shown to the user."""
+
+    torch: torch.device
+    dtype: str
+    reason: str
+
+
+def choose_device(speed: SpeedSettings) -> Device:
+    """The device asked for, or the best one present. Sets torch's thread count.
+
+    Raises ModelError where the device asked for is not there.
+    """
+    if speed.threads:
+        torch.set_num_threads(speed.threads)
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if speed.device != "auto":
+        if not present[speed.device]:
+            names = ", ".join(name for name, there in present.items() if there)
+            raise ModelError(f"speed.device = {speed.device}: not on this machine (has: {names})")
+        name, why = str(speed.device), "asked for in speed.device"
+    else:
+        name = next(name for name, there in present.items() if there)
+        missing = [other for other in ("cuda", "xpu", "mps") if not present[other]]
+        why = f"no {', '.join(missing)} here" if name == "cpu" else f"{name} is present"
+    # float32 everywhere for now: clipping must not lose digits, and results compare across PCs.
+    return Device(torch.device(name), "float32", f"{why}; float32 keeps the clip bound exact")

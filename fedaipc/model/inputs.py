@@ -1,0 +1,174 @@
+"""Texts of one PC as model inputs. What the frozen layers make of a text is computed once.
+
+Frozen states are as private as the text they come from: the file lies in the PC's own folder, with
+owner-only rights. Ragged arrays are kept flat: text i owns rows offsets[i] to offsets[i + 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedaipc.files import write_atomic
+from fedaipc.model.classifier import Batch
+from fedaipc.model.load import base_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from fedaipc.model.classifier import Classifier
+
+_FREEZE_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Inputs:
+    """`rows` is token ids (N,), states (N, H), or pooled states (texts, H) without `offsets`."""
+
+    rows: npt.NDArray[np.int32] | npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def is_tokens(self) -> bool:
+        return self.rows.ndim == 1
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each text, shape (texts,)."""
+        if self.offsets is None:
+            return np.ones(len(self.rows), dtype=np.int64)
+        return np.diff(self.offsets)
+
+    def batch(self, indices: npt.NDArray[np.int64], device: torch.device) -> Batch:
+        """The texts at `indices`, padded to the longest of them."""
+        if self.offsets is None:
+            return Batch(_tensor(self.rows[indices], device), None)
+        start, length = self.offsets[indices], self.lengths()[indices]
+        column = np.arange(int(length.max()))
+        mask = column[None, :] < length[:, None]
+        values = self.rows[np.where(mask, start[:, None] + column[None, :], 0)]
+        values[~mask] = 0
+        wide = values.astype(np.int64) if self.is_tokens else values
+        return Batch(_tensor(wide, device), _tensor(mask.astype(np.int64), device))
+
+    def batches(
+        self, size: int, device: torch.device
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
+        """All texts once, texts of like length together: (indices, batch)."""
+        order = np.argsort(self.lengths(), kind="stable")
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            yield indices, self.batch(indices, device)
+
+
+def make_inputs(classifier: Classifier, texts: Sequence[str], cache_folder: Path | None) -> Inputs:
+    """Tokenise `texts` and, with a cache folder, run them through the frozen layers once.
+
+    The result is in `cache_folder` afterwards and read from there the next time. Without a folder
+    (or where it cannot be written) the inputs are tokens and the frozen layers run in every step.
+    """
+    if cache_folder is None or not classifier.has_frozen_part:
+        return _tokenise(classifier, texts)
+    key = _key(classifier, texts)
+    states, offsets = cache_folder / f"{key}.states.npy", cache_folder / f"{key}.offsets.npy"
+    cached = _cached(classifier, states, offsets)
+    if cached is None:
+        tokens = _tokenise(classifier, texts)
+        try:
+            cache_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _freeze(classifier, tokens, states, offsets)
+        except OSError:  # a full disk costs speed, not the round
+            return tokens
+        cached = _cached(classifier, states, offsets) or tokens
+    return cached
+
+
+def _cached(classifier: Classifier, states: Path, offsets: Path) -> Inputs | None:
+    """What the cache holds; None where a file is missing, cut short or cannot be read."""
+    try:
+        rows, starts = np.load(states, mmap_mode="r"), np.load(offsets)
+    except (OSError, ValueError, EOFError):
+        return None
+    if len(rows) != (len(starts) - 1 if classifier.pooled else starts[-1]):
+        return None
+    return Inputs(rows, None if classifier.pooled else starts)
+
+
+def _tokenise(classifier: Classifier, texts: Sequence[str]) -> Inputs:
+    encoded = classifier.tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=classifier.settings.max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+    np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
+    rows = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32, count=offsets[-1])
+    return Inputs(rows, offsets)
+
+
+def _freeze(classifier: Classifier, tokens: Inputs, states: Path, offsets: Path) -> None:
+    """Write the frozen states of `tokens`; each file appears whole or not at all.
+
+    Raises OSError where there is no room: all of it is claimed before the first row is written,
+    because a mapped file on a full disk would end the process instead.
+    """
+    assert tokens.offsets is not None  # noqa: S101 - tokens are always ragged
+    width = classifier.hf.config.hidden_size
+    count = len(tokens) if classifier.pooled else len(tokens.rows)
+    # mkstemp gives owner-only rights from the first byte on.
+    handle, name = tempfile.mkstemp(dir=states.parent, prefix=".states.")
+    os.close(handle)
+    try:
+        rows = np.lib.format.open_memmap(name, mode="w+", dtype=np.float32, shape=(count, width))
+        if hasattr(os, "posix_fallocate"):
+            with Path(name).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, Path(name).stat().st_size)
+        for indices, batch in tokens.batches(_FREEZE_BATCH, classifier.device):
+            result = classifier.freeze_through(batch)
+            values = result.values.cpu().numpy()
+            if result.mask is None:
+                rows[indices] = values
+            else:
+                for index, value, length in zip(
+                    indices, values, tokens.lengths()[indices], strict=True
+                ):
+                    start = tokens.offsets[index]
+                    rows[start : start + length] = value[:length]
+        rows.flush()
+        del rows
+        starts = io.BytesIO()
+        np.save(starts, tokens.offsets)
+        write_atomic(offsets, starts.getvalue(), private=True)
+        Path(name).replace(states)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _key(classifier: Classifier, texts: Sequence[str]) -> str:
+    settings = classifier.settings
+    digest = hashlib.sha256(
+        f"{base_hash(settings.base, settings.keep_layers)} {classifier.cut} "
+        f"{classifier.pooled} {settings.max_length} {classifier.device.type}".encode()
+    )
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()[:32]
+
+
+def _tensor(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)

@@ -1,0 +1,157 @@
+"""Weights and tokenizer of a BERT-family model from an asset, a folder or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from fedaipc.data.assets import fetch_asset, is_asset
+from fedaipc.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fedaipc.config import ModelSettings
+
+OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")  # positions start behind the padding's
+FAMILIES = ("bert", "distilbert", *OFFSET_FAMILIES)
+
+
+def load_base(settings: ModelSettings, labels: tuple[str, ...]) -> Any:
+    """The whole model with a fresh head, all dropout off, in float32 on the CPU.
+
+    With mean pooling the head is transformers' token classification head: averaging its logits
+    over the tokens is the same linear map as classifying the average, so that the result can be
+    saved as an ordinary transformers model. With "cls" it is the sequence classification head.
+    Head values follow from the public `settings.seed`. Raises ModelError.
+    """
+    source = resolve(settings.base)
+    auto = (
+        AutoModelForTokenClassification
+        if settings.pooling == "mean"
+        else AutoModelForSequenceClassification
+    )
+    with quiet(), _readable(settings.base):
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type not in FAMILIES:
+            raise ModelError(
+                f"model.base = {settings.base}: {config.model_type} is not supported "
+                f"(supported: {', '.join(FAMILIES)})"
+            )
+        _configure(config, settings, labels)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(settings.seed)  # public start values, no secret
+            model = auto.from_pretrained(
+                source, config=config, dtype=torch.float32, use_safetensors=True
+            )
+    return model.eval()
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The model's own tokenizer. Raises ModelError."""
+    with quiet(), _readable(settings.base):
+        return AutoTokenizer.from_pretrained(resolve(settings.base), use_fast=True)
+
+
+def resolve(base: str) -> str:
+    """Folder of an asset or the folder itself; a hub id stays as it is. Raises ModelError."""
+    if is_asset(base):
+        folder = fetch_asset(base)
+        if not folder.is_dir():
+            raise ModelError(f"model.base = {base}: this asset is text, not a model")
+        return str(folder)
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(f"model.base = {base}: the folder holds no .safetensors weights")
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model.base = {base}: the folder holds no config.json")
+        return str(folder)
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ModelError(f"model.base = {base}: no such folder")
+    return base
+
+
+@lru_cache(maxsize=8)
+def base_hash(base: str, keep_layers: int | None) -> str:
+    """SHA-256 over weights, configuration and vocabulary: PCs and coordinator compare it."""
+    digest = hashlib.sha256(f"layers {keep_layers}".encode())
+    source = Path(resolve(base))
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with _readable(base):
+            source = Path(
+                snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt"])
+            )
+    for path in (*sorted(source.glob("*.safetensors")), source / "config.json"):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"):
+        if (source / name).is_file():
+            digest.update(hashlib.sha256((source / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _configure(config: Any, settings: ModelSettings, labels: tuple[str, ...]) -> None:
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    # Dropout would need a generator per PC and helps no private training: it is off.
+    for name in (
+        "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
+        "dropout", "attention_dropout", "seq_classif_dropout",
+    ):  # fmt: skip
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    depth = config.num_hidden_layers
+    if settings.keep_layers is not None:
+        if settings.keep_layers > depth:
+            raise ModelError(f"model.keep_layers = {settings.keep_layers}: it has only {depth}")
+        config.num_hidden_layers = depth = settings.keep_layers
+    if settings.method != "head" and settings.trained_layers > depth:
+        raise ModelError(f"model.trained_layers = {settings.trained_layers}: it has only {depth}")
+    room = config.max_position_embeddings
+    if config.model_type in OFFSET_FAMILIES:
+        room -= config.pad_token_id + 1
+    if settings.max_length > room:
+        raise ModelError(
+            f"model.max_length = {settings.max_length}: the model takes at most {room} tokens"
+        )
+
+
+@contextmanager
+def _readable(base: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds; each means this
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        raise ModelError(f"model.base = {base}: cannot be loaded: {reason}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, transformers and peft load and save without reports, warnings or progress bars."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)

@@ -1,0 +1,176 @@
+"""Tokens and frozen states: padding, order, and a cache that is private and never half there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedaipc.model import inputs as module
+from fedaipc.model.classifier import Classifier
+from fedaipc.model.inputs import Inputs, make_inputs
+from tests.model.tiny import LABELS, TEXTS, settings, shared_folder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["bitfit", "head"])
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    """With states per token, and with one pooled state per text."""
+    return Classifier(settings(shared_folder("bert"), method=request.param), LABELS)
+
+
+def same(left: Inputs, right: Inputs) -> bool:
+    return np.array_equal(left.rows, right.rows) and (
+        (left.offsets is None) == (right.offsets is None)
+        and (left.offsets is None or np.array_equal(left.offsets, right.offsets))
+    )
+
+
+def test_tokens_are_the_tokenizers_own(classifier: Classifier) -> None:
+    inputs = make_inputs(classifier, TEXTS, None)
+    for number, text in enumerate(TEXTS):
+        ids = inputs.rows[inputs.offsets[number] : inputs.offsets[number + 1]]
+        assert ids.tolist() == classifier.tokenizer(text)["input_ids"]
+    assert len(inputs) == len(TEXTS)
+
+
+def test_a_batch_is_padded_to_its_longest_text_and_keeps_the_order_asked_for() -> None:
+    inputs = Inputs(np.arange(1, 11, dtype=np.int32), np.array([0, 3, 4, 10]))
+    batch = inputs.batch(np.array([1, 0]), CPU)
+    assert batch.values.tolist() == [[4, 0, 0], [1, 2, 3]]
+    assert batch.mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert batch.values.dtype == torch.int64
+
+
+def test_padded_states_are_zero() -> None:
+    rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2)
+    batch = Inputs(rows, np.array([0, 1, 6])).batch(np.array([0, 1]), CPU)
+    assert batch.values[0].tolist() == [[1, 2], *[[0, 0]] * 4]
+    assert batch.values[1].tolist() == rows[1:].tolist()
+
+
+def test_batches_hold_every_text_once(classifier: Classifier, tmp_path: Path) -> None:
+    for inputs in (make_inputs(classifier, TEXTS, None), make_inputs(classifier, TEXTS, tmp_path)):
+        seen = np.concatenate([indices for indices, _ in inputs.batches(5, CPU)])
+        assert sorted(seen) == list(range(len(TEXTS)))
+
+
+def test_a_repr_shows_no_text() -> None:
+    assert "rows" not in repr(Inputs(np.array([1], dtype=np.int32), np.array([0, 1])))
+
+
+# The cache
+
+
+def test_frozen_states_are_those_of_each_text_alone(classifier: Classifier, tmp_path: Path) -> None:
+    tokens, frozen = make_inputs(classifier, TEXTS, None), make_inputs(classifier, TEXTS, tmp_path)
+    for number in range(len(TEXTS)):
+        indices = np.array([number])
+        alone = classifier.freeze_through(tokens.batch(indices, CPU)).values
+        assert torch.allclose(frozen.batch(indices, CPU).values, alone, atol=1e-5)
+
+
+def test_the_second_time_nothing_is_computed(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_inputs(classifier, TEXTS, tmp_path)
+    monkeypatch.setattr(module, "_freeze", None)
+    monkeypatch.setattr(module, "_tokenise", None)
+    assert same(first, make_inputs(classifier, TEXTS, tmp_path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+def test_only_the_owner_can_read_the_cache(classifier: Classifier, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_inputs(classifier, TEXTS, tmp_path / "cache")
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "cache").iterdir())
+    assert len(files) == 2
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_other_texts_or_another_model_have_another_cache(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    make_inputs(classifier, TEXTS, tmp_path)
+    make_inputs(classifier, TEXTS[::-1], tmp_path)
+    make_inputs(classifier, [*TEXTS[:-1], TEXTS[-1] + " w1"], tmp_path)
+    # Joined they are equal: each text must count by itself.
+    make_inputs(classifier, ["w1 w2", "w3"], tmp_path)
+    make_inputs(classifier, ["w1", " w2w3"], tmp_path)
+    shorter = settings(shared_folder("bert"), method=classifier.settings.method, max_length=5)
+    make_inputs(Classifier(shorter, LABELS), TEXTS, tmp_path)
+    assert len(list(tmp_path.glob("*.states.npy"))) == 6
+
+
+@pytest.mark.parametrize("kept", [0, 60, 200])
+@pytest.mark.parametrize("kind", ["states", "offsets"])
+def test_a_half_written_cache_is_never_used(
+    classifier: Classifier, tmp_path: Path, kind: str, kept: int
+) -> None:
+    whole = make_inputs(classifier, TEXTS, tmp_path)
+    expected = Inputs(np.array(whole.rows), whole.offsets)
+    [file] = tmp_path.glob(f"*.{kind}.npy")
+    content = file.read_bytes()
+    assert kept < len(content)
+    file.write_bytes(content[:kept])
+    assert same(expected, make_inputs(classifier, TEXTS, tmp_path))
+    assert file.read_bytes() == content
+
+
+def test_a_crash_while_freezing_leaves_nothing_behind(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = classifier.freeze_through
+
+    def crash(batch: object) -> object:
+        calls.append(batch)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(batch)
+
+    monkeypatch.setattr(module, "_FREEZE_BATCH", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(classifier, "freeze_through", crash)
+        with pytest.raises(KeyboardInterrupt):
+            make_inputs(classifier, TEXTS, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert not make_inputs(classifier, TEXTS, tmp_path).is_tokens
+
+
+@pytest.mark.parametrize("where", ["posix_fallocate", "replace", "fsync"])
+def test_a_full_disk_costs_speed_and_not_the_round(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if not hasattr(os, where):
+        pytest.skip("not on this system")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path if where == "replace" else os, where, full)
+    inputs = make_inputs(classifier, TEXTS, tmp_path)
+    assert inputs.is_tokens
+    assert same(inputs, make_inputs(classifier, TEXTS, None))
+
+
+def test_a_cache_folder_that_cannot_be_made_costs_speed_only(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert make_inputs(classifier, TEXTS, tmp_path / "file" / "cache").is_tokens
+
+
+def test_without_a_frozen_part_there_is_no_cache(tmp_path: Path) -> None:
+    full = Classifier(settings(shared_folder("bert"), method="full"), LABELS)
+    assert make_inputs(full, TEXTS, tmp_path).is_tokens
+    assert list(tmp_path.iterdir()) == []
