@@ -1,0 +1,9 @@
+"""What is promised, what it costs, and training that keeps the promise.
+
+plan.py         unit, clip, noise and sampling of a job; public size classes
+accountant.py   epsilon of a schedule by RDP, PRV and PLD; noise for a target epsilon
+ledger.py       what a PC has spent over its life: durable, charged before training
+randomness.py   AES-CTR keyed by the operating system: Gaussian noise, Poisson sampling
+optimizer.py    Opacus' optimizer with our noise and a clip bound that rounding cannot exceed
+training.py     one PC's local steps of one round
+"""

@@ -1,0 +1,154 @@
+"""The public privacy parameters of a job, and the public size class of a PC.
+
+Epsilon follows from these numbers alone, without a look at any data. What normalises a gradient is
+the sampling rate times the PC's size class, a number its owner declares once, never the true count
+of records: else the update would carry that count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from fedaipc.errors import PrivacyError
+from fedaipc.privacy.accountant import (
+    ORDERS,
+    Mechanism,
+    best_order,
+    epsilon_at,
+    epsilon_pld,
+    epsilon_prv,
+    epsilon_rdp,
+    filter_budget,
+    noise_for,
+    rdp,
+)
+
+if TYPE_CHECKING:
+    from fedaipc.config import Settings
+
+SMALLEST_CLASS = 32
+DEFAULT_ORDER = 4.0  # of a ledger's filter where no schedule is known: fits budgets near 8
+NEIGHBOURS = "one record of one PC added or removed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyPlan:
+    """What every PC does to its gradients. All fields are public; part of the signed job.
+
+    `clip` is the L2 bound C on one record's gradient; the noise on the sum over a sample has
+    standard deviation noise_multiplier * clip in each coordinate. In mode "none" there is neither
+    clip nor noise.
+    """
+
+    mode: Literal["local", "none"]
+    clip: float
+    noise_multiplier: float | None
+    sampling_rate: float
+    local_steps: int
+    delta: float
+
+    def __post_init__(self) -> None:
+        if (self.mode == "local") != (self.noise_multiplier is not None):
+            raise PrivacyError('mode "local" needs a noise multiplier, mode "none" has none')
+        # Below, the float32 squares of a gradient vanish before the gradient reaches the bound.
+        if not 1e-9 <= self.clip <= 1e9:
+            raise PrivacyError("clip must lie in [1e-9, 1e9]")
+
+    @property
+    def private(self) -> bool:
+        return self.mode != "none"
+
+    def mechanism(self, rounds: int = 1) -> Mechanism:
+        """What `rounds` rounds do to one PC. Raises PrivacyError in mode "none"."""
+        if self.noise_multiplier is None:
+            raise PrivacyError('mode "none" has no privacy to account for')
+        return Mechanism(
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            steps=self.local_steps * rounds,
+        )
+
+
+def make_plan(settings: Settings) -> PrivacyPlan:
+    """Fix the noise: as given, or the least that reaches the target over all planned rounds.
+
+    The target is met by RDP at the schedule's best order, so that a fresh ledger whose filter has
+    this order and this budget covers exactly the planned rounds. A PC that is asked in a fraction
+    of the rounds spends less. Raises PrivacyError where the target cannot be met.
+    """
+    privacy, local_steps = settings.privacy, settings.training.local_steps
+    noise = privacy.noise_multiplier
+    if privacy.mode != "none" and privacy.epsilon is not None:
+        steps = local_steps * settings.federation.rounds
+        noise = noise_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
+    return PrivacyPlan(
+        mode=privacy.mode,
+        clip=privacy.clip,
+        noise_multiplier=noise,
+        sampling_rate=privacy.sampling_rate,
+        local_steps=local_steps,
+        delta=privacy.delta,
+    )
+
+
+@lru_cache(maxsize=64)
+def planned_epsilon(plan: PrivacyPlan, rounds: int) -> dict[str, float]:
+    """Epsilon after `rounds` rounds by each accountant, for one PC that took part in all."""
+    schedule = [plan.mechanism(rounds)]
+    return {
+        "rdp": epsilon_rdp(schedule, plan.delta),
+        "prv": epsilon_prv(schedule, plan.delta),
+        "pld": epsilon_pld(schedule, plan.delta),
+    }
+
+
+def schedule_order(plan: PrivacyPlan, rounds: int) -> float:
+    """The RDP order at which the planned schedule costs least: public, as the plan is."""
+    return best_order([plan.mechanism(rounds)], plan.delta)[0]
+
+
+def filter_order(plan: PrivacyPlan, budget: float) -> float:
+    """The RDP order at which a ledger with this lifetime budget affords most rounds of the plan.
+
+    Where the budget is the plan's own target, it is `schedule_order`. Raises PrivacyError where
+    the budget does not cover a single round.
+    """
+    one = [plan.mechanism()]
+    rounds = {a: filter_budget(a, budget, plan.delta) / rdp(one, a) for a in ORDERS}
+    order = max(rounds, key=lambda a: rounds[a])
+    if rounds[order] < 1:
+        raise PrivacyError(
+            f"privacy.lifetime_epsilon = {budget:g} does not cover a single round at noise "
+            f"multiplier {plan.noise_multiplier:.4g}; raise it, or ask for more noise"
+        )
+    return order
+
+
+def charged_epsilon(plan: PrivacyPlan, rounds: int, order: float) -> float:
+    """Epsilon after `rounds` rounds in a fresh ledger whose filter has `order`."""
+    return epsilon_at(order, rdp([plan.mechanism(rounds)], order), plan.delta)
+
+
+def size_class(records: int) -> int:
+    """The public class of a PC that holds `records` records: the next power of two, at least 32.
+
+    Called once, when a PC is enrolled, by its owner; the class is then fixed.
+    """
+    if records < 1:
+        raise PrivacyError("a PC needs at least one record")
+    return max(SMALLEST_CLASS, 1 << (records - 1).bit_length())
+
+
+def check_delta(delta: float, public_class: int) -> None:
+    """Refuse a delta above 1 / (10 n), n being the upper end of the public size class.
+
+    The class and not the true count decides, so that a refusal says nothing about the data.
+    """
+    bound = 1 / (10 * public_class)
+    if delta > bound:
+        raise PrivacyError(
+            f"privacy.delta = {delta:g} is too large for size class {public_class}: "
+            f"choose at most {bound:.1e}"
+        )

@@ -1,0 +1,483 @@
+"""One PC's round: sensitivity, noise, divisor and sampling; and broken builds that must be caught.
+
+Each `check_...` is used twice: the real code passes it, and the build with one fault fails it.
+Statistical checks use |z| < 4.9 (one false alarm in a million) and fixed streams, unless the check
+is about the operating system's randomness.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fedaipc.config import TrainingSettings
+from fedaipc.model.classifier import Classifier, read_vector, write_vector
+from fedaipc.model.inputs import Inputs, make_inputs
+from fedaipc.privacy import training
+from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy.plan import PrivacyPlan
+from fedaipc.privacy.randomness import SecureRandom
+from tests.model.tiny import LABELS, METHODS, TARGETS, TEXTS, settings, shared_folder
+
+CLIP, NOISE, RATE, CLASS = 0.05, 2.0, 0.25, 32
+EVERYTHING = range(len(TEXTS))
+PLAN = PrivacyPlan(
+    mode="local",
+    clip=CLIP,
+    noise_multiplier=NOISE,
+    sampling_rate=RATE,
+    local_steps=1,
+    delta=1e-5,
+)
+
+
+class Scripted(SecureRandom):
+    """Draws the samples it is given, and noise from a test stream or none; keeps a log."""
+
+    def __init__(self, *samples: object, noise: int | None = None) -> None:
+        self.samples, self.log = list(samples), []
+        self.noise = None if noise is None else SecureRandom.for_test(noise)
+
+    def poisson_sample(self, count: int, rate: float) -> np.ndarray:
+        self.log.append(("sample", count, rate))
+        return np.array(list(self.samples.pop(0)), dtype=np.int64)
+
+    def normal(self, count: int, deviation: float) -> np.ndarray:
+        self.log.append(("noise", count, deviation))
+        return self.noise.normal(count, deviation) if self.noise else np.zeros(count)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+def model(method: str) -> tuple[Classifier, np.ndarray]:
+    classifier = Classifier(settings(shared_folder("bert"), method=method), LABELS)
+    start = read_vector(classifier)
+    return classifier, start + np.random.default_rng(0).normal(0, 0.1, len(start)).astype("f4")
+
+
+@cache
+def all_inputs(method: str) -> Inputs:
+    return make_inputs(model(method)[0], TEXTS, None)
+
+
+def only(inputs: Inputs, keep: list[int]) -> Inputs:
+    """The PC that holds just these texts."""
+    rows = [inputs.rows[inputs.offsets[i] : inputs.offsets[i + 1]] for i in keep]
+    return Inputs(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+
+
+def update(
+    stream: SecureRandom,
+    *,
+    method: str = "bitfit",
+    keep: list[int] | None = None,
+    size_class: int = CLASS,
+    micro_batch: int = 64,
+    rate: float = 1.0,
+    optimizer: str = "sgd",
+    **changes: object,
+) -> np.ndarray:
+    classifier, start = model(method)
+    inputs, targets = all_inputs(method), TARGETS
+    if keep is not None:
+        inputs, targets = only(inputs, keep), TARGETS[keep]
+    return training.train_round(
+        classifier,
+        inputs,
+        targets,
+        start,
+        plan=dataclasses.replace(PLAN, **changes),
+        training=TrainingSettings(learning_rate=rate, optimizer=optimizer),
+        size_class=size_class,
+        micro_batch=micro_batch,
+        random=stream,
+    ).astype(np.float64)
+
+
+# Checks
+
+
+def check_neighbours(method: str = "bitfit") -> None:
+    """Without noise, one record more moves the clipped sum by at most C."""
+    total = {"method": method, "sampling_rate": 1.0, "size_class": 1}  # divisor 1: the plain sum
+    whole = update(Scripted(EVERYTHING), **total)
+    moves = []
+    for left_out in (0, 3, 4, 8, 11):
+        keep = [i for i in EVERYTHING if i != left_out]
+        part = update(Scripted(range(len(keep))), keep=keep, **total)
+        moves.append(np.linalg.norm(whole - part))
+    assert max(moves) <= CLIP
+    assert min(moves) > 0.9 * CLIP  # every gradient here is longer than C, so the bound is met
+
+
+def check_noise(expected: float = NOISE * CLIP / (RATE * CLASS), rate: float = 1.0) -> None:
+    """The update differs from the noiseless one by N(0, (sigma C lr / (q class))^2)."""
+    assert_deviation(
+        update(Scripted(EVERYTHING, noise=1), method="full", rate=rate)
+        - update(Scripted(EVERYTHING), method="full", rate=rate),
+        expected,
+    )
+
+
+def check_empty_sample() -> None:
+    """A step on nothing is a step all the same: noise of full size."""
+    noise = update(Scripted([], noise=2), method="full")
+    assert_deviation(noise, NOISE * CLIP / (RATE * CLASS))
+
+
+def check_fresh_noise() -> None:
+    """The operating system's randomness never gives the same noise twice."""
+    values = [update(SecureRandom(), keep=[0, 1], sampling_rate=1e-18) for _ in range(2)]
+    assert not np.array_equal(*values)
+    # Independent, so that their difference has twice the variance.
+    spread = np.std(values[0] - values[1]) * 1e-18 * CLASS / (NOISE * CLIP)
+    assert spread == pytest.approx(math.sqrt(2), rel=4.9 / math.sqrt(2 * len(values[0])))
+
+
+def check_divisor() -> None:
+    """PCs of 12 and of 6 records in one class, same draws: the same update, bit by bit."""
+    drawn = [0, 2, 5]
+    large = update(Scripted(drawn, noise=3))
+    small = update(Scripted(drawn, noise=3), keep=list(range(6)))
+    assert np.array_equal(large, small)
+
+
+def check_poisson() -> None:
+    """The sample's size is binomial: over 400 steps its variance is that of 12 fair draws."""
+    sizes = []
+
+    class Watched(SecureRandom):
+        def poisson_sample(self, count: int, rate: float) -> np.ndarray:
+            sample = super().poisson_sample(count, rate)
+            sizes.append(len(sample))
+            return sample[:0]  # steps on nothing are quick
+
+    update(Watched(bytes(32)), method="head", local_steps=400)
+    variance = 12 * RATE * (1 - RATE)
+    # Its standard error over 400 steps is about 7 %.
+    assert np.var(sizes) == pytest.approx(variance, rel=0.35)
+    assert np.mean(sizes) == pytest.approx(12 * RATE, abs=4.9 * math.sqrt(variance / 400))
+
+
+def assert_deviation(values: np.ndarray, expected: float) -> None:
+    assert values.std() == pytest.approx(expected, rel=4.9 / math.sqrt(2 * len(values)))
+
+
+# The real code passes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_record_more_moves_the_sum_by_at_most_the_clip_bound(method: str) -> None:
+    check_neighbours(method)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.25])
+def test_noise_on_the_update_has_the_promised_deviation(rate: float) -> None:
+    check_noise(NOISE * CLIP * rate / (RATE * CLASS), rate)
+
+
+@pytest.mark.parametrize("factor", [0.94, 1.06])
+def test_a_deviation_six_percent_off_is_rejected(factor: float) -> None:
+    # 5875 values leave 0.9 % of uncertainty; finer errors are for the generator's own tests.
+    with pytest.raises(AssertionError):
+        check_noise(factor * NOISE * CLIP / (RATE * CLASS))
+
+
+def test_an_empty_sample_adds_full_noise() -> None:
+    check_empty_sample()
+
+
+def test_a_pc_left_with_no_record_sends_noise_like_any_other() -> None:
+    classifier, start = model("full")
+    nothing = Inputs(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
+    noise = training.train_round(
+        classifier,
+        nothing,
+        np.zeros(0, dtype=np.int64),
+        start,
+        plan=PLAN,
+        training=TrainingSettings(learning_rate=1.0),
+        size_class=CLASS,
+        micro_batch=64,
+        random=SecureRandom.for_test(5),
+    )
+    assert_deviation(noise.astype(np.float64), NOISE * CLIP / (RATE * CLASS))
+
+
+def test_noise_is_never_the_same_twice() -> None:
+    check_fresh_noise()
+
+
+def test_two_counts_of_one_class_give_the_same_update() -> None:
+    check_divisor()
+
+
+def test_samples_are_poisson_samples() -> None:
+    check_poisson()
+
+
+# Broken builds fail
+
+
+def _fault_no_noise(patch: pytest.MonkeyPatch) -> None:
+    def add_noise(self: PrivateOptimizer) -> None:
+        for parameter in self.params:
+            parameter.grad = parameter.summed_grad.to(parameter).view_as(parameter)
+
+    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+
+
+def _fault_a_tenth_of_the_noise(patch: pytest.MonkeyPatch) -> None:
+    for stream in (SecureRandom, Scripted):
+        real = stream.normal
+        patch.setattr(stream, "normal", lambda self, n, d, real=real: real(self, n, d / 10))
+
+
+def _fault_no_clip(patch: pytest.MonkeyPatch) -> None:
+    def accumulate(self: PrivateOptimizer) -> None:
+        for parameter, sample in zip(self.params, self.grad_samples, strict=True):
+            parameter.summed_grad = sample.sum(0)
+
+    patch.setattr(PrivateOptimizer, "clip_and_accumulate", accumulate)
+
+
+def _fault_clip_of_the_batch_mean(patch: pytest.MonkeyPatch) -> None:
+    def accumulate(self: PrivateOptimizer) -> None:
+        means = [sample.mean(0) for sample in self.grad_samples]
+        norm = torch.stack([mean.norm() for mean in means]).norm()
+        for parameter, mean in zip(self.params, means, strict=True):
+            factor = (self.max_grad_norm / norm).clamp(max=1)
+            parameter.summed_grad = mean * factor * len(self.grad_samples[0])
+
+    patch.setattr(PrivateOptimizer, "clip_and_accumulate", accumulate)
+
+
+def _fault_clip_per_parameter(patch: pytest.MonkeyPatch) -> None:
+    def accumulate(self: PrivateOptimizer) -> None:
+        for parameter, sample in zip(self.params, self.grad_samples, strict=True):
+            norms = sample.flatten(1).norm(dim=1)
+            factor = (self.max_grad_norm / norms).clamp(max=1)
+            parameter.summed_grad = torch.einsum("i,i...", factor, sample)
+
+    patch.setattr(PrivateOptimizer, "clip_and_accumulate", accumulate)
+
+
+def _fault_noise_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
+    real = SecureRandom.normal
+    patch.setattr(SecureRandom, "normal", lambda _, n, d: real(SecureRandom.for_test(1), n, d))
+
+
+def _fault_empty_sample_skipped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PrivateOptimizer, "step_on_nothing", lambda _: None)
+
+
+def _fault_true_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
+    real = training.train_round
+
+    def train_round(*args: object, **named: object) -> object:
+        return real(*args, **{**named, "size_class": len(args[1])})
+
+    patch.setattr(training, "train_round", train_round)
+
+
+def _fault_drawn_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
+    real = PrivateOptimizer.clip_and_accumulate
+
+    def accumulate(self: PrivateOptimizer) -> None:
+        self._divisor = max(1, len(self.grad_samples[0]))
+        real(self)
+
+    patch.setattr(PrivateOptimizer, "clip_and_accumulate", accumulate)
+
+
+def _fault_sample_of_fixed_size(patch: pytest.MonkeyPatch) -> None:
+    def sample(self: SecureRandom, count: int, rate: float) -> np.ndarray:
+        return np.argsort(self.uint64(count))[: round(count * rate)]
+
+    patch.setattr(SecureRandom, "poisson_sample", sample)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        (_fault_no_noise, check_noise),
+        (_fault_no_noise, check_empty_sample),
+        (_fault_a_tenth_of_the_noise, check_noise),
+        (_fault_no_clip, check_neighbours),
+        (_fault_clip_of_the_batch_mean, check_neighbours),
+        (_fault_clip_per_parameter, check_neighbours),
+        (_fault_noise_from_a_fixed_seed, check_fresh_noise),
+        (_fault_empty_sample_skipped, check_empty_sample),
+        (_fault_true_count_as_divisor, check_divisor),
+        (_fault_drawn_count_as_divisor, check_noise),
+        (_fault_sample_of_fixed_size, check_poisson),
+    ],
+    ids=lambda function: function.__name__.removeprefix("_"),
+)
+def test_a_broken_build_is_caught(
+    fault: Callable[[pytest.MonkeyPatch], None],
+    check: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        check()
+
+
+# Against the slow way, and what must not matter
+
+
+def summed_slowly(method: str, bound: float) -> np.ndarray:
+    """Each text alone through autograd, its whole gradient scaled to at most `bound`."""
+    classifier, start = model(method)
+    write_vector(classifier, start)
+    inputs, total = all_inputs(method), np.zeros(len(start))
+    for text in EVERYTHING:
+        classifier.zero_grad()
+        batch = classifier.freeze_through(inputs.batch(np.array([text]), torch.device("cpu")))
+        cross_entropy(classifier(batch), torch.tensor([TARGETS[text]])).backward()
+        parts = [
+            torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
+            for _, p in classifier.trainable()
+        ]
+        row = torch.cat(parts).double().numpy()
+        total += row * min(1.0, bound / np.linalg.norm(row))
+    classifier.zero_grad()
+    return total
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("clip", [CLIP, 2.0, 1e4])
+def test_the_sum_equals_one_example_at_a_time(method: str, clip: float) -> None:
+    got = update(Scripted(EVERYTHING), method=method, clip=clip, sampling_rate=1.0, size_class=1)
+    expected = summed_slowly(method, clip * (1 - 2**-10))
+    assert np.linalg.norm(got + expected) <= 1e-5 * max(1.0, np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_micro_batch_does_not_matter(method: str) -> None:
+    updates = [
+        update(Scripted(EVERYTHING, [1, 3], noise=4), method=method, local_steps=2, micro_batch=m)
+        for m in (1, 5, 64)
+    ]
+    assert np.abs(updates[0] - updates[2]).max() < 1e-5
+    assert np.abs(updates[1] - updates[2]).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["head", "bitfit"])
+def test_states_from_the_cache_train_alike(method: str, tmp_path) -> None:
+    classifier, start = model(method)
+    named = {
+        "plan": PLAN, "training": TrainingSettings(), "size_class": CLASS, "micro_batch": 4,
+    }  # fmt: skip
+    updates = [
+        training.train_round(
+            classifier, inputs, TARGETS, start, random=Scripted(EVERYTHING, noise=1), **named
+        )
+        for inputs in (
+            make_inputs(classifier, TEXTS, None),
+            make_inputs(classifier, TEXTS, tmp_path),
+        )
+    ]
+    assert np.abs(updates[0] - updates[1]).max() < 1e-6
+
+
+def test_a_model_full_of_huge_weights_still_gives_a_bounded_finite_update() -> None:
+    """A hostile coordinator's vector: losses overflow, and no contribution passes the bound."""
+    classifier, start = model("last-k")
+    for scale in (1e6, 1e18, 3e37):
+        got = training.train_round(
+            classifier,
+            all_inputs("last-k"),
+            TARGETS,
+            np.float32(scale) * np.sign(start),
+            plan=dataclasses.replace(PLAN, clip=1e9, sampling_rate=1.0),
+            training=TrainingSettings(learning_rate=1.0),
+            size_class=1,
+            micro_batch=64,
+            random=Scripted(EVERYTHING),
+        ).astype(np.float64)
+        assert np.isfinite(got).all()
+        rounding = scale * 2.0**-23 * math.sqrt(len(start))
+        assert np.linalg.norm(got) <= len(TEXTS) * 1e9 + rounding
+
+
+# Draws
+
+
+def test_each_step_draws_one_sample_and_then_one_noise_vector() -> None:
+    stream = Scripted([0, 1], [], EVERYTHING, noise=1)
+    update(stream, local_steps=3)
+    kinds = [kind for kind, *_ in stream.log]
+    assert kinds.count("sample") == 3
+    assert kinds == kinds[: len(kinds) // 3] * 3  # the empty sample draws as the others do
+    for first in [i for i, kind in enumerate(kinds) if kind == "sample"]:
+        assert stream.log[first] == ("sample", len(TEXTS), RATE)
+    values = sum(count for kind, count, _ in stream.log if kind == "noise")
+    assert values == 3 * model("bitfit")[0].layout.size
+    assert {d for kind, _, d in stream.log if kind == "noise"} == {NOISE * CLIP}
+
+
+def test_mode_none_draws_no_noise_and_takes_the_mean_over_what_was_drawn() -> None:
+    stream = Scripted([3, 4, 7], noise=1)
+    open_plan = {"mode": "none", "noise_multiplier": None}
+    got = update(stream, micro_batch=2, **open_plan)
+    assert [kind for kind, *_ in stream.log] == ["sample"]
+    alone = [update(Scripted([text]), **open_plan) for text in (3, 4, 7)]
+    assert got == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+    assert not update(Scripted([]), **open_plan).any()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_test_seed_repeats_and_another_round_differs(optimizer: str) -> None:
+    named = {"local_steps": 2, "optimizer": optimizer, "rate": 0.01}
+    first, second, other = (
+        update(SecureRandom.for_test(1, "pc", number), **named) for number in (1, 1, 2)
+    )
+    assert np.array_equal(first, second)
+    assert not np.isclose(first, other).all()
+
+
+def test_training_touches_no_global_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a generator that is not cryptographic was asked")
+
+    for name in ("normal", "randn", "rand", "randn_like", "randint", "randperm", "Generator"):
+        monkeypatch.setattr(torch, name, refuse)
+    monkeypatch.setattr(np.random, "default_rng", refuse)
+    before = (torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate())  # noqa: NPY002
+    update(SecureRandom(), local_steps=2)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tobytes()  # noqa: NPY002
+    assert before[2] == random.getstate()
+
+
+def test_hooks_and_modes_are_gone_after_a_round_even_a_failed_one() -> None:
+    classifier, _ = model("bitfit")
+
+    class Failing(Scripted):
+        def normal(self, count: int, deviation: float) -> np.ndarray:
+            raise RuntimeError("no noise")
+
+    with pytest.raises(RuntimeError, match="no noise"):
+        update(Failing(EVERYTHING))
+    assert not classifier.training
+    assert not any(module._forward_hooks for module in classifier.modules())
+    assert not any(hasattr(p, "grad_sample") for p in classifier.parameters())
+    update(Scripted(EVERYTHING))
