@@ -1,0 +1,229 @@
+"""The coordinator as a Flower server app: open the run folder, run, write the results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+import fedaipc
+from fedaipc.config import Settings, load_settings
+from fedaipc.errors import BudgetExhausted, OutputError
+from fedaipc.federation.checkpoint import Checkpoint
+from fedaipc.federation.coordinator import Coordinator
+from fedaipc.federation.evaluation import Evaluation
+from fedaipc.federation.job import Job
+from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.model.device import choose_device
+from fedaipc.model.export import export
+from fedaipc.model.load import base_hash
+from fedaipc.model.metrics import standard_error
+from fedaipc.privacy.plan import NEIGHBOURS, planned_epsilon, schedule_order
+from fedaipc.results import (
+    DataFacts,
+    MachineFacts,
+    ModelFacts,
+    PlannedEpsilon,
+    PrivacyFacts,
+    Results,
+    RoundResult,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONFIG_FILE = "config.toml"
+JOB_FILE = "job.json"
+DATA_FILE = "data.json"
+VALIDATION_FILE = "validation.parquet"
+TEST_FILE = "test.parquet"
+MODEL_FOLDER = "model"
+EVENT = "fedaipc-round "
+
+app = ServerApp()
+_log = logging.getLogger(__name__)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the job of `run-folder`; progress goes to the log, one line a round."""
+    folder = Path(str(context.run_config["run-folder"]))
+    run_job(grid, folder, "flower", _print_event)
+
+
+def make_server_app(folder: Path, on_round: Callable[[RoundResult], None]) -> ServerApp:
+    """The same app with progress by call, for the in-process engine."""
+    local = ServerApp()
+
+    @local.main()
+    def _main(grid: Grid, context: Context) -> None:
+        del context
+        run_job(grid, folder, "in-process", on_round)
+
+    return local
+
+
+def _print_event(result: RoundResult) -> None:
+    # One write, so that no other thread's output lands within the line.
+    sys.stdout.write(f"{EVENT}{result.model_dump_json()}\n")
+    sys.stdout.flush()
+
+
+def run_job(grid: Grid, folder: Path, engine: str, on_round: Callable[[RoundResult], None]) -> None:
+    """Run or go on with the job in `folder`; leaves results.json, checkpoint and model there."""
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    settings = load_settings(folder / CONFIG_FILE)
+    job = Job.parse(_read(folder / JOB_FILE))
+    device = choose_device(settings.speed)
+    classifier = Classifier(job.model, job.labels)
+    classifier.to_device(device.torch)
+    cache = _cache(settings, folder)
+    batch = settings.evaluation.batch
+    validation = Evaluation(classifier, folder / VALIDATION_FILE, cache, batch)
+    checkpoint = Checkpoint.load(folder, job.layout_hash)
+    resumed = checkpoint is not None
+    checkpoint = checkpoint or Checkpoint(
+        layout_hash=job.layout_hash, vector=read_vector(classifier)
+    )
+    results = _facts(settings, job, classifier, folder).model_copy(
+        update={"engine": engine, "started": started, "resumed": int(resumed)}
+    )
+
+    def report(result: RoundResult) -> None:
+        on_round(result)
+        _progress(results, checkpoint, clock).write(folder)
+
+    _progress(results, checkpoint, clock).write(folder)
+    coordinator = Coordinator(
+        folder=folder,
+        settings=settings,
+        job=job,
+        checkpoint=checkpoint,
+        validation=validation,
+        on_round=report,
+    )
+    try:
+        coordinator.run(grid)
+    except BudgetExhausted:
+        _progress(results, checkpoint, clock).model_copy(update={"status": "stopped"}).write(folder)
+        raise
+    test = Evaluation(classifier, folder / TEST_FILE, cache, batch)
+    score, classes = test.score(checkpoint.vector)
+    export(folder / MODEL_FOLDER, job.model, job.labels, classifier.layout, checkpoint.vector)
+    done = _progress(results, checkpoint, clock)
+    done.model_copy(
+        update={
+            "status": "finished",
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "validation": validation.score(checkpoint.vector)[0],
+            "test": score,
+            "test_classes": tuple(classes),
+            "standard_error": standard_error(score.accuracy, score.examples),
+            "data": done.data.model_copy(update={"majority": test.majority}),
+            "peak_memory_bytes": peak_memory(),
+        }
+    ).write(folder)
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _progress(results: Results, checkpoint: Checkpoint, clock: float) -> Results:
+    facts = results.model.model_copy(
+        update={"vector_hash": hashlib.sha256(checkpoint.vector.tobytes()).hexdigest()}
+    )
+    return results.model_copy(
+        update={
+            "rounds": tuple(checkpoint.rounds),
+            "seconds": time.monotonic() - clock,
+            "model": facts,
+        }
+    )
+
+
+def _facts(settings: Settings, job: Job, classifier: Classifier, folder: Path) -> Results:
+    device, privacy, plan = choose_device(settings.speed), settings.privacy, job.plan
+    data = json.loads(_read(folder / DATA_FILE))
+    return Results(
+        fedaipc=fedaipc.__version__,
+        name=settings.output.name,
+        run_id=job.run,
+        engine="in-process",
+        status="running",
+        started="1970-01-01T00:00:00+00:00",
+        finished=None,
+        seconds=0,
+        not_private=tuple(data.pop("not_private")),
+        privacy=PrivacyFacts(
+            mode=plan.mode,
+            unit=privacy.unit,
+            neighbours=NEIGHBOURS,
+            delta=plan.delta,
+            clip=plan.clip,
+            noise_multiplier=plan.noise_multiplier,
+            sampling_rate=plan.sampling_rate,
+            local_steps=plan.local_steps,
+            rounds=job.rounds,
+            target_epsilon=privacy.epsilon,
+            filter_order=schedule_order(plan, job.rounds) if plan.private else None,
+            planned_epsilon=PlannedEpsilon(**planned_epsilon(plan, job.rounds))
+            if plan.private
+            else None,
+        ),
+        model=ModelFacts(
+            base=job.model.base,
+            method=job.model.method,
+            pooling=job.model.pooling,
+            trainable_parameters=classifier.layout.size,
+            total_parameters=classifier.total_parameters,
+            base_hash=base_hash(job.model.base, job.model.keep_layers),
+            layout_hash=job.layout_hash,
+            vector_hash="",
+            device=str(device.torch),
+            dtype=device.dtype,
+            reason=device.reason,
+        ),
+        data=DataFacts(majority=None, **data),
+        machine=MachineFacts(
+            cores=os.cpu_count() or 1,
+            threads=torch.get_num_threads(),
+            memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+            processor=platform.processor() or platform.machine(),
+            python=platform.python_version(),
+            **{name: version(name) for name in ("torch", "flwr", "opacus", "transformers")},
+        ),
+    )
+
+
+def _cache(settings: Settings, folder: Path) -> Path | None:
+    if not settings.speed.cache_frozen:
+        return None
+    return Path(settings.speed.cache_folder or folder / "cache")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror}); not a run folder?") from None

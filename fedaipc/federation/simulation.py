@@ -1,0 +1,316 @@
+"""Many PCs on one machine: lay out their folders, run a job on them, complete the results.
+
+The simulator plays every owner, so it alone knows what each PC holds. The coordinator and the PCs
+are the same code as over real PCs, and see no more of each other than they would there.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from fedaipc.config import OwnerSettings, load_settings, to_toml
+from fedaipc.data.prepare import prepare_simulation
+from fedaipc.errors import BudgetExhausted, EngineError, OutputError, RoundError
+from fedaipc.federation import flower_engine, server_app
+from fedaipc.federation.client_app import app as client_app
+from fedaipc.federation.client_app import pc_folder
+from fedaipc.federation.flower_adapter import run_in_process
+from fedaipc.federation.job import make_job
+from fedaipc.federation.pc import LEDGER_FILE, OWNER_FILE, Pc
+from fedaipc.model.classifier import Classifier
+from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.plan import (
+    DEFAULT_ORDER,
+    PrivacyPlan,
+    check_delta,
+    filter_order,
+    planned_epsilon,
+    size_class,
+)
+from fedaipc.results import RESULTS_FILE, PcResult, Results, RoundResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fedaipc.config import Settings
+    from fedaipc.data.records import Records
+
+Engine = Literal["in-process", "flower"]
+_RECORDS_FILE = "records.parquet"
+_PLACE_FILE = "pc-state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A prepared run: its folder and where its PCs live."""
+
+    folder: Path
+    pc_state: Path
+    settings: Settings
+
+
+def prepare(
+    settings: Settings,
+    *,
+    pc_state: Path | None = None,
+    test_seed: int | None = None,
+) -> Run:
+    """Make the run folder and enrol the PCs.
+
+    PCs live in the run folder, or in `pc_state`, where a PC that is there already keeps its size
+    class and its ledger with all it has spent. `test_seed` makes every PC's randomness repeatable
+    and the result NOT PRIVATE.
+
+    Raises ConfigError, DataError, ModelError, PrivacyError, or OutputError; then no run folder
+    is left behind.
+    """
+    data = prepare_simulation(settings.data, settings.federation.pcs)
+    layout_hash = Classifier(settings.model, data.labels).layout.hash
+    job = make_job(settings, data.labels, layout_hash, secrets.token_hex(8))
+    order = _ledger_order(settings, job.plan)
+    folder = _new_folder(Path(settings.output.folder), settings.output.name)
+    try:
+        state = _pc_state(pc_state or folder / "pcs")
+        for number, indices in enumerate(data.parts):
+            _enrol(pc_folder(state, number), data.train.take(indices), settings, order, test_seed)
+        data.validation.write_parquet(folder / server_app.VALIDATION_FILE)
+        data.test.write_parquet(folder / server_app.TEST_FILE)
+        facts = {
+            "source": settings.data.source,
+            "labels": data.labels,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "notes": data.notes,
+            "not_private": _not_private(settings, test_seed),
+        }
+        _write(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
+        # Relative where the PCs lie within: then the whole folder can be moved.
+        _write(folder / _PLACE_FILE, json.dumps("pcs" if pc_state is None else str(state)))
+        _write(folder / server_app.CONFIG_FILE, to_toml(settings))
+        _write(folder / server_app.JOB_FILE, job.model_dump_json(indent=2))
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out or free space"
+        ) from None
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Run(folder, state, settings)
+
+
+def _ledger_order(settings: Settings, plan: PrivacyPlan) -> float:
+    """The filter order that each simulated owner chooses, knowing this job."""
+    if not plan.private:
+        return DEFAULT_ORDER
+    lifetime = settings.privacy.lifetime_epsilon
+    filter_order(plan, lifetime)  # refuses a budget below one round
+    target = planned_epsilon(plan, settings.federation.rounds)["rdp"]
+    return filter_order(plan, min(lifetime, target))
+
+
+def reopen(folder: Path) -> Run:
+    """A run that was cut off. Raises OutputError or RoundError where there is nothing to resume."""
+    if not (folder / server_app.JOB_FILE).is_file():
+        raise OutputError(f"{folder}: not a run folder; give the one that the run wrote")
+    state = folder.resolve() / json.loads((folder / _PLACE_FILE).read_text(encoding="utf-8"))
+    if not state.is_dir():
+        raise OutputError(f"{state}: the folder with the state of the PCs is gone")
+    if _status(folder) == "finished":
+        raise RoundError(f"{folder}: this run is finished; there is nothing to resume")
+    return Run(folder, state, load_settings(folder / server_app.CONFIG_FILE))
+
+
+def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) -> Results:
+    """Run the job to its end and complete results.json with what only a simulator knows.
+
+    Raises BudgetExhausted, RoundError, EngineError or OutputError; results so far and the
+    checkpoint are kept, and `simulate(reopen(folder), ...)` goes on.
+    """
+    with _locked(run.folder):
+        try:
+            if engine == "in-process":
+                _run_in_process(run, on_round)
+            else:
+                _run_on_flower(run, on_round)
+        finally:
+            if (run.folder / RESULTS_FILE).is_file():
+                results = _completed(run)
+                results.write(run.folder)
+        shutil.rmtree(run.folder / "cache", ignore_errors=True)
+        if not run.settings.output.keep_pc_state:
+            shutil.rmtree(run.folder / "pcs", ignore_errors=True)
+        else:
+            for number in range(run.settings.federation.pcs):
+                shutil.rmtree(pc_folder(run.pc_state, number) / "cache", ignore_errors=True)
+        return results
+
+
+def _run_in_process(run: Run, on_round: Callable[[RoundResult], None]) -> None:
+    run_in_process(
+        server_app.make_server_app(run.folder, on_round),
+        client_app,
+        node_configs=[{} for _ in range(run.settings.federation.pcs)],
+        run_config={"pc-state": str(run.pc_state)},
+    )
+
+
+def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
+    if flower_engine.uses_cluster() and run.pc_state.is_relative_to(run.folder.resolve()):
+        raise EngineError(
+            "RAY_ADDRESS is set: the PCs' state must lie in a folder that all machines of the "
+            "cluster share; give it with --pc-state"
+        )
+
+    def on_log(line: str) -> None:
+        _, found, event = line.partition(server_app.EVENT)
+        if found:
+            with suppress(ValidationError):  # a line that another process broke into
+                on_round(RoundResult.model_validate_json(event.strip()))
+
+    try:
+        flower_engine.run_on_flower_simulation(
+            run_config={
+                "run-folder": str(run.folder.resolve()),
+                "pc-state": str(run.pc_state),
+            },
+            num_pcs=run.settings.federation.pcs,
+            cpus_per_pc=run.settings.speed.threads or 1,
+            on_log=on_log,
+        )
+    except EngineError:
+        # The app's own error stayed in another process; the results say whether it was this one.
+        if _status(run.folder) == "stopped":
+            raise BudgetExhausted(
+                "too few PCs can afford another round; the last checkpoint stands"
+            ) from None
+        raise
+
+
+def _enrol(
+    folder: Path, records: Records, settings: Settings, order: float, test_seed: int | None
+) -> None:
+    """Make a PC, or give one that exists its records of today."""
+    privacy, federation = settings.privacy, settings.federation
+    public_class = size_class(len(records))
+    if (folder / OWNER_FILE).is_file():
+        public_class = Pc(folder).owner.size_class
+        if len(records) > public_class:
+            raise RoundError(
+                f"{folder}: enrolled with size class {public_class}, which is fixed, and now "
+                "holds more records; use a new --pc-state"
+            )
+    if privacy.mode != "none":
+        check_delta(privacy.delta, public_class)
+    owner = OwnerSettings(
+        name=folder.name,
+        source=f"./{_RECORDS_FILE}",
+        size_class=public_class,
+        lifetime_epsilon=privacy.lifetime_epsilon,
+        delta=privacy.delta,
+        allow_not_private=privacy.mode == "none",
+        insecure_test_seed=test_seed,
+        drop_out=federation.drop_out,
+        drop_out_seed=federation.seed,
+        speed=settings.speed,
+    )
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    records.write_parquet(folder / _RECORDS_FILE)
+    if not (folder / LEDGER_FILE).exists():
+        Ledger.create(
+            folder / LEDGER_FILE,
+            lifetime_epsilon=privacy.lifetime_epsilon,
+            delta=privacy.delta,
+            order=order,
+        )
+    _write(folder / OWNER_FILE, to_toml(owner))
+
+
+def _completed(run: Run) -> Results:
+    """results.json with what each PC holds and has spent, read from its own folder."""
+    import pyarrow.parquet as pq
+
+    pcs = []
+    for number in range(run.settings.federation.pcs):
+        folder = pc_folder(run.pc_state, number)
+        pc = Pc(folder)
+        ledger = pc.open_ledger()
+        table = pq.read_table(folder / _RECORDS_FILE)
+        groups = table["group"].unique().to_pylist() if "group" in table.column_names else []
+        pcs.append(
+            PcResult(
+                name=pc.owner.name,
+                size_class=pc.owner.size_class,
+                examples=table.num_rows,
+                groups=tuple(sorted(g for g in groups if g is not None)),
+                epsilon=None if ledger.unprotected else ledger.spent_epsilon(),
+                lifetime_epsilon=ledger.lifetime_epsilon,
+                charges=len(ledger.charges),
+                state="exhausted" if ledger.exhausted else "active" if ledger.charges else "absent",
+            )
+        )
+    return Results.load(run.folder).model_copy(update={"pcs": tuple(pcs)})
+
+
+def _pc_state(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be made ({error.strerror}); choose another --pc-state"
+        ) from None
+    return folder.resolve()
+
+
+def _status(folder: Path) -> str | None:
+    return Results.load(folder).status if (folder / RESULTS_FILE).is_file() else None
+
+
+def _not_private(settings: Settings, test_seed: int | None) -> list[str]:
+    reasons = []
+    if settings.privacy.mode == "none":
+        reasons.append('privacy.mode = "none": neither clip nor noise')
+    if test_seed is not None:
+        reasons.append("insecure test seed: whoever knows it can remove the noise")
+    return reasons
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """parent/name, or parent/name-2 and so on where that is taken."""
+    for number in range(1, 100_000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be made ({error.strerror}); choose another --out"
+            ) from None
+        return folder
+    raise OutputError(f"{parent}: too many runs named {name}; choose another --name")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RoundError(f"{folder}: another process is running this job") from None
+    except PermissionError:
+        raise OutputError(f"{folder}: cannot be written; choose another --out") from None
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")

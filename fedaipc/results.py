@@ -1,0 +1,259 @@
+"""What a run writes: `results.json`, schema version 1. This module is its only definition.
+
+Everything in it is public. Numbers that exist only because a simulator sees all PCs (the number
+of examples on each) are None or empty in a run over real PCs. A value that is not known is None,
+never zero and never NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from fedaipc.config import Section
+from fedaipc.errors import OutputError
+from fedaipc.files import write_atomic
+
+SCHEMA_VERSION = 1  # and the Literal in `Results`
+RESULTS_FILE = "results.json"
+
+
+def _utc(text: str) -> str:
+    if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+        raise ValueError("write times in UTC, as 2025-01-31T12:00:00+00:00")
+    return text
+
+
+UtcTime = Annotated[str, AfterValidator(_utc)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class Score(Section):
+    """How a model does on one set of texts. `loss` is None where it was not finite."""
+
+    accuracy: Fraction
+    macro_f1: Fraction
+    loss: float | None
+    examples: Number
+
+
+class ClassScore(Section):
+    """How a model does on the texts of one label; `support` is how many there are."""
+
+    label: str
+    precision: Fraction
+    recall: Fraction
+    f1: Fraction
+    support: Number
+
+
+class PlannedEpsilon(Section):
+    """Epsilon of the whole declared schedule, by three accountants. An upper bound each."""
+
+    rdp: Amount
+    prv: Amount
+    pld: Amount
+
+
+class PrivacyFacts(Section):
+    """What was promised, in the terms of the job. `neighbours` is a phrase for a reader."""
+
+    mode: Literal["local", "none"]
+    unit: str
+    neighbours: str
+    delta: Amount
+    clip: Amount
+    noise_multiplier: Amount | None
+    sampling_rate: Fraction
+    local_steps: Number
+    rounds: Number
+    target_epsilon: Amount | None
+    filter_order: Amount | None
+    planned_epsilon: PlannedEpsilon | None
+
+
+class ModelFacts(Section):
+    """Which model was trained, where, and hashes by which two runs can be compared.
+
+    `vector_hash` is the SHA-256 of the final flat float32 vector; `reason` says why this device
+    and dtype were taken.
+    """
+
+    base: str
+    method: str
+    pooling: str
+    trainable_parameters: Number
+    total_parameters: Number
+    base_hash: str
+    layout_hash: str
+    vector_hash: str
+    device: str
+    dtype: str
+    reason: str
+
+
+class DataFacts(Section):
+    """Labels and the sizes (in texts) of the sets; `majority` is the test set's largest share."""
+
+    source: str
+    labels: tuple[str, ...]
+    train: Number | None
+    validation: Number
+    test: Number
+    majority: Fraction | None
+    notes: tuple[str, ...] = ()
+
+
+class RoundResult(Section):
+    """One attempt at one round. A void one left the model as it was.
+
+    `asked`, `arrived`, `declined` and `dropped` count PCs; `phases` holds seconds by name;
+    `epsilon` is what a PC that took part in every round so far has spent.
+    """
+
+    round: Number
+    attempt: Number
+    void: bool
+    seconds: Amount
+    phases: dict[str, Amount]
+    asked: Number
+    arrived: Number
+    declined: Number
+    dropped: Number
+    bytes_down: Number
+    bytes_up: Number
+    epsilon: Amount | None
+    validation: Score | None
+
+
+class PcResult(Section):
+    """One PC at the end. `examples` and `groups` are known to a simulator only.
+
+    `epsilon` is read from the ledger: all charges over the PC's life, not this run's alone.
+    """
+
+    name: str
+    size_class: Number
+    examples: Number | None = None
+    groups: tuple[str, ...] = ()
+    epsilon: Amount | None
+    lifetime_epsilon: Amount | None
+    charges: Number
+    state: Literal["active", "exhausted", "absent"]
+
+
+class MachineFacts(Section):
+    """Where the coordinator (or the simulation) ran, and the versions that matter."""
+
+    cores: Number
+    threads: Number
+    memory_gb: Amount
+    processor: str
+    python: str
+    torch: str
+    flwr: str
+    opacus: str
+    transformers: str
+
+
+class Results(Section):
+    """One run. `not_private` holds the reasons why no promise can be made; empty is private."""
+
+    schema_version: Literal[1] = 1
+    fedaipc: str
+    name: str
+    run_id: str
+    engine: Literal["in-process", "flower"]
+    status: Literal["running", "finished", "stopped"]
+    started: UtcTime
+    finished: UtcTime | None
+    seconds: Amount
+    resumed: Number = 0
+    not_private: tuple[str, ...]
+    privacy: PrivacyFacts
+    model: ModelFacts
+    data: DataFacts
+    rounds: tuple[RoundResult, ...] = ()
+    pcs: tuple[PcResult, ...] = ()
+    validation: Score | None = None
+    test: Score | None = None
+    test_classes: tuple[ClassScore, ...] = ()
+    standard_error: Amount | None = None
+    machine: MachineFacts
+    peak_memory_bytes: Number | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        # A forgotten reason would print a promise over a run that has none.
+        if self.privacy.mode == "none" and not self.not_private:
+            raise ValueError('privacy mode "none" needs a reason in not_private')
+        return self
+
+    @classmethod
+    def load(cls, run_folder: Path) -> Self:
+        """Read a run's results.
+
+        Raises OutputError: no such file, not readable, not JSON, of a newer schema, a field that
+        is missing or has a value that cannot be.
+        """
+        path = Path(run_folder) / RESULTS_FILE
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise OutputError(
+                f"{run_folder}: no {RESULTS_FILE} here; give the folder that a run wrote"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError):
+            raise OutputError(f"{path}: not valid JSON; copy the file again or rerun") from None
+        _check_version(path, tree)
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise OutputError(f"{path}: {_first_fault(error)}; was it edited?") from None
+
+    def write(self, run_folder: Path) -> Path:
+        """Write `results.json` atomically; make the folder if needed. Raises OutputError."""
+        path = Path(run_folder) / RESULTS_FILE
+        write_file(path, (self.model_dump_json(indent=2) + "\n").encode())
+        return path
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` so that a crash leaves the old file or the new one, whole.
+
+    Makes missing folders. Raises OutputError that names the folder.
+    """
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot write {path.name} ({error.strerror}); "
+            "free some space or choose another folder"
+        ) from None
+
+
+def _check_version(path: Path, tree: Any) -> None:
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise OutputError(f"{path}: not a results file of fedaipc (no schema_version)")
+    if version > SCHEMA_VERSION:
+        raise OutputError(
+            f"{path}: written by a newer fedaipc (schema {version}, this one reads "
+            f"{SCHEMA_VERSION}); upgrade fedaipc"
+        )
+
+
+def _first_fault(error: ValidationError) -> str:
+    detail = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in detail["loc"])
+    return f"{place or 'results'}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"

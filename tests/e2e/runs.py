@@ -1,0 +1,41 @@
+"""Short cuts to a run's ledgers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedaipc.federation import server_app
+from fedaipc.federation.job import Job
+from fedaipc.federation.pc import LEDGER_FILE
+from fedaipc.federation.simulation import pc_folder
+from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.plan import charged_epsilon
+
+if TYPE_CHECKING:
+    from fedaipc.federation.simulation import Run
+
+
+def quiet(_: object) -> None:
+    """For a run whose rounds nobody watches."""
+
+
+def ledger(run: Run, number: int = 0) -> Ledger:
+    return Ledger(pc_folder(run.pc_state, number) / LEDGER_FILE)
+
+
+def ledgers(run: Run) -> dict[str, Ledger]:
+    numbers = range(run.settings.federation.pcs)
+    return {pc_folder(run.pc_state, n).name: ledger(run, n) for n in numbers}
+
+
+def job_of(run: Run) -> Job:
+    return Job.parse((run.folder / server_app.JOB_FILE).read_text())
+
+
+def allow(run: Run, number: int, *, rounds: int) -> float:
+    """Give a PC a new ledger that just covers so many rounds; its lifetime epsilon."""
+    old = ledger(run, number)
+    old.path.unlink()
+    epsilon = charged_epsilon(job_of(run).plan, rounds, 3.0) * 1.0001
+    Ledger.create(old.path, lifetime_epsilon=epsilon, delta=old.delta, order=3.0)
+    return epsilon

@@ -1,0 +1,132 @@
+"""What real runs leave in the ledgers, over one run and over a PC's life."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from opacus.accountants import RDPAccountant
+
+from fedaipc.config import load_settings, settings_from
+from fedaipc.errors import BudgetExhausted
+from fedaipc.federation.simulation import Run, prepare, simulate
+from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
+from fedaipc.privacy.plan import charged_epsilon
+from fedaipc.results import Results
+from tests.e2e.runs import allow, job_of, ledger, quiet
+from tests.federation.parts import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedaipc.config import Settings
+
+PRIVATE = ("privacy.noise_multiplier=1.1", "privacy.sampling_rate=0.2", "training.local_steps=3")
+
+
+def settings(folder: Path, *changes: str) -> Settings:
+    return tiny(f"output.folder='{folder}'", *PRIVATE, *changes)
+
+
+def ran(settings: Settings, state: Path | None = None) -> tuple[Run, Results]:
+    run = prepare(settings, pc_state=state)
+    return run, simulate(run, "in-process", quiet)
+
+
+def test_the_ledger_of_a_run_is_opacus_accountant_composed_over_all_its_steps(
+    tmp_path: Path, minilm: Path
+) -> None:
+    run, results = ran(settings(tmp_path, "federation.rounds=3"))
+    accountant = RDPAccountant()
+    for _ in range(3 * 3):  # as Opacus itself would count: one step at a time
+        accountant.step(noise_multiplier=1.1, sample_rate=0.2)
+    expected = accountant.get_epsilon(1e-5, alphas=list(ORDERS))
+    own = ledger(run)
+    assert own.best_epsilon() == pytest.approx(expected, rel=1e-6)
+    assert results.privacy.planned_epsilon is not None
+    assert results.privacy.planned_epsilon.rdp == pytest.approx(expected, rel=1e-6)
+    assert own.spent_epsilon() >= expected * (1 - 1e-9)
+    assert [pc.epsilon for pc in results.pcs] == [own.spent_epsilon()] * 3
+    prv, pld = epsilon_prv(own.mechanisms, 1e-5), epsilon_pld(own.mechanisms, 1e-5)
+    assert abs(prv - pld) <= max(0.01 * pld, 0.002)
+    assert own.best_epsilon() >= pld * 0.99
+
+
+def test_a_target_epsilon_is_what_the_ledgers_show_in_the_end(tmp_path: Path, minilm: Path) -> None:
+    changes = ("model.keep_layers=1", "model.method=head", "model.max_length=16", "data.limit=300",
+               "federation.pcs=2", "federation.rounds=3", "privacy.epsilon=2.0",
+               "privacy.lifetime_epsilon=2.0", "speed.threads=1",
+               f"output.folder='{tmp_path}'")  # fmt: skip
+    _, results = ran(load_settings(overrides=changes))
+    assert [pc.charges for pc in results.pcs] == [3, 3]
+    for pc in results.pcs:
+        assert pc.epsilon == pytest.approx(2.0, rel=0.01)
+        assert pc.epsilon <= 2.0
+        assert pc.state == "exhausted"
+
+
+def test_a_second_run_on_the_same_pcs_goes_on_from_what_the_first_one_spent(
+    tmp_path: Path, minilm: Path
+) -> None:
+    state = tmp_path / "state"
+    first, results = ran(settings(tmp_path), state)
+    once = results.pcs[0].epsilon
+    second, results = ran(settings(tmp_path), state)
+    twice = results.pcs[0].epsilon
+    assert first.folder != second.folder
+    assert once is not None
+    assert twice is not None
+    assert once < twice < 2 * once  # composed as mechanisms, not as epsilons
+    assert results.pcs[0].charges == 4
+    plan = job_of(second).plan
+    assert twice == pytest.approx(charged_epsilon(plan, 4, ledger(second).order))
+
+
+def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_once(
+    tmp_path: Path, minilm: Path
+) -> None:
+    state = tmp_path / "state"
+    run = prepare(settings(tmp_path), pc_state=state)
+    allowed = [allow(run, number, rounds=3) for number in range(3)]
+    assert simulate(run, "in-process", quiet).status == "finished"
+    for rounds, charges in ((1, 3), (0, 3)):
+        run = prepare(settings(tmp_path), pc_state=state)
+        with pytest.raises(BudgetExhausted):
+            simulate(run, "in-process", quiet)
+        results = Results.load(run.folder)
+        assert results.status == "stopped"
+        assert sum(not r.void for r in results.rounds) == rounds
+        assert results.rounds[-1].void
+        assert results.rounds[-1].declined == 3
+        assert [pc.charges for pc in results.pcs] == [charges] * 3
+        for pc, most in zip(results.pcs, allowed, strict=True):
+            assert pc.epsilon <= most
+            assert pc.state == "exhausted"
+
+
+def test_one_pc_with_its_budget_spent_leaves_the_others_to_finish(
+    tmp_path: Path, minilm: Path
+) -> None:
+    state = tmp_path / "state"
+    run = prepare(settings(tmp_path, "federation.rounds=3"), pc_state=state)
+    allow(run, 1, rounds=1)
+    results = simulate(run, "in-process", quiet)
+    assert results.status == "finished"
+    assert [pc.charges for pc in results.pcs] == [3, 1, 3]
+    assert [(r.asked, r.arrived, r.declined) for r in results.rounds] == [
+        (3, 3, 0), (3, 2, 1), (2, 2, 0),
+    ]  # fmt: skip
+    assert [pc.state for pc in results.pcs] == ["active", "exhausted", "active"]
+
+
+def test_a_run_without_privacy_says_so_and_marks_its_ledgers(tmp_path: Path, minilm: Path) -> None:
+    state = tmp_path / "state"
+    plain = tiny(f"output.folder='{tmp_path}'").model_dump(mode="json", exclude_none=True)
+    plain["privacy"] = {"mode": "none"}
+    run, results = ran(settings_from(plain), state)
+    assert any("none" in reason for reason in results.not_private)
+    assert results.privacy.planned_epsilon is None
+    assert all(pc.epsilon is None for pc in results.pcs)
+    assert ledger(run).unprotected
+    _, after = ran(settings(tmp_path), state)
+    assert all(pc.epsilon is None for pc in after.pcs)  # no claim can be made any more

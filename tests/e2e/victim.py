@@ -1,0 +1,122 @@
+"""A run in a process of its own that is killed, as by kill -9, where the test says."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from fedaipc.federation import checkpoint, client_app, pc, server_app
+from fedaipc.federation.simulation import reopen, simulate
+from fedaipc.privacy import ledger, training
+
+TRACE = "trace.txt"  # one line for each time a PC starts to train and for each update it sends
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def traced(folder: Path) -> None:
+    """Let every PC note in the run folder when it starts to train and when it replies."""
+    real_train, real_encode = pc.Pc.train, client_app.encode_update
+    name = ""
+
+    def note(what: str) -> None:
+        with (folder / TRACE).open("a") as file:
+            file.write(f"{what} {name}\n")
+
+    def train(self: pc.Pc, request: Any, classifier: Any) -> Any:
+        nonlocal name
+        name = self.owner.name
+        note("trains")
+        return real_train(self, request, classifier)
+
+    def encode(update: Any) -> Any:
+        note("sends")
+        return real_encode(update)
+
+    pc.Pc.train, client_app.encode_update = train, encode
+
+
+def deadly(owner: Any, name: str, nth: int, *, before: bool) -> None:
+    """Kill this process at the nth call of `owner.name`: before it, or when it has returned."""
+    real = getattr(owner, name)
+    calls = 0
+
+    @functools.wraps(real)
+    def call(*args: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == nth and before:
+            die()
+        result = real(*args, **named)
+        if calls == nth:
+            die()
+        return result
+
+    setattr(owner, name, call)
+
+
+def half_written(nth: int) -> None:
+    """Kill this process when half of the nth charge is on the disk."""
+    real = ledger.append_durable
+    calls = 0
+
+    def append(path: Path, line: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            real(path, line[: len(line) // 2])
+            die()
+        real(path, line)
+
+    ledger.append_durable = append
+
+
+def victim(folder: Path, point: str, nth: float) -> None:
+    server_app.planned_epsilon = lambda plan, rounds: {"rdp": 1.0, "prv": 1.0, "pld": 1.0}
+    traced(folder)
+    match point:
+        case "while a charge is written":
+            half_written(int(nth))
+        case "after a charge":
+            deadly(ledger.Ledger, "charge", int(nth), before=False)
+        case "in training":
+            deadly(training.PrivateOptimizer, "add_noise", int(nth), before=True)
+        case "when an update is sent":
+            deadly(client_app, "encode_update", int(nth), before=False)
+        case "before a checkpoint":
+            deadly(checkpoint.Checkpoint, "save", int(nth), before=True)
+        case "between a checkpoint and the results":
+            deadly(checkpoint.Checkpoint, "save", int(nth), before=False)
+        case "when an attempt is numbered":
+            deadly(server_app.Coordinator, "_cohort", int(nth), before=True)
+        case "at the end":
+            deadly(server_app, "export", int(nth), before=False)
+        case "seconds after its start":
+            real = server_app.Coordinator.run
+
+            def run(self: server_app.Coordinator, grid: Any) -> Any:
+                timer = threading.Timer(nth, die)
+                timer.daemon = True
+                timer.start()
+                return real(self, grid)
+
+            server_app.Coordinator.run = run
+    simulate(reopen(folder), "in-process", lambda _: None)
+
+
+def kill(folder: Path, point: str, nth: float) -> bool:
+    """Go on with the run in `folder` until it is killed; whether it was, before its end."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=victim, args=(folder, point, nth))
+    process.start()
+    process.join(120)
+    assert process.exitcode in (-signal.SIGKILL, 0), process.exitcode
+    return process.exitcode != 0
