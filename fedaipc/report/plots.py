@@ -1,0 +1,178 @@
+"""Write the plots of one run, and one plot that compares several."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.ticker import MaxNLocator
+
+from fedaipc.report import canvas, words
+from fedaipc.report.bars import epsilon_figure, examples_figure
+from fedaipc.report.canvas import drawing, new_figure, plain, put_legend, put_title
+from fedaipc.results import write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fedaipc.results import Results
+
+
+def write_plots(results: Results, folder: Path) -> list[Path]:
+    """Write PNG and SVG of every plot that the results have data for; return the paths.
+
+    Raises OutputError: the folder cannot be written.
+    """
+    paths = []
+    with drawing():
+        for name, figure in figures(results).items():
+            for ending in (".png", ".svg"):
+                path = folder / f"{name}{ending}"
+                write_file(path, canvas.figure_bytes(figure, ending, name))
+                paths.append(path)
+    return paths
+
+
+def write_comparison(runs: Sequence[Results], path: Path) -> None:
+    """Write one plot of all `runs` (at least one) to `path`, which ends in .png or .svg.
+
+    Raises OutputError: another ending, or the file cannot be written.
+    """
+    canvas.check_ending(path.suffix)
+    with drawing():
+        content = canvas.figure_bytes(_comparison(runs), path.suffix, "comparison")
+    write_file(path, content)
+
+
+def svg_plots(results: Results) -> dict[str, str]:
+    """The plots of one run as SVG text by name, for a page that holds them inline."""
+    with drawing():
+        return {
+            name: canvas.svg_bytes(figure, name).decode()
+            for name, figure in figures(results).items()
+        }
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Figures by name; a plot without data is left out. Call inside `canvas.drawing()`."""
+    out = {}
+    if any(one.validation for one in results.rounds):
+        out["accuracy"] = accuracy_figure(results)
+    if any(pc.epsilon is not None for pc in results.pcs):
+        out["epsilon"] = epsilon_figure(results)
+    if any(pc.examples is not None for pc in results.pcs):
+        out["examples"] = examples_figure(results)
+    return out
+
+
+def accuracy_figure(results: Results) -> Figure:
+    """Validation accuracy per round; at its end the test accuracy with its standard error."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    numbers, values = _curve(results)
+    axes.plot(
+        numbers,
+        values,
+        color=canvas.BLUE,
+        linewidth=2,
+        marker="o" if len(numbers) <= 60 else "",
+        markersize=4,
+        label="validation",
+    )
+    if results.test is not None:
+        axes.errorbar(
+            numbers[-1:],
+            [results.test.accuracy],
+            yerr=results.standard_error,
+            color=canvas.VERMILLION,
+            marker="D",
+            markersize=7,
+            capsize=4,
+            linestyle="none",
+            zorder=3,
+            label=f"test: {words.test_text(results)}",
+        )
+    if results.data.majority is not None:
+        axes.axhline(
+            results.data.majority,
+            color=canvas.GREY,
+            linestyle="--",
+            label=f"always the commonest label: {results.data.majority:.3f}",
+        )
+    _mark_void(axes, results)
+    _label_rounds(axes)
+    put_legend(figure, axes.get_legend_handles_labels()[0])
+    put_title(axes, f"Accuracy per round: {plain(results.name)}", [results])
+    return figure
+
+
+def _comparison(runs: Sequence[Results]) -> Figure:
+    """Left: validation accuracy per round. Right: test accuracy with its standard error."""
+    figure = new_figure(height=max(4.2, 1.8 + 0.32 * len(runs)))
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    names = []
+    for number, (name, run) in enumerate(zip(words.run_names(runs), runs, strict=True)):
+        color = canvas.PALETTE[number % len(canvas.PALETTE)]
+        dashes = canvas.DASHES[number // len(canvas.PALETTE) % len(canvas.DASHES)]
+        left.plot(*_curve(run), color=color, linestyle=dashes, linewidth=2)
+        if run.test is not None:
+            right.errorbar(
+                [run.test.accuracy],
+                [number],
+                xerr=run.standard_error,
+                color=color,
+                marker="D",
+                markersize=7,
+                capsize=4,
+            )
+        # The line beside the name is the legend: same colour, same dashes.
+        right.plot([-0.09, -0.01], [number, number], color=color, linestyle=dashes, linewidth=3,
+                   transform=right.get_yaxis_transform(), clip_on=False)  # fmt: skip
+        spent = words.epsilon_text(words.spent_epsilon(run))
+        cost = words.NOT_PRIVATE if run.not_private else f"epsilon {spent}"
+        names.append(f"{plain(name, 26)}\n{cost}")
+    _label_rounds(left)
+    left.set_ylabel("validation accuracy (share of texts)")
+    right.set_yticks(range(len(runs)), names, fontsize=9)
+    for tick, run in zip(right.get_yticklabels(), runs, strict=True):
+        tick.set_color(canvas.ALARM if run.not_private else canvas.INK)
+    right.tick_params(axis="y", length=0, pad=26)
+    right.set_ylim(len(runs) - 0.5, -0.5)
+    right.margins(x=0.15)
+    right.xaxis.set_major_locator(MaxNLocator(4))
+    right.set_xlabel("test accuracy ± standard error")
+    put_title(left, f"Comparison of {words.count_text(len(runs), 'run')}", runs)
+    return figure
+
+
+def _curve(results: Results) -> tuple[list[int], list[float]]:
+    """Round numbers and validation accuracies of the rounds that were evaluated."""
+    points = [(one.round, one.validation.accuracy) for one in results.rounds if one.validation]
+    return [number for number, _ in points], [accuracy for _, accuracy in points]
+
+
+def _mark_void(axes: Axes, results: Results) -> None:
+    void = sorted({one.round for one in results.rounds if one.void})
+    if void:
+        # At the foot of the plot, whatever the scale: a void attempt has no accuracy.
+        axes.plot(
+            void,
+            [0.03] * len(void),
+            transform=axes.get_xaxis_transform(),
+            color=canvas.VERMILLION,
+            marker="x",
+            markersize=7,
+            markeredgewidth=2,
+            linestyle="none",
+            label="void attempt",
+        )
+
+
+def _label_rounds(axes: Axes) -> None:
+    axes.margins(y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("round")
+    axes.set_ylabel("accuracy (share of texts)")

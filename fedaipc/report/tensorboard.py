@@ -1,0 +1,53 @@
+"""Scalars of a run for TensorBoard, written as rounds end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedaipc.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedaipc.results import RoundResult
+
+FOLDER = "tensorboard"
+
+
+class Scalars:
+    """Writes below RUN/tensorboard; give that folder to `tensorboard --logdir`."""
+
+    def __init__(self, run_folder: Path) -> None:
+        """Raises OutputError where the extra is not installed or the folder is read-only."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise OutputError(
+                "output.tensorboard needs `pip install 'fedaipc[tensorboard]'`"
+            ) from None
+        try:
+            self._writer: Any = SummaryWriter(str(run_folder / FOLDER))
+        except OSError as error:
+            raise OutputError(f"{run_folder}: cannot be written ({error.strerror})") from None
+
+    def on_round(self, result: RoundResult) -> None:
+        """Write what one finished attempt showed."""
+        values = {
+            "pcs/arrived": result.arrived,
+            "pcs/dropped": result.dropped,
+            "pcs/declined": result.declined,
+            "time/seconds": result.seconds,
+            "traffic/bytes_up": result.bytes_up,
+            "traffic/bytes_down": result.bytes_down,
+        }
+        if result.epsilon is not None:
+            values["privacy/epsilon"] = result.epsilon
+        if result.validation is not None:
+            values["validation/accuracy"] = result.validation.accuracy
+            values["validation/macro_f1"] = result.validation.macro_f1
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, result.round)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,196 @@
+"""How results are put into words and digits: one home for tables, plots and the HTML report.
+
+Digits are honest: an accuracy has as many as its standard error supports, an epsilon is rounded
+up, and no epsilon stands as a promise where the run was not private.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedaipc.results import Results, Score
+
+NOT_PRIVATE = "NOT PRIVATE"
+UNKNOWN = "-"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with what could steer a terminal or turn the reading order replaced."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def accuracy_text(accuracy: float, error: float | None) -> str:
+    """Digits as far as the standard error's first one, never fewer than two: "0.768 ± 0.009"."""
+    if not error:
+        return f"{accuracy:.3f}"
+    digits = min(6, max(2, -math.floor(math.log10(error))))
+    return f"{accuracy:.{digits}f} ± {error:.{digits}f}"
+
+
+def test_text(results: Results) -> str:
+    """Accuracy on the test set with its standard error, or a dash before it is known."""
+    if results.test is None:
+        return UNKNOWN
+    return accuracy_text(results.test.accuracy, results.standard_error)
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """Two decimals (three below 1), rounded up: what is printed never promises too much."""
+    if epsilon is None:
+        return UNKNOWN
+    digits = 2 if epsilon >= 1 else 3
+    # The small slack keeps a stored 8.0 from becoming 8.01 by its last bit.
+    return f"{math.ceil(epsilon * 10**digits - 1e-6) / 10**digits:.{digits}f}"
+
+
+def spent_epsilon(results: Results) -> float | None:
+    """The largest epsilon that any PC's ledger shows, over its life; None where there is none."""
+    spent = [pc.epsilon for pc in results.pcs if pc.epsilon is not None]
+    if spent:
+        return max(spent)
+    rounds = [one.epsilon for one in results.rounds if one.epsilon is not None]
+    return rounds[-1] if rounds else None
+
+
+def delta_text(delta: float) -> str:
+    """For example "1e-5"."""
+    return f"{delta:g}".replace("e-0", "e-")
+
+
+def loss_text(score: Score | None) -> str:
+    return UNKNOWN if score is None or score.loss is None else f"{score.loss:.3f}"
+
+
+def size_text(count: float | None) -> str:
+    """Bytes in binary units: "12.3 MiB"."""
+    if count is None:
+        return UNKNOWN
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """For example "4.2 s", "3 min 07 s" or "2 h 05 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count_text(count: int, one: str, many: str | None = None) -> str:
+    """For example "1 round" or "2,000 texts"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def reasons_text(results: Results) -> str:
+    return "; ".join(results.not_private)
+
+
+def run_names(runs: Sequence[Results]) -> list[str]:
+    """A name for each run; where two runs share theirs, the run id tells them apart."""
+    names = [run.name for run in runs]
+    return [
+        run.name if names.count(run.name) == 1 else f"{run.name} ({run.run_id})" for run in runs
+    ]
+
+
+def done_rounds(results: Results) -> int:
+    return sum(not one.void for one in results.rounds)
+
+
+def is_simulation(results: Results) -> bool:
+    """Only a simulator can know how many examples a PC holds."""
+    return any(pc.examples is not None for pc in results.pcs)
+
+
+def headline(results: Results) -> str:
+    """What was trained, on how many PCs, how good it is, and what it cost in privacy."""
+    model, test = results.model, results.test
+    kind = "simulated PC" if is_simulation(results) else "PC"
+    trained = (
+        f"{model.base} ({model.method}, {model.pooling} pooling) was fine-tuned on "
+        f"{count_text(len(results.pcs), kind)} over {count_text(done_rounds(results), 'round')}."
+    )
+    parts = [trained]
+    if results.status != "finished":
+        parts.append("The run has not finished." if results.status == "running" else "It stopped.")
+    if test is not None:
+        guess = results.data.majority
+        beside = "" if guess is None else f"; always the commonest label: {guess:.3f}"
+        parts.append(
+            f"Test accuracy {test_text(results)} "
+            f"(standard error, {count_text(test.examples, 'text')}{beside})."
+        )
+    if results.not_private:
+        parts.append(f"{NOT_PRIVATE}: {reasons_text(results)}.")
+    elif spent_epsilon(results) is None:
+        parts.append("No epsilon has been spent yet.")
+    else:
+        parts.append(
+            f"No PC has spent more than epsilon {epsilon_text(spent_epsilon(results))} "
+            f"at delta {delta_text(results.privacy.delta)} over its life."
+        )
+    return " ".join(parts)
+
+
+def privacy_statement(results: Results) -> list[tuple[str, str]]:
+    """(heading, sentence) pairs: what is promised to whom, and what is not."""
+    rows = _no_noise() if results.privacy.mode == "none" else _local_noise(results)
+    if is_simulation(results):
+        note = "One machine held the data of all PCs: this describes the same job on real PCs."
+        rows.append(("Simulation", note))
+    return rows
+
+
+def _no_noise() -> list[tuple[str, str]]:
+    return [
+        ("Promise", "None. No noise was added; the model may repeat what it was trained on."),
+        (
+            "Who must be trusted",
+            "Everybody who sees an update, a model of any round or the final model.",
+        ),
+    ]
+
+
+def _local_noise(results: Results) -> list[tuple[str, str]]:
+    privacy, unit = results.privacy, results.privacy.unit
+    spent = spent_epsilon(results)
+    epsilon = "nothing spent yet" if spent is None else f"epsilon = {epsilon_text(spent)}"
+    promise = (
+        "Whoever sees any model of this training, or any single PC's update, can hardly tell "
+        f"whether a given {unit} was in the training data: the odds of any conclusion change by "
+        f"at most a factor of e^epsilon ({epsilon}), but for a probability of delta = "
+        f"{delta_text(privacy.delta)}."
+    )
+    trust = (
+        "Nobody but the PC itself and the software on it: each PC adds all of the noise before "
+        "anything leaves it."
+    )
+    if results.not_private:
+        promise = (
+            f"None: {reasons_text(results)}. The epsilon in this report is what the same schedule "
+            "costs where noise and sampling are secret."
+        )
+        trust = "Everybody who knows, or can find out, what made this run not private."
+    left_out = (
+        f"Timing. A compromised PC. Poisoning by a member. A person with several {unit}s, or one "
+        f"{unit} held by several PCs: their costs add up. What is true of people in general and "
+        "would be learned without any one of them."
+    )
+    return [
+        ("Promise", promise),
+        ("Unit", f"One {unit}. Neighbouring data sets: {privacy.neighbours}."),
+        ("Who must be trusted", trust),
+        ("Counted over", "The whole life of a PC: all runs on its ledger, not this one alone."),
+        ("Not covered", left_out),
+    ]

@@ -1,0 +1,166 @@
+"""What the terminal shows, and the words and digits that all outputs share."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fedaipc.cli.report import report
+from fedaipc.errors import OutputError
+from fedaipc.report import tables, words
+from tests.report.factory import begun_results, make_results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from fedaipc.results import Results
+
+BOLD_RED = "\x1b[1;31m"
+
+
+def _shown(thing: RenderableType, width: int = 120, *, color: bool = False) -> str:
+    console = Console(width=width, force_terminal=color, color_system="standard" if color else None)
+    with console.capture() as capture:
+        console.print(thing)
+    return capture.get()
+
+
+def test_summary_states_accuracy_with_its_error_and_epsilon() -> None:
+    text = _shown(tables.summary(make_results()))
+    assert "0.768 ± 0.009" in text
+    assert "epsilon 7.97 at delta 1e-5, per record" in text
+    assert words.NOT_PRIVATE not in text
+    assert "40 of 40, 1 void attempt" in text
+    assert "1 exhausted, 1 absent" in text
+
+
+def test_not_private_is_bold_red_and_hides_the_epsilon() -> None:
+    run = make_results(not_private=("insecure test seed",))
+    for thing in (tables.summary(run), tables.compare([run, make_results(name="other")])):
+        assert f"{BOLD_RED}NOT PRIVATE" in _shown(thing, color=True)
+    assert "insecure test seed" in _shown(tables.summary(run))
+    assert "7.97" not in _shown(tables.summary(run))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_compare_keeps_numbers_whole(width: int) -> None:
+    runs = [make_results(name=f"run-{number}") for number in range(3)]
+    text = _shown(tables.compare(runs), width)
+    assert text.count("0.768 ± 0.009") == 3
+    assert "on minilm-l6" in text
+
+
+def test_compare_tells_runs_of_one_name_apart_and_warns() -> None:
+    runs = [make_results(run_id="first"), make_results(run_id="second")]
+    assert words.run_names(runs) == ["demo (first)", "demo (second)"]
+    assert "different test sets" not in _shown(tables.compare(runs))
+    data = runs[0].data.model_copy(update={"test": 17})
+    assert "different test sets" in _shown(tables.compare([runs[0], make_results(data=data)]))
+
+
+def test_strings_cannot_steer_the_terminal() -> None:
+    hostile = "\x1b[2J[bold]x[/bold]\n\N{RIGHT-TO-LEFT OVERRIDE}"
+    run = make_results(name=hostile, not_private=(hostile,))
+    for thing in (tables.summary(run), tables.compare([run])):
+        text = _shown(thing, 200)
+        assert "\x1b" not in text
+        assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in text
+        assert "[bold]x[/bold]" in text
+
+
+def test_a_run_without_scores_can_be_shown() -> None:
+    run = begun_results()
+    assert "not measured yet" in _shown(tables.summary(run))
+    assert "No test scores yet" in _shown(tables.per_class(run))
+    assert "[running]" in _shown(tables.compare([run]))
+    assert "No epsilon has been spent yet" in words.headline(run)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "text"),
+    [
+        (8.0, "8.00"),
+        (7.991, "8.00"),
+        (8.0001, "8.01"),
+        (0.3812, "0.382"),
+        (0.0, "0.000"),
+        (None, "-"),
+    ],
+)
+def test_epsilon_is_rounded_up(epsilon: float | None, text: str) -> None:
+    assert words.epsilon_text(epsilon) == text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "error", "text"),
+    [
+        (0.7684, 0.0094, "0.768 ± 0.009"),
+        (0.7684, 0.042, "0.77 ± 0.04"),
+        (0.7684, 0.31, "0.77 ± 0.31"),
+        (0.76841, 0.0003, "0.7684 ± 0.0003"),
+        (1.0, 0.0, "1.000"),
+        (0.5, None, "0.500"),
+    ],
+)
+def test_accuracy_has_the_digits_it_deserves(
+    accuracy: float, error: float | None, text: str
+) -> None:
+    assert words.accuracy_text(accuracy, error) == text
+
+
+def test_sizes_and_times() -> None:
+    assert [words.size_text(n) for n in (0, 1023, 1536, 3 * 2**30, None)] == [
+        "0 B", "1023 B", "1.5 KiB", "3.0 GiB", "-",
+    ]  # fmt: skip
+    assert [words.duration_text(s) for s in (0.04, 59.96, 187, 3599.6, 7500)] == [
+        "0.0 s", "1 min 00 s", "3 min 07 s", "1 h 00 min", "2 h 05 min",
+    ]  # fmt: skip
+    assert [words.delta_text(d) for d in (1e-5, 2.5e-6, 0.001)] == ["1e-5", "2.5e-6", "0.001"]
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(report)
+    return app
+
+
+def _written(folder: Path, results: Results) -> str:
+    results.write(folder)
+    return str(folder)
+
+
+def test_command_shows_one_run(tmp_path: Path, app: typer.Typer) -> None:
+    run = _written(tmp_path / "a", make_results())
+    done = CliRunner().invoke(app, [run])
+    assert done.exit_code == 0, done.output
+    assert "0.768 ± 0.009" in done.output
+    assert "positive" in done.output
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["results.json"]
+
+
+def test_command_writes_again(tmp_path: Path, app: typer.Typer) -> None:
+    run = _written(tmp_path / "a", make_results(pcs=3, rounds=2))
+    assert CliRunner().invoke(app, [run, "--write"]).exit_code == 0
+    assert (tmp_path / "a" / "report.html").is_file()
+    assert len(list((tmp_path / "a" / "plots").iterdir())) == 6
+
+
+def test_command_compares(tmp_path: Path, app: typer.Typer) -> None:
+    runs = [_written(tmp_path / name, make_results(name=name, rounds=3)) for name in "ab"]
+    assert CliRunner().invoke(app, [*runs, "--plot", str(tmp_path)]).exit_code == 0
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    shown = CliRunner().invoke(app, [*runs, "--json"])
+    assert [tree["name"] for tree in json.loads(shown.stdout)] == ["a", "b"]
+
+
+def test_command_refuses_a_folder_without_results(tmp_path: Path, app: typer.Typer) -> None:
+    done = CliRunner().invoke(app, [str(tmp_path / "gone")])
+    assert isinstance(done.exception, OutputError)
