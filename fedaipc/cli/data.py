@@ -1,0 +1,93 @@
+"""`fedaipc data`: what simulated PCs would hold."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedaipc.cli.config import Overrides
+from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
+
+if TYPE_CHECKING:
+    from fedaipc.data.prepare import SimulatedData
+
+_MOST_ROWS = 50
+_MOST_LABELS = 8
+
+app = typer.Typer(help="Look at simulated data.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `describe` a sub-command."""
+
+
+@app.command()
+def describe(
+    source: Source = None,
+    text: Text = None,
+    label: Label = None,
+    by: By = None,
+    pcs: Pcs = None,
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="also draw it, .png or .svg")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """Show what each simulated PC holds (a real PC tells nobody).
+
+    Example: fedaipc data describe reviews.csv --text body --label stars --by customer
+    """
+    from fedaipc.data.prepare import prepare_simulation
+
+    settings = read_settings(source, overrides, {}, text=text, label=label, by=by, pcs=pcs)
+    data = prepare_simulation(settings.data, settings.federation.pcs)
+    rows = [_row(data, number) for number in range(len(data.parts))]
+    if plot is not None:
+        from fedaipc.report.holdings import write_holdings
+
+        write_holdings(data.labels, [row["labels"] for row in rows], plot)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    console = Console()
+    console.print(_table(data.labels, rows))
+    if len(rows) > _MOST_ROWS:
+        console.print(f"... and {len(rows) - _MOST_ROWS:,} more (--json shows all)")
+    sizes = (
+        f"{len(data.train):,} training, {len(data.validation):,} validation and "
+        f"{len(data.test):,} test texts"
+    )
+    console.print("; ".join((sizes, *data.notes)), highlight=False)
+
+
+def _table(labels: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
+    """A line per PC; with many labels only how many of them it holds."""
+    shown = labels if len(labels) <= _MOST_LABELS else ()
+    names = [escape(label) for label in shown] or ["labels held"]
+    table = Table("PC", "records", *names, "groups", box=None)
+    for row in rows[:_MOST_ROWS]:
+        counts = row["labels"]
+        cells = [str(counts[label]) for label in shown] or [
+            f"{sum(n > 0 for n in counts.values())}"
+        ]
+        groups = ", ".join(row["groups"][:6]) + (", ..." if len(row["groups"]) > 6 else "")
+        table.add_row(row["pc"], str(row["records"]), *cells, escape(groups))
+    return table
+
+
+def _row(data: SimulatedData, number: int) -> dict[str, Any]:
+    part = data.train.take(data.parts[number])
+    labels = Counter(part.labels)
+    return {
+        "pc": f"pc-{number:04d}",
+        "records": len(part),
+        "labels": {label: labels[label] for label in data.labels},
+        "groups": sorted(set(part.groups or ())),
+    }

@@ -1,0 +1,71 @@
+"""`fedaipc`: all commands, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from fedaipc import __version__
+from fedaipc.cli import assets, config, data, predict, privacy, report, simulate
+from fedaipc.errors import FedaipcError
+
+app = typer.Typer(
+    name="fedaipc",
+    help="Privacy-preserving federated fine-tuning of BERT-class models on many AI PCs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("simulate")(simulate.simulate)
+app.command("report")(report.report)
+app.command("predict")(predict.predict)
+app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.add_typer(assets.app, name="assets")
+app.add_typer(privacy.app, name="privacy")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"fedaipc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="show the version and exit"
+    ),
+) -> None:
+    del version
+
+
+def run() -> None:
+    """Console entry: errors that fedaipc raises on purpose end as one line on stderr."""
+    # Weights are either local or asked for by id; nothing is reported to anyone.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except FedaipcError as error:
+        for note in getattr(error, "__notes__", ()):
+            typer.echo(note, err=True)
+        _fail(str(error), error.exit_code)
+    except SystemExit as end:  # how typer ends; 130 is its word for Ctrl-C
+        if end.code == 130:
+            _fail("stopped; a run keeps its finished rounds: simulate --resume goes on", 130)
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"fedaipc: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,63 @@
+"""`fedaipc predict`: use a trained model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedaipc.errors import DataError, OutputError
+from fedaipc.results import RESULTS_FILE
+
+_BATCH = 64  # texts in memory at once
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="run folder, or its model/", show_default=False)],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="texts; without any, lines of stdin")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print all probabilities, a JSON object per line")
+    ] = False,
+) -> None:
+    """Classify texts with the model of a run, on this machine.
+
+    Example: fedaipc predict runs/demo "what a lovely film"
+    """
+    from fedaipc.model.export import Exported
+
+    folder = run / "model"
+    if not folder.is_dir():
+        if (run / RESULTS_FILE).is_file():
+            raise OutputError(f"{run}: has no model yet; `fedaipc simulate --resume` goes on")
+        folder = run
+    model = Exported.load(folder)
+    given = texts or _lines()
+    for start in range(0, len(given), _BATCH):
+        batch = given[start : start + _BATCH]
+        for text, row in zip(batch, model.probabilities(batch), strict=True):
+            _show(text, sorted(zip(row.tolist(), model.labels, strict=True), reverse=True), as_json)
+
+
+def _lines() -> list[str]:
+    try:
+        lines = [line.strip() for line in sys.stdin]
+    except UnicodeDecodeError:
+        raise DataError("stdin: not UTF-8; give texts as UTF-8") from None
+    given = [line for line in lines if line]
+    if not given:
+        raise DataError("no text to classify: give one, or lines on stdin")
+    return given
+
+
+def _show(text: str, ranked: list[tuple[float, str]], as_json: bool) -> None:
+    chance, label = ranked[0]
+    if as_json:
+        chances = {name: round(value, 6) for value, name in ranked}
+        typer.echo(json.dumps({"text": text, "label": label, "probability": chances}))
+    else:
+        typer.echo(f"{label}\t{chance:.3f}\t{text}")

@@ -1,0 +1,162 @@
+"""`fedaipc simulate`: many PCs on one machine."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedaipc.cli.config import Overrides
+from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
+from fedaipc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from fedaipc.config import Settings
+    from fedaipc.federation.simulation import Run
+    from fedaipc.results import RoundResult
+
+
+def simulate(
+    source: Source = None,
+    text: Text = None,
+    label: Label = None,
+    by: By = None,
+    pcs: Pcs = None,
+    rounds: Annotated[int | None, typer.Option(help="how many rounds")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="privacy target over all rounds")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder that gets the run's folder")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the run's folder")] = None,
+    pc_state: Annotated[
+        Path | None,
+        typer.Option(help="keep the PCs and their ledgers here, over several runs"),
+    ] = None,
+    engine: Annotated[
+        Literal["in-process", "flower"], typer.Option(help="how PCs are driven")
+    ] = "in-process",
+    resume: Annotated[Path | None, typer.Option(help="go on with this run's folder")] = None,
+    insecure_test_seed: Annotated[
+        int | None, typer.Option(help="repeatable noise: the result is NOT PRIVATE")
+    ] = None,
+) -> None:
+    """Fine-tune over many simulated PCs, each with its own data, noise and ledger.
+
+    Example: fedaipc simulate reviews.csv --text body --label stars --by customer
+    """
+    from fedaipc.federation import simulation
+    from fedaipc.report.html import write_all
+    from fedaipc.report.tables import per_class, summary
+
+    console = Console()
+    if resume is not None:
+        own = {"--text": text, "--label": label, "--by": by, "--pcs": pcs, "--rounds": rounds,
+               "--epsilon": epsilon, "--set": overrides, "--out": out, "--name": name,
+               "--pc-state": pc_state, "--insecure-test-seed": insecure_test_seed,
+               "a source": source}  # fmt: skip
+        given = [flag for flag, value in own.items() if value not in (None, [])]
+        if given:
+            raise ConfigError(f"--resume keeps the run's own settings: leave out {given[0]}")
+        run = simulation.reopen(resume)
+    else:
+        flags = {
+            "federation.rounds": rounds,
+            "privacy.epsilon": epsilon,
+            "privacy.lifetime_epsilon": epsilon,
+            "output.folder": None if out is None else str(out),
+            "output.name": name,
+        }
+        settings = read_settings(source, overrides, flags, text=text, label=label, by=by, pcs=pcs)
+        run = simulation.prepare(settings, pc_state=pc_state, test_seed=insecure_test_seed)
+    _announce(console, run)
+    with ExitStack() as open_until_end:
+        watchers = [open_until_end.enter_context(_Display(console, run.settings)).on_round]
+        if run.settings.output.tensorboard:
+            from fedaipc.report.tensorboard import Scalars
+
+            watchers.append(open_until_end.enter_context(closing(Scalars(run.folder))).on_round)
+
+        def on_round(result: RoundResult) -> None:
+            for watch in watchers:
+                watch(result)
+
+        results = simulation.simulate(run, engine, on_round)
+    console.print(summary(results))
+    console.print(per_class(results))
+    if run.settings.output.plots:
+        write_all(results, run.folder)
+        console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False)
+    console.print(
+        f'try it: fedaipc predict {run.folder} "some text"', highlight=False, markup=False
+    )
+
+
+def _announce(console: Console, run: Run) -> None:
+    from fedaipc.federation.server_app import DATA_FILE
+
+    settings = run.settings
+    privacy, federation = settings.privacy, settings.federation
+    facts = json.loads((run.folder / DATA_FILE).read_text(encoding="utf-8"))
+    for reason in facts["not_private"]:
+        console.print("[bold red]NOT PRIVATE[/]:", escape(reason), highlight=False)
+    promise = "no privacy" if privacy.mode == "none" else f"noise {privacy.noise_multiplier}"
+    if privacy.epsilon is not None:
+        promise = f"epsilon {privacy.epsilon:g}"
+    console.print(
+        f"{run.folder}: {settings.model.base}, {settings.model.method}, {federation.pcs} PCs, "
+        f"{federation.rounds} rounds, {promise}",
+        highlight=False,
+        markup=False,
+    )
+
+
+class _Display:
+    """A live bar on a terminal, a line per evaluated round elsewhere."""
+
+    def __init__(self, console: Console, settings: Settings) -> None:
+        self._console = console
+        self._rounds = settings.federation.rounds
+        self._live = console.is_terminal
+        self._bar = Progress(
+            TextColumn("rounds"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._bar.add_task("first round: frozen layers", total=self._rounds)
+        self._accuracy = ""
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def on_round(self, result: RoundResult) -> None:
+        """Show one finished attempt."""
+        if result.validation is not None:
+            self._accuracy = f"accuracy {result.validation.accuracy:.3f}"
+        spent = "NOT PRIVATE" if result.epsilon is None else f"epsilon {result.epsilon:.2f}"
+        pcs = f"{result.arrived} of {result.asked} PCs"
+        words = [pcs, self._accuracy, spent] + (["void"] if result.void else [])
+        line = ", ".join(word for word in words if word)
+        self._bar.update(self._task, completed=result.round - result.void, description=line)
+        if not self._live and (result.validation is not None or result.void):
+            self._console.print(f"round {result.round}/{self._rounds}: {line}", highlight=False)

@@ -1,0 +1,68 @@
+"""What `simulate` and `data describe` take alike: a config, or data and a few flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedaipc.config import load_settings, settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fedaipc.config import Settings
+
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        help="a config (.toml), or data: a .csv, .tsv, .jsonl or .parquet file, a folder with a "
+        "sub-folder of .txt per label, hf:ID, an asset; the default task without one",
+        show_default=False,
+    ),
+]
+Text = Annotated[str | None, typer.Option(help="column with the text", show_default=False)]
+Label = Annotated[str | None, typer.Option(help="column with the label", show_default=False)]
+By = Annotated[
+    str | None,
+    typer.Option(help="column whose values (users, speakers) are the PCs", show_default=False),
+]
+Pcs = Annotated[int | None, typer.Option(help="how many PCs", show_default=False)]
+
+
+def read_settings(
+    source: str | None,
+    overrides: Sequence[str] | None,
+    flags: Mapping[str, object],
+    *,
+    text: str | None,
+    label: str | None,
+    by: str | None,
+    pcs: int | None,
+) -> Settings:
+    """Settings of a job; a flag that is None was not given. Raises ConfigError or DataError."""
+    is_config = source is not None and source.endswith(".toml")
+    given = {
+        "data.source": None if is_config else source,
+        "data.text_column": text,
+        "data.label_column": label,
+        "data.partition_column": by,
+        "data.partition": None if by is None else "column",
+        "federation.pcs": pcs,
+        **flags,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    config = Path(source) if source is not None and is_config else None
+    settings = load_settings(config, overrides or (), given)
+    return settings if by is None or pcs is not None else _with_fewer_pcs(settings)
+
+
+def _with_fewer_pcs(settings: Settings) -> Settings:
+    """No more PCs than the column has values: a user's records stay on one PC."""
+    from fedaipc.data.prepare import prepare_simulation
+
+    groups = prepare_simulation(settings.data, 1).train.groups or ()
+    tree = settings.model_dump(exclude_none=True)
+    tree["federation"]["pcs"] = min(len(set(groups)), settings.federation.pcs)
+    return settings_from(tree)

@@ -1,0 +1,319 @@
+"""Every command but `simulate`: help, output for people, output for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer.main
+
+from fedaipc.cli.main import app
+from fedaipc.config import Settings
+from tests.conftest import write_reviews
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import click
+
+    from tests.conftest import Ran
+
+REVIEWS = ("reviews.csv", "--text", "body", "--label", "stars")
+
+
+def _commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+def refused(ran: Ran, code: int) -> str:
+    """The one line on stderr of a command that was refused."""
+    assert ran.code == code
+    assert ran.out == ""
+    assert ran.err.startswith("fedaipc: ")
+    assert ran.err.count("\n") == 1
+    return ran.err
+
+
+def test_the_commands_are_those_that_the_documents_name() -> None:
+    assert {" ".join(path) for path in COMMANDS} == {
+        "simulate", "report", "predict", "config show", "config check", "data describe",
+        "assets list", "assets fetch", "privacy ledger",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_says_what_a_command_does_and_gives_an_example(
+    fedaipc: Callable[..., Ran], path: tuple[str, ...]
+) -> None:
+    ran = fedaipc(*path, "--help")
+    assert ran.code == 0
+    assert f"Example: fedaipc {' '.join(path)}" in ran.out
+    assert str(COMMANDS[path].help).splitlines()[0] in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_option_is_explained(path: tuple[str, ...]) -> None:
+    options = [one for one in COMMANDS[path].params if one.param_type_name == "option"]
+    assert [one.name for one in options if not one.help] == []
+
+
+def test_every_argument_is_explained() -> None:
+    bare = [
+        (path, one.name)
+        for path, command in COMMANDS.items()
+        for one in command.params
+        if one.param_type_name == "argument" and not one.help
+    ]
+    assert bare == []
+
+
+def test_without_a_command_the_help_appears(fedaipc: Callable[..., Ran]) -> None:
+    ran = fedaipc()
+    assert "simulate" in ran.out + ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_real_process_gives_version_line_and_exit_code(tmp_path: Path) -> None:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "fedaipc.cli.main", *words],
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+            env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+
+    shown = call("--version")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("fedaipc 0.")
+    broken = call("config", "show", "nowhere.toml")
+    assert (broken.returncode, broken.stdout) == (2, "")
+    assert broken.stderr == "fedaipc: nowhere.toml: no such file\n"
+    assert call("data", "describe", "nowhere.csv").returncode == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("config", "show"), ("assets", "list")], ids=" ".join)
+def test_a_reader_that_went_away_gets_no_traceback(words: tuple[str, ...]) -> None:
+    """As in `fedaipc config show | head -n 1`, but surely too late."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedaipc.cli.main", *words],
+        stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# config
+
+
+def test_config_show_prints_toml_that_can_be_used_again(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    first = fedaipc("config", "show", "--set", "privacy.epsilon=3", "--set", "output.name=mine")
+    (tmp_path / "mine.toml").write_text(first.out)
+    again = fedaipc("config", "show", "mine.toml")
+    assert again.out == first.out
+    tree = tomllib.loads(again.out)
+    assert tree["privacy"]["epsilon"] == 3
+    assert tree["federation"]["rounds"] == Settings().federation.rounds  # defaults are shown too
+
+
+def test_config_show_lists_whole_keys_even_on_a_narrow_screen(
+    fedaipc: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    ran = fedaipc("config", "show", "--keys")
+    for key in ("training.head_learning_rate", "federation.server_learning_rate", "data.source"):
+        assert key in ran.out
+    assert "working" in ran.out
+
+
+def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None:
+    ran = fedaipc("config", "check", "--set", "federation.rounds=2")
+    assert ran.code == 0
+    assert "the configuration is valid" in ran.out
+    assert "2 rounds of 1 steps at rate 0.1: epsilon 7.999" in ran.out
+    assert "decline" not in ran.out
+    small = ("--set", "federation.rounds=40", "--set", "privacy.lifetime_epsilon=7.5")
+    assert "PCs will decline before the end" in fedaipc("config", "check", *small).out
+
+
+def test_config_check_without_privacy_says_so(fedaipc: Callable[..., Ran]) -> None:
+    assert "NOT PRIVATE" in fedaipc("config", "check", "--set", "privacy.mode=none").out
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[data\n", "my.toml: not valid TOML"),
+        ("[data]\nsauce = 'a'\n", "data.sauce: unknown key; did you mean source?"),
+        ("[federation]\npcs = 0\n", "(allowed: from 1 to 100000)"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(
+    fedaipc: Callable[..., Ran], tmp_path: Path, command: str, text: str, said: str
+) -> None:
+    (tmp_path / "my.toml").write_text(text)
+    assert said in refused(fedaipc("config", command, "my.toml"), 2)
+
+
+def test_a_target_that_no_noise_reaches_is_refused(fedaipc: Callable[..., Ran]) -> None:
+    many = ("--set", "federation.rounds=100000", "--set", "training.local_steps=100000")
+    refused(fedaipc("config", "check", "--set", "privacy.epsilon=1e-6", *many), 6)
+
+
+# assets
+
+
+def test_assets_list_and_fetch_agree(fedaipc: Callable[..., Ran], spam: Path) -> None:
+    listed = fedaipc("assets", "list")
+    rows = json.loads(fedaipc("assets", "list", "--json").out)
+    assert {row["name"] for row in rows} == {"minilm-l6", "sentiment-4", "sms-spam"}
+    assert all(row["name"] in listed.out and row["licence"] in listed.out for row in rows)
+    assert [row["cached"] for row in rows if row["name"] == "sms-spam"] == [True]
+    assert json.loads(fedaipc("assets", "fetch", "sms-spam", "--json").out) == {
+        "sms-spam": str(spam)
+    }
+    assert fedaipc("assets", "fetch", "sms-spam").out == f"sms-spam: {spam}\n"
+
+
+def test_an_unknown_asset_is_refused(fedaipc: Callable[..., Ran]) -> None:
+    assert "did you mean sms-spam?" in refused(fedaipc("assets", "fetch", "sms-span"), 4)
+
+
+# data
+
+
+def test_data_describe_shows_what_each_pc_holds(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    write_reviews(tmp_path / "reviews.csv", 90, customers=3)
+    ran = fedaipc("data", "describe", *REVIEWS, "--by", "customer")
+    assert ran.code == 0
+    assert ran.out.count("customer ") == 3
+    assert "72 training, 9 validation and 9 test texts" in ran.out
+    rows = json.loads(fedaipc("data", "describe", *REVIEWS, "--by", "customer", "--json").out)
+    assert [row["groups"] for row in rows] == [["customer 0"], ["customer 1"], ["customer 2"]]
+    assert sum(row["records"] for row in rows) == 72
+    assert all(sum(row["labels"].values()) == row["records"] for row in rows)
+    assert {tuple(row["labels"]) for row in rows} == {("1", "5")}
+
+
+def test_data_describe_takes_a_config_as_well(fedaipc: Callable[..., Ran], tmp_path: Path) -> None:
+    write_reviews(tmp_path / "reviews.csv")
+    (tmp_path / "my.toml").write_text(
+        '[data]\nsource = "reviews.csv"\ntext_column = "body"\nlabel_column = "stars"\n'
+    )
+    rows = json.loads(fedaipc("data", "describe", "my.toml", "--pcs", 4, "--json").out)
+    assert [row["records"] for row in rows] == [18, 18, 18, 18]
+
+
+def test_no_more_pcs_are_made_than_a_column_has_values_left_after_the_splits(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """Single-record customers whose record is held back have no PC; nobody else is cut up."""
+    write_reviews(tmp_path / "reviews.csv", 18, customers=12)
+    rows = json.loads(fedaipc("data", "describe", *REVIEWS, "--by", "customer", "--json").out)
+    homes = [group for row in rows for group in row["groups"]]
+    assert len(homes) == len(set(homes))
+
+
+def test_asking_for_fewer_pcs_than_min_pcs_is_refused_with_a_column_too(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    write_reviews(tmp_path / "reviews.csv", customers=3)
+    ran = fedaipc("data", "describe", *REVIEWS, "--by", "customer", "--set", "federation.min_pcs=4")
+    assert "federation.min_pcs = 4 can never be reached" in refused(ran, 2)
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    lines = [f"text {n},{'[/bold]' if n % 2 else '[red]'},[/who]" for n in range(40)]
+    (tmp_path / "odd.csv").write_text("\n".join(["text,label,user", *lines]))
+    ran = fedaipc("data", "describe", "odd.csv", "--by", "user")
+    assert ran.code == 0
+    assert all(name in ran.out for name in ("[/bold]", "[red]", "[/who]"))
+
+
+def test_holdings_are_drawn(fedaipc: Callable[..., Ran], tmp_path: Path) -> None:
+    write_reviews(tmp_path / "reviews.csv")
+    ran = fedaipc("data", "describe", *REVIEWS, "--pcs", 3, "--plot", "pcs.svg", "--json")
+    assert len(json.loads(ran.out)) == 3
+    assert "<svg" in (tmp_path / "pcs.svg").read_text()
+    refused(fedaipc("data", "describe", *REVIEWS, "--pcs", 3, "--plot", "pcs.gif"), 12)
+    refused(fedaipc("data", "describe", *REVIEWS, "--pcs", 3, "--plot", "reviews.csv/a.png"), 12)
+
+
+# report, predict, ledger: places where nothing is
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("report", "nowhere"), 12, "nowhere: no results.json here"),
+        (("report", "."), 12, "no results.json here"),
+        (("predict", "nowhere", "a text"), 12, "nowhere: no usable model here"),
+        (("predict", ".", "a text"), 12, "no usable model here"),
+        (("privacy", "ledger", "nowhere"), 8, "nowhere: no such folder"),
+        (("privacy", "ledger", "."), 8, "holds no ledger"),
+    ],
+)
+def test_a_folder_that_holds_nothing_is_refused(
+    fedaipc: Callable[..., Ran], words: tuple[str, ...], code: int, said: str
+) -> None:
+    assert said in refused(fedaipc(*words), code)
+
+
+def test_a_damaged_run_folder_is_refused(fedaipc: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "pc-state.json").write_text("{")
+    assert "pc-state.json: cannot be read" in refused(fedaipc("privacy", "ledger", "."), 8)
+    (tmp_path / "results.json").write_text("{}")
+    assert "has no model yet" in refused(fedaipc("predict", ".", "a text"), 12)
+
+
+@pytest.mark.parametrize("word", ["nonsense", "--nonsense", "simulate --pcs many"])
+def test_a_slip_in_the_command_itself_is_code_2(fedaipc: Callable[..., Ran], word: str) -> None:
+    ran = fedaipc(*word.split())
+    assert ran.code == 2
+    assert "--help" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_system_error_that_nobody_foresaw_is_one_line_too(
+    fedaipc: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any, **_kwargs: Any) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("fedaipc.cli.config.load_settings", full)
+    assert refused(fedaipc("config", "show"), 1) == (
+        "fedaipc: somewhere: No space left on device\n"
+    )
+
+
+def test_an_interrupt_is_code_130_and_says_how_to_go_on(
+    fedaipc: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_args: Any, **_kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedaipc.cli.config.load_settings", stop)
+    ran = fedaipc("config", "show")
+    assert "simulate --resume goes on" in refused(ran, 130)
