@@ -1,0 +1,115 @@
+"""Run the claims of the README and write simulations/results/NAME.json.
+
+    python simulations/run.py                 all claims, seeds 1 2 3
+    python simulations/run.py private-8       one claim
+    python simulations/run.py --seeds 1 2     other seeds
+
+Each claim is one config in this folder. A seed decides which PC holds which record; noise always
+comes from the operating system. The test set is the same in all runs and was used for no choice:
+settings were tuned on the validation set (docs/recipe.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fedaipc.config import Settings, load_settings
+from fedaipc.federation.simulation import prepare, simulate
+from fedaipc.results import Results
+
+HERE = Path(__file__).parent
+CLAIMS = {
+    "alone-by-domain": "each PC alone, not private, one domain each",
+    "alone-iid": "each PC alone, not private, mixed texts",
+    "central": "all texts in one place, not private",
+    "federated": "20 PCs, not private",
+    "private-8": "20 PCs, epsilon 8",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("claims", nargs="*", default=list(CLAIMS), choices=[*CLAIMS, []])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fedaipc-") as scratch:
+        for claim in chosen.claims or CLAIMS:
+            runs = [_run(claim, seed, Path(scratch)) for seed in chosen.seeds]
+            _write(claim, runs)
+
+
+def _run(claim: str, seed: int, scratch: Path) -> dict[str, Any]:
+    started = time.monotonic()
+    over = [f"data.seed={seed}", f'output.folder="{scratch / "runs"}"', "output.plots=false",
+            f'speed.cache_folder="{scratch / "cache"}"', "output.keep_pc_state=false"]  # fmt: skip
+    settings = load_settings(HERE / f"{claim}.toml", over)
+    if claim.startswith("alone"):
+        scores = [_accuracies(_once(settings, [pc])) for pc in range(settings.federation.pcs)]
+        run = {
+            "test_accuracy": statistics.mean(s["test_accuracy"] for s in scores),
+            "validation_accuracy": statistics.mean(s["validation_accuracy"] for s in scores),
+            "test_macro_f1": statistics.mean(s["test_macro_f1"] for s in scores),
+            "pcs": scores,
+        }
+    else:
+        results = _once(settings, None)
+        run = {
+            **_accuracies(results),
+            "epsilon_charged": max((pc.epsilon or 0 for pc in results.pcs), default=None),
+            "privacy": results.privacy.model_dump(mode="json"),
+            "trainable_parameters": results.model.trainable_parameters,
+            "bytes_up_per_pc_and_round": results.rounds[0].bytes_up // results.rounds[0].arrived,
+            "peak_memory_bytes": results.peak_memory_bytes,
+        }
+    run |= {"seed": seed, "seconds": round(time.monotonic() - started, 1)}
+    print(f"{claim}, seed {seed}: test {run['test_accuracy']:.4f}", flush=True)
+    return run
+
+
+def _once(settings: Settings, only: list[int] | None) -> Results:
+    if only is not None:
+        federation = settings.federation.model_copy(update={"only": tuple(only)})
+        settings = settings.model_copy(update={"federation": federation})
+    run = prepare(settings)
+    results = simulate(run, "in-process", lambda _: None)
+    shutil.rmtree(run.folder)
+    return results
+
+
+def _accuracies(results: Results) -> dict[str, Any]:
+    if results.test is None or results.validation is None:
+        sys.exit("the run did not finish")
+    return {
+        "test_accuracy": results.test.accuracy,
+        "test_macro_f1": results.test.macro_f1,
+        "validation_accuracy": results.validation.accuracy,
+        "not_private": list(results.not_private),
+    }
+
+
+def _write(claim: str, runs: list[dict[str, Any]]) -> None:
+    accuracies = [run["test_accuracy"] for run in runs]
+    summary = {
+        "claim": claim,
+        "what": CLAIMS[claim],
+        "test_accuracy_mean": statistics.mean(accuracies),
+        "test_accuracy_deviation": statistics.stdev(accuracies) if len(runs) > 1 else None,
+        "test_macro_f1_mean": statistics.mean(run["test_macro_f1"] for run in runs),
+        "runs": runs,
+    }
+    path = HERE / "results" / f"{claim}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
