@@ -28,6 +28,7 @@ def _utc(text: str) -> str:
     return text
 
 
+Engine = Literal["in-process", "flower"]
 UtcTime = Annotated[str, AfterValidator(_utc)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[int, Field(ge=0)]
@@ -74,7 +75,6 @@ class PrivacyFacts(Section):
     local_steps: Number
     rounds: Number
     target_epsilon: Amount | None
-    filter_order: Amount | None
     planned_epsilon: PlannedEpsilon | None
 
 
@@ -114,7 +114,7 @@ class RoundResult(Section):
     """One attempt at one round. A void one left the model as it was.
 
     `asked`, `arrived`, `declined` and `dropped` count PCs; `phases` holds seconds by name;
-    `epsilon` is what a PC that took part in every round so far has spent.
+    `epsilon` is what this run, all its attempts included, has cost a PC that took part in each.
     """
 
     round: Number
@@ -135,7 +135,8 @@ class RoundResult(Section):
 class PcResult(Section):
     """One PC at the end. `examples` and `groups` are known to a simulator only.
 
-    `epsilon` is read from the ledger: all charges over the PC's life, not this run's alone.
+    `epsilon` is read from the ledger: all charges over the PC's life, not this run's alone, by
+    the filter of order `filter_order`; None where the ledger can claim none.
     """
 
     name: str
@@ -144,6 +145,7 @@ class PcResult(Section):
     groups: tuple[str, ...] = ()
     epsilon: Amount | None
     lifetime_epsilon: Amount | None
+    filter_order: Amount | None = None
     charges: Number
     state: Literal["active", "exhausted", "absent"]
 
@@ -169,7 +171,7 @@ class Results(Section):
     fedaipc: str
     name: str
     run_id: str
-    engine: Literal["in-process", "flower"]
+    engine: Engine
     status: Literal["running", "finished", "stopped"]
     started: UtcTime
     finished: UtcTime | None

@@ -4,9 +4,10 @@
     python simulations/run.py private-8       one claim
     python simulations/run.py --seeds 1 2     other seeds
 
-Each claim is one config in this folder. A seed decides which PC holds which record; noise always
-comes from the operating system. The test set is the same in all runs and was used for no choice:
-settings were tuned on the validation set (docs/recipe.md).
+Each claim is one config in this folder. A seed decides which PC holds which record, so the
+deviation over seeds says what that and the noise do, which always comes from the operating system;
+training in one place only draws other batches. The test set is the same in all runs and was used
+for no choice: settings were tuned on the validation set (docs/recipe.md).
 """
 
 from __future__ import annotations
@@ -26,20 +27,23 @@ from fedaipc.federation.simulation import prepare, simulate
 from fedaipc.results import Results
 
 HERE = Path(__file__).parent
-CLAIMS = {
-    "alone-by-domain": "each PC alone, not private, one domain each",
-    "alone-iid": "each PC alone, not private, mixed texts",
-    "central": "all texts in one place, not private",
-    "federated": "20 PCs, not private",
-    "private-8": "20 PCs, epsilon 8",
+CLAIMS = {  # name: what it is, its config
+    "alone-by-domain": ("each PC alone, not private, one domain each", "alone-by-domain"),
+    "alone-iid": ("each PC alone, not private, mixed texts", "alone-iid"),
+    "central": ("all texts in one place, not private", "central"),
+    "federated": ("20 PCs, not private", "federated"),
+    "private-8": ("20 PCs, epsilon 8", "demo"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("claims", nargs="*", default=list(CLAIMS), choices=[*CLAIMS, []])
+    parser.add_argument("claims", nargs="*", metavar="CLAIM", help=", ".join(CLAIMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     chosen = parser.parse_args()
+    for claim in chosen.claims:
+        if claim not in CLAIMS:
+            parser.error(f"no claim {claim}; there are {', '.join(CLAIMS)}")
     with tempfile.TemporaryDirectory(prefix="fedaipc-") as scratch:
         for claim in chosen.claims or CLAIMS:
             runs = [_run(claim, seed, Path(scratch)) for seed in chosen.seeds]
@@ -49,8 +53,9 @@ def main() -> None:
 def _run(claim: str, seed: int, scratch: Path) -> dict[str, Any]:
     started = time.monotonic()
     over = [f"data.seed={seed}", f'output.folder="{scratch / "runs"}"', "output.plots=false",
-            f'speed.cache_folder="{scratch / "cache"}"', "output.keep_pc_state=false"]  # fmt: skip
-    settings = load_settings(HERE / f"{claim}.toml", over)
+            f'speed.cache_folder="{scratch / "cache"}"', "output.keep_pc_state=false",
+            "evaluation.every=100000", "speed.threads=1"]  # fmt: skip
+    settings = load_settings(HERE / f"{CLAIMS[claim][1]}.toml", over)
     if claim.startswith("alone"):
         scores = [_accuracies(_once(settings, [pc])) for pc in range(settings.federation.pcs)]
         run = {
@@ -63,11 +68,10 @@ def _run(claim: str, seed: int, scratch: Path) -> dict[str, Any]:
         results = _once(settings, None)
         run = {
             **_accuracies(results),
-            "epsilon_charged": max((pc.epsilon or 0 for pc in results.pcs), default=None),
+            "epsilon_charged": max((pc.epsilon for pc in results.pcs if pc.epsilon), default=None),
             "privacy": results.privacy.model_dump(mode="json"),
             "trainable_parameters": results.model.trainable_parameters,
             "bytes_up_per_pc_and_round": results.rounds[0].bytes_up // results.rounds[0].arrived,
-            "peak_memory_bytes": results.peak_memory_bytes,
         }
     run |= {"seed": seed, "seconds": round(time.monotonic() - started, 1)}
     print(f"{claim}, seed {seed}: test {run['test_accuracy']:.4f}", flush=True)
@@ -99,7 +103,7 @@ def _write(claim: str, runs: list[dict[str, Any]]) -> None:
     accuracies = [run["test_accuracy"] for run in runs]
     summary = {
         "claim": claim,
-        "what": CLAIMS[claim],
+        "what": CLAIMS[claim][0],
         "test_accuracy_mean": statistics.mean(accuracies),
         "test_accuracy_deviation": statistics.stdev(accuracies) if len(runs) > 1 else None,
         "test_macro_f1_mean": statistics.mean(run["test_macro_f1"] for run in runs),

@@ -123,7 +123,9 @@ def test_what_is_written_as_toml_reads_back_equal(
 
 
 def test_an_owner_reads_back_equal(tmp_path: Path) -> None:
-    owner = OwnerSettings(name="pc-1", source="./a.csv", size_class=64, insecure_test_seed=3)
+    owner = OwnerSettings(
+        name="pc-1", source="./a.csv", size_class=64, base="minilm-l6", insecure_test_seed=3
+    )
     assert load_owner(_file(tmp_path, to_toml(owner))) == owner
 
 
@@ -176,7 +178,7 @@ def test_an_unknown_section_in_a_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "allowed"),
     [
-        ("federation.pcs=0", "from 1 to 100000"),
+        ("federation.pcs=0", "from 1 to 10000"),
         ("federation.rounds=-1", "from 1 to 100000"),
         ("federation.fraction=0", "more than 0 to 1"),
         ("federation.fraction=1.01", "more than 0 to 1"),
@@ -189,6 +191,10 @@ def test_an_unknown_section_in_a_file_is_refused(tmp_path: Path) -> None:
         ("privacy.mode=central", "local | none"),
         ("training.learning_rate=nan", "more than 0 to 1e+09"),
         ("model.max_length=3", "from 4 to 8192"),
+        ("model.max_length=true", "from 4 to 8192"),
+        ("federation.rounds=true", "from 1 to 100000"),
+        ("privacy.clip=false", "from 1e-09 to 1e+09"),
+        ("privacy.noise_multiplier=0.09", "from 0.1 to 1e+06"),
         ("model.method=lorra", "head | bitfit | lora | last-k | full"),
         ("output.plots=maybe", "true | false"),
         ("output.name=../elsewhere", "letters, digits and . _ - after the first"),

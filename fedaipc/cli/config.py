@@ -50,10 +50,10 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """
     from fedaipc.privacy.plan import (
         charged_epsilon,
+        covered_rounds,
         filter_order,
         make_plan,
         planned_epsilon,
-        schedule_order,
     )
 
     settings = load_settings(config, overrides or ())
@@ -62,9 +62,10 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     if not plan.private:
         typer.echo("the configuration is valid\nNOT PRIVATE: neither clip nor noise")
         return
-    filter_order(plan, settings.privacy.lifetime_epsilon)  # refuses a budget below one round
+    lifetime = settings.privacy.lifetime_epsilon
+    order = filter_order(plan, rounds, lifetime)
     epsilons = planned_epsilon(plan, rounds)
-    charged = charged_epsilon(plan, rounds, schedule_order(plan, rounds))
+    charged = charged_epsilon(plan, rounds, order)
     typer.echo("the configuration is valid")
     typer.echo(
         f"noise multiplier {plan.noise_multiplier:.4f}, {rounds} rounds of {plan.local_steps} "
@@ -72,8 +73,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         f"{plan.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
         f"PLD {epsilons['pld']:.3f})"
     )
-    if charged > settings.privacy.lifetime_epsilon * (1 + 1e-6):
+    if (covered := covered_rounds(plan, lifetime, order)) < rounds:
         typer.echo(
-            f"PCs will decline before the end: privacy.lifetime_epsilon is "
-            f"{settings.privacy.lifetime_epsilon:g}"
+            f"PCs will decline after {covered} of {rounds} rounds: privacy.lifetime_epsilon is "
+            f"{lifetime:g}"
         )

@@ -36,6 +36,8 @@ def predict(
             raise OutputError(f"{run}: has no model yet; `fedaipc simulate --resume` goes on")
         folder = run
     model = Exported.load(folder)
+    for reason in model.not_private:
+        typer.echo(f"NOT PRIVATE: {reason}", err=True)
     given = texts or _lines()
     for start in range(0, len(given), _BATCH):
         batch = given[start : start + _BATCH]

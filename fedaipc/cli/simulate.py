@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedaipc.cli.config import Overrides
 from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
-from fedaipc.errors import ConfigError
+from fedaipc.errors import BudgetExhausted, ConfigError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -55,6 +56,7 @@ def simulate(
     from fedaipc.federation import simulation
     from fedaipc.report.html import write_all
     from fedaipc.report.tables import per_class, summary
+    from fedaipc.results import Results
 
     console = Console()
     if resume is not None:
@@ -75,6 +77,9 @@ def simulate(
             "output.name": name,
         }
         settings = read_settings(source, overrides, flags, text=text, label=label, by=by, pcs=pcs)
+        if settings.output.tensorboard and find_spec("tensorboard") is None:
+            raise ConfigError("output.tensorboard needs `pip install 'fedaipc[tensorboard]'`")
+        simulation.check_engine(engine, pc_state)
         run = simulation.prepare(settings, pc_state=pc_state, test_seed=insecure_test_seed)
     _announce(console, run)
     with ExitStack() as open_until_end:
@@ -88,7 +93,14 @@ def simulate(
             for watch in watchers:
                 watch(result)
 
-        results = simulation.simulate(run, engine, on_round)
+        stopped = None
+        try:
+            simulation.simulate(run, engine, on_round)
+        except BudgetExhausted as error:
+            stopped = error
+    results = Results.load(run.folder)
+    if stopped is not None and results.test is None:
+        raise stopped
     console.print(summary(results))
     console.print(per_class(results))
     if run.settings.output.plots:
@@ -97,6 +109,8 @@ def simulate(
     console.print(
         f'try it: fedaipc predict {run.folder} "some text"', highlight=False, markup=False
     )
+    if stopped is not None:
+        raise stopped
 
 
 def _announce(console: Console, run: Run) -> None:
@@ -110,6 +124,11 @@ def _announce(console: Console, run: Run) -> None:
     promise = "no privacy" if privacy.mode == "none" else f"noise {privacy.noise_multiplier}"
     if privacy.epsilon is not None:
         promise = f"epsilon {privacy.epsilon:g}"
+    if run.covered_rounds < federation.rounds:
+        console.print(
+            f"the PCs' budgets end after {run.covered_rounds} of {federation.rounds} rounds",
+            highlight=False,
+        )
     console.print(
         f"{run.folder}: {settings.model.base}, {settings.model.method}, {federation.pcs} PCs, "
         f"{federation.rounds} rounds, {promise}",

@@ -7,6 +7,10 @@ explain.py   errors and allowed values in words
 
 from fedaipc.config.explain import describe_fields
 from fedaipc.config.settings import (
+    LEAST_CLIP,
+    LEAST_NOISE,
+    MOST_CLIP,
+    MOST_NOISE,
     NAME,
     DataSettings,
     EvaluationSettings,
@@ -23,6 +27,10 @@ from fedaipc.config.settings import (
 from fedaipc.config.toml import load_owner, load_settings, settings_from, to_toml
 
 __all__ = [
+    "LEAST_CLIP",
+    "LEAST_NOISE",
+    "MOST_CLIP",
+    "MOST_NOISE",
     "NAME",
     "DataSettings",
     "EvaluationSettings",

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
+LEAST_NOISE, MOST_NOISE = 0.1, 1e6  # noise multiplier; beyond, accountants lose their digits
+LEAST_CLIP, MOST_CLIP = 1e-9, 1e9  # below, the float32 squares of a gradient vanish
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -25,6 +35,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise PydanticCustomError("not_a_flag", "true and false are no value here")
+        return value
 
 
 class ModelSettings(Section):
@@ -107,10 +125,15 @@ class PrivacySettings(Section):
         None, gt=0, le=1000, description="target over all rounds; 8 if no noise is given"
     )
     noise_multiplier: float | None = Field(
-        None, ge=0.1, le=1e6, description="noise by clip bound, in place of epsilon"
+        None,
+        ge=LEAST_NOISE,
+        le=MOST_NOISE,
+        description="noise by clip bound, in place of epsilon",
     )
     delta: float = Field(1e-5, gt=0, lt=0.01, description="at most 1 / (10 n) of any PC")
-    clip: Positive = Field(1.0, description="L2 bound C on one record's gradient")
+    clip: float = Field(
+        1.0, ge=LEAST_CLIP, le=MOST_CLIP, description="L2 bound C on one record's gradient"
+    )
     sampling_rate: Share = Field(0.1, description="Poisson sampling rate q of one local step")
     lifetime_epsilon: float = Field(
         8.0, gt=0, le=1000, description="what each simulated owner allows for good"
@@ -143,7 +166,7 @@ class TrainingSettings(Section):
 class FederationSettings(Section):
     """How rounds are run. Public; `rounds` enters the privacy schedule."""
 
-    pcs: int = Field(20, ge=1, le=100_000, description="how many PCs")
+    pcs: int = Field(20, ge=1, le=10_000, description="how many PCs")
     rounds: int = Field(40, ge=1, le=100_000, description="planned rounds")
     fraction: Share = Field(1.0, description="of the PCs asked in each round")
     min_pcs: int = Field(1, ge=1, le=100_000, description="fewer updates: the round is void")
@@ -213,7 +236,9 @@ class SpeedSettings(Section):
         "auto", description="where a PC computes"
     )
     threads: int = Field(0, ge=0, le=1024, description="0: as torch chooses")
-    micro_batch: int = Field(64, ge=1, le=65_536, description="examples in memory at once")
+    micro_batch: int = Field(
+        0, ge=0, le=65_536, description="examples in memory at once; 0: as the method needs"
+    )
     cache_frozen: bool = Field(True, description="compute frozen lower layers once per text")
     cache_folder: str | None = Field(None, description="share that cache (simulation only)")
 
@@ -232,15 +257,19 @@ class Settings(Section):
 
 
 class OwnerSettings(Section):
-    """What the owner of one PC decides. Stays on the PC."""
+    """What the owner of one PC decides. Stays on the PC.
+
+    The base model is the owner's choice too: a PC that loaded what a job names could be given one
+    that fails on a certain word, and would tell by failing. Delta and lifetime budget are in the
+    PC's ledger, for good.
+    """
 
     name: str = Field(max_length=80, pattern=NAME)
     source: str = Field(min_length=1)
     text_column: str = "text"
     label_column: str = "label"
     size_class: int = Field(ge=1, description="public upper end of the number of records")
-    lifetime_epsilon: float = Field(8.0, gt=0, le=1000)
-    delta: float = Field(1e-5, gt=0, lt=0.01)
+    base: str = Field(min_length=1, description="the one base model that this PC trains")
     allow_not_private: bool = False
     insecure_test_seed: Seed | None = None
     drop_out: float = Field(0.0, ge=0, le=1)

@@ -34,19 +34,26 @@ _COLUMN_NAME = re.compile(r"[^\W\d][\w.-]{0,29}( [\w.-]{1,29})?")
 
 
 def read_records(
-    source: str, *, text_column: str, label_column: str, group_column: str | None
+    source: str,
+    *,
+    text_column: str,
+    label_column: str,
+    group_column: str | None,
+    skip_unusable: bool = False,
 ) -> Records:
     """All records of `source`: an asset, a file, a folder with one sub-folder of .txt per label,
     or "hf:ID" / "hf:ID:SPLIT".
 
     Labels and groups become text; 1, 1.0 and "1" are one label. Raises DataError: nothing there,
-    a column missing, an empty text or label (with its row). AssetError: as `fetch_asset`.
+    a column missing, an empty text or label (with its row). AssetError: as `fetch_asset`. With
+    `skip_unusable`, a record that cannot be used is left out instead, and none at all is fine;
+    what cannot be read as a file of records still raises.
     """
     columns = [text_column, label_column] + ([group_column] if group_column is not None else [])
     if is_asset(source):
-        return _read_file(fetch_asset(source), columns)
+        return _read_file(fetch_asset(source), columns, skip_unusable)
     if source.startswith("hf:"):
-        return _read_hub(source, columns)
+        return _read_hub(source, columns, skip_unusable)
     try:
         path = Path(source).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -55,23 +62,23 @@ def read_records(
     if is_folder:
         if group_column is not None:
             raise DataError(f"{source}: a folder of texts has no column {group_column!r}")
-        return _read_folder(path)
+        return _read_folder(path, skip_unusable)
     if not is_file:
         close = difflib.get_close_matches(source, [asset.name for asset in list_assets()], n=1)
         hint = f"did you mean {close[0]}?" if close else "see `fedaipc assets list`"
         raise DataError(f"{source}: no such file, folder or asset; {hint}")
-    return _read_file(path, columns)
+    return _read_file(path, columns, skip_unusable)
 
 
-def _read_file(path: Path, columns: Sequence[str]) -> Records:
+def _read_file(path: Path, columns: Sequence[str], skip: bool) -> Records:
     kind = path.suffix.lower()
     try:
         if kind in (".csv", ".tsv"):
-            return _read_csv(path, columns)
+            return _read_csv(path, columns, skip)
         if kind in (".jsonl", ".ndjson"):
-            return _read_jsonl(path, columns)
+            return _read_jsonl(path, columns, skip)
         if kind == ".parquet":
-            return _read_parquet(path, columns)
+            return _read_parquet(path, columns, skip)
     except UnicodeDecodeError:
         raise DataError(f"{path.name}: not UTF-8; save it as UTF-8") from None
     except (csv.Error, pa.ArrowException) as error:
@@ -84,7 +91,7 @@ def _read_file(path: Path, columns: Sequence[str]) -> Records:
     raise DataError(f"{path.name}: unknown kind of file (known: {', '.join(FILE_KINDS)})")
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> Records:
+def _read_csv(path: Path, columns: Sequence[str], skip: bool) -> Records:
     csv.field_size_limit(_LARGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
@@ -97,7 +104,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Records:
             _check_header(path.name, names, (line for _, line in islice(lines, 1000)))
         _check_columns(path.name, names, columns)
         places = [names.index(column) for column in columns]
-        return _records(path.name, _csv_rows(path.name, lines, len(names), places))
+        return _records(path.name, _csv_rows(path.name, lines, len(names), places), skip)
 
 
 def _delimiter(header: str, columns: Sequence[str]) -> str:
@@ -125,20 +132,20 @@ def _csv_lines(name: str, file: Iterable[str], delimiter: str) -> Iterator[tuple
 
 def _csv_rows(
     name: str, lines: Iterable[tuple[int, list[str]]], width: int, places: Sequence[int]
-) -> Iterator[tuple[Place, Row]]:
+) -> Iterator[tuple[Place, Row | DataError]]:
     for number, line in lines:
+        where = f"{name}, row {number}"
         if len(line) <= max(places):
-            raise DataError(f"{name}, row {number}: has too few columns")
-        if any(extra.strip() for extra in line[width:]):
-            raise DataError(
-                f"{name}, row {number}: has more columns than the first row; put texts that hold "
-                "the delimiter in quotation marks"
-            )
-        yield number, tuple(line[place] for place in places)
+            yield number, DataError(f"{where}: has too few columns")
+        elif any(extra.strip() for extra in line[width:]):
+            more = "put texts that hold the delimiter in quotation marks"
+            yield number, DataError(f"{where}: has more columns than the first row; {more}")
+        else:
+            yield number, tuple(line[place] for place in places)
 
 
-def _read_jsonl(path: Path, columns: Sequence[str]) -> Records:
-    def rows(file: Iterable[str]) -> Iterator[tuple[Place, Row]]:
+def _read_jsonl(path: Path, columns: Sequence[str], skip: bool) -> Records:
+    def rows(file: Iterable[str]) -> Iterator[tuple[Place, Row | DataError]]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -146,46 +153,55 @@ def _read_jsonl(path: Path, columns: Sequence[str]) -> Records:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                raise DataError(f"{where}: not valid JSON") from None
+                yield number, DataError(f"{where}: not valid JSON")
+                continue
             if not isinstance(row, dict):
-                raise DataError(f"{where}: not a JSON object; write one object per line")
-            _check_columns(where, list(row), columns)
-            yield number, tuple(row[column] for column in columns)
+                yield number, DataError(f"{where}: not a JSON object; write one object per line")
+                continue
+            try:
+                _check_columns(where, list(row), columns)
+            except DataError as error:
+                yield number, error
+            else:
+                yield number, tuple(row[column] for column in columns)
 
     with path.open(encoding="utf-8-sig") as file:
-        return _records(path.name, rows(file))
+        return _records(path.name, rows(file), skip)
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> Records:
+def _read_parquet(path: Path, columns: Sequence[str], skip: bool) -> Records:
     with pq.ParquetFile(path) as file:
         _check_columns(path.name, file.schema_arrow.names, columns)
         table = file.read(columns=list(dict.fromkeys(columns)))
     values = [table[column].to_pylist() for column in columns]
-    return _records(path.name, enumerate(zip(*values, strict=True), start=1))
+    return _records(path.name, enumerate(zip(*values, strict=True), start=1), skip)
 
 
-def _read_folder(path: Path) -> Records:
-    def rows() -> Iterator[tuple[Place, Row]]:
+def _read_folder(path: Path, skip: bool) -> Records:
+    def rows() -> Iterator[tuple[Place, Row | DataError]]:
         for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != "."):
             for file in sorted(p for p in folder.iterdir() if p.suffix.lower() == ".txt"):
                 try:
                     yield file.name, (file.read_text(encoding="utf-8-sig"), folder.name)
                 except (OSError, UnicodeDecodeError) as error:
                     # The sub-folder is a label, so it is not named.
-                    raise DataError(
-                        f"{path.name}, file {file.name}: cannot be read as UTF-8 text "
-                        f"({type(error).__name__})"
-                    ) from None
+                    yield (
+                        file.name,
+                        DataError(
+                            f"{path.name}, file {file.name}: cannot be read as UTF-8 text "
+                            f"({type(error).__name__})"
+                        ),
+                    )
 
     if not any(path.glob("*/*")):
         raise DataError(f"{path.name}: holds no sub-folder with .txt files (one per label)")
     try:
-        return _records(path.name, rows())
+        return _records(path.name, rows(), skip)
     except OSError as error:
         raise DataError(f"{path.name}: cannot be read ({error.strerror or error})") from None
 
 
-def _read_hub(source: str, columns: Sequence[str]) -> Records:
+def _read_hub(source: str, columns: Sequence[str], skip: bool) -> Records:
     _, identifier, *split = source.split(":", 2)  # a split may be a slice, as test[:10%]
     try:
         import datasets
@@ -200,7 +216,7 @@ def _read_hub(source: str, columns: Sequence[str]) -> Records:
         ) from None
     _check_columns(source, data.column_names, columns)
     values = [[_named(data.features[column], v) for v in data[column]] for column in columns]
-    return _records(source, enumerate(zip(*values, strict=True), start=1))
+    return _records(source, enumerate(zip(*values, strict=True), start=1), skip)
 
 
 def _named(feature: object, value: object) -> object:
@@ -231,28 +247,44 @@ def _check_columns(where: str, present: Sequence[str], columns: Sequence[str]) -
             raise DataError(f"{where}: column {column!r} is there twice; rename one of them")
 
 
-def _records(where: str, rows: Iterable[tuple[Place, Row]]) -> Records:
+def _records(where: str, rows: Iterable[tuple[Place, Row | DataError]], skip: bool) -> Records:
     texts, labels, groups = [], [], []
-    for place, (text, raw_label, *raw_group) in rows:
-        what = f"row {place}" if isinstance(place, int) else f"file {place}"
-        label = _name(raw_label)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}, {what}: the text is empty or not a text; remove it")
-        if label is None:
-            raise DataError(f"{where}, {what}: the label is missing; fill it in or remove it")
-        for value in (text, label):
-            if not _is_unicode(value):
-                raise DataError(f"{where}, {what}: holds half a character; save it as UTF-8 again")
-        texts.append(text.strip())
+    for place, row in rows:
+        try:
+            text, label, group = _usable(where, place, row)
+        except DataError:
+            if skip:
+                continue
+            raise
+        texts.append(text)
         labels.append(label)
-        if raw_group:
-            group = _name(raw_group[0])
-            if group is None or not _is_unicode(group):
-                raise DataError(f"{where}, {what}: the partition column is empty; fill it in")
+        if group is not None:
             groups.append(group)
-    if not texts:
+    if not texts and not skip:
         raise DataError(f"{where}: holds no records")
     return Records(tuple(texts), tuple(labels), tuple(groups) if groups else None)
+
+
+def _usable(where: str, place: Place, row: Row | DataError) -> tuple[str, str, str | None]:
+    """Text, label and group of a row. Raises DataError."""
+    if isinstance(row, DataError):
+        raise row
+    text, raw_label, *raw_group = row
+    what = f"row {place}" if isinstance(place, int) else f"file {place}"
+    label = _name(raw_label)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}, {what}: the text is empty or not a text; remove it")
+    if label is None:
+        raise DataError(f"{where}, {what}: the label is missing; fill it in or remove it")
+    for value in (text, label):
+        if not _is_unicode(value):
+            raise DataError(f"{where}, {what}: holds half a character; save it as UTF-8 again")
+    if not raw_group:
+        return text.strip(), label, None
+    group = _name(raw_group[0])
+    if group is None or not _is_unicode(group):
+        raise DataError(f"{where}, {what}: the partition column is empty; fill it in")
+    return text.strip(), label, group
 
 
 def _is_unicode(text: str) -> bool:

@@ -27,7 +27,7 @@ from fedaipc.federation.messages import (
     decode_reply,
 )
 from fedaipc.federation.server_optimizer import ServerOptimizer
-from fedaipc.privacy.plan import charged_epsilon, schedule_order
+from fedaipc.privacy.plan import charged_epsilon, filter_order
 from fedaipc.results import RoundResult
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ class Coordinator:
         self._optimizer = ServerOptimizer(settings.federation, checkpoint.optimizer)
         self._exhausted: set[str] = set()
         self._attempt = 0
-        plan = job.plan
-        self._order = schedule_order(plan, job.rounds) if plan.private else 0.0
+        # As a PC chooses it that makes its ledger for this job.
+        self._order = filter_order(job.plan, job.rounds, settings.privacy.lifetime_epsilon)
 
     def run(self, grid: Grid) -> Checkpoint:
         """Run to the last planned round; the checkpoint that is left.

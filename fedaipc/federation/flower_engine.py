@@ -41,7 +41,7 @@ from fedaipc.federation.processes import (
     alive,
     marked,
     signal_all,
-    sigterm_unwinds,
+    signals_unwind,
     undisturbed,
 )
 
@@ -114,7 +114,7 @@ def run_on_flower_simulation(
         options["init-args-num-cpus"] = num_cpus
     config = _checked_config(run_config)
     job = _Job(import_paths, cluster=cluster)
-    with sigterm_unwinds():
+    with signals_unwind():
         try:
             job.write_app(config, server_app, client_app)
             job.start_superlink()

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 
-from fedaipc.config import ModelSettings, Section, TrainingSettings
+from fedaipc.config import (
+    LEAST_CLIP,
+    LEAST_NOISE,
+    MOST_CLIP,
+    MOST_NOISE,
+    ModelSettings,
+    Section,
+    TrainingSettings,
+)
 from fedaipc.errors import RoundError
 from fedaipc.privacy.plan import PrivacyPlan, make_plan
 
@@ -24,8 +32,8 @@ class Job(Section):
     labels: tuple[str, ...] = Field(min_length=2)
     layout_hash: str
     mode: Literal["local", "none"]
-    clip: float = Field(gt=0)
-    noise_multiplier: float | None = Field(ge=0.1)
+    clip: float = Field(ge=LEAST_CLIP, le=MOST_CLIP)
+    noise_multiplier: float | None = Field(ge=LEAST_NOISE, le=MOST_NOISE)
     sampling_rate: float = Field(gt=0, le=1)
     delta: float = Field(gt=0, lt=0.01)
     rounds: int = Field(ge=1)

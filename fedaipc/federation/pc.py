@@ -1,13 +1,15 @@
 """A PC's side of the federation: check what is asked, charge the ledger, train.
 
-A `Pc` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, and a cache. Its
-methods return what may leave the PC, or raise; nothing of a PC's data is in an exception's text.
+A `Pc` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `pc.log`, a cache.
+Its methods return what may leave the PC, or raise; nothing of its data is in an exception's text.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 OWNER_FILE = "owner.toml"
 LEDGER_FILE = "ledger.jsonl"
+LOG_FILE = "pc.log"
 
 
 class SimulatedDropOut(Exception):  # noqa: N818 - an event that a test asked for, not a fault
@@ -58,8 +61,11 @@ class Pc:
         """
         owner, job = self.owner, request.job
         # 1. Check the job against the owner's rules, on public facts alone.
-        self._check(request)
-        classifier = shared_classifier(job.model, job.labels, owner)
+        ledger = self.open_ledger()
+        self._check(request, ledger)
+        # The base is the owner's; that both sides have the same one is in the layout's hash.
+        model = job.model.model_copy(update={"base": owner.base})
+        classifier = shared_classifier(model, job.labels, owner)
         if classifier.layout.hash != job.layout_hash:
             raise RoundError("the coordinator trains another base model or another part of it")
         size, vector = classifier.layout.size, request.vector
@@ -67,13 +73,14 @@ class Pc:
             raise RoundError("the global vector does not fit the model or is not finite")
         # 2. Charge the ledger; when this returns the charge is on the disk.
         plan = job.plan
-        self.open_ledger().charge(
+        ledger.charge(
             Charge(
                 run=job.run,
                 round=request.round,
                 attempt=request.attempt,
                 mechanism=plan.mechanism() if plan.private else None,
                 clip=job.clip,
+                seeded=owner.insecure_test_seed is not None,
             )
         )
         return classifier
@@ -81,29 +88,57 @@ class Pc:
     def train(self, request: TrainRequest, classifier: Classifier) -> npt.NDArray[np.float32]:
         """Only after `admit`: the update of shape (layout.size,), all that leaves.
 
-        What is raised here may depend on data: which error it was must not leave the PC.
+        To fail or not to fail would be an answer without noise. So where the data or the training
+        on it fails in a private mode, the update is that of a PC without data: noise alone, and
+        the reason stays in the PC's own log.
         """
-        owner, job = self.owner, request.job
         if self._vanishes(request.attempt):
             raise SimulatedDropOut
         # 3. Train with randomness that only this PC knows.
-        examples, targets = self._examples(classifier, job)
+        try:
+            return self._trained(request, classifier, *self._examples(classifier, request.job))
+        except Exception as error:
+            if not request.job.plan.private:
+                raise
+            self._note(f"round {request.round}: trained on nothing: {_shown(error)}")
+        return self._trained(request, classifier, Inputs.nothing(), np.zeros(0, dtype=np.int64))
+
+    def _trained(
+        self,
+        request: TrainRequest,
+        classifier: Classifier,
+        examples: Inputs,
+        targets: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.float32]:
         return train_round(
             classifier,
             examples,
             targets,
             request.vector,
-            plan=job.plan,
-            training=job.training,
-            size_class=owner.size_class,
-            micro_batch=owner.speed.micro_batch,
+            plan=request.job.plan,
+            training=request.job.training,
+            size_class=self.owner.size_class,
+            micro_batch=self.owner.speed.micro_batch,
             random=self._random(request.round),
         )
 
-    def _check(self, request: TrainRequest) -> None:
+    def _note(self, line: str) -> None:
+        """One line for the owner's eyes: it may tell of data, and so never leaves the folder."""
+        path = self.folder / LOG_FILE
+        with suppress(OSError):
+            path.touch(mode=0o600)
+            with path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+
+    def _check(self, request: TrainRequest, ledger: Ledger) -> None:
         job = request.job
         if job.plan.private:
-            check_delta(max(job.delta, self.owner.delta), self.owner.size_class)
+            check_delta(ledger.delta, self.owner.size_class)
+            if job.delta != ledger.delta:
+                raise PrivacyError(
+                    f"the job promises at delta {job.delta:g}; this PC's ledger counts at "
+                    f"{ledger.delta:g} for good"
+                )
         elif not self.owner.allow_not_private:
             raise PrivacyError("the job asks for training without privacy; the owner forbids it")
         if request.round > job.rounds or request.attempt > job.most_attempts:
@@ -117,11 +152,13 @@ class Pc:
         if key in _examples:
             _examples.move_to_end(key)
             return _examples[key]
+        # A record that cannot be read is left out too: it must not cost the others.
         records = read_records(
             source,
             text_column=owner.text_column,
             label_column=owner.label_column,
             group_column=None,
+            skip_unusable=True,
         )
         number = {label: i for i, label in enumerate(job.labels)}
         # A record whose label the job does not list is left out. To fail instead would tell a
@@ -135,7 +172,7 @@ class Pc:
             frozen = cache if owner.speed.cache_frozen else None
             inputs = make_inputs(classifier, records.texts, frozen)
         else:  # noise alone, as in any round whose sample is empty
-            inputs = Inputs(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
+            inputs = Inputs.nothing()
         _examples[key] = inputs, targets
         if len(_examples) > _EXAMPLES_KEPT:
             _examples.popitem(last=False)
@@ -156,17 +193,22 @@ class Pc:
 
 
 _EXAMPLES_KEPT = 256  # PCs of one process; mostly file-backed, so this is a bound on open files
-_Key = tuple[str, str, tuple[int, int] | None]
+_Key = tuple[str, str, tuple[tuple[str, int, int], ...]]
 _examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict()
 
 
-def _stamp(source: str) -> tuple[int, int] | None:
-    """What shows that a file was replaced since it was read; None where it is no file."""
+def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
+    """What shows that a file, or one in a folder, was replaced since it was read."""
+    path = Path(source)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+    return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+
+
+def _shown(error: Exception) -> str:
     try:
-        status = Path(source).stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+        return f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
+    except Exception:  # noqa: BLE001 - an exception that cannot be printed must not stop a round
+        return type(error).__name__
 
 
 def shared_classifier(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+_ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 JOB_MARK = "FEDAIPC_ENGINE_JOB"  # environment variable that every process of a job inherits
 
 
@@ -45,30 +46,36 @@ def _in_main_thread() -> bool:
 
 
 @contextlib.contextmanager
-def sigterm_unwinds() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit, so that `finally` runs, unless the caller handles it."""
+def signals_unwind() -> Iterator[None]:
+    """Make SIGTERM and a closed terminal raise SystemExit, so that `finally` runs.
+
+    A signal that the caller handles, or ignores as nohup does, stays as it is.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
         sys.exit(128 + number)
 
-    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not _in_main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, leave)
+    free = [number for number in _ENDINGS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in free:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in free:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM for the seconds that cleaning up takes."""
+    """Ignore all that would end this process for the seconds that cleaning up takes."""
     if not _in_main_thread():
         yield
         return
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, *_ENDINGS)}
     try:
         yield
     finally:

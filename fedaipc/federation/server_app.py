@@ -31,9 +31,11 @@ from fedaipc.model.device import choose_device
 from fedaipc.model.export import export
 from fedaipc.model.load import base_hash
 from fedaipc.model.metrics import standard_error
-from fedaipc.privacy.plan import NEIGHBOURS, planned_epsilon, schedule_order
+from fedaipc.privacy.plan import NEIGHBOURS, planned_epsilon
 from fedaipc.results import (
+    RESULTS_FILE,
     DataFacts,
+    Engine,
     MachineFacts,
     ModelFacts,
     PlannedEpsilon,
@@ -82,9 +84,11 @@ def _print_event(result: RoundResult) -> None:
     sys.stdout.flush()
 
 
-def run_job(grid: Grid, folder: Path, engine: str, on_round: Callable[[RoundResult], None]) -> None:
+def run_job(
+    grid: Grid, folder: Path, engine: Engine, on_round: Callable[[RoundResult], None]
+) -> None:
     """Run or go on with the job in `folder`; leaves results.json, checkpoint and model there."""
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    clock = time.monotonic()
     settings = load_settings(folder / CONFIG_FILE)
     job = Job.parse(_read(folder / JOB_FILE))
     device = choose_device(settings.speed)
@@ -94,13 +98,10 @@ def run_job(grid: Grid, folder: Path, engine: str, on_round: Callable[[RoundResu
     batch = settings.evaluation.batch
     validation = Evaluation(classifier, folder / VALIDATION_FILE, cache, batch)
     checkpoint = Checkpoint.load(folder, job.layout_hash)
-    resumed = checkpoint is not None
     checkpoint = checkpoint or Checkpoint(
         layout_hash=job.layout_hash, vector=read_vector(classifier)
     )
-    results = _facts(settings, job, classifier, folder).model_copy(
-        update={"engine": engine, "started": started, "resumed": int(resumed)}
-    )
+    results = _facts(settings, job, classifier, folder, engine)
 
     def report(result: RoundResult) -> None:
         on_round(result)
@@ -118,21 +119,45 @@ def run_job(grid: Grid, folder: Path, engine: str, on_round: Callable[[RoundResu
     try:
         coordinator.run(grid)
     except BudgetExhausted:
-        _progress(results, checkpoint, clock).model_copy(update={"status": "stopped"}).write(folder)
+        stopped = _progress(results, checkpoint, clock).model_copy(update={"status": "stopped"})
+        stopped.write(folder)
+        if checkpoint.round:  # what was paid for is worth having
+            _finish(stopped, folder, settings, classifier, checkpoint, validation)
         raise
+    done = _progress(results, checkpoint, clock).model_copy(update={"status": "finished"})
+    _finish(done, folder, settings, classifier, checkpoint, validation)
+
+
+def _finish(
+    results: Results,
+    folder: Path,
+    settings: Settings,
+    classifier: Classifier,
+    checkpoint: Checkpoint,
+    validation: Evaluation,
+) -> None:
+    """Measure the model on the test set, once; save it, and then the results."""
+    started = time.monotonic()
+    cache, batch = _cache(settings, folder), settings.evaluation.batch
     test = Evaluation(classifier, folder / TEST_FILE, cache, batch)
     score, classes = test.score(checkpoint.vector)
-    export(folder / MODEL_FOLDER, job.model, job.labels, classifier.layout, checkpoint.vector)
-    done = _progress(results, checkpoint, clock)
-    done.model_copy(
+    export(
+        folder / MODEL_FOLDER,
+        classifier.settings,
+        classifier.labels,
+        classifier.layout,
+        checkpoint.vector,
+        results.not_private,
+    )
+    results.model_copy(
         update={
-            "status": "finished",
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": results.seconds + time.monotonic() - started,
             "validation": validation.score(checkpoint.vector)[0],
             "test": score,
             "test_classes": tuple(classes),
             "standard_error": standard_error(score.accuracy, score.examples),
-            "data": done.data.model_copy(update={"majority": test.majority}),
+            "data": results.data.model_copy(update={"majority": test.majority}),
             "peak_memory_bytes": peak_memory(),
         }
     ).write(folder)
@@ -156,24 +181,29 @@ def _progress(results: Results, checkpoint: Checkpoint, clock: float) -> Results
     return results.model_copy(
         update={
             "rounds": tuple(checkpoint.rounds),
-            "seconds": time.monotonic() - clock,
+            "seconds": results.seconds + time.monotonic() - clock,
             "model": facts,
         }
     )
 
 
-def _facts(settings: Settings, job: Job, classifier: Classifier, folder: Path) -> Results:
+def _facts(
+    settings: Settings, job: Job, classifier: Classifier, folder: Path, engine: Engine
+) -> Results:
+    """What is known before the first round; a run that goes on keeps its start and its time."""
+    before = Results.load(folder) if (folder / RESULTS_FILE).is_file() else None
     device, privacy, plan = choose_device(settings.speed), settings.privacy, job.plan
     data = json.loads(_read(folder / DATA_FILE))
     return Results(
         fedaipc=fedaipc.__version__,
         name=settings.output.name,
         run_id=job.run,
-        engine="in-process",
+        engine=engine,
         status="running",
-        started="1970-01-01T00:00:00+00:00",
+        started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
         finished=None,
-        seconds=0,
+        seconds=before.seconds if before else 0,
+        resumed=before.resumed + 1 if before else 0,
         not_private=tuple(data.pop("not_private")),
         privacy=PrivacyFacts(
             mode=plan.mode,
@@ -186,7 +216,6 @@ def _facts(settings: Settings, job: Job, classifier: Classifier, folder: Path) -
             local_steps=plan.local_steps,
             rounds=job.rounds,
             target_epsilon=privacy.epsilon,
-            filter_order=schedule_order(plan, job.rounds) if plan.private else None,
             planned_epsilon=PlannedEpsilon(**planned_epsilon(plan, job.rounds))
             if plan.private
             else None,

@@ -12,50 +12,45 @@ import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from fedaipc.config import OwnerSettings, load_settings, to_toml
 from fedaipc.data.prepare import prepare_simulation
-from fedaipc.errors import BudgetExhausted, EngineError, OutputError, RoundError
+from fedaipc.errors import BudgetExhausted, EngineError, OutputError, PrivacyError, RoundError
 from fedaipc.federation import flower_engine, server_app
 from fedaipc.federation.client_app import app as client_app
 from fedaipc.federation.client_app import pc_folder
 from fedaipc.federation.flower_adapter import run_in_process
-from fedaipc.federation.job import make_job
+from fedaipc.federation.job import Job, make_job
 from fedaipc.federation.pc import LEDGER_FILE, OWNER_FILE, Pc
 from fedaipc.model.classifier import Classifier
+from fedaipc.model.load import is_local
 from fedaipc.privacy.ledger import Ledger
-from fedaipc.privacy.plan import (
-    DEFAULT_ORDER,
-    PrivacyPlan,
-    check_delta,
-    filter_order,
-    planned_epsilon,
-    size_class,
-)
-from fedaipc.results import RESULTS_FILE, PcResult, Results, RoundResult
+from fedaipc.privacy.plan import check_delta, filter_order, size_class
+from fedaipc.results import RESULTS_FILE, Engine, PcResult, Results, RoundResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from fedaipc.config import Settings
+    from fedaipc.config import PrivacySettings, Settings
     from fedaipc.data.records import Records
 
-Engine = Literal["in-process", "flower"]
 _RECORDS_FILE = "records.parquet"
 _PLACE_FILE = "pc-state.json"
+_JOINED_FILE = "joined-run.json"  # beside the PCs: the run whose records they hold
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A prepared run: its folder and where its PCs live."""
+    """A prepared run: its folder, where its PCs live, and how many rounds all can afford."""
 
     folder: Path
     pc_state: Path
     settings: Settings
+    covered_rounds: int
 
 
 def prepare(
@@ -70,18 +65,28 @@ def prepare(
     class and its ledger with all it has spent. `test_seed` makes every PC's randomness repeatable
     and the result NOT PRIVATE.
 
-    Raises ConfigError, DataError, ModelError, PrivacyError, or OutputError; then no run folder
-    is left behind.
+    Raises ConfigError, DataError, AssetError, ModelError, PrivacyError (a PC that is there already
+    has another delta or budget in its ledger, or a smaller size class), LedgerError, RoundError or
+    OutputError; then no run folder is left behind, and no PC was changed.
     """
+    settings = _with_whole_paths(settings)
     data = prepare_simulation(settings.data, settings.federation.pcs)
     layout_hash = Classifier(settings.model, data.labels).layout.hash
     job = make_job(settings, data.labels, layout_hash, secrets.token_hex(8))
-    order = _ledger_order(settings, job.plan)
+    order = filter_order(job.plan, job.rounds, settings.privacy.lifetime_epsilon)
     folder = _new_folder(Path(settings.output.folder), settings.output.name)
     try:
         state = _pc_state(pc_state or folder / "pcs")
-        for number, indices in enumerate(data.parts):
-            _enrol(pc_folder(state, number), data.train.take(indices), settings, order, test_seed)
+        with _locked(state):
+            parts = [data.train.take(indices) for indices in data.parts]
+            owners = [
+                _owner(pc_folder(state, number), len(records), settings, test_seed)
+                for number, records in enumerate(parts)
+            ]
+            _write(state / _JOINED_FILE, json.dumps(job.run))
+            for owner, records in zip(owners, parts, strict=True):
+                _enrol(state / owner.name, owner, records, settings.privacy, order)
+        ledgers = [Pc(state / owner.name).open_ledger() for owner in owners]
         data.validation.write_parquet(folder / server_app.VALIDATION_FILE)
         data.test.write_parquet(folder / server_app.TEST_FILE)
         facts = {
@@ -91,7 +96,7 @@ def prepare(
             "validation": len(data.validation),
             "test": len(data.test),
             "notes": data.notes,
-            "not_private": _not_private(settings, test_seed),
+            "not_private": _not_private(settings, test_seed, ledgers),
         }
         _write(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
         # Relative where the PCs lie within: then the whole folder can be moved.
@@ -106,29 +111,37 @@ def prepare(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Run(folder, state, settings)
+    covered = job.rounds
+    if job.plan.private:
+        covered = min(ledger.rounds_left(job.plan.mechanism()) for ledger in ledgers)
+    return Run(folder, state, settings, covered)
 
 
-def _ledger_order(settings: Settings, plan: PrivacyPlan) -> float:
-    """The filter order that each simulated owner chooses, knowing this job."""
-    if not plan.private:
-        return DEFAULT_ORDER
-    lifetime = settings.privacy.lifetime_epsilon
-    filter_order(plan, lifetime)  # refuses a budget below one round
-    target = planned_epsilon(plan, settings.federation.rounds)["rdp"]
-    return filter_order(plan, min(lifetime, target))
+def _with_whole_paths(settings: Settings) -> Settings:
+    """Paths that hold from any folder: engines and later commands may run in another one."""
+    model, speed = settings.model, settings.speed
+    if is_local(model.base):
+        base = str(Path(model.base).expanduser().resolve())
+        model = model.model_copy(update={"base": base})
+    if speed.cache_folder is not None:
+        whole = str(Path(speed.cache_folder).expanduser().resolve())
+        speed = speed.model_copy(update={"cache_folder": whole})
+    return settings.model_copy(update={"model": model, "speed": speed})
 
 
 def reopen(folder: Path) -> Run:
     """A run that was cut off. Raises OutputError or RoundError where there is nothing to resume."""
     if not (folder / server_app.JOB_FILE).is_file():
         raise OutputError(f"{folder}: not a run folder; give the one that the run wrote")
+    if _status(folder) == "finished":
+        raise RoundError(f"{folder}: this run is finished; there is nothing to resume")
     state = folder.resolve() / json.loads((folder / _PLACE_FILE).read_text(encoding="utf-8"))
     if not state.is_dir():
         raise OutputError(f"{state}: the folder with the state of the PCs is gone")
-    if _status(folder) == "finished":
-        raise RoundError(f"{folder}: this run is finished; there is nothing to resume")
-    return Run(folder, state, load_settings(folder / server_app.CONFIG_FILE))
+    settings = load_settings(folder / server_app.CONFIG_FILE)
+    run = Run(folder, state, settings, settings.federation.rounds)
+    _check_joined(run)
+    return run
 
 
 def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) -> Results:
@@ -137,7 +150,8 @@ def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) 
     Raises BudgetExhausted, RoundError, EngineError or OutputError; results so far and the
     checkpoint are kept, and `simulate(reopen(folder), ...)` goes on.
     """
-    with _locked(run.folder):
+    with _locked(run.folder), _locked(run.pc_state):
+        _check_joined(run)
         try:
             if engine == "in-process":
                 _run_in_process(run, on_round)
@@ -148,12 +162,33 @@ def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) 
                 results = _completed(run)
                 results.write(run.folder)
         shutil.rmtree(run.folder / "cache", ignore_errors=True)
-        if not run.settings.output.keep_pc_state:
-            shutil.rmtree(run.folder / "pcs", ignore_errors=True)
-        else:
-            for number in range(run.settings.federation.pcs):
-                shutil.rmtree(pc_folder(run.pc_state, number) / "cache", ignore_errors=True)
-        return results
+        for number in range(run.settings.federation.pcs):
+            shutil.rmtree(pc_folder(run.pc_state, number) / "cache", ignore_errors=True)
+    if not run.settings.output.keep_pc_state:
+        shutil.rmtree(run.folder / "pcs", ignore_errors=True)
+    return results
+
+
+def check_engine(engine: Engine, pc_state: Path | None) -> None:
+    """Raise EngineError where the engine cannot work with PCs in `pc_state`, None for the run's."""
+    if engine == "flower" and flower_engine.uses_cluster() and pc_state is None:
+        raise EngineError(
+            "RAY_ADDRESS is set: the PCs' state must lie in a folder that all machines of the "
+            "cluster share; give it with --pc-state"
+        )
+
+
+def _check_joined(run: Run) -> None:
+    """Raise RoundError where the PCs got the records of another run since."""
+    try:
+        joined = json.loads((run.pc_state / _JOINED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        joined = None
+    if joined != Job.parse((run.folder / server_app.JOB_FILE).read_text(encoding="utf-8")).run:
+        raise RoundError(
+            f"{run.pc_state}: these PCs joined another run since and hold its records; start "
+            "this one anew"
+        )
 
 
 def _run_in_process(run: Run, on_round: Callable[[RoundResult], None]) -> None:
@@ -166,11 +201,8 @@ def _run_in_process(run: Run, on_round: Callable[[RoundResult], None]) -> None:
 
 
 def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
-    if flower_engine.uses_cluster() and run.pc_state.is_relative_to(run.folder.resolve()):
-        raise EngineError(
-            "RAY_ADDRESS is set: the PCs' state must lie in a folder that all machines of the "
-            "cluster share; give it with --pc-state"
-        )
+    within = run.pc_state.is_relative_to(run.folder.resolve())
+    check_engine("flower", None if within else run.pc_state)
 
     def on_log(line: str) -> None:
         _, found, event = line.partition(server_app.EVENT)
@@ -197,42 +229,54 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
         raise
 
 
-def _enrol(
-    folder: Path, records: Records, settings: Settings, order: float, test_seed: int | None
-) -> None:
-    """Make a PC, or give one that exists its records of today."""
+def _owner(folder: Path, records: int, settings: Settings, test_seed: int | None) -> OwnerSettings:
+    """What the owner of the PC in `folder` decides; size class, delta and budget stay for life."""
     privacy, federation = settings.privacy, settings.federation
-    public_class = size_class(len(records))
+    public_class = size_class(records)
     if (folder / OWNER_FILE).is_file():
-        public_class = Pc(folder).owner.size_class
-        if len(records) > public_class:
-            raise RoundError(
+        pc = Pc(folder)
+        public_class, ledger = pc.owner.size_class, pc.open_ledger()
+        if records > public_class:
+            raise PrivacyError(
                 f"{folder}: enrolled with size class {public_class}, which is fixed, and now "
                 "holds more records; use a new --pc-state"
             )
-    if privacy.mode != "none":
-        check_delta(privacy.delta, public_class)
-    owner = OwnerSettings(
+        for name, now, kept in (
+            ("delta", privacy.delta, ledger.delta),
+            ("lifetime_epsilon", privacy.lifetime_epsilon, ledger.lifetime_epsilon),
+        ):
+            if now != kept:
+                raise PrivacyError(
+                    f"{folder}: its ledger has {name} {kept:g} for good; set privacy.{name} = "
+                    f"{kept:g}, or use a new --pc-state"
+                )
+    check_delta(privacy.delta, public_class)
+    return OwnerSettings(
         name=folder.name,
         source=f"./{_RECORDS_FILE}",
         size_class=public_class,
-        lifetime_epsilon=privacy.lifetime_epsilon,
-        delta=privacy.delta,
+        base=settings.model.base,
         allow_not_private=privacy.mode == "none",
         insecure_test_seed=test_seed,
         drop_out=federation.drop_out,
         drop_out_seed=federation.seed,
         speed=settings.speed,
     )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    records.write_parquet(folder / _RECORDS_FILE)
-    if not (folder / LEDGER_FILE).exists():
+
+
+def _enrol(
+    folder: Path, owner: OwnerSettings, records: Records, privacy: PrivacySettings, order: float
+) -> None:
+    """Make a PC with a ledger, or give one that exists its records of today."""
+    if not (folder / OWNER_FILE).is_file():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         Ledger.create(
             folder / LEDGER_FILE,
             lifetime_epsilon=privacy.lifetime_epsilon,
             delta=privacy.delta,
             order=order,
         )
+    records.write_parquet(folder / _RECORDS_FILE)
     _write(folder / OWNER_FILE, to_toml(owner))
 
 
@@ -240,12 +284,14 @@ def _completed(run: Run) -> Results:
     """results.json with what each PC holds and has spent, read from its own folder."""
     import pyarrow.parquet as pq
 
+    plan = Job.parse((run.folder / server_app.JOB_FILE).read_text(encoding="utf-8")).plan
     pcs = []
     for number in range(run.settings.federation.pcs):
         folder = pc_folder(run.pc_state, number)
         pc = Pc(folder)
         ledger = pc.open_ledger()
         table = pq.read_table(folder / _RECORDS_FILE)
+        exhausted = plan.private and not ledger.covers(plan.mechanism())
         groups = table["group"].unique().to_pylist() if "group" in table.column_names else []
         pcs.append(
             PcResult(
@@ -255,8 +301,9 @@ def _completed(run: Run) -> Results:
                 groups=tuple(sorted(g for g in groups if g is not None)),
                 epsilon=None if ledger.unprotected else ledger.spent_epsilon(),
                 lifetime_epsilon=ledger.lifetime_epsilon,
+                filter_order=ledger.order,
                 charges=len(ledger.charges),
-                state="exhausted" if ledger.exhausted else "active" if ledger.charges else "absent",
+                state="exhausted" if exhausted else "active" if ledger.charges else "absent",
             )
         )
     return Results.load(run.folder).model_copy(update={"pcs": tuple(pcs)})
@@ -276,8 +323,10 @@ def _status(folder: Path) -> str | None:
     return Results.load(folder).status if (folder / RESULTS_FILE).is_file() else None
 
 
-def _not_private(settings: Settings, test_seed: int | None) -> list[str]:
+def _not_private(settings: Settings, test_seed: int | None, ledgers: Sequence[Ledger]) -> list[str]:
     reasons = []
+    if any(ledger.unprotected for ledger in ledgers):
+        reasons.append("PCs that took part in rounds without privacy, or with a test seed, before")
     if settings.privacy.mode == "none":
         reasons.append('privacy.mode = "none": neither clip nor noise')
     if test_seed is not None:

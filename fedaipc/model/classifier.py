@@ -17,7 +17,14 @@ import torch
 from torch import nn
 
 from fedaipc.errors import EncodingError, ModelError
-from fedaipc.model.load import OFFSET_FAMILIES, base_hash, load_base, load_tokenizer, quiet
+from fedaipc.model.load import (
+    OFFSET_FAMILIES,
+    base_hash,
+    check_vocabulary,
+    load_base,
+    load_tokenizer,
+    quiet,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
 class Batch:
     """Model inputs: `values` is token ids (B, T), states (B, T, H) or pooled states (B, H).
 
-    `mask` (B, T) is 1 on tokens and 0 on padding; None for pooled states.
+    `mask` (B, T) is 1 on tokens and 0 on padding, at least one 1 a row; None for pooled states.
     """
 
     values: torch.Tensor
@@ -58,7 +65,9 @@ class Classifier(nn.Module):
         self.settings = settings
         self.labels = labels
         self.tokenizer = load_tokenizer(settings)
-        self.hf = prepare_trainable(load_base(settings, labels), settings)
+        whole = load_base(settings, labels)
+        check_vocabulary(self.tokenizer, whole.get_input_embeddings().num_embeddings)
+        self.hf = prepare_trainable(whole, settings)
         depth = self.hf.config.num_hidden_layers
         self.cut = frozen_layers(settings, depth)
         # Held in a tuple: frozen weights are not a sub-module, so nothing trains or saves them.
@@ -216,11 +225,9 @@ def _with_lora(hf: Any, settings: ModelSettings) -> Any:
     depth = hf.config.num_hidden_layers
     if hf.config.model_type == "distilbert":
         attention, dense = ["q_lin", "k_lin", "v_lin", "out_lin"], ["lin1", "lin2"]
-        stack = "layer"
     else:
         attention = ["query", "key", "value", "attention.output.dense"]
         dense = ["intermediate.dense", "output.dense"]
-        stack = "layer"
     head = [
         name for name, _ in hf.named_children() if name not in (hf.base_model_prefix, "dropout")
     ]
@@ -233,7 +240,7 @@ def _with_lora(hf: Any, settings: ModelSettings) -> Any:
         lora_dropout=0.0,
         target_modules=attention + (dense if settings.lora_targets == "all-linear" else []),
         layers_to_transform=list(range(frozen_layers(settings, depth), depth)),
-        layers_pattern=stack,
+        layers_pattern="layer",
         modules_to_save=head,
     )
     with torch.random.fork_rng(devices=[]), quiet():
@@ -257,8 +264,9 @@ def _layer_stack(base: Any) -> Any:
 def _mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over tokens, (B, T, H) -> (B, H)."""
     assert mask is not None  # noqa: S101 - states always come with a mask
-    weights = mask.to(states.dtype).unsqueeze(-1)
-    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    present = mask.unsqueeze(-1)
+    # Filled in and not multiplied by 0, which would let a NaN of the padding through.
+    return states.masked_fill(present == 0, 0.0).sum(1) / present.sum(1)
 
 
 def _layout(classifier: Classifier, settings: ModelSettings, labels: tuple[str, ...]) -> Layout:

@@ -35,8 +35,12 @@ def export(
     labels: tuple[str, ...],
     layout: Layout,
     vector: npt.NDArray[np.float32],
+    not_private: Sequence[str] = (),
 ) -> None:
-    """Write the trained model to `folder`. Raises OutputError where it cannot be written."""
+    """Write the trained model to `folder`, with the reasons why it is not private, if any.
+
+    Raises OutputError where it cannot be written.
+    """
     hf = prepare_trainable(load_base(settings, labels), settings)
     parameters = dict(hf.named_parameters())
     start = 0
@@ -48,7 +52,7 @@ def export(
         hf.peft_config["default"].base_model_name_or_path = settings.base
     pooling = {"pooling": settings.pooling, "max_length": settings.max_length, "labels": labels,
                "base": settings.base, "keep_layers": settings.keep_layers,
-               "adapter": settings.method == "lora"}  # fmt: skip
+               "adapter": settings.method == "lora", "not_private": list(not_private)}  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
@@ -68,6 +72,7 @@ class Exported:
     labels: tuple[str, ...]
     pooling: str
     max_length: int
+    not_private: tuple[str, ...]
 
     @classmethod
     def load(cls, folder: Path) -> Exported:
@@ -76,7 +81,14 @@ class Exported:
             what = json.loads((folder / "fedaipc.json").read_text(encoding="utf-8"))
             with quiet():
                 hf, tokenizer = _load_saved(folder, what)
-            return cls(hf, tokenizer, tuple(what["labels"]), what["pooling"], what["max_length"])
+            return cls(
+                hf,
+                tokenizer,
+                tuple(what["labels"]),
+                what["pooling"],
+                what["max_length"],
+                tuple(what["not_private"]),
+            )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise OutputError(f"{folder}: no usable model here ({type(error).__name__})") from None
 

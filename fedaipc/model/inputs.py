@@ -28,15 +28,24 @@ if TYPE_CHECKING:
 
     from fedaipc.model.classifier import Classifier
 
-_FREEZE_BATCH = 32
+_FREEZE_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Inputs:
-    """`rows` is token ids (N,), states (N, H), or pooled states (texts, H) without `offsets`."""
+    """`rows` is token ids (N,), states (N, H), or pooled states (texts, H) without `offsets`.
+
+    `most` is the public number of tokens at which texts are cut.
+    """
 
     rows: npt.NDArray[np.int32] | npt.NDArray[np.float32]
     offsets: npt.NDArray[np.int64] | None
+    most: int = 64
+
+    @classmethod
+    def nothing(cls) -> Inputs:
+        """Of a PC without a usable text."""
+        return cls(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.rows) if self.offsets is None else len(self.offsets) - 1
@@ -51,26 +60,51 @@ class Inputs:
             return np.ones(len(self.rows), dtype=np.int64)
         return np.diff(self.offsets)
 
-    def batch(self, indices: npt.NDArray[np.int64], device: torch.device) -> Batch:
-        """The texts at `indices`, padded to the longest of them."""
+    def widths(self) -> npt.NDArray[np.int64]:
+        """How many tokens each text is padded to: by its own length alone, in at most 4 steps."""
+        step = max(4, -(-self.most // 4))
+        return np.minimum(-(-self.lengths() // step) * step, max(self.most, 1))
+
+    def batch(self, indices: npt.NDArray[np.int64], size: int, device: torch.device) -> Batch:
+        """The texts at `indices`, all of one width, in the first of `size` + 1 rows.
+
+        The rows behind them are padding that stands for no text, one at least.
+        """
         if self.offsets is None:
-            return Batch(_tensor(self.rows[indices], device), None)
+            pooled = np.zeros((size + 1, self.rows.shape[1]), dtype=np.float32)
+            pooled[: len(indices)] = self.rows[indices]
+            return Batch(torch.from_numpy(pooled).to(device), None)
+        width = int(self.widths()[indices[0]])
         start, length = self.offsets[indices], self.lengths()[indices]
-        column = np.arange(int(length.max()))
-        mask = column[None, :] < length[:, None]
-        values = self.rows[np.where(mask, start[:, None] + column[None, :], 0)]
-        values[~mask] = 0
-        wide = values.astype(np.int64) if self.is_tokens else values
-        return Batch(_tensor(wide, device), _tensor(mask.astype(np.int64), device))
+        column = np.arange(width)
+        there = column < length[:, None]
+        kind = np.int64 if self.is_tokens else np.float32
+        values = np.zeros((size + 1, width, *self.rows.shape[1:]), dtype=kind)
+        values[: len(indices)][there] = self.rows[(start[:, None] + column)[there]]
+        mask = np.zeros((size + 1, width), dtype=np.int64)
+        mask[: len(indices)] = there
+        mask[len(indices) :, 0] = 1  # attention to nothing at all would be NaN
+        return Batch(torch.from_numpy(values).to(device), torch.from_numpy(mask).to(device))
 
     def batches(
-        self, size: int, device: torch.device
+        self, size: int, device: torch.device, chosen: npt.NDArray[np.int64] | None = None
     ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
-        """All texts once, texts of like length together: (indices, batch)."""
-        order = np.argsort(self.lengths(), kind="stable")
-        for start in range(0, len(order), size):
-            indices = order[start : start + size]
-            yield indices, self.batch(indices, device)
+        """The `chosen` texts (by default all), each once: (at most `size` indices, batch).
+
+        What a model computes for one text must not depend on which others are there, not even in
+        the last bits, which hostile weights can blow up. So the shape of a batch follows from the
+        text's own length and from public numbers: `size` + 1 rows however few are filled, and
+        the width of the text itself. The last row is always padding, because transformers leaves
+        the mask out where a batch has none.
+        """
+        if chosen is None:
+            chosen = np.arange(len(self))
+        widths = self.widths()[chosen]
+        for width in np.unique(widths):
+            alike = chosen[widths == width]
+            for start in range(0, len(alike), size):
+                indices = alike[start : start + size]
+                yield indices, self.batch(indices, size, device)
 
 
 def make_inputs(classifier: Classifier, texts: Sequence[str], cache_folder: Path | None) -> Inputs:
@@ -103,7 +137,7 @@ def _cached(classifier: Classifier, states: Path, offsets: Path) -> Inputs | Non
         return None
     if len(rows) != (len(starts) - 1 if classifier.pooled else starts[-1]):
         return None
-    return Inputs(rows, None if classifier.pooled else starts)
+    return Inputs(rows, None if classifier.pooled else starts, classifier.settings.max_length)
 
 
 def _tokenise(classifier: Classifier, texts: Sequence[str]) -> Inputs:
@@ -117,7 +151,7 @@ def _tokenise(classifier: Classifier, texts: Sequence[str]) -> Inputs:
     offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
     np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
     rows = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32, count=offsets[-1])
-    return Inputs(rows, offsets)
+    return Inputs(rows, offsets, classifier.settings.max_length)
 
 
 def _freeze(classifier: Classifier, tokens: Inputs, states: Path, offsets: Path) -> None:
@@ -137,15 +171,14 @@ def _freeze(classifier: Classifier, tokens: Inputs, states: Path, offsets: Path)
         if hasattr(os, "posix_fallocate"):
             with Path(name).open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, Path(name).stat().st_size)
+        lengths = tokens.lengths()
         for indices, batch in tokens.batches(_FREEZE_BATCH, classifier.device):
             result = classifier.freeze_through(batch)
-            values = result.values.cpu().numpy()
+            values = result.values[: len(indices)].cpu().numpy()
             if result.mask is None:
                 rows[indices] = values
             else:
-                for index, value, length in zip(
-                    indices, values, tokens.lengths()[indices], strict=True
-                ):
+                for index, value, length in zip(indices, values, lengths[indices], strict=True):
                     start = tokens.offsets[index]
                     rows[start : start + length] = value[:length]
         rows.flush()
@@ -168,7 +201,3 @@ def _key(classifier: Classifier, texts: Sequence[str]) -> str:
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()[:32]
-
-
-def _tensor(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device)

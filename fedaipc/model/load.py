@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import logging
 import warnings
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,7 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from fedaipc.data.assets import fetch_asset, is_asset
+from fedaipc.data.assets import fetch_asset, is_asset, list_assets
 from fedaipc.errors import ModelError
 
 if TYPE_CHECKING:
@@ -66,6 +68,15 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         return AutoTokenizer.from_pretrained(resolve(settings.base), use_fast=True)
 
 
+def check_vocabulary(tokenizer: Any, embedded: int) -> None:
+    """Raise ModelError where a token has no embedding: some text would stop a PC, and show it."""
+    if max(tokenizer.get_vocab().values()) >= embedded:
+        raise ModelError(
+            f"the tokenizer knows tokens beyond the model's {embedded:,} embeddings: "
+            "take weights and tokenizer of one model"
+        )
+
+
 def resolve(base: str) -> str:
     """Folder of an asset or the folder itself; a hub id stays as it is. Raises ModelError."""
     if is_asset(base):
@@ -82,7 +93,15 @@ def resolve(base: str) -> str:
         return str(folder)
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(f"model.base = {base}: no such folder")
+    names = [asset.name for asset in list_assets() if asset.kind == "model"]
+    if close := difflib.get_close_matches(base, names, n=1, cutoff=0.8):
+        raise ModelError(f"model.base = {base}: no such asset; did you mean {close[0]}?")
     return base
+
+
+def is_local(base: str) -> bool:
+    """Whether `base` is a folder of this machine, and not an asset or a hub id."""
+    return not is_asset(base) and Path(base).expanduser().is_dir()
 
 
 @lru_cache(maxsize=8)
@@ -93,7 +112,7 @@ def base_hash(base: str, keep_layers: int | None) -> str:
     if not source.is_dir():
         from huggingface_hub import snapshot_download
 
-        with _readable(base):
+        with quiet(), _readable(base):
             source = Path(
                 snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt"])
             )
@@ -146,7 +165,9 @@ def _readable(base: str) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within, transformers and peft load and save without reports, warnings or progress bars."""
-    level = transformers.logging.get_verbosity()
+    level, hub = transformers.logging.get_verbosity(), logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.CRITICAL)  # retries, line by line
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -155,3 +176,4 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(level)
+        hub.setLevel(hub_level)

@@ -21,7 +21,7 @@ def logits(classifier: Classifier, inputs: Inputs, batch_size: int) -> npt.NDArr
     result = np.empty((len(inputs), len(classifier.labels)), dtype=np.float32)
     for indices, batch in inputs.batches(batch_size, classifier.device):
         frozen = classifier.freeze_through(batch) if inputs.is_tokens else batch
-        result[indices] = classifier(frozen).cpu().numpy()
+        result[indices] = classifier(frozen)[: len(indices)].cpu().numpy()
     return result
 
 

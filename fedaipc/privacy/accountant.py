@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedaipc.config import LEAST_NOISE, MOST_NOISE
 from fedaipc.errors import PrivacyError
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ class Mechanism:
     steps: int
 
     def __post_init__(self) -> None:
-        if not 0.01 <= self.noise_multiplier <= 1e6:  # beyond, the accountants lose their digits
-            raise PrivacyError("noise_multiplier must lie in [0.01, 1000000]")
+        # Beyond, the accountants lose their digits.
+        if not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
+            raise PrivacyError(f"noise_multiplier must lie in [{LEAST_NOISE}, {MOST_NOISE:g}]")
         if not 0 < self.sampling_rate <= 1:
             raise PrivacyError("sampling_rate must lie in (0, 1]")
         if self.steps < 1:
@@ -126,17 +128,20 @@ def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
 def noise_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
     """The smallest noise multiplier (to 0.01 %) whose `steps` steps meet (epsilon, delta) by RDP.
 
-    Raises PrivacyError if no noise below 1e6 does.
+    Never below LEAST_NOISE. Raises PrivacyError if no noise below MOST_NOISE meets it.
     """
 
     def fits(noise: float) -> bool:
         mechanism = Mechanism(noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps)
-        return best_order([mechanism], delta)[1] <= epsilon
+        # A ledger compares to the last bit, and adds in another order.
+        return best_order([mechanism], delta)[1] <= epsilon * (1 - 1e-9)
 
-    low, high = 0.05, 1.0
+    if fits(LEAST_NOISE):
+        return LEAST_NOISE
+    low, high = LEAST_NOISE, 1.0
     while not fits(high):
         low, high = high, high * 2
-        if high > 1e6:
+        if high > MOST_NOISE:
             raise PrivacyError(
                 f"no noise reaches epsilon {epsilon:g} in {steps} steps: ask for fewer steps"
             )

@@ -6,7 +6,8 @@ privacy. Each line carries the SHA-256 of the line before: an edited or reordere
 Half a last line (a crash while writing) is a charge that was never granted, and is dropped.
 
 Line 1 fixes unit, delta, lifetime budget and the order of the RDP filter; every further line is
-one charge. Runs without privacy are entered too: after one, no epsilon can be claimed any more.
+one charge. Rounds without privacy, and those with a test seed, are entered too: after one, no
+epsilon can be claimed any more.
 """
 
 from __future__ import annotations
@@ -40,17 +41,23 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _LOCK_SECONDS = 30.0
+_RESTORE = "restore the file from a copy that is not older than the last training"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """One line of the ledger. `mechanism` is None for a round without privacy."""
+    """One line of the ledger.
+
+    `mechanism` is None for a round without privacy; `seeded` says that the noise came from a test
+    seed: it is charged as any other, so that tests see real ledgers, and protects nothing.
+    """
 
     run: str
     round: int
     attempt: int
     mechanism: Mechanism | None
     clip: float
+    seeded: bool = False
 
 
 class Ledger:
@@ -109,8 +116,11 @@ class Ledger:
                     f"{self.path}: attempt {charge.attempt} of run {charge.run} is not newer "
                     "than the last one charged; each attempt is charged once"
                 )
-            if charge.mechanism is not None:
-                self._check_budget(charge.mechanism)
+            if charge.mechanism is not None and not self.covers(charge.mechanism):
+                raise BudgetExhausted(
+                    f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
+                    "this round; nothing was trained"
+                )
             entry: dict[str, Any] = {
                 "version": VERSION,
                 "kind": "charge",
@@ -118,6 +128,7 @@ class Ledger:
                 "round": charge.round,
                 "attempt": charge.attempt,
                 "clip": charge.clip,
+                "seeded": charge.seeded,
                 "noise_multiplier": charge.mechanism and charge.mechanism.noise_multiplier,
                 "sampling_rate": charge.mechanism and charge.mechanism.sampling_rate,
                 "steps": charge.mechanism and charge.mechanism.steps,
@@ -135,6 +146,12 @@ class Ledger:
             self._head = json.loads(line)["hash"]
             self.charges += (charge,)
 
+    def rounds_left(self, mechanism: Mechanism) -> int:
+        """How many more rounds of `mechanism` the filter has room for, to within one."""
+        budget = filter_budget(self.order, self.lifetime_epsilon, self.delta)
+        room = budget - rdp(self.mechanisms, self.order)
+        return max(0, int(room / rdp([mechanism], self.order) * (1 + 1e-9)))
+
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
         """The whole life's schedule, equal steps counted together."""
@@ -142,16 +159,11 @@ class Ledger:
 
     @property
     def unprotected(self) -> bool:
-        """Whether this PC ever took part in a round without privacy."""
-        return any(charge.mechanism is None for charge in self.charges)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the filter leaves less than 0.1 % of the budget."""
-        return self.spent_epsilon() > 0.999 * self.lifetime_epsilon
+        """Whether this PC ever took part in a round without privacy, or with a test seed."""
+        return any(charge.mechanism is None or charge.seeded for charge in self.charges)
 
     def spent_epsilon(self) -> float:
-        """Epsilon so far by the RDP filter's order; infinite after a round without privacy."""
+        """Epsilon so far by the RDP filter's order; infinite where `unprotected`."""
         if self.unprotected:
             return math.inf
         if not self.charges:
@@ -166,15 +178,11 @@ class Ledger:
         """The newest attempt charged for `run`, 0 if there is none."""
         return max((c.attempt for c in self.charges if c.run == run), default=0)
 
-    def _check_budget(self, mechanism: Mechanism) -> None:
+    def covers(self, mechanism: Mechanism) -> bool:
+        """Whether the filter has room for `mechanism` on top of all that was charged."""
         budget = filter_budget(self.order, self.lifetime_epsilon, self.delta)
         total = rdp(merged((*self.mechanisms, mechanism)), self.order)
-        # The slack of 1e-9 is for the order of additions, far below what any epsilon shows.
-        if not total <= budget * (1 + 1e-9):  # NaN is refused as well
-            raise BudgetExhausted(
-                f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover this "
-                "round; nothing was trained"
-            )
+        return total <= budget  # False for NaN as well
 
     def _load(self) -> None:
         try:
@@ -194,8 +202,7 @@ class Ledger:
                 entry = None
             if entry is None or entry.get("kind") != ("ledger" if number == 1 else "charge"):
                 raise LedgerError(
-                    f"{self.path}: line {number} is damaged or was changed; restore the file "
-                    "from a copy that is not older than the last training"
+                    f"{self.path}: line {number} is damaged or was changed; {_RESTORE}"
                 )
             if entry["version"] != VERSION:
                 raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
@@ -216,9 +223,12 @@ class Ledger:
         """Deal with a last line that has no end; whether it is an entry all the same.
 
         Half a line is what a crash cut: `charge` never returned, so nothing was trained on it,
-        and it is dropped. A whole one may have lost its end to a text editor: it is kept.
+        and it is dropped. A whole one may have lost its end to a text editor: it is kept. Raises
+        LedgerError where more follows a whole one, which no crash writes.
         """
         whole = _parsed(tail) is not None
+        if not whole and _begins_with_an_entry(tail):
+            raise LedgerError(f"{self.path}: the last line was changed; {_RESTORE}")
         try:
             if whole:
                 append_durable(self.path, b"\n")
@@ -258,6 +268,7 @@ def _charge(entry: dict[str, Any]) -> Charge:
         attempt=entry["attempt"],
         mechanism=mechanism,
         clip=entry["clip"],
+        seeded=entry["seeded"],
     )
 
 
@@ -277,6 +288,14 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return entry if entry.get("hash") == expected else None
+
+
+def _begins_with_an_entry(tail: bytes) -> bool:
+    try:
+        entry, _ = json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entry, dict)
 
 
 def _canonical(entry: dict[str, Any]) -> bytes:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 # Clipping to a bound that is smaller by 2^-10 leaves room for what float32 rounds; the noise still
 # has C in it. The room suffices because nothing long is added up in float32: squares in blocks of
 # 1024 (at most 1024 * 2^-24 off; over 12 million equal values torch's own norm is 0.9 % too small),
-# examples in groups of 16. Blocks and groups are then added in float64.
+# and blocks and examples in float64.
 _ROUNDING_MARGIN = 1 - 2.0**-10
 _BLOCK = 1024
-_GROUP = 16
+_WIDENED = 1 << 23  # values that are held in float64 at a time
 
 
 class PrivateOptimizer(DPOptimizer):
@@ -46,25 +46,32 @@ class PrivateOptimizer(DPOptimizer):
             loss_reduction="mean",
         )
         self._divisor = expected_batch_size
+        self._rows: int | None = None  # all
         self._random = random
+
+    def take(self, rows: int) -> None:
+        """Only the first `rows` rows of the coming per-example gradients stand for an example."""
+        self._rows = rows
 
     def clip_and_accumulate(self) -> None:
         """Add the clipped per-example gradients of this micro-batch to `summed_grad`."""
         samples = self.grad_samples
         if len(samples[0]) == 0:
             return super().clip_and_accumulate()
+        # Over all rows: with their number the last bits of a norm could change.
         norms = torch.stack([_norms(s.flatten(1).float()) for s in samples], 1).norm(2, 1)
-        bad = ~torch.isfinite(norms)
-        factor = (self.max_grad_norm * _ROUNDING_MARGIN / norms.clamp(min=1e-30)).clamp(max=1.0)
-        factor[bad] = 0.0
+        norms = norms[: self._rows]
+        factors = (self.max_grad_norm * _ROUNDING_MARGIN / norms.clamp(min=1e-30)).clamp(max=1.0)
+        finite = torch.isfinite(norms)
+        every = bool(finite.all())
         for parameter, sample in zip(self.params, samples, strict=True):
-            if bad.any():
-                sample[bad] = 0.0  # 0 * NaN would still be NaN
-            # Tensor products in float32 on every device: TF32 or bf16 would exceed the bound.
-            for factors, rows in zip(factor.split(_GROUP), sample.split(_GROUP), strict=True):
-                clipped = _double(torch.einsum("i,i...", factors, rows.float()))
-                summed = parameter.summed_grad
-                parameter.summed_grad = clipped if summed is None else summed.add_(clipped)
+            rows = sample[: self._rows]
+            if every:
+                total = _weighted_sum(factors, rows)
+            else:  # left out, and not multiplied by 0, which would keep a NaN
+                total = _weighted_sum(factors[finite], rows[finite])
+            summed = parameter.summed_grad
+            parameter.summed_grad = total if summed is None else summed.add_(total)
         return None
 
     def add_noise(self) -> None:
@@ -94,6 +101,15 @@ def _norms(rows: torch.Tensor) -> torch.Tensor:
     blocks = rows[:, :whole].unflatten(1, (-1, _BLOCK)).norm(2, dim=2)
     parts = torch.cat([blocks, rows[:, whole:].norm(2, dim=1, keepdim=True)], 1)
     return _double(parts).norm(2, dim=1).to(rows)
+
+
+def _weighted_sum(factors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The sum of factors[i] * rows[i], in float64, shape of one row."""
+    total = _double(torch.zeros_like(rows[:0].sum(0)))
+    size = max(1, _WIDENED // max(1, total.numel()))
+    for some, part in zip(factors.split(size), rows.split(size), strict=True):
+        total += torch.tensordot(_double(some), _double(part), dims=1)
+    return total
 
 
 def _double(values: torch.Tensor) -> torch.Tensor:

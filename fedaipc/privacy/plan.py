@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+from fedaipc.config import LEAST_CLIP, MOST_CLIP
 from fedaipc.errors import PrivacyError
 from fedaipc.privacy.accountant import (
     ORDERS,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
 
 SMALLEST_CLASS = 32
-DEFAULT_ORDER = 4.0  # of a ledger's filter where no schedule is known: fits budgets near 8
 NEIGHBOURS = "one record of one PC added or removed"
 
 
@@ -53,8 +53,8 @@ class PrivacyPlan:
         if (self.mode == "local") != (self.noise_multiplier is not None):
             raise PrivacyError('mode "local" needs a noise multiplier, mode "none" has none')
         # Below, the float32 squares of a gradient vanish before the gradient reaches the bound.
-        if not 1e-9 <= self.clip <= 1e9:
-            raise PrivacyError("clip must lie in [1e-9, 1e9]")
+        if not LEAST_CLIP <= self.clip <= MOST_CLIP:
+            raise PrivacyError(f"clip must lie in [{LEAST_CLIP:g}, {MOST_CLIP:g}]")
 
     @property
     def private(self) -> bool:
@@ -75,8 +75,8 @@ def make_plan(settings: Settings) -> PrivacyPlan:
     """Fix the noise: as given, or the least that reaches the target over all planned rounds.
 
     The target is met by RDP at the schedule's best order, so that a fresh ledger whose filter has
-    this order and this budget covers exactly the planned rounds. A PC that is asked in a fraction
-    of the rounds spends less. Raises PrivacyError where the target cannot be met.
+    this order and this budget covers the planned rounds and no more. A PC that is asked in a
+    fraction of the rounds spends less. Raises PrivacyError where the target cannot be met.
     """
     privacy, local_steps = settings.privacy, settings.training.local_steps
     noise = privacy.noise_multiplier
@@ -104,26 +104,34 @@ def planned_epsilon(plan: PrivacyPlan, rounds: int) -> dict[str, float]:
     }
 
 
-def schedule_order(plan: PrivacyPlan, rounds: int) -> float:
-    """The RDP order at which the planned schedule costs least: public, as the plan is."""
-    return best_order([plan.mechanism(rounds)], plan.delta)[0]
+def filter_order(plan: PrivacyPlan, rounds: int, lifetime: float) -> float:
+    """The RDP order of a new ledger, chosen for the first job that is known; public, as that is.
 
-
-def filter_order(plan: PrivacyPlan, budget: float) -> float:
-    """The RDP order at which a ledger with this lifetime budget affords most rounds of the plan.
-
-    Where the budget is the plan's own target, it is `schedule_order`. Raises PrivacyError where
-    the budget does not cover a single round.
+    Where the lifetime budget covers the job, the order at which the job costs least; else the one
+    that affords most of its rounds. Without privacy, the one at which a budget goes furthest for
+    plain Gaussian noise. Raises PrivacyError where the budget does not cover a single round.
     """
+    budgets = {order: filter_budget(order, lifetime, plan.delta) for order in ORDERS}
+    if not plan.private:
+        return max(ORDERS, key=lambda order: budgets[order] / order)
+    order, epsilon = best_order([plan.mechanism(rounds)], plan.delta)
+    if epsilon <= lifetime:
+        return order
     one = [plan.mechanism()]
-    rounds = {a: filter_budget(a, budget, plan.delta) / rdp(one, a) for a in ORDERS}
-    order = max(rounds, key=lambda a: rounds[a])
-    if rounds[order] < 1:
+    affordable = {order: budgets[order] / rdp(one, order) for order in ORDERS}
+    order = max(affordable, key=lambda order: affordable[order])
+    if affordable[order] < 1:
         raise PrivacyError(
-            f"privacy.lifetime_epsilon = {budget:g} does not cover a single round at noise "
+            f"privacy.lifetime_epsilon = {lifetime:g} does not cover a single round at noise "
             f"multiplier {plan.noise_multiplier:.4g}; raise it, or ask for more noise"
         )
     return order
+
+
+def covered_rounds(plan: PrivacyPlan, lifetime: float, order: float) -> int:
+    """How many rounds of the plan a fresh ledger with this budget and order grants."""
+    room = filter_budget(order, lifetime, plan.delta) / rdp([plan.mechanism()], order)
+    return int(room * (1 + 1e-9))
 
 
 def charged_epsilon(plan: PrivacyPlan, rounds: int, order: float) -> float:
@@ -142,7 +150,7 @@ def size_class(records: int) -> int:
 
 
 def check_delta(delta: float, public_class: int) -> None:
-    """Refuse a delta above 1 / (10 n), n being the upper end of the public size class.
+    """Raise PrivacyError on a delta above 1 / (10 n), n the upper end of the public size class.
 
     The class and not the true count decides, so that a refusal says nothing about the data.
     """

@@ -2,6 +2,10 @@
 
 Everything that decides what leaves (how many steps, how a sample is drawn, what is divided by) is
 public. The micro-batch only bounds memory: the logical Poisson batch is the same for any of them.
+
+The sensitivity of a step is C only if a record's gradient depends on no other record. Hence
+batches of public shape (`Inputs.batches`), a sum of losses and not a mean, and no layer that mixes
+examples.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedaipc.config import TrainingSettings
-    from fedaipc.model.classifier import Classifier
+    from fedaipc.model.classifier import Batch, Classifier
     from fedaipc.model.inputs import Inputs
     from fedaipc.privacy.plan import PrivacyPlan
     from fedaipc.privacy.randomness import SecureRandom
 
 _GRADIENT_MEMORY = 1 << 30  # bytes that per-example gradients of one micro-batch may take
+_USUAL_BATCH, _HEAD_BATCH = 16, 256  # rows; a batch is computed whole, however few are filled
+_NO_TEXT = -100
 
 
 def train_round(
@@ -49,9 +55,11 @@ def train_round(
     `targets` are class numbers, shape (texts,). In a private mode the result is a function of
     noisy sums alone: (epsilon, delta)-DP with the plan's mechanism, which the caller has charged
     already. Draws from `random` one Poisson sample and one noise vector per step, in that order.
+    `micro_batch` is a public number of texts, 0 for the usual one of the method.
     """
     write_vector(classifier, start)
     optimizer = _optimizer(classifier, training)
+    micro_batch = micro_batch or (_HEAD_BATCH if classifier.pooled else _USUAL_BATCH)
     if plan.noise_multiplier is None:
         _train_plain(classifier, optimizer, inputs, targets, plan, micro_batch, random)
     else:
@@ -87,11 +95,12 @@ def _train_privately(
             if len(sample) == 0:
                 optimizer.step_on_nothing()
                 continue
-            parts = list(_micro_batches(inputs, sample, micro_batch))
-            for number, part in enumerate(parts):
-                loss = _loss(classifier, module, inputs, targets, part)
-                loss.backward()
-                optimizer.signal_skip_step(do_skip=number < len(parts) - 1)
+            left = len(sample)
+            for part, batch in inputs.batches(micro_batch, classifier.device, sample):
+                _loss(classifier, module, inputs, batch, targets[part]).backward()
+                left -= len(part)
+                optimizer.take(len(part))
+                optimizer.signal_skip_step(do_skip=left > 0)
                 optimizer.step()
                 optimizer.zero_grad()
 
@@ -112,34 +121,32 @@ def _train_plain(
         if len(sample) == 0:
             continue
         optimizer.zero_grad()
-        for part in _micro_batches(inputs, sample, micro_batch):
-            loss = _loss(classifier, classifier, inputs, targets, part)
-            (loss * (len(part) / len(sample))).backward()
+        for part, batch in inputs.batches(micro_batch, classifier.device, sample):
+            (_loss(classifier, classifier, inputs, batch, targets[part]) / len(sample)).backward()
         optimizer.step()
     optimizer.zero_grad()
+    classifier.eval()
 
 
 def _loss(
     classifier: Classifier,
     module: Any,
     inputs: Inputs,
+    batch: Batch,
     targets: npt.NDArray[np.int64],
-    part: npt.NDArray[np.int64],
 ) -> torch.Tensor:
-    batch = inputs.batch(part, classifier.device)
+    """Sum of the cross entropies of all rows; those that stand for no text count as 0."""
     if inputs.is_tokens:
         batch = classifier.freeze_through(batch)
-    truth = torch.from_numpy(targets[part]).to(classifier.device)
-    return cross_entropy(module(batch), truth)
-
-
-def _micro_batches(
-    inputs: Inputs, sample: npt.NDArray[np.int64], size: int
-) -> Iterator[npt.NDArray[np.int64]]:
-    """The sample in parts of at most `size`, texts of like length together (less padding)."""
-    ordered = sample[np.argsort(inputs.lengths()[sample], kind="stable")]
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+    # A mean would divide by how many others were drawn, and a row could vanish in the rounding.
+    truth = np.full(len(batch.values), _NO_TEXT)
+    truth[: len(targets)] = targets
+    return cross_entropy(
+        module(batch),
+        torch.from_numpy(truth).to(classifier.device),
+        reduction="sum",
+        ignore_index=_NO_TEXT,
+    )
 
 
 def _optimizer(classifier: Classifier, training: TrainingSettings) -> torch.optim.Optimizer:
@@ -162,7 +169,7 @@ def _optimizer(classifier: Classifier, training: TrainingSettings) -> torch.opti
 def _per_example_gradients(classifier: Classifier) -> Iterator[Any]:
     """Opacus' hooks on the trained part, removed again whatever happens."""
     classifier.train()
-    module = GradSampleModule(classifier, loss_reduction="mean")
+    module = GradSampleModule(classifier, loss_reduction="sum")
     try:
         with warnings.catch_warnings():
             # The lowest trained layer's inputs need no gradient; Opacus uses its outputs' alone.

@@ -109,7 +109,7 @@ def _cards(results: Results) -> str:
         ("test accuracy", words.test_text(results), ""),
         ("test macro-F1", words.UNKNOWN if test is None else f"{test.macro_f1:.3f}", ""),
         ("epsilon, at most", cost, " bad" if results.not_private else ""),
-        ("PCs", f"{len(results.pcs):,}", ""),
+        ("PCs", f"{words.pc_count(results):,}", ""),
         ("rounds", f"{words.done_rounds(results):,}", ""),
         ("time", words.duration_text(results.seconds), ""),
     ]
@@ -130,7 +130,6 @@ def _terms(results: Results) -> str:
         ("sampling rate", f"{privacy.sampling_rate:g}"),
         ("schedule", f"{privacy.rounds:,} rounds x {privacy.local_steps:,} local steps"),
         ("target epsilon", _plain(privacy.target_epsilon)),
-        ("filter order", _plain(privacy.filter_order)),
     ]
     planned = privacy.planned_epsilon
     if planned is not None:
@@ -168,7 +167,7 @@ def _classes(results: Results) -> str:
 def _pcs(results: Results) -> str:
     simulated = words.is_simulation(results)
     head = ["PC", "state", *(("groups", "examples") if simulated else ())]
-    head += ["size class", "epsilon spent", "lifetime budget", "charges"]
+    head += ["size class", "epsilon spent", "lifetime budget", "RDP order", "charges"]
     rows = [
         (
             pc.name,
@@ -177,6 +176,7 @@ def _pcs(results: Results) -> str:
             f"{pc.size_class:,}",
             words.epsilon_text(pc.epsilon),
             _plain(pc.lifetime_epsilon),
+            _plain(pc.filter_order),
             f"{pc.charges:,}",
         )
         for pc in results.pcs

@@ -90,7 +90,7 @@ def compare(runs: Sequence[Results]) -> RenderableType:
         table.add_row(
             _text(name + unfinished),
             _text(run.model.method if len(bases) == 1 else f"{run.model.base} {run.model.method}"),
-            f"{len(run.pcs):,}",
+            f"{words.pc_count(run):,}",
             f"{words.done_rounds(run):,}",
             words.epsilon_text(words.spent_epsilon(run))
             if private
@@ -151,7 +151,7 @@ def _pc_line(results: Results) -> str:
     others = [
         f"{states.count(state)} {state}" for state in ("exhausted", "absent") if state in states
     ]
-    return f"{len(states):,}" + (f" ({', '.join(others)})" if others else "")
+    return f"{words.pc_count(results):,}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _round_line(results: Results) -> str:

@@ -48,12 +48,14 @@ def epsilon_text(epsilon: float | None) -> str:
 
 
 def spent_epsilon(results: Results) -> float | None:
-    """The largest epsilon that any PC's ledger shows, over its life; None where there is none."""
-    spent = [pc.epsilon for pc in results.pcs if pc.epsilon is not None]
-    if spent:
-        return max(spent)
-    rounds = [one.epsilon for one in results.rounds if one.epsilon is not None]
-    return rounds[-1] if rounds else None
+    """The largest epsilon that any PC's ledger shows, over its life.
+
+    None where it is not known, as in a run that was cut off, or where a ledger can claim none:
+    what the rounds of one run cost says nothing about a PC's life.
+    """
+    spent = [pc.epsilon for pc in results.pcs]
+    known = [epsilon for epsilon in spent if epsilon is not None]
+    return max(known) if known and len(known) == len(spent) else None
 
 
 def delta_text(delta: float) -> str:
@@ -108,6 +110,11 @@ def done_rounds(results: Results) -> int:
     return sum(not one.void for one in results.rounds)
 
 
+def pc_count(results: Results) -> int:
+    """How many PCs the run has; of one that was cut off, how many its largest round asked."""
+    return len(results.pcs) or max((one.asked for one in results.rounds), default=0)
+
+
 def is_simulation(results: Results) -> bool:
     """Only a simulator can know how many examples a PC holds."""
     return any(pc.examples is not None for pc in results.pcs)
@@ -119,7 +126,7 @@ def headline(results: Results) -> str:
     kind = "simulated PC" if is_simulation(results) else "PC"
     trained = (
         f"{model.base} ({model.method}, {model.pooling} pooling) was fine-tuned on "
-        f"{count_text(len(results.pcs), kind)} over {count_text(done_rounds(results), 'round')}."
+        f"{count_text(pc_count(results), kind)} over {count_text(done_rounds(results), 'round')}."
     )
     parts = [trained]
     if results.status != "finished":
@@ -134,7 +141,7 @@ def headline(results: Results) -> str:
     if results.not_private:
         parts.append(f"{NOT_PRIVATE}: {reasons_text(results)}.")
     elif spent_epsilon(results) is None:
-        parts.append("No epsilon has been spent yet.")
+        parts.append("What the PCs have spent is in their ledgers: see fedaipc privacy ledger.")
     else:
         parts.append(
             f"No PC has spent more than epsilon {epsilon_text(spent_epsilon(results))} "
@@ -165,7 +172,7 @@ def _no_noise() -> list[tuple[str, str]]:
 def _local_noise(results: Results) -> list[tuple[str, str]]:
     privacy, unit = results.privacy, results.privacy.unit
     spent = spent_epsilon(results)
-    epsilon = "nothing spent yet" if spent is None else f"epsilon = {epsilon_text(spent)}"
+    epsilon = f"epsilon = {'see the ledgers' if spent is None else epsilon_text(spent)}"
     promise = (
         "Whoever sees any model of this training, or any single PC's update, can hardly tell "
         f"whether a given {unit} was in the training data: the odds of any conclusion change by "

@@ -147,10 +147,10 @@ def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None
     ran = fedaipc("config", "check", "--set", "federation.rounds=2")
     assert ran.code == 0
     assert "the configuration is valid" in ran.out
-    assert "2 rounds of 1 steps at rate 0.1: epsilon 7.999" in ran.out
+    assert "2 rounds of 1 steps at rate 0.1: epsilon 8.000" in ran.out
     assert "decline" not in ran.out
     small = ("--set", "federation.rounds=40", "--set", "privacy.lifetime_epsilon=7.5")
-    assert "PCs will decline before the end" in fedaipc("config", "check", *small).out
+    assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out
 
 
 def test_config_check_without_privacy_says_so(fedaipc: Callable[..., Ran]) -> None:
@@ -163,7 +163,7 @@ def test_config_check_without_privacy_says_so(fedaipc: Callable[..., Ran]) -> No
     [
         ("[data\n", "my.toml: not valid TOML"),
         ("[data]\nsauce = 'a'\n", "data.sauce: unknown key; did you mean source?"),
-        ("[federation]\npcs = 0\n", "(allowed: from 1 to 100000)"),
+        ("[federation]\npcs = 0\n", "(allowed: from 1 to 10000)"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(

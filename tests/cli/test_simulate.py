@@ -284,7 +284,7 @@ def test_a_model_folder_without_weights_is_refused(
     folder = shutil.copytree(minilm, tmp_path / "model")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    refused(simulate("--set", "model.base=model"), 5, "model.base = model")
+    refused(simulate("--set", "model.base=model"), 5, "model: cannot be loaded")
     (folder / "model.safetensors").unlink()
     refused(simulate("--set", "model.base=model"), 5, "holds no .safetensors weights")
 

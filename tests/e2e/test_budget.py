@@ -8,10 +8,10 @@ import pytest
 from opacus.accountants import RDPAccountant
 
 from fedaipc.config import load_settings, settings_from
-from fedaipc.errors import BudgetExhausted
-from fedaipc.federation.simulation import Run, prepare, simulate
+from fedaipc.errors import BudgetExhausted, PrivacyError, RoundError
+from fedaipc.federation.simulation import Run, prepare, reopen, simulate
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
-from fedaipc.privacy.plan import charged_epsilon
+from fedaipc.privacy.plan import charged_epsilon, filter_order, make_plan
 from fedaipc.results import Results
 from tests.e2e.runs import allow, job_of, ledger, quiet
 from tests.federation.parts import tiny
@@ -86,11 +86,15 @@ def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_o
     tmp_path: Path, minilm: Path
 ) -> None:
     state = tmp_path / "state"
-    run = prepare(settings(tmp_path), pc_state=state)
-    allowed = [allow(run, number, rounds=3) for number in range(3)]
-    assert simulate(run, "in-process", quiet).status == "finished"
+    plan = make_plan(settings(tmp_path))
+    most = charged_epsilon(plan, 3, filter_order(plan, 2, 1000.0)) * 1.0001
+    budget = f"privacy.lifetime_epsilon={most}"
+    run, results = ran(settings(tmp_path, budget), state)
+    assert run.covered_rounds >= 2
+    assert results.status == "finished"
     for rounds, charges in ((1, 3), (0, 3)):
-        run = prepare(settings(tmp_path), pc_state=state)
+        run = prepare(settings(tmp_path, budget), pc_state=state)
+        assert run.covered_rounds <= 1 + rounds
         with pytest.raises(BudgetExhausted):
             simulate(run, "in-process", quiet)
         results = Results.load(run.folder)
@@ -99,9 +103,39 @@ def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_o
         assert results.rounds[-1].void
         assert results.rounds[-1].declined == 3
         assert [pc.charges for pc in results.pcs] == [charges] * 3
-        for pc, most in zip(results.pcs, allowed, strict=True):
+        for pc in results.pcs:
             assert pc.epsilon <= most
             assert pc.state == "exhausted"
+        # What was paid for is worth having: a model and its score on the test set.
+        assert (results.test is not None) == (rounds > 0)
+        assert (run.folder / "model" / "fedaipc.json").is_file() == (rounds > 0)
+
+
+def test_a_budget_below_the_target_is_told_before_and_ends_with_a_model(
+    tmp_path: Path, minilm: Path
+) -> None:
+    run = prepare(settings(tmp_path, "federation.rounds=4", "privacy.lifetime_epsilon=6"))
+    assert 0 < run.covered_rounds < 4
+    with pytest.raises(BudgetExhausted):
+        simulate(run, "in-process", quiet)
+    results = Results.load(run.folder)
+    assert sum(not r.void for r in results.rounds) == run.covered_rounds
+    assert results.test is not None
+    assert all(pc.epsilon is not None and pc.epsilon <= 6 for pc in results.pcs)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 8.0, 300.0])
+def test_a_job_of_a_single_round_is_charged_its_target(
+    tmp_path: Path, minilm: Path, epsilon: float
+) -> None:
+    raw = tiny(f"output.folder='{tmp_path}'").model_dump(mode="json", exclude_none=True)
+    raw["federation"]["rounds"] = 1
+    raw["privacy"] = {"epsilon": epsilon, "lifetime_epsilon": epsilon}
+    _, results = ran(settings_from(raw))
+    assert results.status == "finished"
+    for pc in results.pcs:
+        assert pc.epsilon is not None
+        assert pc.epsilon <= epsilon
 
 
 def test_one_pc_with_its_budget_spent_leaves_the_others_to_finish(
@@ -122,7 +156,7 @@ def test_one_pc_with_its_budget_spent_leaves_the_others_to_finish(
 def test_a_run_without_privacy_says_so_and_marks_its_ledgers(tmp_path: Path, minilm: Path) -> None:
     state = tmp_path / "state"
     plain = tiny(f"output.folder='{tmp_path}'").model_dump(mode="json", exclude_none=True)
-    plain["privacy"] = {"mode": "none"}
+    plain["privacy"] = {"mode": "none", "lifetime_epsilon": 1000}
     run, results = ran(settings_from(plain), state)
     assert any("none" in reason for reason in results.not_private)
     assert results.privacy.planned_epsilon is None
@@ -130,3 +164,32 @@ def test_a_run_without_privacy_says_so_and_marks_its_ledgers(tmp_path: Path, min
     assert ledger(run).unprotected
     _, after = ran(settings(tmp_path), state)
     assert all(pc.epsilon is None for pc in after.pcs)  # no claim can be made any more
+    assert any("without privacy" in reason for reason in after.not_private)
+
+
+@pytest.mark.parametrize(
+    "change", ["privacy.delta=1e-6", "privacy.lifetime_epsilon=999"], ids=["delta", "budget"]
+)
+def test_what_a_ledger_has_for_good_no_later_run_can_change(
+    tmp_path: Path, minilm: Path, change: str
+) -> None:
+    state = tmp_path / "state"
+    run, _ = ran(settings(tmp_path), state)
+    before = {file: file.read_bytes() for file in sorted(state.rglob("*")) if file.is_file()}
+    folders = sorted(tmp_path.iterdir())
+    with pytest.raises(PrivacyError, match="for good"):
+        prepare(settings(tmp_path, change), pc_state=state)
+    assert sorted(tmp_path.iterdir()) == folders
+    assert {f: f.read_bytes() for f in sorted(state.rglob("*")) if f.is_file()} == before
+    assert ledger(run).delta == 1e-5
+
+
+def test_pcs_that_joined_another_run_since_are_not_taken_back(tmp_path: Path, minilm: Path) -> None:
+    """They hold its records now: to go on would train the first job on other data."""
+    state = tmp_path / "state"
+    first = prepare(settings(tmp_path), pc_state=state)
+    second, _ = ran(settings(tmp_path), state)
+    for again in (lambda: reopen(first.folder), lambda: simulate(first, "in-process", quiet)):
+        with pytest.raises(RoundError, match="joined another run"):
+            again()
+    assert len(ledger(second).charges) == 2

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tomli_w
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -37,12 +41,16 @@ from fedaipc.federation.messages import (
     TrainRequest,
     decode_reply,
 )
-from fedaipc.federation.pc import LEDGER_FILE, OWNER_FILE, Pc
+from fedaipc.federation.pc import LEDGER_FILE, LOG_FILE, OWNER_FILE, Pc
 from fedaipc.federation.simulation import prepare
 from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.privacy import training
+from fedaipc.privacy.accountant import Mechanism
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import charged_epsilon
 from tests.federation.parts import on_the_wire, tiny
+from tests.model.tiny import make_folder
+from tests.model.tiny import settings as model_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +113,8 @@ def ask(folder: Path, job: Job, vector: np.ndarray) -> Callable[..., Message]:
         **changes: Any,
     ) -> Message:
         if content is None:
+            if "job_model" in changes:
+                changes["model"] = changes.pop("job_model")
             asked = Job.model_construct(**{**dict(job), **changes})
             content = TrainRequest(asked, number, attempt, model).encode()
         grid = InProcessGrid(app, [{"pc-folder": str(where)}], {})
@@ -225,7 +235,11 @@ def test_a_charge_stands_whatever_fails_after_it(
         raise error(CANARY)
 
     monkeypatch.setattr(module, step, fail)
-    assert failed(ask())
+    reply = ask()
+    if step == "train_round":  # it cannot even make noise
+        assert failed(reply)
+    else:
+        assert isinstance(decode_reply(reply.content), np.ndarray)
     assert charges(folder) == 1
     assert refused(ask())  # the same attempt again
     assert charges(folder) == 1
@@ -252,8 +266,8 @@ def test_a_simulated_drop_out_is_charged_and_looks_like_any_failure(
         {"layout_hash": "f" * 64},
         {"labels": ("positive", "negative")},
         {"labels": ("negative", "positive", "other")},
-        {"clip": 1e-12},
-        {"delta": 1 / 639},
+        {"delta": 2e-5},
+        {"delta": 1e-6},
         {"number": 4},
         {"attempt": 6},
         {"number": 2**63 - 1, "attempt": 2**63 - 1},
@@ -280,6 +294,8 @@ def test_a_job_against_the_rules_costs_nothing(
         {"run": "../../etc"},
         {"rounds": 0},
         {"clip": -1.0},
+        {"clip": 1e-12},
+        {"noise_multiplier": 1e7},
         {"sampling_rate": 2.0},
         {"attempt": 0},
         {"number": -1},
@@ -357,6 +373,69 @@ def test_a_label_list_without_one_of_the_pcs_labels_tells_nothing_about_it(
     assert charges(folder) == 2
 
 
+@pytest.mark.parametrize("damage", ["no data", "other data", "a row", "tokenizer", "out of memory"])
+def test_whether_a_pc_can_use_its_data_shows_in_nothing_but_noise(
+    ask: Any, folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """To fail would be an answer about the data without any noise; the owner's own log has it."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    records = folder / "records.parquet"
+    match damage:
+        case "no data":
+            records.unlink()
+        case "other data":
+            records.write_bytes(b"PAR1 and no more")
+        case "a row":
+            pq.write_table(pa.table({"text": ["good", None], "label": ["positive"] * 2}), records)
+        case "tokenizer":
+            monkeypatch.setattr(module, "make_inputs", fail)
+        case _:
+            monkeypatch.setattr(training, "cross_entropy", fail)
+    # The rate is so low that what remains is a step on nothing whatever the data is.
+    rate = 1.0 if damage == "out of memory" else 1e-9
+    owner(folder, insecure_test_seed=3)
+    update = decode_reply(ask(sampling_rate=rate, noise_multiplier=1e4).content)
+    assert isinstance(update, np.ndarray)
+    assert np.std(update) == pytest.approx(deviation(job, 1e4, rate), rel=0.13)
+    log = folder / LOG_FILE
+    assert log.is_file() == (damage != "a row")  # one bad record costs no other
+    if log.is_file():
+        assert "round 1: trained on nothing" in log.read_text()
+        assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_privacy_a_pc_that_cannot_use_its_data_fails(ask: Any, folder: Path) -> None:
+    owner(folder, allow_not_private=True)
+    (folder / "records.parquet").unlink()
+    assert failed(ask(mode="none", noise_multiplier=None))
+
+
+def test_a_job_cannot_choose_the_base_and_with_it_the_tokenizer(
+    ask: Any, folder: Path, job: Job, tmp_path: Path
+) -> None:
+    """A tokenizer that maps one word beyond the embedding would tell who holds the word."""
+    evil = make_folder(tmp_path / "evil", "bert")
+    words = json.loads((evil / "tokenizer.json").read_text())
+    words["model"]["vocab"]["secret"] = 60
+    (evil / "tokenizer.json").write_text(json.dumps(words))
+    model = model_settings(evil, method="head")
+    before = (folder / LEDGER_FILE).read_bytes()
+    for base in (str(evil), str(folder), str(tmp_path / "not there")):
+        named = model.model_copy(update={"base": base})
+        assert refused(ask(model=np.zeros(51, np.float32), job_model=named))
+    assert (folder / LEDGER_FILE).read_bytes() == before
+    with pytest.raises(ModelError, match="tokenizer"):
+        Classifier(model, job.labels)
+
+
+def deviation(job: Job, noise: float, rate: float) -> float:
+    """Of one step's noise on an update of the PC with size class 64."""
+    return noise * job.clip * job.training.learning_rate / (rate * 64)
+
+
 def exotic(folder: Path, count: int) -> Path:
     """The PC with other texts, `count` of them, and the same size class."""
     texts = tuple(f"{number} other words" * (1 + number % 5) for number in range(count))
@@ -387,6 +466,33 @@ def test_two_true_counts_of_one_class_send_the_same_but_for_the_values(
         assert (update != 0).all()  # noise on every coordinate
         wires.append(without_values(reply, classifier.layout.size))
     assert len(set(wires)) == 1
+
+
+@pytest.mark.parametrize("count", [40, 33, 64, 1])
+def test_what_a_step_on_nothing_sends_does_not_depend_on_the_true_count(
+    ask: Any, folder: Path, job: Job, count: int
+) -> None:
+    exotic(folder, count)
+    owner(folder, insecure_test_seed=5)
+    rate = 1e-12
+    update = decode_reply(ask(sampling_rate=rate, noise_multiplier=2.0).content)
+    assert isinstance(update, np.ndarray)
+    assert np.std(update) == pytest.approx(deviation(job, 2.0, rate), rel=0.13)
+
+
+def test_every_local_step_is_charged(ask: Any, folder: Path, job: Job) -> None:
+    three_steps = job.training.model_copy(update={"local_steps": 3})
+    ask(training=three_steps, sampling_rate=0.25, noise_multiplier=1.5, clip=0.125)
+    (charge,) = Ledger(folder / LEDGER_FILE).charges
+    assert charge.mechanism == Mechanism(noise_multiplier=1.5, sampling_rate=0.25, steps=3)
+    assert charge.clip == 0.125
+    assert not charge.seeded
+
+
+def test_a_charge_says_that_the_noise_came_from_a_test_seed(ask: Any, folder: Path) -> None:
+    owner(folder, insecure_test_seed=3)
+    ask()
+    assert Ledger(folder / LEDGER_FILE).unprotected
 
 
 def without_values(reply: Message, size: int) -> bytes:
@@ -422,8 +528,15 @@ def test_a_description_holds_two_public_facts_and_nothing_else(folder: Path) -> 
 
 def test_the_noise_is_another_one_each_time(ask: Any, folder: Path, tmp_path: Path) -> None:
     again = shutil.copytree(folder, tmp_path / "again")
-    first, second = decode_reply(ask().content), decode_reply(ask(where=again).content)
-    assert not np.array_equal(first, second)
+    nothing = {"sampling_rate": 1e-12}  # so that noise is all there is
+    updates = [
+        decode_reply(ask(**nothing).content),
+        decode_reply(ask(attempt=2, **nothing).content),
+        decode_reply(ask(attempt=3, number=2, **nothing).content),
+        decode_reply(ask(where=again, **nothing).content),
+    ]
+    for first, second in combinations(updates, 2):
+        assert abs(np.corrcoef(first, second)[0, 1]) < 0.2  # 770 values: 5.5 standard errors
 
 
 # What must not get out
@@ -452,22 +565,32 @@ class OddError(Exception):
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("where", ["load_owner", "_classifier", "read_records", "train_round"])
+@pytest.mark.parametrize("mode", ["local", "none"])
 def test_no_word_of_an_exception_leaves_the_pc(
     ask: Any,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
+    folder: Path,
     where: str,
+    mode: str,
     error: BaseException,
 ) -> None:
     def fail(*args: Any, **named: Any) -> None:
         raise error
 
+    changes = {}
+    if mode == "none":
+        owner(folder, allow_not_private=True)
+        changes = {"mode": "none", "noise_multiplier": None}
     monkeypatch.setattr(module, where, fail)
     caplog.set_level(logging.DEBUG)
-    reply = ask()
-    assert failed(reply)
+    reply = ask(**changes)
+    # What cannot read its data sends noise, where noise is what it has promised.
+    silent = mode == "local" and where == "read_records" and isinstance(error, Exception)
+    assert failed(reply) != silent
     assert b"canary" not in on_the_wire(reply)
+    assert type(error).__name__.encode() not in on_the_wire(reply)
     assert "canary" not in caplog.text
     said = capfd.readouterr()
     assert "canary" not in said.out + said.err
@@ -495,7 +618,13 @@ def test_a_damaged_pc_says_nothing_of_what_is_wrong(
         case _:
             (folder / "records.parquet").write_text(CANARY)
     reply = ask()
-    assert failed(reply) or refused(reply)
+    if damage in ("no data", "other data"):
+        update = decode_reply(reply.content)
+        assert isinstance(update, np.ndarray)
+        assert (update != 0).all()  # noise alone
+        assert charges(folder) == 1
+    else:
+        assert failed(reply) or refused(reply)
     assert CANARY.encode() not in on_the_wire(reply)
     assert CANARY not in caplog.text
 

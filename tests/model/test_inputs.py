@@ -39,25 +39,56 @@ def test_tokens_are_the_tokenizers_own(classifier: Classifier) -> None:
     assert len(inputs) == len(TEXTS)
 
 
-def test_a_batch_is_padded_to_its_longest_text_and_keeps_the_order_asked_for() -> None:
-    inputs = Inputs(np.arange(1, 11, dtype=np.int32), np.array([0, 3, 4, 10]))
-    batch = inputs.batch(np.array([1, 0]), CPU)
-    assert batch.values.tolist() == [[4, 0, 0], [1, 2, 3]]
-    assert batch.mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+def test_a_batch_has_all_its_rows_however_few_are_filled() -> None:
+    inputs = Inputs(np.arange(1, 11, dtype=np.int32), np.array([0, 3, 4, 10]), most=8)
+    batch = inputs.batch(np.array([1, 0]), 3, CPU)
+    assert batch.values.tolist() == [[4, 0, 0, 0], [1, 2, 3, 0], [0] * 4, [0] * 4]
+    assert batch.mask.tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
     assert batch.values.dtype == torch.int64
 
 
 def test_padded_states_are_zero() -> None:
     rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2)
-    batch = Inputs(rows, np.array([0, 1, 6])).batch(np.array([0, 1]), CPU)
-    assert batch.values[0].tolist() == [[1, 2], *[[0, 0]] * 4]
-    assert batch.values[1].tolist() == rows[1:].tolist()
+    inputs = Inputs(rows, np.array([0, 1, 6]), most=5)
+    first, second = inputs.batch(np.array([0]), 1, CPU), inputs.batch(np.array([1]), 1, CPU)
+    assert first.values.tolist() == [[[1, 2], *[[0, 0]] * 3], [[0, 0]] * 4]
+    assert second.values[0].tolist() == rows[1:].tolist()
+
+
+def test_pooled_states_are_filled_up_with_zeros() -> None:
+    rows = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
+    batch = Inputs(rows, None).batch(np.array([2, 0]), 3, CPU)
+    assert batch.values.tolist() == [[5, 6], [1, 2], [0, 0], [0, 0]]
+    assert batch.mask is None
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 5, 16, 63, 64, 128, 512])
+def test_a_width_holds_the_text_and_depends_on_its_length_alone(most: int) -> None:
+    lengths = np.arange(1, most + 1)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    widths = Inputs(np.zeros(offsets[-1], dtype=np.int32), offsets, most).widths()
+    assert (widths >= lengths).all()
+    assert widths.max() == most
+    assert len(set(widths.tolist())) <= 4
+    for length, width in zip(lengths, widths, strict=True):
+        alone = Inputs(np.zeros(length, dtype=np.int32), np.array([0, length]), most)
+        assert alone.widths().tolist() == [width]
 
 
 def test_batches_hold_every_text_once(classifier: Classifier, tmp_path: Path) -> None:
     for inputs in (make_inputs(classifier, TEXTS, None), make_inputs(classifier, TEXTS, tmp_path)):
-        seen = np.concatenate([indices for indices, _ in inputs.batches(5, CPU)])
-        assert sorted(seen) == list(range(len(TEXTS)))
+        seen = [(indices, batch) for indices, batch in inputs.batches(5, CPU)]
+        assert sorted(np.concatenate([indices for indices, _ in seen])) == list(range(len(TEXTS)))
+        assert {len(batch.values) for _, batch in seen} == {6}
+        chosen = np.array([7, 2, 11])
+        seen = [indices for indices, _ in inputs.batches(2, CPU, chosen)]
+        assert sorted(np.concatenate(seen)) == [2, 7, 11]
+        assert max(map(len, seen)) <= 2
+
+
+def test_inputs_of_a_pc_without_texts_have_no_batches() -> None:
+    assert len(Inputs.nothing()) == 0
+    assert list(Inputs.nothing().batches(4, CPU)) == []
 
 
 def test_a_repr_shows_no_text() -> None:
@@ -71,8 +102,11 @@ def test_frozen_states_are_those_of_each_text_alone(classifier: Classifier, tmp_
     tokens, frozen = make_inputs(classifier, TEXTS, None), make_inputs(classifier, TEXTS, tmp_path)
     for number in range(len(TEXTS)):
         indices = np.array([number])
-        alone = classifier.freeze_through(tokens.batch(indices, CPU)).values
-        assert torch.allclose(frozen.batch(indices, CPU).values, alone, atol=1e-5)
+        batch = tokens.batch(indices, 1, CPU)
+        alone = classifier.freeze_through(batch).values[0]
+        if batch.mask is not None and not classifier.pooled:
+            alone = alone * batch.mask[0, :, None]
+        assert torch.allclose(frozen.batch(indices, 1, CPU).values[0], alone, atol=1e-5)
 
 
 def test_the_second_time_nothing_is_computed(

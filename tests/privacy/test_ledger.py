@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -119,8 +120,18 @@ def test_after_a_round_without_privacy_no_epsilon_is_claimed(tmp_path: Path) -> 
     ledger.charge(one(3))
     for opened in (ledger, Ledger(ledger.path)):
         assert opened.unprotected
-        assert opened.exhausted
         assert opened.spent_epsilon() == opened.best_epsilon() == math.inf
+
+
+def test_after_a_round_with_a_test_seed_no_epsilon_is_claimed(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path)
+    ledger.charge(one(1))
+    ledger.charge(dataclasses.replace(one(2), seeded=True))
+    for opened in (ledger, Ledger(ledger.path)):
+        assert [charge.seeded for charge in opened.charges] == [False, True]
+        assert opened.unprotected
+        assert opened.spent_epsilon() == math.inf
+        assert len(opened.mechanisms) == 1  # its cost is charged all the same
 
 
 # The budget
@@ -152,9 +163,11 @@ def test_a_fresh_ledger_covers_the_planned_rounds_and_not_one_more(tmp_path: Pat
     order = best_order([step] * 6, DELTA)[0]
     ledger = new_ledger(tmp_path, epsilon=3.0, order=order)
     for attempt in range(1, 7):
-        assert not ledger.exhausted
+        assert ledger.covers(step)
+        assert abs(ledger.rounds_left(step) - (7 - attempt)) <= 1
         ledger.charge(one(attempt, step))
-    assert ledger.exhausted
+    assert not ledger.covers(step)
+    assert ledger.rounds_left(step) == 0
     with pytest.raises(BudgetExhausted):
         ledger.charge(one(7, step))
 
@@ -258,6 +271,16 @@ def test_a_torn_last_line_is_dropped_wherever_it_is_cut(three: Path) -> None:
         assert three.read_bytes() == content[:start]
     Ledger(three).charge(one(4))
     assert [charge.attempt for charge in Ledger(three).charges] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("junk", [b"x", b"{", b'{"kind": "charge"}'])
+def test_a_whole_last_line_with_more_behind_it_is_no_torn_one(three: Path, junk: bytes) -> None:
+    """No crash writes it: to drop it would give a spent charge back."""
+    changed = three.read_bytes()[:-1] + junk
+    three.write_bytes(changed)
+    with pytest.raises(LedgerError, match="the last line was changed"):
+        Ledger(three)
+    assert three.read_bytes() == changed
 
 
 def test_a_last_charge_whose_line_end_alone_is_lost_still_counts(three: Path) -> None:

@@ -13,9 +13,9 @@ from fedaipc.privacy.plan import (
     PrivacyPlan,
     charged_epsilon,
     check_delta,
+    filter_order,
     make_plan,
     planned_epsilon,
-    schedule_order,
     size_class,
 )
 
@@ -80,7 +80,7 @@ def test_a_target_is_met_over_all_planned_rounds_and_nearly_used_up(
     plan = make_plan(settings)
     assert 0.99 * epsilon < epsilon_rdp([plan.mechanism(30)], plan.delta) <= epsilon
     assert epsilon_rdp([plan.mechanism(31)], plan.delta) > epsilon
-    order = schedule_order(plan, 30)
+    order = filter_order(plan, 30, epsilon)
     assert charged_epsilon(plan, 30, order) == pytest.approx(
         epsilon_rdp([plan.mechanism(30)], plan.delta), rel=1e-9
     )

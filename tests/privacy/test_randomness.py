@@ -66,6 +66,20 @@ def test_two_streams_of_the_operating_system_differ() -> None:
     assert not np.array_equal(SecureRandom().uint64(4), SecureRandom().uint64(4))
 
 
+def test_the_key_is_32_bytes_of_the_operating_systems_randomness(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def token_bytes(count: int) -> bytes:
+        asked.append(count)
+        return KEY[:count]
+
+    monkeypatch.setattr(randomness.secrets, "token_bytes", token_bytes)
+    assert SecureRandom().uint64(2).astype("<u8").tobytes() == key_stream(KEY, 1)
+    assert asked == [32]
+
+
 def test_test_streams_repeat_and_every_label_counts() -> None:
     first = SecureRandom.for_test(7, "pc-1", 3).uint64(4)
     assert np.array_equal(first, SecureRandom.for_test(7, "pc-1", 3).uint64(4))

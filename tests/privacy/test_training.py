@@ -19,13 +19,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedaipc.config import TrainingSettings
-from fedaipc.model.classifier import Classifier, read_vector, write_vector
+from fedaipc.model.classifier import Batch, Classifier, read_vector, write_vector
 from fedaipc.model.inputs import Inputs, make_inputs
 from fedaipc.privacy import training
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
-from tests.model.tiny import LABELS, METHODS, TARGETS, TEXTS, settings, shared_folder
+from tests.model.tiny import FAMILIES, LABELS, METHODS, TARGETS, TEXTS, settings, shared_folder
 
 CLIP, NOISE, RATE, CLASS = 0.05, 2.0, 0.25, 32
 EVERYTHING = range(len(TEXTS))
@@ -65,27 +65,28 @@ def _one_thread() -> Iterator[None]:
 
 
 @cache
-def model(method: str) -> tuple[Classifier, np.ndarray]:
-    classifier = Classifier(settings(shared_folder("bert"), method=method), LABELS)
+def model(method: str, family: str = "bert") -> tuple[Classifier, np.ndarray]:
+    classifier = Classifier(settings(shared_folder(family), method=method), LABELS)
     start = read_vector(classifier)
     return classifier, start + np.random.default_rng(0).normal(0, 0.1, len(start)).astype("f4")
 
 
 @cache
-def all_inputs(method: str) -> Inputs:
-    return make_inputs(model(method)[0], TEXTS, None)
+def all_inputs(method: str, family: str = "bert") -> Inputs:
+    return make_inputs(model(method, family)[0], TEXTS, None)
 
 
 def only(inputs: Inputs, keep: list[int]) -> Inputs:
     """The PC that holds just these texts."""
     rows = [inputs.rows[inputs.offsets[i] : inputs.offsets[i + 1]] for i in keep]
-    return Inputs(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+    return Inputs(np.concatenate(rows), np.cumsum([0, *map(len, rows)]), inputs.most)
 
 
 def update(
     stream: SecureRandom,
     *,
     method: str = "bitfit",
+    family: str = "bert",
     keep: list[int] | None = None,
     size_class: int = CLASS,
     micro_batch: int = 64,
@@ -93,8 +94,8 @@ def update(
     optimizer: str = "sgd",
     **changes: object,
 ) -> np.ndarray:
-    classifier, start = model(method)
-    inputs, targets = all_inputs(method), TARGETS
+    classifier, start = model(method, family)
+    inputs, targets = all_inputs(method, family), TARGETS
     if keep is not None:
         inputs, targets = only(inputs, keep), TARGETS[keep]
     return training.train_round(
@@ -113,9 +114,11 @@ def update(
 # Checks
 
 
-def check_neighbours(method: str = "bitfit") -> None:
+def check_neighbours(method: str = "bitfit", family: str = "bert") -> None:
     """Without noise, one record more moves the clipped sum by at most C."""
-    total = {"method": method, "sampling_rate": 1.0, "size_class": 1}  # divisor 1: the plain sum
+    total = {
+        "method": method, "family": family, "sampling_rate": 1.0, "size_class": 1,
+    }  # divisor 1: the plain sum  # fmt: skip
     whole = update(Scripted(EVERYTHING), **total)
     moves = []
     for left_out in (0, 3, 4, 8, 11):
@@ -139,6 +142,12 @@ def check_empty_sample() -> None:
     """A step on nothing is a step all the same: noise of full size."""
     noise = update(Scripted([], noise=2), method="full")
     assert_deviation(noise, NOISE * CLIP / (RATE * CLASS))
+
+
+def check_every_step() -> None:
+    """Each of a round's steps has noise of its own: three on nothing add up to sqrt(3) of one."""
+    noise = update(Scripted([], [], [], noise=2), method="full", local_steps=3)
+    assert_deviation(noise, math.sqrt(3) * NOISE * CLIP / (RATE * CLASS))
 
 
 def check_fresh_noise() -> None:
@@ -182,9 +191,10 @@ def assert_deviation(values: np.ndarray, expected: float) -> None:
 # The real code passes
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_one_record_more_moves_the_sum_by_at_most_the_clip_bound(method: str) -> None:
-    check_neighbours(method)
+def test_one_record_more_moves_the_sum_by_at_most_the_clip_bound(method: str, family: str) -> None:
+    check_neighbours(method, family)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.25])
@@ -203,12 +213,15 @@ def test_an_empty_sample_adds_full_noise() -> None:
     check_empty_sample()
 
 
+def test_every_step_of_a_round_adds_noise() -> None:
+    check_every_step()
+
+
 def test_a_pc_left_with_no_record_sends_noise_like_any_other() -> None:
     classifier, start = model("full")
-    nothing = Inputs(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
     noise = training.train_round(
         classifier,
-        nothing,
+        Inputs.nothing(),
         np.zeros(0, dtype=np.int64),
         start,
         plan=PLAN,
@@ -287,6 +300,18 @@ def _fault_empty_sample_skipped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PrivateOptimizer, "step_on_nothing", lambda _: None)
 
 
+def _fault_noise_in_the_first_step_only(patch: pytest.MonkeyPatch) -> None:
+    real = PrivateOptimizer.add_noise
+
+    def add_noise(self: PrivateOptimizer) -> None:
+        if hasattr(self, "stepped"):
+            self.noise_multiplier = 0.0
+        self.stepped = True
+        real(self)
+
+    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+
+
 def _fault_true_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
     real = training.train_round
 
@@ -324,6 +349,7 @@ def _fault_sample_of_fixed_size(patch: pytest.MonkeyPatch) -> None:
         (_fault_clip_per_parameter, check_neighbours),
         (_fault_noise_from_a_fixed_seed, check_fresh_noise),
         (_fault_empty_sample_skipped, check_empty_sample),
+        (_fault_noise_in_the_first_step_only, check_every_step),
         (_fault_true_count_as_divisor, check_divisor),
         (_fault_drawn_count_as_divisor, check_noise),
         (_fault_sample_of_fixed_size, check_poisson),
@@ -343,14 +369,16 @@ def test_a_broken_build_is_caught(
 # Against the slow way, and what must not matter
 
 
-def summed_slowly(method: str, bound: float) -> np.ndarray:
+def summed_slowly(method: str, family: str, bound: float) -> np.ndarray:
     """Each text alone through autograd, its whole gradient scaled to at most `bound`."""
-    classifier, start = model(method)
+    classifier, start = model(method, family)
     write_vector(classifier, start)
-    inputs, total = all_inputs(method), np.zeros(len(start))
+    inputs, total = all_inputs(method, family), np.zeros(len(start))
     for text in EVERYTHING:
         classifier.zero_grad()
-        batch = classifier.freeze_through(inputs.batch(np.array([text]), torch.device("cpu")))
+        ids = inputs.rows[inputs.offsets[text] : inputs.offsets[text + 1]].astype(np.int64)
+        tokens = torch.from_numpy(ids)[None]
+        batch = classifier.freeze_through(Batch(tokens, torch.ones_like(tokens)))
         cross_entropy(classifier(batch), torch.tensor([TARGETS[text]])).backward()
         parts = [
             torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
@@ -362,11 +390,15 @@ def summed_slowly(method: str, bound: float) -> np.ndarray:
     return total
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("clip", [CLIP, 2.0, 1e4])
-def test_the_sum_equals_one_example_at_a_time(method: str, clip: float) -> None:
-    got = update(Scripted(EVERYTHING), method=method, clip=clip, sampling_rate=1.0, size_class=1)
-    expected = summed_slowly(method, clip * (1 - 2**-10))
+def test_the_sum_equals_one_example_at_a_time(method: str, family: str, clip: float) -> None:
+    got = update(
+        Scripted(EVERYTHING), method=method, family=family, clip=clip, sampling_rate=1.0,
+        size_class=1,
+    )  # fmt: skip
+    expected = summed_slowly(method, family, clip * (1 - 2**-10))
     assert np.linalg.norm(got + expected) <= 1e-5 * max(1.0, np.linalg.norm(expected))
 
 

@@ -108,7 +108,6 @@ def _privacy(rounds: int, *, private: bool) -> PrivacyFacts:
         local_steps=5,
         rounds=rounds,
         target_epsilon=8.0 if private else None,
-        filter_order=4.5 if private else None,
         planned_epsilon=PlannedEpsilon(rdp=7.97, prv=7.41, pld=7.42) if private else None,
     )
 

@@ -80,7 +80,7 @@ def test_a_run_without_scores_can_be_shown() -> None:
     assert "not measured yet" in _shown(tables.summary(run))
     assert "No test scores yet" in _shown(tables.per_class(run))
     assert "[running]" in _shown(tables.compare([run]))
-    assert "No epsilon has been spent yet" in words.headline(run)
+    assert "What the PCs have spent is in their ledgers" in words.headline(run)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,278 @@
+"""What a record adds to the sum depends on no other record, whatever weights a coordinator sends.
+
+The clip bound is one record's alone only then. Both attacks move the clipped sum of a careless
+build by many times C: weights under which the padding overflows that other texts ask for, and
+weights under which the last bits of a row, which follow the shape of its batch, become everything.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from fedaipc.config import TrainingSettings
+from fedaipc.model.classifier import Batch, Classifier, read_vector
+from fedaipc.model.inputs import Inputs, make_inputs
+from fedaipc.privacy import training
+from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy.plan import PrivacyPlan
+from fedaipc.privacy.randomness import SecureRandom
+from tests.model.tiny import FAMILIES, LABELS, WORDS, settings, shared_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+CLIP = 0.05
+COUNT = 40
+
+
+class Everything(SecureRandom):
+    """Draws every record."""
+
+    def poisson_sample(self, count: int, rate: float) -> np.ndarray:
+        return np.arange(count)
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def model(family: str, method: str) -> tuple[Classifier, np.ndarray]:
+    """And its weights as they come, which training overwrites."""
+    classifier = Classifier(settings(shared_folder(family), method=method), LABELS)
+    return classifier, read_vector(classifier)
+
+
+def clipped_sum(
+    classifier: Classifier,
+    weights: np.ndarray,
+    texts: Sequence[str],
+) -> np.ndarray:
+    """What the noise would be added to; the update itself is rounded to the weights' last bits."""
+    assert np.isfinite(weights).all()  # else the PC refuses the request
+    sums: list[np.ndarray] = []
+    real = PrivateOptimizer.add_noise
+
+    def watched(self: PrivateOptimizer) -> None:
+        sums.append(np.concatenate([p.summed_grad.numpy().ravel() for p in self.params]))
+        real(self)
+
+    with mock.patch.object(PrivateOptimizer, "add_noise", watched):
+        _train(classifier, weights, texts)
+    (total,) = sums
+    assert total.dtype == np.float64
+    return total
+
+
+def _train(classifier: Classifier, weights: np.ndarray, texts: Sequence[str]) -> None:
+    training.train_round(
+        classifier,
+        make_inputs(classifier, texts, None),
+        np.zeros(len(texts), dtype=np.int64),
+        weights,
+        plan=PrivacyPlan(
+            mode="local",
+            clip=CLIP,
+            noise_multiplier=2.0,
+            sampling_rate=1.0,
+            local_steps=1,
+            delta=1e-5,
+        ),
+        training=TrainingSettings(learning_rate=1.0),
+        size_class=1,
+        micro_batch=0,
+        random=Everything(),
+    )
+
+
+class Weights:
+    """A vector of weights that a coordinator shapes tensor by tensor."""
+
+    def __init__(self, classifier: Classifier, start: np.ndarray) -> None:
+        self.vector = start.copy()
+        self._places: dict[str, np.ndarray] = {}
+        start = 0
+        for name, shape in zip(classifier.layout.names, classifier.layout.shapes, strict=True):
+            size = int(np.prod(shape))
+            self._places[name] = self.vector[start : start + size].reshape(shape)
+            start += size
+
+    def __getitem__(self, end: str) -> np.ndarray:
+        (name,) = [name for name in self._places if name.endswith(end)]
+        return self._places[name]
+
+
+# Weights under which padding overflows
+
+
+@cache
+def short_texts() -> tuple[str, ...]:
+    return tuple(" ".join(WORDS[(3 * t + p) % 40] for p in range(6)) for t in range(COUNT))
+
+
+LONG = " ".join(WORDS[:9])
+
+
+def weights_that_overflow_on_padding() -> np.ndarray:
+    """Finite wherever there is a token of these texts, infinite on the padding behind them."""
+    classifier, start = model("bert", "last-k")
+    weights = Weights(classifier, start)
+    batch = padded_to_the_longest(classifier, (*short_texts(), LONG))
+    states = classifier.freeze_through(batch).values.numpy()
+    there = batch.mask.numpy().astype(bool)
+
+    def normal(x: np.ndarray) -> np.ndarray:
+        return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-12)
+
+    real, padding = normal(states[there]), normal(states[~there])
+    direction = padding.mean(0) / np.linalg.norm(padding.mean(0))
+    threshold = ((real @ direction).max() + (padding @ direction).min()) / 2
+    for part in ("self.value", "output.dense"):
+        weights[f"attention.{part}.weight"][...] = 0
+        weights[f"attention.{part}.bias"][...] = 0
+    weights["attention.output.LayerNorm.weight"][...] = 1
+    weights["attention.output.LayerNorm.bias"][...] = 0
+    inner, outer = weights["intermediate.dense.weight"], weights["layer.1.output.dense.weight"]
+    inner[...] = 0
+    inner[0] = 1e30 * direction
+    weights["intermediate.dense.bias"][...] = -1e30 * threshold
+    outer[...] = 0
+    outer[:, 0] = 3e38
+    weights["layer.1.output.dense.bias"][...] = 0
+    return weights.vector
+
+
+def padded_to_the_longest(classifier: Classifier, texts: Sequence[str]) -> Batch:
+    inputs = make_inputs(classifier, texts, None)
+    values = np.zeros((len(texts), int(inputs.lengths().max())), dtype=np.int64)
+    mask = np.zeros_like(values)
+    for row in range(len(texts)):
+        ids = _rows(inputs, row)
+        values[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+    return Batch(torch.from_numpy(values), torch.from_numpy(mask))
+
+
+def check_padding() -> None:
+    classifier, weights = model("bert", "last-k")[0], weights_that_overflow_on_padding()
+    one = clipped_sum(classifier, weights, short_texts()[:1])
+    assert np.linalg.norm(one) > 0.9 * CLIP  # alone, a short text trains
+    few = clipped_sum(classifier, weights, short_texts())
+    more = clipped_sum(classifier, weights, [*short_texts(), LONG])
+    assert np.linalg.norm(more - few) <= CLIP
+
+
+# Weights under which the last bits decide
+
+
+def chaotic(start: np.ndarray, scale: float) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    wild = start.astype(np.float64) * scale + rng.normal(0, scale / 10, len(start))
+    return wild.astype(np.float32)
+
+
+def mixed_texts() -> list[str]:
+    return [" ".join(WORDS[(3 * t + p) % 40] for p in range(1 + t % 9)) for t in range(COUNT)]
+
+
+def check_last_bits(method: str = "full", family: str = "bert") -> None:
+    """Remove any record: the sum of the others' contributions stays what it was.
+
+    Under chaotic weights a single bit anywhere in a row changes its whole clipped gradient.
+    """
+    (classifier, start), texts = model(family, method), mixed_texts()
+    trained = False
+    for scale in (1.0, 30.0, 1e3):
+        weights = chaotic(start, scale)
+        whole = clipped_sum(classifier, weights, texts)
+        trained |= bool(whole.any())  # the wildest only give NaN, which counts as nothing
+        for left_out in (0, 7, 18, 33, 39):
+            kept = [text for number, text in enumerate(texts) if number != left_out]
+            moved = np.linalg.norm(whole - clipped_sum(classifier, weights, kept))
+            assert moved <= CLIP
+    assert trained
+
+
+# The real code passes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-k", "full"])
+def test_a_record_moves_the_sum_by_its_own_contribution_to_the_last_bit(
+    method: str, family: str
+) -> None:
+    check_last_bits(method, family)
+
+
+def test_padding_that_overflows_takes_no_record_with_it() -> None:
+    check_padding()
+
+
+@pytest.mark.parametrize("method", ["head", "bitfit"])
+def test_frozen_states_are_a_records_own_to_the_last_bit(tmp_path: Path, method: str) -> None:
+    classifier, texts = model("bert", method)[0], mixed_texts()
+    whole = make_inputs(classifier, texts, tmp_path)
+    for kept in (range(1, COUNT), range(COUNT - 1), range(0, COUNT, 3), reversed(range(COUNT))):
+        chosen = list(kept)
+        part = make_inputs(classifier, [texts[number] for number in chosen], tmp_path)
+        for place, number in enumerate(chosen):
+            assert np.array_equal(_rows(part, place), _rows(whole, number))
+
+
+def _rows(inputs: Inputs, number: int) -> npt.NDArray[np.generic]:
+    if inputs.offsets is None:
+        return inputs.rows[number]
+    return inputs.rows[inputs.offsets[number] : inputs.offsets[number + 1]]
+
+
+# Builds that were broken fail
+
+
+def _fault_padded_to_the_longest(patch: pytest.MonkeyPatch) -> None:
+    def widths(self: Inputs) -> np.ndarray:
+        return np.full(len(self), self.lengths().max(initial=1))
+
+    patch.setattr(Inputs, "widths", widths)
+
+
+def _fault_mean_loss(patch: pytest.MonkeyPatch) -> None:
+    real = training.cross_entropy
+
+    def mean(logits: torch.Tensor, truth: torch.Tensor, **named: object) -> torch.Tensor:
+        return real(logits, truth, **{**named, "reduction": "mean"})
+
+    patch.setattr(training, "cross_entropy", mean)
+    hooks = training.GradSampleModule
+    patch.setattr(
+        training, "GradSampleModule", lambda module, **_: hooks(module, loss_reduction="mean")
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        (_fault_padded_to_the_longest, check_padding),
+        (_fault_mean_loss, check_last_bits),
+    ],
+    ids=lambda function: function.__name__.removeprefix("_"),
+)
+def test_a_broken_build_is_caught(
+    fault: Callable[[pytest.MonkeyPatch], None],
+    check: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        check()
