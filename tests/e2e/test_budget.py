@@ -114,14 +114,14 @@ def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_o
 def test_a_budget_below_the_target_is_told_before_and_ends_with_a_model(
     tmp_path: Path, minilm: Path
 ) -> None:
-    run = prepare(settings(tmp_path, "federation.rounds=4", "privacy.lifetime_epsilon=6"))
+    run = prepare(settings(tmp_path, "federation.rounds=4", "privacy.lifetime_epsilon=4"))
     assert 0 < run.covered_rounds < 4
     with pytest.raises(BudgetExhausted):
         simulate(run, "in-process", quiet)
     results = Results.load(run.folder)
     assert sum(not r.void for r in results.rounds) == run.covered_rounds
     assert results.test is not None
-    assert all(pc.epsilon is not None and pc.epsilon <= 6 for pc in results.pcs)
+    assert all(pc.epsilon is not None and pc.epsilon <= 4 for pc in results.pcs)
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 8.0, 300.0])

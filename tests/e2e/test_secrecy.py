@@ -18,7 +18,6 @@ from fedaipc.federation import pc as pc_module
 from fedaipc.federation.flower_adapter import InProcessGrid
 from fedaipc.federation.simulation import prepare, simulate
 from fedaipc.privacy import training
-from tests.e2e.runs import quiet
 from tests.federation.parts import on_the_wire, tiny
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
     from fedaipc.federation.simulation import Run
-    from fedaipc.results import Results
+    from fedaipc.results import Results, RoundResult
 
 CANARY = re.compile(r"zq[a-z]{6}")  # in every text, a word of its own
 
@@ -40,6 +39,7 @@ class Recorded:
         self.losses: list[float] = []
         self.sizes: list[int] = []
         self.counts: list[int] = []
+        self.told: list[RoundResult] = []
         self.logs = ""
         self.words: set[str] = set()
         self.run: Run
@@ -111,7 +111,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded
                     f"output.folder='{folder}'",
                 )
             )
-            found.results = simulate(found.run, "in-process", quiet)
+            found.results = simulate(found.run, "in-process", found.told.append)
         finally:
             root.removeHandler(handler)
             root.setLevel(level)
@@ -178,13 +178,13 @@ def test_a_pc_that_vanished_sent_a_code_and_nothing_else(recorded: Recorded) -> 
     assert {(reply.error.code, reply.error.reason) for reply in errors} == {(100, "")}
 
 
-def test_logs_hold_no_count_and_no_loss(recorded: Recorded) -> None:
-    numbers = set(re.findall(r"\d+\.\d{3,}", recorded.logs))
+def test_logs_and_rounds_hold_no_loss_of_a_pc(recorded: Recorded) -> None:
+    rounds = "\n".join(result.model_dump_json() for result in recorded.told)
+    assert len(recorded.told) >= 4
+    numbers = set(re.findall(r"\d+\.\d{3,}", recorded.logs + rounds))
+    assert numbers  # of the coordinator's own evaluation
     assert not numbers & {f"{loss:.{digits}f}" for loss in recorded.losses for digits in (3, 4, 6)}
-    own = [line for line in recorded.logs.splitlines() if "fedaipc" in line or "PC" in line]
-    assert own
-    for count in recorded.counts:
-        assert not any(re.search(rf"\b{count}\b", line) for line in own)
+    assert not numbers & {str(loss) for loss in recorded.losses}
 
 
 def test_what_the_coordinator_keeps_holds_no_text_of_a_pc(recorded: Recorded) -> None:
