@@ -193,3 +193,19 @@ def test_pcs_that_joined_another_run_since_are_not_taken_back(tmp_path: Path, mi
         with pytest.raises(RoundError, match="joined another run"):
             again()
     assert len(ledger(second).charges) == 2
+
+
+def test_a_delta_too_large_for_a_pc_is_refused_only_where_it_would_mean_something(
+    tmp_path: Path, minilm: Path
+) -> None:
+    raw = tiny(f"output.folder='{tmp_path}'").model_dump(mode="json", exclude_none=True)
+    raw["privacy"] |= {"delta": 0.005}
+    with pytest.raises(PrivacyError, match="size class"):
+        prepare(settings_from(raw))
+    assert list(tmp_path.iterdir()) == []
+    raw["privacy"] = {"mode": "none", "delta": 0.005}
+    state = tmp_path / "state"
+    prepare(settings_from(raw), pc_state=state)
+    raw["privacy"] = {"delta": 0.005}
+    with pytest.raises(PrivacyError, match="size class"):
+        prepare(settings_from(raw), pc_state=state)
