@@ -39,6 +39,8 @@ def predict(
     for reason in model.not_private:
         typer.echo(f"NOT PRIVATE: {reason}", err=True)
     given = texts or _lines()
+    if not all(text.strip() for text in given):
+        raise DataError("a text to classify is empty; leave it out")
     for start in range(0, len(given), _BATCH):
         batch = given[start : start + _BATCH]
         for text, row in zip(batch, model.probabilities(batch), strict=True):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -106,8 +108,10 @@ def simulate(
     if run.settings.output.plots:
         write_all(results, run.folder)
         console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False)
+    # The command as it was called, where the shell would not find it by its name.
+    command = "fedaipc" if which("fedaipc") else sys.argv[0]
     console.print(
-        f'try it: fedaipc predict {run.folder} "some text"', highlight=False, markup=False
+        f'try it: {command} predict {run.folder} "some text"', highlight=False, markup=False
     )
     if stopped is not None:
         raise stopped
@@ -121,8 +125,10 @@ def _announce(console: Console, run: Run) -> None:
     facts = json.loads((run.folder / DATA_FILE).read_text(encoding="utf-8"))
     for reason in facts["not_private"]:
         console.print("[bold red]NOT PRIVATE[/]:", escape(reason), highlight=False)
-    promise = "no privacy" if privacy.mode == "none" else f"noise {privacy.noise_multiplier}"
-    if privacy.epsilon is not None:
+    promise = f"noise multiplier {privacy.noise_multiplier}"
+    if facts["not_private"]:
+        promise = "no privacy"
+    if privacy.epsilon is not None and not facts["not_private"]:
         promise = f"epsilon {privacy.epsilon:g}"
     if run.covered_rounds < federation.rounds:
         console.print(
@@ -158,6 +164,10 @@ class _Display:
 
     def __enter__(self) -> Self:
         self._bar.start()
+        if not self._live:
+            self._console.print(
+                "round 1 takes longest: frozen layers are computed once for every text"
+            )
         return self
 
     def __exit__(

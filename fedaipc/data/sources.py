@@ -13,7 +13,7 @@ import math
 import re
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,8 +46,9 @@ def read_records(
 
     Labels and groups become text; 1, 1.0 and "1" are one label. Raises DataError: nothing there,
     a column missing, an empty text or label (with its row). AssetError: as `fetch_asset`. With
-    `skip_unusable`, a record that cannot be used is left out instead, and none at all is fine;
-    what cannot be read as a file of records still raises.
+    `skip_unusable`, a record that cannot be used is left out instead (a byte that is not UTF-8 or a
+    stray quotation mark costs its own record), and none at all is fine; what is no file of records
+    still raises.
     """
     columns = [text_column, label_column] + ([group_column] if group_column is not None else [])
     if is_asset(source):
@@ -92,13 +93,13 @@ def _read_file(path: Path, columns: Sequence[str], skip: bool) -> Records:
 
 
 def _read_csv(path: Path, columns: Sequence[str], skip: bool) -> Records:
-    csv.field_size_limit(_LARGEST_FIELD)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    csv.field_size_limit(2**31 - 1 if skip else _LARGEST_FIELD)
+    with _opened(path, skip) as file:
         header = file.readline()
         if not header.strip():
             raise DataError(f"{path.name}: is empty, or has no column names in its first row")
         file.seek(0)
-        lines = _csv_lines(path.name, file, _delimiter(header, columns))
+        lines = _csv_lines(path.name, file, _delimiter(header, columns), strict=not skip)
         names = [name.strip() for name in next(lines)[1]]
         if not set(columns) <= set(names):
             _check_header(path.name, names, (line for _, line in islice(lines, 1000)))
@@ -116,8 +117,10 @@ def _delimiter(header: str, columns: Sequence[str]) -> str:
     return max(",;\t|", key=lambda d: (set(columns) <= set(split(d)), len(split(d))))
 
 
-def _csv_lines(name: str, file: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    lines = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+def _csv_lines(
+    name: str, file: Iterable[str], delimiter: str, *, strict: bool
+) -> Iterator[tuple[int, list[str]]]:
+    lines = csv.reader(file, delimiter=delimiter, strict=strict, skipinitialspace=True)
     number = 0
     try:
         for number, line in enumerate(lines, start=1):
@@ -165,7 +168,7 @@ def _read_jsonl(path: Path, columns: Sequence[str], skip: bool) -> Records:
             else:
                 yield number, tuple(row[column] for column in columns)
 
-    with path.open(encoding="utf-8-sig") as file:
+    with _opened(path, skip) as file:
         return _records(path.name, rows(file), skip)
 
 
@@ -173,8 +176,22 @@ def _read_parquet(path: Path, columns: Sequence[str], skip: bool) -> Records:
     with pq.ParquetFile(path) as file:
         _check_columns(path.name, file.schema_arrow.names, columns)
         table = file.read(columns=list(dict.fromkeys(columns)))
-    values = [table[column].to_pylist() for column in columns]
+    values = [_listed(table[column], skip) for column in columns]
     return _records(path.name, enumerate(zip(*values, strict=True), start=1), skip)
+
+
+def _opened(path: Path, skip: bool) -> TextIO:
+    """Where records may be left out, bytes that are not UTF-8 become what `_usable` refuses."""
+    errors = "surrogateescape" if skip else "strict"
+    return path.open(encoding="utf-8-sig", newline="", errors=errors)
+
+
+def _listed(column: pa.ChunkedArray, skip: bool) -> list[object]:
+    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    if not skip or column.type not in kinds:
+        return list(column.to_pylist())
+    raw = column.cast(kinds[column.type]).to_pylist()
+    return [None if v is None else v.decode("utf-8", "surrogateescape") for v in raw]
 
 
 def _read_folder(path: Path, skip: bool) -> Records:

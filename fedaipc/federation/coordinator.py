@@ -81,6 +81,7 @@ class Coordinator:
         job: Job,
         checkpoint: Checkpoint,
         validation: Evaluation,
+        claims_epsilon: bool,
         on_round: Callable[[RoundResult], None],
     ) -> None:
         self._folder = folder
@@ -89,6 +90,7 @@ class Coordinator:
         self._job = job
         self._checkpoint = checkpoint
         self._validation = validation
+        self._claims_epsilon = claims_epsilon
         self._on_round = on_round
         self._optimizer = ServerOptimizer(settings.federation, checkpoint.optimizer)
         self._exhausted: set[str] = set()
@@ -107,8 +109,8 @@ class Coordinator:
             active = [m for m in roster if m.name not in self._exhausted]
             if len(active) < self._federation.min_pcs:
                 raise BudgetExhausted(
-                    f"only {len(active)} of {len(roster)} PCs can afford another round at this "
-                    "noise (the rest declined); the last checkpoint stands"
+                    f"{len(active)} of {len(roster)} PCs can afford another round at this noise: "
+                    "the lifetime budgets of the others are spent; the last checkpoint stands"
                 )
             self._round(grid, active)
         return self._checkpoint
@@ -272,7 +274,7 @@ class Coordinator:
 
         Attempts that a crash cut off are counted too: their number is in the newest attempt.
         """
-        if not self._job.plan.private:
+        if not self._claims_epsilon:
             return None
         declined = sum(r.declined == r.asked for r in self._checkpoint.rounds)
         attempts = self._attempt - declined - (not charged)

@@ -21,16 +21,16 @@ from fedaipc.data.sources import read_records
 from fedaipc.errors import PrivacyError, RoundError
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.device import choose_device
-from fedaipc.model.inputs import Inputs, make_inputs
+from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.plan import check_delta
 from fedaipc.privacy.randomness import SecureRandom
-from fedaipc.privacy.training import train_round
+from fedaipc.privacy.training import rehearse, train_round
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fedaipc.config import ModelSettings, OwnerSettings
+    from fedaipc.config import ModelSettings, OwnerSettings, SpeedSettings
     from fedaipc.federation.job import Job
     from fedaipc.federation.messages import TrainRequest
 
@@ -73,6 +73,8 @@ class Pc:
             raise RoundError("the global vector does not fit the model or is not finite")
         # 2. Charge the ledger; when this returns the charge is on the disk.
         plan = job.plan
+        if plan.private:
+            self._rehearse(request, classifier)
         ledger.charge(
             Charge(
                 run=job.run,
@@ -84,6 +86,29 @@ class Pc:
             )
         )
         return classifier
+
+    def _rehearse(self, request: TrainRequest, classifier: Classifier) -> None:
+        """Once per process and model. Raises RoundError where this machine cannot do the job."""
+        job, speed = request.job, self.owner.speed
+        key = (classifier.layout.hash, job.model.max_length, speed)
+        if key in _rehearsed:
+            return
+        try:
+            rehearse(
+                classifier,
+                longest_input(classifier, cached=speed.cache_frozen),
+                request.vector,
+                plan=job.plan,
+                training=job.training,
+                micro_batch=speed.micro_batch,
+            )
+        except (RuntimeError, MemoryError) as error:
+            self._note(f"round {request.round}: refused: {_shown(error)}")
+            raise RoundError(
+                "this PC cannot train one batch of this job; give it more memory, or set a "
+                "smaller speed.micro_batch in its owner.toml"
+            ) from None
+        _rehearsed.add(key)
 
     def train(self, request: TrainRequest, classifier: Classifier) -> npt.NDArray[np.float32]:
         """Only after `admit`: the update of shape (layout.size,), all that leaves.
@@ -193,15 +218,20 @@ class Pc:
 
 
 _EXAMPLES_KEPT = 256  # PCs of one process; mostly file-backed, so this is a bound on open files
+_rehearsed: set[tuple[str, int, SpeedSettings]] = set()
 _Key = tuple[str, str, tuple[tuple[str, int, int], ...]]
 _examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict()
 
 
 def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
     """What shows that a file, or one in a folder, was replaced since it was read."""
-    path = Path(source)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
-    return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+    path = Path(source).expanduser()
+    found = []
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        with suppress(OSError):  # gone, or a link to nowhere
+            state = file.stat()
+            found.append((str(file), state.st_mtime_ns, state.st_size))
+    return tuple(found)
 
 
 def _shown(error: Exception) -> str:

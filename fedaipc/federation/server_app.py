@@ -114,6 +114,7 @@ def run_job(
         job=job,
         checkpoint=checkpoint,
         validation=validation,
+        claims_epsilon=job.plan.private and not results.not_private,
         on_round=report,
     )
     try:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _RECORDS_FILE = "records.parquet"
 _PLACE_FILE = "pc-state.json"
 _JOINED_FILE = "joined-run.json"  # beside the PCs: the run whose records they hold
+_NEW = ".new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,9 @@ def prepare(
     and the result NOT PRIVATE.
 
     Raises ConfigError, DataError, AssetError, ModelError, PrivacyError (a PC that is there already
-    has another delta or budget in its ledger, or a smaller size class), LedgerError, RoundError or
-    OutputError; then no run folder is left behind, and no PC was changed.
+    has another delta or budget in its ledger, or a smaller size class; all budgets are spent),
+    LedgerError, RoundError or OutputError; then no run folder is left behind, and the PCs hold what
+    they held.
     """
     settings = _with_whole_paths(settings)
     data = prepare_simulation(settings.data, settings.federation.pcs)
@@ -77,16 +79,6 @@ def prepare(
     folder = _new_folder(Path(settings.output.folder), settings.output.name)
     try:
         state = _pc_state(pc_state or folder / "pcs")
-        with _locked(state):
-            parts = [data.train.take(indices) for indices in data.parts]
-            owners = [
-                _owner(pc_folder(state, number), len(records), settings, test_seed)
-                for number, records in enumerate(parts)
-            ]
-            _write(state / _JOINED_FILE, json.dumps(job.run))
-            for owner, records in zip(owners, parts, strict=True):
-                _enrol(state / owner.name, owner, records, settings.privacy, order)
-        ledgers = [Pc(state / owner.name).open_ledger() for owner in owners]
         data.validation.write_parquet(folder / server_app.VALIDATION_FILE)
         data.test.write_parquet(folder / server_app.TEST_FILE)
         facts = {
@@ -96,13 +88,29 @@ def prepare(
             "validation": len(data.validation),
             "test": len(data.test),
             "notes": data.notes,
-            "not_private": _not_private(settings, test_seed, ledgers),
         }
-        _write(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
         # Relative where the PCs lie within: then the whole folder can be moved.
         _write(folder / _PLACE_FILE, json.dumps("pcs" if pc_state is None else str(state)))
         _write(folder / server_app.CONFIG_FILE, to_toml(settings))
         _write(folder / server_app.JOB_FILE, job.model_dump_json(indent=2))
+        with _locked(state):
+            parts = [data.train.take(indices) for indices in data.parts]
+            owners = [
+                _owner(pc_folder(state, number), len(records), settings, test_seed)
+                for number, records in enumerate(parts)
+            ]
+            ledgers = [
+                _prepare_pc(state / owner.name, owner, records, settings.privacy, order)
+                for owner, records in zip(owners, parts, strict=True)
+            ]
+            facts["not_private"] = _not_private(settings, test_seed, ledgers)
+            _write(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
+            covered = _covered_rounds(job, ledgers, state)
+            # What can fail for want of space is done. A crash between the mark and the last PC
+            # leaves no run that can go on, and none that trains on another one's records.
+            _write(state / _JOINED_FILE, json.dumps(job.run))
+            for owner in owners:
+                _join(state / owner.name)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise OutputError(
@@ -111,9 +119,6 @@ def prepare(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    covered = job.rounds
-    if job.plan.private:
-        covered = min(ledger.rounds_left(job.plan.mechanism()) for ledger in ledgers)
     return Run(folder, state, settings, covered)
 
 
@@ -210,6 +215,7 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
             with suppress(ValidationError):  # a line that another process broke into
                 on_round(RoundResult.model_validate_json(event.strip()))
 
+    starts = _starts(run.folder)
     try:
         flower_engine.run_on_flower_simulation(
             run_config={
@@ -222,7 +228,7 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
         )
     except EngineError:
         # The app's own error stayed in another process; the results say whether it was this one.
-        if _status(run.folder) == "stopped":
+        if _status(run.folder) == "stopped" and _starts(run.folder) > starts:
             raise BudgetExhausted(
                 "too few PCs can afford another round; the last checkpoint stands"
             ) from None
@@ -233,22 +239,24 @@ def _owner(folder: Path, records: int, settings: Settings, test_seed: int | None
     """What the owner of the PC in `folder` decides; size class, delta and budget stay for life."""
     privacy, federation = settings.privacy, settings.federation
     public_class = size_class(records)
-    if (folder / OWNER_FILE).is_file():
-        pc = Pc(folder)
-        public_class, ledger = pc.owner.size_class, pc.open_ledger()
+    enrolled = (folder / OWNER_FILE).is_file()
+    if enrolled:
+        public_class = Pc(folder).owner.size_class
         if records > public_class:
             raise PrivacyError(
                 f"{folder}: enrolled with size class {public_class}, which is fixed, and now "
                 "holds more records; use a new --pc-state"
             )
+    if enrolled or (folder / LEDGER_FILE).is_file():
+        ledger = Ledger(folder / LEDGER_FILE)
         for name, now, kept in (
             ("delta", privacy.delta, ledger.delta),
             ("lifetime_epsilon", privacy.lifetime_epsilon, ledger.lifetime_epsilon),
         ):
             if now != kept:
                 raise PrivacyError(
-                    f"{folder}: its ledger has {name} {kept:g} for good; set privacy.{name} = "
-                    f"{kept:g}, or use a new --pc-state"
+                    f"{folder}: its ledger has {name} {kept:g} for good; give --set "
+                    f"privacy.{name}={kept:g}, or use a new --pc-state"
                 )
     if privacy.mode != "none":
         check_delta(privacy.delta, public_class)
@@ -265,20 +273,40 @@ def _owner(folder: Path, records: int, settings: Settings, test_seed: int | None
     )
 
 
-def _enrol(
+def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
+    """How many rounds every PC can afford. Raises BudgetExhausted where none affords one."""
+    if not job.plan.private:
+        return job.rounds
+    mechanism = job.plan.mechanism()
+    if not any(ledger.covers(mechanism) for ledger in ledgers):
+        raise BudgetExhausted(
+            f"{state}: no PC can afford a round at this noise, their lifetime budgets are spent; "
+            "use a new --pc-state, or ask for more noise"
+        )
+    return min(ledger.rounds_left(mechanism) for ledger in ledgers)
+
+
+def _prepare_pc(
     folder: Path, owner: OwnerSettings, records: Records, privacy: PrivacySettings, order: float
-) -> None:
-    """Make a PC with a ledger, or give one that exists its records of today."""
-    if not (folder / OWNER_FILE).is_file():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+) -> Ledger:
+    """Write what the PC will hold beside what it holds; make its ledger if it has none yet."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not (folder / LEDGER_FILE).is_file():
         Ledger.create(
             folder / LEDGER_FILE,
             lifetime_epsilon=privacy.lifetime_epsilon,
             delta=privacy.delta,
             order=order,
         )
-    records.write_parquet(folder / _RECORDS_FILE)
-    _write(folder / OWNER_FILE, to_toml(owner))
+    records.write_parquet(folder / f"{_RECORDS_FILE}{_NEW}")
+    _write(folder / f"{OWNER_FILE}{_NEW}", to_toml(owner))
+    return Ledger(folder / LEDGER_FILE)
+
+
+def _join(folder: Path) -> None:
+    """Let the PC hold what `_prepare_pc` wrote."""
+    for name in (_RECORDS_FILE, OWNER_FILE):
+        (folder / f"{name}{_NEW}").replace(folder / name)
 
 
 def _completed(run: Run) -> Results:
@@ -322,6 +350,11 @@ def _pc_state(folder: Path) -> Path:
 
 def _status(folder: Path) -> str | None:
     return Results.load(folder).status if (folder / RESULTS_FILE).is_file() else None
+
+
+def _starts(folder: Path) -> int:
+    """How often the job in `folder` was begun."""
+    return Results.load(folder).resumed + 1 if (folder / RESULTS_FILE).is_file() else 0
 
 
 def _not_private(settings: Settings, test_seed: int | None, ledgers: Sequence[Ledger]) -> list[str]:

@@ -89,8 +89,15 @@ class Exported:
                 what["max_length"],
                 tuple(what["not_private"]),
             )
+        except FileNotFoundError:
+            raise OutputError(
+                f"{folder}: no usable model here; give the folder of a run that has finished"
+            ) from None
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise OutputError(f"{folder}: no usable model here ({type(error).__name__})") from None
+            raise OutputError(
+                f"{folder}: no usable model here: a file is missing or damaged "
+                f"({type(error).__name__}); restore the folder, or run again"
+            ) from None
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -63,7 +63,7 @@ class Inputs:
     def widths(self) -> npt.NDArray[np.int64]:
         """How many tokens each text is padded to: by its own length alone, in at most 4 steps."""
         step = max(4, -(-self.most // 4))
-        return np.minimum(-(-self.lengths() // step) * step, max(self.most, 1))
+        return np.minimum(-(-self.lengths().clip(1) // step) * step, max(self.most, 1))
 
     def batch(self, indices: npt.NDArray[np.int64], size: int, device: torch.device) -> Batch:
         """The texts at `indices`, all of one width, in the first of `size` + 1 rows.
@@ -83,7 +83,7 @@ class Inputs:
         values[: len(indices)][there] = self.rows[(start[:, None] + column)[there]]
         mask = np.zeros((size + 1, width), dtype=np.int64)
         mask[: len(indices)] = there
-        mask[len(indices) :, 0] = 1  # attention to nothing at all would be NaN
+        mask[~mask.any(1), 0] = 1  # attention to nothing at all would be NaN
         return Batch(torch.from_numpy(values).to(device), torch.from_numpy(mask).to(device))
 
     def batches(
@@ -138,6 +138,18 @@ def _cached(classifier: Classifier, states: Path, offsets: Path) -> Inputs | Non
     if len(rows) != (len(starts) - 1 if classifier.pooled else starts[-1]):
         return None
     return Inputs(rows, None if classifier.pooled else starts, classifier.settings.max_length)
+
+
+def longest_input(classifier: Classifier, *, cached: bool) -> Inputs:
+    """One text of the greatest length, without meaning: what it takes, any text takes at most."""
+    most = classifier.settings.max_length
+    offsets = np.array([0, most])
+    tokens = Inputs(np.zeros(most, dtype=np.int32), offsets, most)
+    if not (cached and classifier.has_frozen_part):
+        return tokens
+    batch = tokens.batch(np.zeros(1, dtype=np.int64), _FREEZE_BATCH, classifier.device)
+    states = classifier.freeze_through(batch).values.cpu().numpy()
+    return Inputs(states[:1], None, most) if classifier.pooled else Inputs(states[0], offsets, most)
 
 
 def _tokenise(classifier: Classifier, texts: Sequence[str]) -> Inputs:

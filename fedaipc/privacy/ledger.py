@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from fedaipc.privacy.accountant import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 VERSION = 1
@@ -150,7 +151,8 @@ class Ledger:
         """How many more rounds of `mechanism` the filter has room for, to within one."""
         budget = filter_budget(self.order, self.lifetime_epsilon, self.delta)
         room = budget - rdp(self.mechanisms, self.order)
-        return max(0, int(room / rdp([mechanism], self.order) * (1 + 1e-9)))
+        cost = rdp([mechanism], self.order)
+        return max(0, int(room / cost * (1 + 1e-9))) if cost else sys.maxsize
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
@@ -192,8 +194,20 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"{self.path}: cannot be read ({error.strerror})") from None
         *lines, tail = content.split(b"\n")
+        entries = self._verified(lines)
         if tail and self._mend(tail, len(content)):
-            lines.append(tail)
+            entries = self._verified([*lines, tail])
+        header, *rest = entries
+        self.delta = float(header["delta"])
+        self.lifetime_epsilon = float(header["lifetime_epsilon"])
+        self.order = float(header["order"])
+        if self.order not in ORDERS:
+            raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
+        self.charges = tuple(_charge(entry) for entry in rest)
+        self._head = entries[-1]["hash"]
+
+    def _verified(self, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Header and charges of whole lines. Raises LedgerError, before anything is mended."""
         entries = []
         previous = ""
         for number, raw in enumerate(lines, start=1):
@@ -209,15 +223,8 @@ class Ledger:
             entries.append(entry)
             previous = entry["hash"]
         if not entries:
-            raise LedgerError(f"{self.path}: is empty; restore it from a copy")
-        header, *rest = entries
-        self.delta = float(header["delta"])
-        self.lifetime_epsilon = float(header["lifetime_epsilon"])
-        self.order = float(header["order"])
-        if self.order not in ORDERS:
-            raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
-        self.charges = tuple(_charge(entry) for entry in rest)
-        self._head = previous
+            raise LedgerError(f"{self.path}: holds no whole line; {_RESTORE}")
+        return entries
 
     def _mend(self, tail: bytes, size: int) -> bool:
         """Deal with a last line that has no end; whether it is an entry all the same.

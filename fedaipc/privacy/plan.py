@@ -7,6 +7,8 @@ of records: else the update would carry that count.
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -113,12 +115,17 @@ def filter_order(plan: PrivacyPlan, rounds: int, lifetime: float) -> float:
     """
     budgets = {order: filter_budget(order, lifetime, plan.delta) for order in ORDERS}
     if not plan.private:
-        return max(ORDERS, key=lambda order: budgets[order] / order)
+        order = max(ORDERS, key=lambda order: budgets[order] / order)
+        if budgets[order] <= 0:
+            raise PrivacyError(
+                f"privacy.lifetime_epsilon = {lifetime:g} is too small for any order; raise it"
+            )
+        return order
     order, epsilon = best_order([plan.mechanism(rounds)], plan.delta)
     if epsilon <= lifetime:
         return order
     one = [plan.mechanism()]
-    affordable = {order: budgets[order] / rdp(one, order) for order in ORDERS}
+    affordable = {order: _ratio(budgets[order], rdp(one, order)) for order in ORDERS}
     order = max(affordable, key=lambda order: affordable[order])
     if affordable[order] < 1:
         raise PrivacyError(
@@ -130,8 +137,12 @@ def filter_order(plan: PrivacyPlan, rounds: int, lifetime: float) -> float:
 
 def covered_rounds(plan: PrivacyPlan, lifetime: float, order: float) -> int:
     """How many rounds of the plan a fresh ledger with this budget and order grants."""
-    room = filter_budget(order, lifetime, plan.delta) / rdp([plan.mechanism()], order)
-    return int(room * (1 + 1e-9))
+    room = _ratio(filter_budget(order, lifetime, plan.delta), rdp([plan.mechanism()], order))
+    return int(min(room * (1 + 1e-9), sys.maxsize))
+
+
+def _ratio(budget: float, cost: float) -> float:
+    return budget / cost if cost else math.inf  # so much noise that nothing is left of a cost
 
 
 def charged_epsilon(plan: PrivacyPlan, rounds: int, order: float) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from fedaipc.model.classifier import read_vector, write_vector
 from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy.randomness import SecureRandom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from fedaipc.model.classifier import Batch, Classifier
     from fedaipc.model.inputs import Inputs
     from fedaipc.privacy.plan import PrivacyPlan
-    from fedaipc.privacy.randomness import SecureRandom
 
 _GRADIENT_MEMORY = 1 << 30  # bytes that per-example gradients of one micro-batch may take
 _USUAL_BATCH, _HEAD_BATCH = 16, 256  # rows; a batch is computed whole, however few are filled
@@ -77,6 +78,33 @@ def train_round(
     update = read_vector(classifier)
     update -= start
     return update
+
+
+def rehearse(
+    classifier: Classifier,
+    longest: Inputs,
+    start: npt.NDArray[np.float32],
+    *,
+    plan: PrivacyPlan,
+    training: TrainingSettings,
+    micro_batch: int,
+) -> None:
+    """Train a step on `longest`, one text of the greatest length, and forget it.
+
+    Memory must run out here or not at all: where it ran out for the length of one record, that
+    record would take the contributions of all others with it.
+    """
+    train_round(
+        classifier,
+        longest,
+        np.zeros(1, dtype=np.int64),
+        start,
+        plan=replace(plan, sampling_rate=1.0, local_steps=1),
+        training=training,
+        size_class=1,
+        micro_batch=micro_batch,
+        random=SecureRandom(),
+    )
 
 
 def _train_privately(

@@ -149,7 +149,9 @@ def _sizes(results: Results) -> str:
 def _pc_line(results: Results) -> str:
     states = [pc.state for pc in results.pcs]
     others = [
-        f"{states.count(state)} {state}" for state in ("exhausted", "absent") if state in states
+        f"{states.count(state)} {said}"
+        for state, said in (("exhausted", "with no budget left"), ("absent", "absent"))
+        if state in states
     ]
     return f"{words.pc_count(results):,}" + (f" ({', '.join(others)})" if others else "")
 

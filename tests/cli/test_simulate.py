@@ -193,26 +193,39 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(
 # The end of the budget
 
 
-def test_when_every_budget_is_spent_the_run_stops_with_code_7_and_keeps_its_results(
-    fedaipc: Callable[..., Ran], simulate: Callable[..., Ran]
+def test_when_every_budget_is_spent_a_run_is_refused_with_code_7(
+    simulate: Callable[..., Ran],
 ) -> None:
-    keep = ("--pc-state", "state", "--insecure-test-seed", "7")
+    keep = ("--pc-state", "state")
     assert simulate(*keep, "--name", "first").code == 0
     before = [path.read_bytes() for path in sorted(Path("state").glob("*/ledger.jsonl"))]
     ran = simulate(*keep, "--name", "second")
     assert (ran.code, ran.err.count("\n")) == (7, 1)
-    assert "can afford another round" in ran.err
+    assert "lifetime budgets are spent; use a new --pc-state" in ran.err
     assert before == [path.read_bytes() for path in sorted(Path("state").glob("*/ledger.jsonl"))]
-    results = Results.load(Path("out/second"))
+    assert [path.name for path in Path("out").iterdir()] == ["first"]
+    assert Results.load(Path("out/first")).status == "finished"
+
+
+def test_a_budget_that_ends_before_the_rounds_do_ends_with_code_7_and_a_model(
+    fedaipc: Callable[..., Ran], simulate: Callable[..., Ran]
+) -> None:
+    short = ("--set", "privacy.noise_multiplier=1.0", "--set", "privacy.lifetime_epsilon=4")
+    ran = simulate(*short, "--rounds", "30", "--insecure-test-seed", "7")
+    assert (ran.code, ran.err.count("\n")) == (7, 1)
+    assert "can afford another round" in ran.err
+    assert "the PCs' budgets end after" in ran.out
+    assert "epsilon 4" not in ran.out
+    results = Results.load(Path("out/run"))
     assert results.status == "stopped"
+    assert 0 < sum(not r.void for r in results.rounds) < 30
     assert [pc.state for pc in results.pcs] == ["exhausted"] * 3
-    assert "stopped" in fedaipc("report", "out/second").out
-    assert "out/second: has no model yet" in fedaipc("predict", "out/second", "a text").err
+    assert "stopped" in fedaipc("report", "out/run").out
+    assert fedaipc("predict", "out/run", "a text").code == 0
     # What was not private from the start is not private after a pause either.
-    again = fedaipc("simulate", "--resume", "out/second")
+    again = fedaipc("simulate", "--resume", "out/run")
     assert again.code == 7
     assert again.out.startswith("NOT PRIVATE")
-    assert Results.load(Path("out/first")).status == "finished"
 
 
 # Bad input

@@ -105,3 +105,88 @@ def test_the_pip_that_uv_runs_can_download(tmp_path: Path, monkeypatch: pytest.M
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [path.suffix for path in tmp_path.iterdir()] == [".whl"]
+
+
+# A record that cannot be used costs itself, and no other
+
+
+def _lenient(path: Path) -> tuple[str, ...]:
+    named = {"text_column": "text", "label_column": "label", "group_column": None}
+    return read_records(str(path), **named, skip_unusable=True).texts
+
+
+JSON_BAD = {
+    "not UTF-8": b'{"text": "caf\xe9", "label": "a"}',
+    "half a character": b'{"text": "\\ud800", "label": "a"}',
+    "not JSON": b'{"text": "x", "label"',
+    "not an object": b"[1, 2]",
+    "no text": b'{"label": "a"}',
+    "null": b'{"text": null, "label": "a"}',
+    "empty": b'{"text": " ", "label": "a"}',
+    "no label": b'{"text": "x", "label": NaN}',
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", JSON_BAD)
+def test_a_bad_line_of_json_costs_no_other(tmp_path: Path, kind: str) -> None:
+    good = [f'{{"text": "good {n}", "label": "a"}}'.encode() for n in range(4)]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\n".join([*good[:2], JSON_BAD[kind], *good[2:]]) + b"\n")
+    assert _lenient(path) == ("good 0", "good 1", "good 2", "good 3")
+    with pytest.raises(DataError):
+        _read(path)
+
+
+CSV_BAD = {
+    "not UTF-8": b"caf\xe9,a",
+    "quotation within": b'"an" odd start,a',
+    "too few columns": b"alone",
+    "too many columns": b"x,a,b",
+    "empty": b" ,a",
+    "no label": b"x,",
+}
+
+
+@pytest.mark.parametrize("kind", CSV_BAD)
+def test_a_bad_line_of_csv_costs_no_other(tmp_path: Path, kind: str) -> None:
+    good = [f"good {n},a".encode() for n in range(4)]
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"\n".join([b"text,label", *good[:2], CSV_BAD[kind], *good[2:]]) + b"\n")
+    found = _lenient(path)
+    assert [text for text in found if text.startswith("good")] == [f"good {n}" for n in range(4)]
+    assert len(found) == 4 + (kind == "quotation within")
+    with pytest.raises(DataError):
+        _read(path)
+
+
+def test_a_quotation_that_is_never_closed_costs_what_is_behind_it(tmp_path: Path) -> None:
+    """No reader of CSV can tell where such a text ends; what was before it stays."""
+    path = tmp_path / "data.csv"
+    path.write_text('text,label\ngood 0,a\n"never closed,a\ngood 1,a\n')
+    assert _lenient(path) == ("good 0",)
+
+
+def test_a_bad_value_of_parquet_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    raw = pa.array([b"good 0", b"caf\xe9", None, b"good 1"], pa.binary())
+    texts = pa.StringArray.from_buffers(4, *raw.buffers()[1:], raw.buffers()[0])
+    pq.write_table(pa.table({"text": texts, "label": ["a"] * 4}), path)
+    assert _lenient(path) == ("good 0", "good 1")
+    with pytest.raises(DataError):
+        _read(path)
+
+
+def test_a_bad_file_of_a_folder_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(2):
+        (tmp_path / "a" / f"{number}.txt").write_text(f"good {number}")
+    (tmp_path / "a" / "2.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "a" / "3.txt").symlink_to("nowhere")
+    assert _lenient(tmp_path) == ("good 0", "good 1")
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv"])
+def test_a_file_without_one_usable_record_is_an_empty_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("text,label\n ,a\n")
+    assert _lenient(tmp_path / name) == ()

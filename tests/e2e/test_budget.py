@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 from opacus.accountants import RDPAccountant
 
 from fedaipc.config import load_settings, settings_from
-from fedaipc.errors import BudgetExhausted, PrivacyError, RoundError
+from fedaipc.errors import (
+    BudgetExhausted,
+    LedgerError,
+    OutputError,
+    PrivacyError,
+    RoundError,
+)
+from fedaipc.federation import simulation
 from fedaipc.federation.simulation import Run, prepare, reopen, simulate
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
 from fedaipc.privacy.plan import charged_epsilon, filter_order, make_plan
@@ -92,23 +102,27 @@ def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_o
     run, results = ran(settings(tmp_path, budget), state)
     assert run.covered_rounds >= 2
     assert results.status == "finished"
-    for rounds, charges in ((1, 3), (0, 3)):
-        run = prepare(settings(tmp_path, budget), pc_state=state)
-        assert run.covered_rounds <= 1 + rounds
-        with pytest.raises(BudgetExhausted):
-            simulate(run, "in-process", quiet)
-        results = Results.load(run.folder)
-        assert results.status == "stopped"
-        assert sum(not r.void for r in results.rounds) == rounds
-        assert results.rounds[-1].void
-        assert results.rounds[-1].declined == 3
-        assert [pc.charges for pc in results.pcs] == [charges] * 3
-        for pc in results.pcs:
-            assert pc.epsilon <= most
-            assert pc.state == "exhausted"
-        # What was paid for is worth having: a model and its score on the test set.
-        assert (results.test is not None) == (rounds > 0)
-        assert (run.folder / "model" / "fedaipc.json").is_file() == (rounds > 0)
+    run = prepare(settings(tmp_path, budget), pc_state=state)
+    assert run.covered_rounds <= 2
+    with pytest.raises(BudgetExhausted):
+        simulate(run, "in-process", quiet)
+    results = Results.load(run.folder)
+    assert results.status == "stopped"
+    assert sum(not r.void for r in results.rounds) == 1
+    assert results.rounds[-1].void
+    assert results.rounds[-1].declined == 3
+    assert [pc.charges for pc in results.pcs] == [3] * 3
+    for pc in results.pcs:
+        assert pc.epsilon is not None
+        assert pc.epsilon <= most
+        assert pc.state == "exhausted"
+    # What was paid for is worth having: a model and its score on the test set.
+    assert results.test is not None
+    assert (run.folder / "model" / "fedaipc.json").is_file()
+    folders = sorted(tmp_path.iterdir())
+    with pytest.raises(BudgetExhausted, match="new --pc-state"):
+        prepare(settings(tmp_path, budget), pc_state=state)
+    assert sorted(tmp_path.iterdir()) == folders
 
 
 def test_a_budget_below_the_target_is_told_before_and_ends_with_a_model(
@@ -209,3 +223,46 @@ def test_a_delta_too_large_for_a_pc_is_refused_only_where_it_would_mean_somethin
     raw["privacy"] = {"delta": 0.005}
     with pytest.raises(PrivacyError, match="size class"):
         prepare(settings_from(raw), pc_state=state)
+
+
+def test_a_run_with_a_test_seed_claims_no_epsilon_anywhere(tmp_path: Path, minilm: Path) -> None:
+    run = prepare(settings(tmp_path), test_seed=1)
+    results = simulate(run, "in-process", quiet)
+    assert results.not_private
+    assert {r.epsilon for r in results.rounds} == {None}
+    assert {pc.epsilon for pc in results.pcs} == {None}
+
+
+@pytest.mark.parametrize("where", ["validation.parquet", "job.json", "ledger", "records", "owner"])
+def test_a_disk_that_fills_up_while_a_run_is_prepared_changes_no_pc(
+    tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The run that the PCs are in goes on; the new one can be prepared when there is room."""
+    state = tmp_path / "state"
+    first = prepare(settings(tmp_path), pc_state=state)
+    more = settings(tmp_path, "federation.pcs=4", "data.seed=2")
+    before = {f: f.read_bytes() for f in state.rglob("*") if f.suffix in (".toml", ".parquet")}
+
+    def full(path: Path) -> None:
+        at = {"ledger": "pc-0003/ledger.jsonl", "records": "pc-0003/records.parquet.new",
+              "owner": "pc-0003/owner.toml.new"}.get(where, where)  # fmt: skip
+        if str(path).endswith(at):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        for name in ("fedaipc.data.records", "fedaipc.privacy.ledger"):
+            real = importlib.import_module(name).write_atomic
+            patch.setattr(
+                f"{name}.write_atomic",
+                lambda path, content, real=real, **named: (
+                    full(path), real(path, content, **named)
+                ),
+            )  # fmt: skip
+        real_write = simulation._write
+        patch.setattr(simulation, "_write", lambda path, t: (full(path), real_write(path, t)))
+        with pytest.raises((OutputError, LedgerError)):
+            prepare(more, pc_state=state)
+    assert {f: f.read_bytes() for f in before} == before
+    assert simulate(reopen(first.folder), "in-process", quiet).status == "finished"
+    run = prepare(more, pc_state=state)
+    assert simulate(run, "in-process", quiet).status == "finished"

@@ -159,6 +159,7 @@ def run(folder: Path, grid: FakeGrid, *changes: str) -> Ran:
         job=tiny_job(pcs, *changes),
         checkpoint=checkpoint,
         validation=ruler,
+        claims_epsilon=True,
         on_round=rounds.append,
     )
     error = None

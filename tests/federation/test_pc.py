@@ -375,7 +375,12 @@ def test_a_label_list_without_one_of_the_pcs_labels_tells_nothing_about_it(
 
 @pytest.mark.parametrize("damage", ["no data", "other data", "a row", "tokenizer", "out of memory"])
 def test_whether_a_pc_can_use_its_data_shows_in_nothing_but_noise(
-    ask: Any, folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch, damage: str
+    ask: Any,
+    enrolled: tuple[Path, Job],
+    folder: Path,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
 ) -> None:
     """To fail would be an answer about the data without any noise; the owner's own log has it."""
 
@@ -393,6 +398,9 @@ def test_whether_a_pc_can_use_its_data_shows_in_nothing_but_noise(
         case "tokenizer":
             monkeypatch.setattr(module, "make_inputs", fail)
         case _:
+            ask(attempt=1)  # so that the rehearsal is behind it
+            shutil.rmtree(folder)
+            shutil.copytree(enrolled[0], folder)
             monkeypatch.setattr(training, "cross_entropy", fail)
     # The rate is so low that what remains is a step on nothing whatever the data is.
     rate = 1.0 if damage == "out of memory" else 1e-9
@@ -405,6 +413,28 @@ def test_whether_a_pc_can_use_its_data_shows_in_nothing_but_noise(
     if log.is_file():
         assert "round 1: trained on nothing" in log.read_text()
         assert log.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_a_pc_without_the_memory_for_a_batch_says_so_before_it_looks_at_its_data(
+    ask: Any,
+    folder: Path,
+    touched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    """Later, memory that runs out on one long record would silence all the others."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("not enough memory")
+
+    monkeypatch.setattr(module, "_rehearsed", set())
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "cross_entropy", fail)
+        assert refused(ask())
+    assert (touched, charges(folder)) == ([], 0)
+    assert "not enough memory" in (folder / LOG_FILE).read_text()
+    assert isinstance(decode_reply(ask().content), np.ndarray)
 
 
 def test_without_privacy_a_pc_that_cannot_use_its_data_fails(ask: Any, folder: Path) -> None:

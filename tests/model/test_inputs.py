@@ -12,7 +12,7 @@ import torch
 
 from fedaipc.model import inputs as module
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.inputs import Inputs, make_inputs
+from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from tests.model.tiny import LABELS, TEXTS, settings, shared_folder
 
 CPU = torch.device("cpu")
@@ -53,6 +53,22 @@ def test_padded_states_are_zero() -> None:
     first, second = inputs.batch(np.array([0]), 1, CPU), inputs.batch(np.array([1]), 1, CPU)
     assert first.values.tolist() == [[[1, 2], *[[0, 0]] * 3], [[0, 0]] * 4]
     assert second.values[0].tolist() == rows[1:].tolist()
+
+
+def test_a_text_without_any_token_is_a_row_like_another() -> None:
+    inputs = Inputs(np.array([5, 6], dtype=np.int32), np.array([0, 0, 2]), most=8)
+    assert inputs.widths().tolist() == [4, 4]
+    batch = inputs.batch(np.array([0, 1]), 2, CPU)
+    assert batch.mask.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+
+
+def test_the_longest_input_is_as_wide_as_any_can_be(classifier: Classifier) -> None:
+    for cached in (False, True):
+        longest = longest_input(classifier, cached=cached)
+        assert len(longest) == 1
+        assert longest.is_tokens != cached
+        if longest.offsets is not None:
+            assert longest.widths().tolist() == [classifier.settings.max_length]
 
 
 def test_pooled_states_are_filled_up_with_zeros() -> None:

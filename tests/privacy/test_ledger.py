@@ -252,6 +252,22 @@ def test_a_file_that_is_no_ledger_is_refused(three: Path, content: bytes) -> Non
     three.write_bytes(content)
     with pytest.raises(LedgerError):
         Ledger(three)
+    assert three.read_bytes() == content
+
+
+def test_a_damaged_file_is_left_as_it_is_though_its_last_line_is_torn(three: Path) -> None:
+    """What is left of it may be all there is to mend it by."""
+    whole = three.read_bytes()
+    header = whole.index(b"\n")
+    for damaged in (
+        whole[: header // 2],
+        whole.decode().encode("utf-16"),
+        whole.replace(b"2.0", b"9.0", 1)[:-20],
+    ):
+        three.write_bytes(damaged)
+        with pytest.raises(LedgerError):
+            Ledger(three)
+        assert three.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"order": 4.05}])

@@ -13,6 +13,7 @@ from fedaipc.privacy.plan import (
     PrivacyPlan,
     charged_epsilon,
     check_delta,
+    covered_rounds,
     filter_order,
     make_plan,
     planned_epsilon,
@@ -90,6 +91,19 @@ def test_given_noise_is_taken_as_it_is_and_mode_none_has_none() -> None:
     given = settings_from({"privacy": {"noise_multiplier": 3.25}})
     assert make_plan(given).noise_multiplier == 3.25
     assert make_plan(settings_from({"privacy": {"mode": "none"}})).noise_multiplier is None
+
+
+def test_so_much_noise_that_a_round_costs_nothing_is_no_fault() -> None:
+    plan = dataclasses.replace(PLAN, noise_multiplier=1e4, sampling_rate=1e-6)
+    order = filter_order(plan, 10, 8.0)
+    assert covered_rounds(plan, 8.0, order) > 10**9
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_budget_too_small_for_anything_is_refused(private: bool) -> None:
+    plan = PLAN if private else dataclasses.replace(PLAN, mode="none", noise_multiplier=None)
+    with pytest.raises(PrivacyError, match="lifetime_epsilon"):
+        filter_order(plan, 10, 0.0001)
 
 
 def test_three_accountants_are_reported() -> None:

@@ -38,7 +38,7 @@ def test_summary_states_accuracy_with_its_error_and_epsilon() -> None:
     assert "epsilon 7.97 at delta 1e-5, per record" in text
     assert words.NOT_PRIVATE not in text
     assert "40 of 40, 1 void attempt" in text
-    assert "1 exhausted, 1 absent" in text
+    assert "1 with no budget left, 1 absent" in text
 
 
 def test_not_private_is_bold_red_and_hides_the_epsilon() -> None:
