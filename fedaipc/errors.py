@@ -8,6 +8,7 @@
     ├── PrivacyError      a mechanism or a schedule cannot be accounted for
     │   ├── BudgetExhausted  the PC's lifetime budget does not cover the next charge
     │   └── LedgerError      the ledger is damaged, locked, out of order or cannot be written
+    ├── SealingError      a sealed message, key, share or signature is not what it should be
     ├── EncodingError     an update has the wrong size, is not finite or does not fit the ring
     ├── RoundError        a run cannot go on: nobody can take part, a checkpoint does not match
     ├── EngineError       Flower's runtime did not start or did not finish
@@ -68,3 +69,7 @@ class EngineError(FedaipcError):
 
 class OutputError(FedaipcError):
     exit_code = 12
+
+
+class SealingError(FedaipcError):
+    exit_code = 13

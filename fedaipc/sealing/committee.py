@@ -1,0 +1,288 @@
+"""What a committee member does: sign one set of uploads, and release shares for it alone.
+
+SPEC.md, sections 5.2 and 5.3. Both functions are pure: `recorded` is the set that this member has
+on its disk for this run and round, and the set in what they return must be on the disk before the
+answer leaves (M21, M23).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from fedaipc.errors import SealingError
+from fedaipc.sealing import tree
+from fedaipc.sealing.dealing import HEADER_BYTES, Header, Keys, open_shares
+from fedaipc.sealing.keys import KEY_BYTES, SIGNATURE_BYTES, verify
+from fedaipc.sealing.shares import SHARE_BYTES
+from fedaipc.sealing.terms import commitment, set_hash
+from fedaipc.sealing.wire import Reader, Writer, parsed
+
+if TYPE_CHECKING:
+    from fedaipc.sealing.terms import Terms
+
+PROPOSAL, AGREEMENT, COMPLAINT, UNMASK, RELEASE = 6, 7, 8, 9, 10
+_MOST_PCS, _MOST_PATH, _HASH_BYTES = 10_000, 64, 32
+_LEAF_BYTES = 64
+_AGREE_LABEL, _COMPLAINT_LABEL = b"fedaipc agree", b"fedaipc complaint"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Dealt:
+    """What a member gets of one upload: the signed header, its own leaf with a proof, its blob."""
+
+    header: Header
+    signature: bytes
+    leaf: bytes
+    proof: tuple[bytes, ...]
+    blob: bytes
+
+    def write(self, writer: Writer) -> None:
+        writer.fixed(self.header.encode(), HEADER_BYTES).fixed(self.signature, SIGNATURE_BYTES)
+        writer.fixed(self.leaf, _LEAF_BYTES).items(self.proof, _HASH_BYTES).string(self.blob)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Dealt:
+        return cls(
+            header=Header.decode(reader.fixed(HEADER_BYTES)),
+            signature=reader.fixed(SIGNATURE_BYTES),
+            leaf=reader.fixed(_LEAF_BYTES),
+            proof=tuple(reader.items(_HASH_BYTES, _MOST_PATH)),
+            blob=reader.string(),
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Proposal:
+    """The set of uploads that the coordinator wants to sum, as one member sees it."""
+
+    dealt: tuple[Dealt, ...]
+
+    def encode(self) -> bytes:
+        return self._write(Writer(PROPOSAL)).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Proposal:
+        """Raises EncodingError or SealingError."""
+        return parsed(content, PROPOSAL, cls._read)
+
+    def hash(self, terms: Terms) -> bytes:
+        """Of the set: the signed headers, which are the same for every member."""
+        return set_hash(terms.context, [d.header.encode() + d.signature for d in self.dealt])
+
+    def _write(self, writer: Writer) -> Writer:
+        writer.number(len(self.dealt), 4)
+        for one in self.dealt:
+            one.write(writer)
+        return writer
+
+    @classmethod
+    def _read(cls, reader: Reader) -> Proposal:
+        return cls(tuple(Dealt.read(reader) for _ in range(reader.count(_MOST_PCS))))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A member's word that it will release shares for the set with this hash, and no other."""
+
+    member: bytes
+    set_hash: bytes
+    signature: bytes
+
+    def encode(self) -> bytes:
+        writer = Writer(AGREEMENT).fixed(self.member, KEY_BYTES)
+        return writer.fixed(self.set_hash, _HASH_BYTES).fixed(self.signature, 64).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Agreement:
+        """Raises EncodingError."""
+        return parsed(
+            content,
+            AGREEMENT,
+            lambda reader: cls(reader.fixed(KEY_BYTES), reader.fixed(32), reader.fixed(64)),
+        )
+
+    def check(self, terms: Terms) -> None:
+        """Raise SealingError unless a committee member signed it for this round."""
+        if self.member not in terms.committee:
+            raise SealingError("an agreement by a PC that is not of the committee")
+        verify(self.member, self.signature, _agreed(terms, self.set_hash), "an agreement")
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """A member's word that a dealer's blob for it is none. Instead of an agreement."""
+
+    member: bytes
+    dealer: bytes
+    signature: bytes
+
+    def encode(self) -> bytes:
+        writer = Writer(COMPLAINT).fixed(self.member, KEY_BYTES)
+        return writer.fixed(self.dealer, KEY_BYTES).fixed(self.signature, 64).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Complaint:
+        """Raises EncodingError."""
+        return parsed(
+            content,
+            COMPLAINT,
+            lambda reader: cls(reader.fixed(KEY_BYTES), reader.fixed(KEY_BYTES), reader.fixed(64)),
+        )
+
+    def check(self, terms: Terms) -> None:
+        """Raise SealingError unless a committee member signed it for this round."""
+        if self.member not in terms.committee or self.dealer not in terms.participants:
+            raise SealingError("a complaint by or about a PC that takes no part")
+        verify(self.member, self.signature, _complained(terms, self.dealer), "a complaint")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unmask:
+    """The agreed set once more, with the agreements of enough members."""
+
+    proposal: Proposal
+    agreements: tuple[Agreement, ...]
+
+    def encode(self) -> bytes:
+        writer = Writer(UNMASK).string(self.proposal.encode())
+        return writer.items([a.encode() for a in self.agreements], 130).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Unmask:
+        """Raises EncodingError or SealingError."""
+
+        def read(reader: Reader) -> Unmask:
+            proposal = Proposal.decode(reader.view())
+            found = [Agreement.decode(a) for a in reader.items(130, _MOST_PCS)]
+            return cls(proposal, tuple(found))
+
+        return parsed(content, UNMASK, read)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Share:
+    """A released share: whose, its place among the dealer's, and a proof of it."""
+
+    dealer: bytes
+    place: int
+    share: bytes
+    proof: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Release:
+    """All shares that a member releases for the agreed set."""
+
+    member: bytes
+    shares: tuple[Share, ...]
+
+    def encode(self) -> bytes:
+        writer = Writer(RELEASE).fixed(self.member, KEY_BYTES).number(len(self.shares), 4)
+        for one in self.shares:
+            writer.fixed(one.dealer, KEY_BYTES).number(one.place, 4)
+            writer.fixed(one.share, SHARE_BYTES).items(one.proof, _HASH_BYTES)
+        return writer.done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Release:
+        """Raises EncodingError."""
+
+        def read(reader: Reader) -> Release:
+            member = reader.fixed(KEY_BYTES)
+            shares = []
+            for _ in range(reader.count(_MOST_PCS * 100)):
+                dealer, place = reader.fixed(KEY_BYTES), reader.number(4)
+                share = reader.fixed(SHARE_BYTES)
+                proof = tuple(reader.items(_HASH_BYTES, _MOST_PATH))
+                shares.append(Share(dealer, place, share, proof))
+            return cls(member, tuple(shares))
+
+        return parsed(content, RELEASE, read)
+
+
+def agree(
+    terms: Terms, keys: Keys, proposal: Proposal, recorded: bytes | None
+) -> Agreement | Complaint:
+    """A member's answer to a set; of an Agreement, `set_hash` must be durable before it leaves.
+
+    Raises SealingError where the set is no set of this round (M18), or another one is `recorded`.
+    """
+    digest = _checked(terms, proposal, recorded)
+    own = keys.identity.public
+    for one in proposal.dealt:
+        try:
+            _opened(terms, keys, one)
+        except SealingError:
+            dealer = one.header.dealer
+            return Complaint(own, dealer, keys.identity.sign(_complained(terms, dealer)))
+    return Agreement(own, digest, keys.identity.sign(_agreed(terms, digest)))
+
+
+def release(
+    terms: Terms, keys: Keys, request: Unmask, recorded: bytes | None
+) -> tuple[bytes, Release]:
+    """The set's hash, which must be durable before the release leaves, and the release.
+
+    For a PC in the set its own key's share, for a pair of one in it and one outside the pair's
+    (M24). Raises SealingError: not enough agreements (M22), another set is `recorded` (M23, M25).
+    """
+    digest = _checked(terms, request.proposal, recorded)
+    signers = set()
+    for agreement in request.agreements:
+        if agreement.set_hash != digest:
+            raise SealingError("an agreement is on another set")
+        agreement.check(terms)
+        signers.add(agreement.member)
+    if len(signers) < terms.thresholds.shares:
+        raise SealingError(
+            f"{len(signers)} members agreed; it takes {terms.thresholds.shares} to open the sum"
+        )
+    inside = {one.header.dealer for one in request.proposal.dealt}
+    own, found = keys.identity.public, []
+    for one in request.proposal.dealt:
+        dealer = one.header.dealer
+        try:
+            shares = _opened(terms, keys, one)
+        except SealingError:
+            continue  # its complaint was not heard, or the blob was changed: nothing to release
+        commitments = [commitment(terms.context, dealer, own, share) for share in shares]
+        neighbours = terms.neighbours(dealer)
+        places = [0, *(i for i, other in enumerate(neighbours, 1) if other not in inside)]
+        found += [
+            Share(dealer, place, shares[place], tuple(tree.path(commitments, place)))
+            for place in places
+        ]
+    return digest, Release(own, tuple(found))
+
+
+def _checked(terms: Terms, proposal: Proposal, recorded: bytes | None) -> bytes:
+    """The hash of the set, if it is one of this round and no other was recorded (M18, M21)."""
+    dealers = [one.header.dealer for one in proposal.dealt]
+    if any(a >= b for a, b in pairwise(dealers)):
+        raise SealingError("a set is out of order or holds a PC twice")
+    if len(dealers) < terms.thresholds.least:
+        raise SealingError(f"a set of {len(dealers)} PCs; at least {terms.thresholds.least} hide")
+    for one in proposal.dealt:
+        if one.header.context != terms.context or one.header.dealer not in terms.participants:
+            raise SealingError("a set holds an upload for another round, or of a stranger")
+        verify(one.header.dealer, one.signature, one.header.signed_part(), "an upload of the set")
+    digest = proposal.hash(terms)
+    if recorded is not None and recorded != digest:
+        raise SealingError("another set was agreed on in this round; only that one is ever opened")
+    return digest
+
+
+def _opened(terms: Terms, keys: Keys, one: Dealt) -> list[bytes]:
+    number, count = terms.committee.index(keys.identity.public), len(terms.committee)
+    tree.check(one.header.leaves_root, one.leaf, number, count, one.proof)
+    return open_shares(terms, keys, one.header, one.leaf, one.blob)
+
+
+def _agreed(terms: Terms, digest: bytes) -> bytes:
+    return Writer().string(_AGREE_LABEL).fixed(terms.context, 32).fixed(digest, 32).done()
+
+
+def _complained(terms: Terms, dealer: bytes) -> bytes:
+    return Writer().string(_COMPLAINT_LABEL).fixed(terms.context, 32).fixed(dealer, 32).done()

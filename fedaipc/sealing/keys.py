@@ -1,0 +1,117 @@
+"""Keys of a PC: a lasting identity, and two that are made anew for every key epoch.
+
+Ed25519 (RFC 8032) signs, X25519 (RFC 7748) agrees on pairwise secrets, HPKE (RFC 9180: X25519,
+HKDF-SHA256, AES-256-GCM, base mode) seals what only one member may read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.hazmat.primitives.asymmetric.x25519 import (
+    X25519PrivateKey,
+    X25519PublicKey,
+)
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedaipc.errors import SealingError
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+SEAL_OVERHEAD = 48  # encapsulated key of 32 bytes, tag of 16
+FINGERPRINT_BYTES = 32
+_HPKE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_RAW = serialization.Encoding.Raw, serialization.PublicFormat.Raw
+
+
+class SigningKey:
+    """An Ed25519 key pair; its repr shows nothing."""
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        self._key = (
+            Ed25519PrivateKey.generate()
+            if secret is None
+            else Ed25519PrivateKey.from_private_bytes(secret)
+        )
+        self.public = self._key.public_key().public_bytes(*_RAW)
+
+    def __repr__(self) -> str:
+        return f"SigningKey(public={self.public.hex()[:8]})"
+
+    def secret(self) -> bytes:
+        """32 bytes for the key file, which only its owner may read."""
+        return self._key.private_bytes_raw()
+
+    def sign(self, content: bytes) -> bytes:
+        """64 bytes. `content` begins with a label, so that no signature serves two purposes."""
+        return self._key.sign(content)
+
+
+def verify(public: bytes, signature: bytes, content: bytes, what: str) -> None:
+    """Raise SealingError, naming `what` was signed, unless the signature is good."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, content)
+    except (InvalidSignature, ValueError):
+        raise SealingError(f"{what}: the signature is wrong") from None
+
+
+class ExchangeKey:
+    """An X25519 key pair; its repr shows nothing."""
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        self._key = (
+            X25519PrivateKey.generate()
+            if secret is None
+            else X25519PrivateKey.from_private_bytes(secret)
+        )
+        self.public = self._key.public_key().public_bytes(*_RAW)
+
+    def __repr__(self) -> str:
+        return f"ExchangeKey(public={self.public.hex()[:8]})"
+
+    def secret(self) -> bytes:
+        """32 bytes for the key file, which only its owner may read."""
+        return self._key.private_bytes_raw()
+
+    def agree(self, other: bytes) -> bytes:
+        """32 shared bytes, never used as they are. Raises SealingError for a low-order point."""
+        try:
+            return self._key.exchange(X25519PublicKey.from_public_bytes(other))
+        except ValueError:
+            raise SealingError("a public key is none: its owner shares no secret") from None
+
+    def open(self, sealed: bytes, info: bytes) -> bytes:
+        """What was sealed to this key for `info`. Raises SealingError."""
+        try:
+            return _HPKE.decrypt(sealed, self._key, info=info)
+        except (InvalidTag, ValueError):
+            raise SealingError("a sealed message does not open") from None
+
+
+def seal(content: bytes, to: bytes, info: bytes) -> bytes:
+    """`content` for the owner of the public key `to` alone; `info` says what it is and for whom.
+
+    48 bytes longer than `content`. Raises SealingError where `to` is no key.
+    """
+    try:
+        return _HPKE.encrypt(content, X25519PublicKey.from_public_bytes(to), info=info)
+    except ValueError:
+        raise SealingError("a public key is none: nothing can be sealed to it") from None
+
+
+def derive(secret: bytes, context: bytes, label: bytes) -> bytes:
+    """32 bytes by HKDF-SHA256 (RFC 5869), salt `context`, info `label`."""
+    return HKDF(hashes.SHA256(), KEY_BYTES, salt=context, info=label).derive(secret)
+
+
+def fingerprint(public: bytes) -> str:
+    """What two people compare: the hash of an identity's public key in groups of four."""
+    digest = hashlib.sha256(b"fedaipc identity" + public).hexdigest()[:32]
+    return " ".join(digest[i : i + 4] for i in range(0, len(digest), 4))

@@ -1,0 +1,199 @@
+"""Who belongs to a federation, and which keys a PC uses in an epoch (SPEC.md, sections 3 and 4)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedaipc.errors import SealingError
+from fedaipc.sealing.keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, verify
+from fedaipc.sealing.wire import Reader, Writer, parsed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROSTER, BUNDLE = 1, 2
+MOST_MEMBERS = 100_000
+COMPLETE_UP_TO = 128  # PCs; sparser graphs are not safe for so few (SPEC.md, section 6)
+_RING_NEIGHBOURS = 29  # on either side
+_ROSTER_LABEL, _BUNDLE_LABEL = b"fedaipc roster", b"fedaipc bundle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """The admitted identities in ascending order, as the admission key signed them."""
+
+    federation: str
+    version: int
+    beacon: bytes
+    members: tuple[bytes, ...]
+    signature: bytes
+
+    @classmethod
+    def sign(
+        cls,
+        key: SigningKey,
+        *,
+        federation: str,
+        version: int,
+        beacon: bytes,
+        members: Sequence[bytes],
+    ) -> Roster:
+        """By the admission key. `beacon` must be drawn after the members are final."""
+        draft = cls(
+            federation=federation,
+            version=version,
+            beacon=beacon,
+            members=tuple(sorted(members)),
+            signature=bytes(SIGNATURE_BYTES),
+        )
+        signature = key.sign(draft.signed_part())
+        return cls(
+            federation=federation,
+            version=version,
+            beacon=beacon,
+            members=draft.members,
+            signature=signature,
+        )
+
+    def encode(self) -> bytes:
+        return self._fields(Writer(ROSTER)).fixed(self.signature, SIGNATURE_BYTES).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview, admission: bytes) -> Roster:
+        """Raises EncodingError, or SealingError where `admission` did not sign it (M5, M7)."""
+
+        def read(reader: Reader) -> Roster:
+            return cls(
+                federation=reader.text(100),
+                version=reader.number(),
+                beacon=reader.fixed(KEY_BYTES),
+                members=tuple(reader.items(KEY_BYTES, MOST_MEMBERS)),
+                signature=reader.fixed(SIGNATURE_BYTES),
+            )
+
+        roster = parsed(content, ROSTER, read)
+        verify(admission, roster.signature, roster.signed_part(), "the list of members")
+        if any(a >= b for a, b in zip(roster.members, roster.members[1:], strict=False)):
+            raise SealingError("the list of members is out of order or names a PC twice")
+        return roster
+
+    @property
+    def hash(self) -> bytes:
+        return hashlib.sha256(self.signed_part()).digest()
+
+    def cohort(self, number: int, size: int) -> frozenset[bytes]:
+        """The `size` members that round `number` may ask."""
+        return frozenset(self._ranked(self.members, number, b"cohort")[:size])
+
+    def committee(self, participants: Sequence[bytes], number: int, size: int) -> tuple[bytes, ...]:
+        """The `size` of `participants`, ascending, that hold the shares of round `number`."""
+        return tuple(sorted(self._ranked(participants, number, b"committee")[:size]))
+
+    def neighbours(self, own: bytes, participants: Sequence[bytes], number: int) -> list[bytes]:
+        """Whom `own` shares a pairwise mask with, ascending; the relation is mutual."""
+        if len(participants) <= COMPLETE_UP_TO:
+            return sorted(other for other in participants if other != own)
+        ring = self._ranked(participants, number, b"graph")
+        place, count = ring.index(own), len(ring)
+        steps = [*range(-_RING_NEIGHBOURS, 0), *range(1, _RING_NEIGHBOURS + 1)]
+        return sorted({ring[(place + step) % count] for step in steps})
+
+    def _ranked(self, members: Sequence[bytes], number: int, purpose: bytes) -> list[bytes]:
+        start = hashlib.sha256(
+            Writer().string(b"fedaipc rank").fixed(self.beacon, KEY_BYTES).number(number)
+            .string(purpose).done()
+        )  # fmt: skip
+
+        def rank(member: bytes) -> bytes:
+            digest = start.copy()
+            digest.update(member)
+            return digest.digest()
+
+        return sorted(members, key=rank)
+
+    def _fields(self, writer: Writer) -> Writer:
+        return (
+            writer.text(self.federation)
+            .number(self.version)
+            .fixed(self.beacon, KEY_BYTES)
+            .items(self.members, KEY_BYTES)
+        )
+
+    def signed_part(self) -> bytes:
+        """What the signature covers: a label and every field."""
+        return self._fields(Writer().string(_ROSTER_LABEL)).done()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A PC's public keys of one epoch. `not_after` is in seconds since 1970."""
+
+    federation: str
+    run: str
+    epoch: int
+    not_after: int
+    identity: bytes
+    mask_key: bytes
+    share_key: bytes
+    signature: bytes = bytes(SIGNATURE_BYTES)
+
+    def signed_by(self, key: SigningKey) -> Bundle:
+        """The same bundle with the signature of its identity's key."""
+        return Bundle(
+            federation=self.federation,
+            run=self.run,
+            epoch=self.epoch,
+            not_after=self.not_after,
+            identity=self.identity,
+            mask_key=self.mask_key,
+            share_key=self.share_key,
+            signature=key.sign(self.signed_part()),
+        )
+
+    def check(self, roster: Roster, run: str, now: float) -> None:
+        """Raise SealingError unless it may be used in `run` at time `now` (M8)."""
+        if self.identity not in roster.members:
+            raise SealingError("a PC is not on the list of members")
+        verify(self.identity, self.signature, self.signed_part(), "the keys of a PC")
+        if (self.federation, self.run) != (roster.federation, run):
+            raise SealingError("the keys of a PC are for another federation or run")
+        if self.not_after < now:
+            raise SealingError("the keys of a PC have expired; it must make new ones")
+
+    def encode(self) -> bytes:
+        return self._fields(Writer(BUNDLE)).fixed(self.signature, SIGNATURE_BYTES).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Bundle:
+        """Raises EncodingError."""
+        return parsed(content, BUNDLE, cls._read)
+
+    @classmethod
+    def _read(cls, reader: Reader) -> Bundle:
+        return cls(
+            federation=reader.text(100),
+            run=reader.text(100),
+            epoch=reader.number(),
+            not_after=reader.number(),
+            identity=reader.fixed(KEY_BYTES),
+            mask_key=reader.fixed(KEY_BYTES),
+            share_key=reader.fixed(KEY_BYTES),
+            signature=reader.fixed(SIGNATURE_BYTES),
+        )
+
+    def _fields(self, writer: Writer) -> Writer:
+        return (
+            writer.text(self.federation)
+            .text(self.run)
+            .number(self.epoch)
+            .number(self.not_after)
+            .fixed(self.identity, KEY_BYTES)
+            .fixed(self.mask_key, KEY_BYTES)
+            .fixed(self.share_key, KEY_BYTES)
+        )
+
+    def signed_part(self) -> bytes:
+        """What the signature covers: a label and every field."""
+        return self._fields(Writer().string(_BUNDLE_LABEL)).done()

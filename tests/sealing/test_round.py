@@ -1,0 +1,316 @@
+"""Whole rounds: what the sum is, who may be missing, and what a lying coordinator gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from fedaipc.errors import EncodingError, SealingError
+from fedaipc.sealing.aggregator import Aggregator
+from fedaipc.sealing.committee import (
+    Agreement,
+    Complaint,
+    Proposal,
+    Release,
+    Unmask,
+    agree,
+    release,
+)
+from fedaipc.sealing.dealing import Upload, deal
+from tests.sealing.parts import federation
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from fedaipc.sealing.dealing import Keys
+    from fedaipc.sealing.terms import Terms
+
+SEVEN, KEYS = federation(7)
+PCS = SEVEN.participants
+
+
+def update(terms: Terms, who: bytes) -> np.ndarray:
+    number = terms.participants.index(who)
+    return np.random.default_rng(number).uniform(-1, 1, terms.size).astype("f4")
+
+
+def encoded(terms: Terms, who: bytes) -> np.ndarray:
+    return terms.encoding.encode(update(terms, who), 1, who)
+
+
+def uploads(terms: Terms, keys: dict[bytes, Keys]) -> dict[bytes, Upload]:
+    return {who: deal(terms, keys[who], encoded(terms, who)) for who in terms.participants}
+
+
+UPLOADS = uploads(SEVEN, KEYS)
+
+
+def summed(terms: Terms, found: dict[bytes, Upload], inside: Collection[bytes]) -> Aggregator:
+    aggregator = Aggregator(terms)
+    for who in inside:
+        aggregator.accept(Upload.decode(found[who].encode()))
+    return aggregator
+
+
+def agreements(
+    terms: Terms, keys: dict[bytes, Keys], aggregator: Aggregator, members: Sequence[bytes]
+) -> tuple[Agreement, ...]:
+    found = []
+    for member in members:
+        proposal = Proposal.decode(aggregator.proposal(member).encode())
+        answer = agree(terms, keys[member], proposal, None)
+        assert isinstance(answer, Agreement)
+        found.append(Agreement.decode(answer.encode()))
+    return tuple(found)
+
+
+def opened(
+    terms: Terms,
+    keys: dict[bytes, Keys],
+    aggregator: Aggregator,
+    signing: Sequence[bytes],
+    releasing: Sequence[bytes],
+) -> np.ndarray:
+    signed = agreements(terms, keys, aggregator, signing)
+    digests = {agreement.member: agreement.set_hash for agreement in signed}
+    releases = []
+    for member in releasing:
+        request = Unmask.decode(Unmask(aggregator.proposal(member), signed).encode())
+        digest, answer = release(terms, keys[member], request, digests.get(member))
+        assert digest == signed[0].set_hash
+        releases.append(Release.decode(answer.encode()))
+    return aggregator.open(releases)
+
+
+def plain(terms: Terms, inside: Collection[bytes]) -> np.ndarray:
+    total = sum(encoded(terms, who) for who in inside)
+    return terms.encoding.decode(np.asarray(total, terms.encoding.dtype))
+
+
+# What comes out
+
+
+def test_the_sum_is_the_plain_sum_for_every_set_of_survivors_and_none_below_the_least() -> None:
+    for size in range(8):
+        for inside in itertools.combinations(PCS, size):
+            aggregator = summed(SEVEN, UPLOADS, inside[::-1])
+            if size < SEVEN.thresholds.least:
+                with pytest.raises(SealingError, match="never opened"):
+                    aggregator.proposal(PCS[0])
+                continue
+            total = opened(SEVEN, KEYS, aggregator, PCS[:5], PCS[2:])
+            assert np.array_equal(total, plain(SEVEN, inside))
+
+
+def test_every_committee_of_threshold_size_opens_and_none_below() -> None:
+    inside = PCS[1:]
+    for members in itertools.combinations(PCS, SEVEN.thresholds.shares):
+        total = opened(SEVEN, KEYS, summed(SEVEN, UPLOADS, inside), members, members)
+        assert np.array_equal(total, plain(SEVEN, inside))
+    few = PCS[: SEVEN.thresholds.shares - 1]
+    with pytest.raises(SealingError, match="members agreed"):
+        opened(SEVEN, KEYS, summed(SEVEN, UPLOADS, inside), few, PCS)
+    with pytest.raises(SealingError, match="shares of a key"):
+        opened(SEVEN, KEYS, summed(SEVEN, UPLOADS, inside), PCS, few)
+
+
+@pytest.mark.parametrize("bits", [16, 24])
+def test_smaller_rings_sum_as_exactly(bits: int) -> None:
+    terms, keys = federation(5, bits=bits)
+    found, inside = uploads(terms, keys), terms.participants[:4]
+    members = terms.participants[: terms.thresholds.shares]
+    total = opened(terms, keys, summed(terms, found, inside), members, members)
+    assert np.array_equal(total, plain(terms, inside))
+
+
+def test_three_pcs_are_the_fewest() -> None:
+    terms, keys = federation(3)
+    found = uploads(terms, keys)
+    everyone = terms.participants
+    total = opened(terms, keys, summed(terms, found, everyone), everyone, everyone)
+    assert np.array_equal(total, plain(terms, everyone))
+    with pytest.raises(SealingError, match="never opened"):
+        summed(terms, found, everyone[:2]).proposal(everyone[0])
+
+
+# What a lying coordinator gets
+
+
+def test_a_second_set_is_never_signed_and_never_opened() -> None:
+    """M21, M23, M25: the attack that opens one vector by two overlapping sets."""
+    first, second = summed(SEVEN, UPLOADS, PCS), summed(SEVEN, UPLOADS, PCS[1:])
+    signed = agreements(SEVEN, KEYS, first, PCS)
+    recorded = signed[0].set_hash
+    with pytest.raises(SealingError, match="another set"):
+        agree(SEVEN, KEYS[PCS[0]], second.proposal(PCS[0]), recorded)
+    elsewhere = agreements(SEVEN, KEYS, second, PCS)  # of members that forgot: they count into c
+    for who in PCS:
+        request = Unmask(second.proposal(who), elsewhere)
+        with pytest.raises(SealingError, match="another set"):
+            release(SEVEN, KEYS[who], request, recorded)
+    again = agree(SEVEN, KEYS[PCS[0]], first.proposal(PCS[0]), recorded)
+    assert again == signed[0]
+
+
+def test_shares_of_one_pc_are_of_its_own_key_or_of_its_pairs_never_of_both() -> None:
+    """M24: "active" and "dead" at once is what opens a vector elsewhere."""
+    inside = PCS[:5]
+    aggregator = summed(SEVEN, UPLOADS, inside)
+    signed = agreements(SEVEN, KEYS, aggregator, PCS)
+    for member in PCS:
+        _, found = release(SEVEN, KEYS[member], Unmask(aggregator.proposal(member), signed), None)
+        for share in found.shares:
+            assert share.dealer in inside
+            if share.place:
+                assert SEVEN.neighbours(share.dealer)[share.place - 1] not in inside
+        assert len(found.shares) == 5 * (1 + 2)
+
+
+@pytest.mark.parametrize("forge", ["stranger", "another set", "one signer", "wrong signature"])
+def test_a_forged_quorum_opens_nothing(forge: str) -> None:
+    """M22."""
+    aggregator = summed(SEVEN, UPLOADS, PCS)
+    signed = list(agreements(SEVEN, KEYS, aggregator, PCS))
+    match forge:
+        case "stranger":
+            signed[0] = dataclasses.replace(signed[0], member=bytes(32))
+        case "another set":
+            signed = list(agreements(SEVEN, KEYS, summed(SEVEN, UPLOADS, PCS[1:]), PCS))
+        case "one signer":
+            signed = [signed[0]] * 7
+        case _:
+            signed[3] = dataclasses.replace(signed[3], signature=signed[2].signature)
+    request = Unmask(aggregator.proposal(PCS[0]), tuple(signed))
+    with pytest.raises(SealingError):
+        release(SEVEN, KEYS[PCS[0]], request, None)
+
+
+@pytest.mark.parametrize("change", ["too small", "twice", "order", "another round", "header"])
+def test_what_is_no_set_of_the_round_is_not_signed(change: str) -> None:
+    """M18."""
+    dealt = list(summed(SEVEN, UPLOADS, PCS).proposal(PCS[0]).dealt)
+    match change:
+        case "too small":
+            dealt = dealt[:4]
+        case "twice":
+            dealt = [*dealt[:1], *dealt]
+        case "order":
+            dealt = dealt[::-1]
+        case "another round":
+            later = dataclasses.replace(SEVEN, number=2)
+            other = deal(later, KEYS[PCS[0]], encoded(SEVEN, PCS[0]))
+            dealt[0] = dataclasses.replace(dealt[0], header=other.header, signature=other.signature)
+        case _:
+            header = dataclasses.replace(dealt[0].header, vector_hash=bytes(32))
+            dealt[0] = dataclasses.replace(dealt[0], header=header)
+    with pytest.raises(SealingError):
+        agree(SEVEN, KEYS[PCS[0]], Proposal(tuple(dealt)), None)
+
+
+def test_a_vector_that_was_swapped_after_it_was_signed_is_refused() -> None:
+    """M17."""
+    wrong = dataclasses.replace(UPLOADS[PCS[0]], vector=UPLOADS[PCS[1]].vector)
+    with pytest.raises(SealingError, match="not the one that its dealer signed"):
+        Aggregator(SEVEN).accept(wrong)
+
+
+# Bad dealers and bad members are told apart
+
+
+def test_a_blob_that_does_not_open_names_its_dealer_and_the_rest_goes_on() -> None:
+    """M19, M20."""
+    bad = PCS[2]
+    found = dict(UPLOADS)
+    upload = found[bad]
+    blobs = list(upload.blobs)
+    blobs[0] = bytes([blobs[0][0] ^ 1]) + blobs[0][1:]
+    found[bad] = resigned(upload, blobs)
+    aggregator = summed(SEVEN, found, PCS)
+    answer = agree(SEVEN, KEYS[PCS[0]], aggregator.proposal(PCS[0]), None)
+    assert isinstance(answer, Complaint)
+    assert answer.dealer == bad
+    Complaint.decode(answer.encode()).check(SEVEN)
+    aggregator.leave_out(bad, found[bad].vector)
+    inside = [who for who in PCS if who != bad]
+    total = opened(SEVEN, KEYS, aggregator, PCS, PCS)
+    assert np.array_equal(total, plain(SEVEN, inside))
+
+
+def resigned(upload: Upload, blobs: list[bytes]) -> Upload:
+    """A dishonest dealer's: other blobs, with hashes and a signature that fit them."""
+    import hashlib
+
+    from fedaipc.sealing import tree
+
+    leaves = tuple(
+        hashlib.sha256(blob).digest() + leaf[32:]
+        for blob, leaf in zip(blobs, upload.leaves, strict=True)
+    )
+    header = dataclasses.replace(upload.header, leaves_root=tree.root(leaves))
+    signature = KEYS[header.dealer].identity.sign(header.signed_part())
+    return dataclasses.replace(
+        upload, header=header, signature=signature, leaves=leaves, blobs=tuple(blobs)
+    )
+
+
+def test_a_members_wrong_share_is_left_out_and_the_others_open() -> None:
+    """M26."""
+    aggregator = summed(SEVEN, UPLOADS, PCS)
+    signed = agreements(SEVEN, KEYS, aggregator, PCS)
+    releases = [
+        release(SEVEN, KEYS[m], Unmask(aggregator.proposal(m), signed), None)[1] for m in PCS
+    ]
+    wrong = [dataclasses.replace(one, share=bytes(33)) for one in releases[0].shares]
+    releases[0] = Release(releases[0].member, tuple(wrong))
+    assert np.array_equal(aggregator.open(releases), plain(SEVEN, PCS))
+
+
+def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
+    terms = SEVEN
+    bad = PCS[4]
+    other = dataclasses.replace(KEYS[bad], mask=KEYS[PCS[0]].mask)  # not the key it published
+    found = {**UPLOADS, bad: deal(terms, other, encoded(terms, bad))}
+    assert summed(terms, found, PCS).disagreeing() == bad
+    assert summed(terms, UPLOADS, PCS).disagreeing() is None
+
+
+def test_of_two_uploads_by_one_pc_the_first_counts() -> None:
+    aggregator = summed(SEVEN, UPLOADS, PCS[:6])
+    with pytest.raises(SealingError, match="two uploads"):
+        aggregator.accept(deal(SEVEN, KEYS[PCS[0]], encoded(SEVEN, PCS[0])))
+    total = opened(SEVEN, KEYS, aggregator, PCS, PCS)
+    assert np.array_equal(total, plain(SEVEN, PCS[:6]))
+
+
+# Frames
+
+
+@pytest.mark.parametrize("kind", ["proposal", "agreement", "complaint", "unmask", "release"])
+def test_frames_come_back_and_their_damage_is_refused_or_changes_nothing_quietly(kind: str) -> None:
+    """M29, M30."""
+    aggregator = summed(SEVEN, UPLOADS, PCS)
+    signed = agreements(SEVEN, KEYS, aggregator, PCS)
+    proposal = aggregator.proposal(PCS[0])
+    request = Unmask(proposal, signed)
+    frame = {
+        "proposal": proposal,
+        "agreement": signed[0],
+        "complaint": Complaint(PCS[0], PCS[1], bytes(64)),
+        "unmask": request,
+        "release": release(SEVEN, KEYS[PCS[0]], request, None)[1],
+    }[kind]
+    content = frame.encode()
+    assert type(frame).decode(content).encode() == content
+    for place in range(0, len(content), max(1, len(content) // 400)):
+        for damaged in (content[:place], content[:place] + bytes([content[place] ^ 1])
+                        + content[place + 1 :]):  # fmt: skip
+            try:
+                again = type(frame).decode(damaged)
+            except (EncodingError, SealingError):
+                continue
+            assert again.encode() == damaged
+            assert again != frame
