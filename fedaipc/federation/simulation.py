@@ -106,11 +106,12 @@ def prepare(
             facts["not_private"] = _not_private(settings, test_seed, ledgers)
             _write(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
             covered = _covered_rounds(job, ledgers, state)
-            # What can fail for want of space is done. A crash between the mark and the last PC
-            # leaves no run that can go on, and none that trains on another one's records.
-            _write(state / _JOINED_FILE, json.dumps(job.run))
+            # A crash before the last PC has joined leaves them in no run: some would train the
+            # old one on the records of the new one, or the other way round.
+            _write(state / _JOINED_FILE, json.dumps(None))
             for owner in owners:
                 _join(state / owner.name)
+            _write(state / _JOINED_FILE, json.dumps(job.run))
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise OutputError(

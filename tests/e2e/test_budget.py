@@ -266,3 +266,31 @@ def test_a_disk_that_fills_up_while_a_run_is_prepared_changes_no_pc(
     assert simulate(reopen(first.folder), "in-process", quiet).status == "finished"
     run = prepare(more, pc_state=state)
     assert simulate(run, "in-process", quiet).status == "finished"
+
+
+def test_a_crash_while_pcs_join_a_run_leaves_no_run_that_mixes_records(
+    tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    first = prepare(settings(tmp_path), pc_state=state)
+    joined: list[Path] = []
+    real = simulation._join
+
+    def crash(folder: Path) -> None:
+        if len(joined) == 2:
+            raise KeyboardInterrupt
+        joined.append(folder)
+        real(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation, "_join", crash)
+        patch.setattr(simulation.shutil, "rmtree", lambda *_, **__: None)  # as after kill -9
+        with pytest.raises(KeyboardInterrupt):
+            prepare(settings(tmp_path, "data.seed=2"), pc_state=state)
+    second = tmp_path / "run-2"
+    assert (second / "job.json").is_file()
+    for folder in (first.folder, second):
+        with pytest.raises(RoundError, match="joined another run"):
+            reopen(folder)
+    _, results = ran(settings(tmp_path, "data.seed=2"), state)
+    assert results.status == "finished"
