@@ -8,7 +8,7 @@ shares.py       Shamir's sharing of keys
 masks.py        AES-256-CTR streams added to a vector
 encoding.py     floats as ring elements
 tree.py         hash trees with proofs
-roster.py       members, key bundles, public draws
+roster.py       members, key bundles, the public draw of groups
 terms.py        thresholds; all that a round is bound to
 dealing.py      a PC's upload
 committee.py    a member's agreement and release

@@ -1,4 +1,4 @@
-"""What a committee member does: sign one set of uploads, and release shares for it alone.
+"""What a member of a group does: sign one set of uploads, and release shares for it alone.
 
 SPEC.md, sections 5.2 and 5.3. Both functions are pure: `recorded` is the set that this member has
 on its disk for this run and round, and the set in what they return must be on the disk before the
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 
 from fedaipc.errors import SealingError
 from fedaipc.sealing import tree
-from fedaipc.sealing.dealing import HEADER_BYTES, Header, Keys, open_shares
+from fedaipc.sealing.dealing import HEADER_BYTES, LEAF_BYTES, Header, Keys, blob_bytes, open_shares
 from fedaipc.sealing.keys import KEY_BYTES, SIGNATURE_BYTES, verify
+from fedaipc.sealing.roster import MOST_IN_A_GROUP
 from fedaipc.sealing.shares import SHARE_BYTES
-from fedaipc.sealing.terms import commitment, set_hash
+from fedaipc.sealing.terms import commitments, set_hash
 from fedaipc.sealing.wire import Reader, Writer, parsed
 
 if TYPE_CHECKING:
     from fedaipc.sealing.terms import Terms
 
 PROPOSAL, AGREEMENT, COMPLAINT, UNMASK, RELEASE = 6, 7, 8, 9, 10
-_MOST_PCS, _MOST_PATH, _HASH_BYTES = 10_000, 64, 32
-_LEAF_BYTES = 64
+_MOST_PATH, _HASH_BYTES = 7, 32  # hashes in a proof among 100
 _AGREE_LABEL, _COMPLAINT_LABEL = b"fedaipc agree", b"fedaipc complaint"
 
 
@@ -40,16 +40,16 @@ class Dealt:
 
     def write(self, writer: Writer) -> None:
         writer.fixed(self.header.encode(), HEADER_BYTES).fixed(self.signature, SIGNATURE_BYTES)
-        writer.fixed(self.leaf, _LEAF_BYTES).items(self.proof, _HASH_BYTES).string(self.blob)
+        writer.fixed(self.leaf, LEAF_BYTES).items(self.proof, _HASH_BYTES).string(self.blob)
 
     @classmethod
     def read(cls, reader: Reader) -> Dealt:
         return cls(
             header=Header.decode(reader.fixed(HEADER_BYTES)),
             signature=reader.fixed(SIGNATURE_BYTES),
-            leaf=reader.fixed(_LEAF_BYTES),
+            leaf=reader.fixed(LEAF_BYTES),
             proof=tuple(reader.items(_HASH_BYTES, _MOST_PATH)),
-            blob=reader.string(),
+            blob=reader.string(blob_bytes(MOST_IN_A_GROUP)),
         )
 
 
@@ -79,7 +79,7 @@ class Proposal:
 
     @classmethod
     def _read(cls, reader: Reader) -> Proposal:
-        return cls(tuple(Dealt.read(reader) for _ in range(reader.count(_MOST_PCS))))
+        return cls(tuple(Dealt.read(reader) for _ in range(reader.count(MOST_IN_A_GROUP))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +104,9 @@ class Agreement:
         )
 
     def check(self, terms: Terms) -> None:
-        """Raise SealingError unless a committee member signed it for this round."""
-        if self.member not in terms.committee:
-            raise SealingError("an agreement by a PC that is not of the committee")
+        """Raise SealingError unless a PC of the group signed it for this round."""
+        if self.member not in terms.participants:
+            raise SealingError("an agreement by a PC that takes no part")
         verify(self.member, self.signature, _agreed(terms, self.set_hash), "an agreement")
 
 
@@ -132,8 +132,8 @@ class Complaint:
         )
 
     def check(self, terms: Terms) -> None:
-        """Raise SealingError unless a committee member signed it for this round."""
-        if self.member not in terms.committee or self.dealer not in terms.participants:
+        """Raise SealingError unless a PC of the group signed it for this round."""
+        if not {self.member, self.dealer}.issubset(terms.participants):
             raise SealingError("a complaint by or about a PC that takes no part")
         verify(self.member, self.signature, _complained(terms, self.dealer), "a complaint")
 
@@ -155,7 +155,7 @@ class Unmask:
 
         def read(reader: Reader) -> Unmask:
             proposal = Proposal.decode(reader.view())
-            found = [Agreement.decode(a) for a in reader.items(130, _MOST_PCS)]
+            found = [Agreement.decode(a) for a in reader.items(130, MOST_IN_A_GROUP)]
             return cls(proposal, tuple(found))
 
         return parsed(content, UNMASK, read)
@@ -192,7 +192,7 @@ class Release:
         def read(reader: Reader) -> Release:
             member = reader.fixed(KEY_BYTES)
             shares = []
-            for _ in range(reader.count(_MOST_PCS * 100)):
+            for _ in range(reader.count(MOST_IN_A_GROUP**2)):
                 dealer, place = reader.fixed(KEY_BYTES), reader.number(4)
                 share = reader.fixed(SHARE_BYTES)
                 proof = tuple(reader.items(_HASH_BYTES, _MOST_PATH))
@@ -211,9 +211,10 @@ def agree(
     """
     digest = _checked(terms, proposal, recorded)
     own = keys.identity.public
+    keys.opened.clear()
     for one in proposal.dealt:
         try:
-            _opened(terms, keys, one)
+            keys.opened[_name(terms, one)] = _opened(terms, keys, one)
         except SealingError:
             dealer = one.header.dealer
             return Complaint(own, dealer, keys.identity.sign(_complained(terms, dealer)))
@@ -244,16 +245,13 @@ def release(
     for one in request.proposal.dealt:
         dealer = one.header.dealer
         try:
-            shares = _opened(terms, keys, one)
+            shares = keys.opened.pop(_name(terms, one), None) or _opened(terms, keys, one)
         except SealingError:
             continue  # its complaint was not heard, or the blob was changed: nothing to release
-        commitments = [commitment(terms.context, dealer, own, share) for share in shares]
-        neighbours = terms.neighbours(dealer)
-        places = [0, *(i for i, other in enumerate(neighbours, 1) if other not in inside)]
-        found += [
-            Share(dealer, place, shares[place], tuple(tree.path(commitments, place)))
-            for place in places
-        ]
+        proofs = tree.Tree(commitments(terms.context, dealer, own, shares))
+        others = enumerate(terms.neighbours(dealer), 1)
+        places = (0, *(place for place, other in others if other not in inside))
+        found += [Share(dealer, place, shares[place], proofs.path(place)) for place in places]
     return digest, Release(own, tuple(found))
 
 
@@ -265,8 +263,9 @@ def _checked(terms: Terms, proposal: Proposal, recorded: bytes | None) -> bytes:
     if len(dealers) < terms.thresholds.least:
         raise SealingError(f"a set of {len(dealers)} PCs; at least {terms.thresholds.least} hide")
     for one in proposal.dealt:
-        if one.header.context != terms.context or one.header.dealer not in terms.participants:
-            raise SealingError("a set holds an upload for another round, or of a stranger")
+        if one.header.context != terms.context:
+            raise SealingError("a set holds an upload for another round")
+        terms.place(one.header.dealer)
         verify(one.header.dealer, one.signature, one.header.signed_part(), "an upload of the set")
     digest = proposal.hash(terms)
     if recorded is not None and recorded != digest:
@@ -275,9 +274,14 @@ def _checked(terms: Terms, proposal: Proposal, recorded: bytes | None) -> bytes:
 
 
 def _opened(terms: Terms, keys: Keys, one: Dealt) -> list[bytes]:
-    number, count = terms.committee.index(keys.identity.public), len(terms.committee)
-    tree.check(one.header.leaves_root, one.leaf, number, count, one.proof)
+    place, count = terms.place(keys.identity.public), len(terms.participants)
+    tree.check(one.header.leaves_root, one.leaf, place, count, one.proof)
     return open_shares(terms, keys, one.header, one.leaf, one.blob)
+
+
+def _name(terms: Terms, one: Dealt) -> bytes:
+    """Of a checked blob in `Keys.opened`: nothing else can have been opened under it."""
+    return terms.context + one.header.encode() + one.leaf + one.blob
 
 
 def _agreed(terms: Terms, digest: bytes) -> bytes:

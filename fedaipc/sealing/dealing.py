@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.errors import SealingError
@@ -24,11 +24,14 @@ from fedaipc.sealing.keys import (
     verify,
 )
 from fedaipc.sealing.masks import add_masks
+from fedaipc.sealing.roster import MOST_IN_A_GROUP
 from fedaipc.sealing.shares import SHARE_BYTES, split
-from fedaipc.sealing.terms import check_value, commitment
-from fedaipc.sealing.wire import LONGEST, Reader, Writer, parsed
+from fedaipc.sealing.terms import check_value, commitments
+from fedaipc.sealing.wire import Reader, Writer, parsed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from fedaipc.sealing.terms import Terms
@@ -36,18 +39,22 @@ if TYPE_CHECKING:
 UPLOAD = 5
 CHECK_BYTES = 16
 HEADER_BYTES = 5 * 32
+LEAF_BYTES = 64
 _HASH_BYTES = 32
-_MOST_PCS = 10_000
 _HEADER_LABEL, _PAIR_LABEL, _SHARES_LABEL = b"fedaipc header", b"fedaipc pair", b"fedaipc shares"
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """A PC's secret keys of an epoch."""
+    """A PC's secret keys of an epoch.
+
+    `opened` keeps what a member opened when it agreed until it releases.
+    """
 
     identity: SigningKey
     mask: ExchangeKey
     share: ExchangeKey
+    opened: dict[bytes, list[bytes]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,53 +85,54 @@ class Header:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Upload:
-    """`checks`: of the own key, then each neighbour's; `leaves`, `blobs`: one for each member."""
+    """`checks`: of the own key, then each neighbour's; `leaves`: one for each member.
+
+    `blobs` holds one sealed message of equal length for each member, `vector` the packed words.
+    """
 
     header: Header
     signature: bytes
-    vector: bytes | memoryview
     checks: tuple[bytes, ...]
     leaves: tuple[bytes, ...]
-    blobs: tuple[bytes, ...]
+    blobs: bytes | memoryview
+    vector: bytes | memoryview
 
     def encode(self) -> bytes:
+        """The vector comes last, so that what stands before it can be read alone."""
         writer = Writer(UPLOAD).fixed(self.header.encode(), HEADER_BYTES)
-        writer.fixed(self.signature, SIGNATURE_BYTES).string(bytes(self.vector))
-        writer.items(self.checks, CHECK_BYTES).items(self.leaves, 2 * _HASH_BYTES)
-        writer.number(len(self.blobs), 4)
-        for blob in self.blobs:
-            writer.string(blob)
-        return writer.done()
+        writer.fixed(self.signature, SIGNATURE_BYTES)
+        writer.items(self.checks, CHECK_BYTES).items(self.leaves, LEAF_BYTES)
+        return writer.string(self.blobs).string(self.vector).done()
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Upload:
-        """Raises EncodingError or SealingError. The vector is a view of `content`."""
+        """Raises EncodingError or SealingError. Blobs and vector are views of `content`."""
 
         def read(reader: Reader) -> Upload:
             return cls(
                 header=Header.decode(reader.fixed(HEADER_BYTES)),
                 signature=reader.fixed(SIGNATURE_BYTES),
-                vector=reader.view(LONGEST),
-                checks=tuple(reader.items(CHECK_BYTES, _MOST_PCS)),
-                leaves=tuple(reader.items(2 * _HASH_BYTES, _MOST_PCS)),
-                blobs=tuple(reader.string() for _ in range(reader.count(_MOST_PCS))),
+                checks=tuple(reader.items(CHECK_BYTES, MOST_IN_A_GROUP)),
+                leaves=tuple(reader.items(LEAF_BYTES, MOST_IN_A_GROUP)),
+                blobs=reader.view(MOST_IN_A_GROUP * blob_bytes(MOST_IN_A_GROUP)),
+                vector=reader.view(),
             )
 
         return parsed(content, UPLOAD, read)
 
     def check(self, terms: Terms) -> None:
         """Raise SealingError unless it is a whole upload by its dealer for this round (M17)."""
-        header = self.header
-        if header.context != terms.context or header.dealer not in terms.participants:
-            raise SealingError("an upload is for another round, or of a PC that takes no part")
+        header, count = self.header, len(terms.participants)
+        if header.context != terms.context:
+            raise SealingError("an upload is for another round")
+        terms.place(header.dealer)
         verify(header.dealer, self.signature, header.signed_part(), "an upload")
-        neighbours, members = len(terms.neighbours(header.dealer)), len(terms.committee)
-        blob_bytes = (1 + neighbours) * SHARE_BYTES + SEAL_OVERHEAD
+        size = blob_bytes(count)
         if (
             len(self.vector) != terms.size * terms.encoding.width
-            or len(self.checks) != 1 + neighbours
-            or len(self.leaves) != members
-            or [len(blob) for blob in self.blobs] != [blob_bytes] * members
+            or len(self.checks) != count
+            or len(self.leaves) != count
+            or len(self.blobs) != count * size
         ):
             raise SealingError("an upload has other sizes than the round asks for")
         if (
@@ -132,11 +140,17 @@ class Upload:
             or tree.root(self.checks) != header.checks_root
             or tree.root(self.leaves) != header.leaves_root
             or any(
-                hashlib.sha256(blob).digest() != leaf[:_HASH_BYTES]
-                for blob, leaf in zip(self.blobs, self.leaves, strict=True)
+                hashlib.sha256(self.blobs[place * size : (place + 1) * size]).digest()
+                != leaf[:_HASH_BYTES]
+                for place, leaf in enumerate(self.leaves)
             )
         ):
             raise SealingError("an upload is not the one that its dealer signed")
+
+
+def blob_bytes(count: int) -> int:
+    """Of one sealed message among `count` PCs: a share of each of the dealer's keys."""
+    return count * SHARE_BYTES + SEAL_OVERHEAD
 
 
 def pair_key(terms: Terms, keys: Keys, other: bytes) -> bytes:
@@ -163,16 +177,14 @@ def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any]) -> Upload:
         [key for other, key in signed if own > other],
     )
     vector = terms.encoding.pack(words)
-    threshold, members = terms.thresholds.shares, terms.committee
-    dealt = [split(key, threshold, len(members)) for key in (own_key, *pairs)]
+    members, dealt = terms.participants, (own_key, *pairs)
+    lines = [split(key, terms.thresholds.shares, len(members)) for key in dealt]
     blobs, leaves = [], []
-    for number, member in enumerate(members):
-        shares = [line[number] for line in dealt]
-        key = terms.bundle(member).share_key
-        blob = seal(b"".join(shares), key, blob_info(terms, own, member))
+    for bundle, shares in zip(terms.bundles, zip(*lines, strict=True), strict=True):
+        blob = seal(b"".join(shares), bundle.share_key, _blob_info(terms, own, bundle.identity))
         blobs.append(blob)
-        leaves.append(leaf(terms, own, member, blob, shares))
-    checks = [check_value(terms.context, key) for key in (own_key, *pairs)]
+        leaves.append(_leaf(terms, own, bundle.identity, blob, shares))
+    checks = [check_value(terms.context, key) for key in dealt]
     header = Header(
         context=terms.context,
         dealer=own,
@@ -183,10 +195,10 @@ def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any]) -> Upload:
     return Upload(
         header=header,
         signature=keys.identity.sign(header.signed_part()),
-        vector=vector,
         checks=tuple(checks),
         leaves=tuple(leaves),
-        blobs=tuple(blobs),
+        blobs=b"".join(blobs),
+        vector=vector,
     )
 
 
@@ -196,21 +208,23 @@ def open_shares(terms: Terms, keys: Keys, header: Header, entry: bytes, blob: by
     Raises SealingError where it does not open or is not what the dealer's leaf `entry` says (M19).
     """
     dealer, own = header.dealer, keys.identity.public
-    opened = keys.share.open(blob, blob_info(terms, dealer, own))
-    if len(opened) != (1 + len(terms.neighbours(dealer))) * SHARE_BYTES:
+    if len(blob) != blob_bytes(len(terms.participants)):
         raise SealingError("a blob has the wrong length")
-    shares = [opened[i : i + SHARE_BYTES] for i in range(0, len(opened), SHARE_BYTES)]
-    if leaf(terms, dealer, own, blob, shares) != entry:
+    content = keys.share.open(blob, _blob_info(terms, dealer, own))
+    shares = [content[i : i + SHARE_BYTES] for i in range(0, len(content), SHARE_BYTES)]
+    if _leaf(terms, dealer, own, blob, shares) != entry:
         raise SealingError("a blob does not hold the shares that its dealer signed")
     return shares
 
 
-def leaf(terms: Terms, dealer: bytes, member: bytes, blob: bytes, shares: list[bytes]) -> bytes:
+def _leaf(
+    terms: Terms, dealer: bytes, member: bytes, blob: bytes, shares: Sequence[bytes]
+) -> bytes:
     """64 bytes for one member: the hash of its blob, and of what is in it."""
-    commitments = [commitment(terms.context, dealer, member, share) for share in shares]
-    return hashlib.sha256(blob).digest() + tree.root(commitments)
+    values = commitments(terms.context, dealer, member, shares)
+    return hashlib.sha256(blob).digest() + tree.root(values)
 
 
-def blob_info(terms: Terms, dealer: bytes, member: bytes) -> bytes:
+def _blob_info(terms: Terms, dealer: bytes, member: bytes) -> bytes:
     """What a blob is sealed for."""
     return _SHARES_LABEL + terms.context + dealer + member

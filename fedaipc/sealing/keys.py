@@ -7,6 +7,7 @@ HKDF-SHA256, AES-256-GCM, base mode) seals what only one member may read.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
@@ -57,9 +58,15 @@ class SigningKey:
 def verify(public: bytes, signature: bytes, content: bytes, what: str) -> None:
     """Raise SealingError, naming `what` was signed, unless the signature is good."""
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, content)
+        _verify(public, signature, content)
     except (InvalidSignature, ValueError):
         raise SealingError(f"{what}: the signature is wrong") from None
+
+
+@lru_cache(maxsize=4096)  # a call that raises is not kept
+def _verify(public: bytes, signature: bytes, content: bytes) -> None:
+    """One signature is shown again and again: of a bundle in each round, of a header to each PC."""
+    Ed25519PublicKey.from_public_bytes(public).verify(signature, content)
 
 
 class ExchangeKey:
@@ -72,6 +79,7 @@ class ExchangeKey:
             else X25519PrivateKey.from_private_bytes(secret)
         )
         self.public = self._key.public_key().public_bytes(*_RAW)
+        self._agreed: dict[bytes, bytes] = {}  # a key serves an epoch, with the same PCs
 
     def __repr__(self) -> str:
         return f"ExchangeKey(public={self.public.hex()[:8]})"
@@ -82,10 +90,13 @@ class ExchangeKey:
 
     def agree(self, other: bytes) -> bytes:
         """32 shared bytes, never used as they are. Raises SealingError for a low-order point."""
-        try:
-            return self._key.exchange(X25519PublicKey.from_public_bytes(other))
-        except ValueError:
-            raise SealingError("a public key is none: its owner shares no secret") from None
+        if other not in self._agreed:
+            try:
+                shared = self._key.exchange(X25519PublicKey.from_public_bytes(other))
+            except ValueError:
+                raise SealingError("a public key is none: its owner shares no secret") from None
+            self._agreed[other] = shared
+        return self._agreed[other]
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
         """What was sealed to this key for `info`. Raises SealingError."""

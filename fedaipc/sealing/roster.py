@@ -1,9 +1,9 @@
-"""Who belongs to a federation, and which keys a PC uses in an epoch (SPEC.md, sections 3 and 4)."""
+"""Who belongs to a federation, who is asked in a round, and with which keys (SPEC.md, 3 and 4)."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import SealingError
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 ROSTER, BUNDLE = 1, 2
 MOST_MEMBERS = 100_000
-COMPLETE_UP_TO = 128  # PCs; sparser graphs are not safe for so few (SPEC.md, section 6)
-_RING_NEIGHBOURS = 29  # on either side
+MOST_IN_A_GROUP = 100
 _ROSTER_LABEL, _BUNDLE_LABEL = b"fedaipc roster", b"fedaipc bundle"
 
 
@@ -48,14 +47,7 @@ class Roster:
             members=tuple(sorted(members)),
             signature=bytes(SIGNATURE_BYTES),
         )
-        signature = key.sign(draft.signed_part())
-        return cls(
-            federation=federation,
-            version=version,
-            beacon=beacon,
-            members=draft.members,
-            signature=signature,
-        )
+        return replace(draft, signature=key.sign(draft.signed_part()))
 
     def encode(self) -> bytes:
         return self._fields(Writer(ROSTER)).fixed(self.signature, SIGNATURE_BYTES).done()
@@ -83,35 +75,24 @@ class Roster:
     def hash(self) -> bytes:
         return hashlib.sha256(self.signed_part()).digest()
 
-    def cohort(self, number: int, size: int) -> frozenset[bytes]:
-        """The `size` members that round `number` may ask."""
-        return frozenset(self._ranked(self.members, number, b"cohort")[:size])
+    def groups(self, number: int, cohort: int) -> tuple[tuple[bytes, ...], ...]:
+        """The `cohort` members that round `number` may ask, in groups of up to 100, each ascending.
 
-    def committee(self, participants: Sequence[bytes], number: int, size: int) -> tuple[bytes, ...]:
-        """The `size` of `participants`, ascending, that hold the shares of round `number`."""
-        return tuple(sorted(self._ranked(participants, number, b"committee")[:size]))
-
-    def neighbours(self, own: bytes, participants: Sequence[bytes], number: int) -> list[bytes]:
-        """Whom `own` shares a pairwise mask with, ascending; the relation is mutual."""
-        if len(participants) <= COMPLETE_UP_TO:
-            return sorted(other for other in participants if other != own)
-        ring = self._ranked(participants, number, b"graph")
-        place, count = ring.index(own), len(ring)
-        steps = [*range(-_RING_NEIGHBOURS, 0), *range(1, _RING_NEIGHBOURS + 1)]
-        return sorted({ring[(place + step) % count] for step in steps})
-
-    def _ranked(self, members: Sequence[bytes], number: int, purpose: bytes) -> list[bytes]:
+        A public draw: it follows from the beacon, so that the coordinator chooses neither who is
+        asked nor who is with whom.
+        """
         start = hashlib.sha256(
-            Writer().string(b"fedaipc rank").fixed(self.beacon, KEY_BYTES).number(number)
-            .string(purpose).done()
-        )  # fmt: skip
+            Writer().string(b"fedaipc cohort").fixed(self.beacon, KEY_BYTES).number(number).done()
+        )
 
         def rank(member: bytes) -> bytes:
             digest = start.copy()
             digest.update(member)
             return digest.digest()
 
-        return sorted(members, key=rank)
+        asked = sorted(self.members, key=rank)[:cohort]
+        count = -(-len(asked) // MOST_IN_A_GROUP)
+        return tuple(tuple(sorted(asked[first::count])) for first in range(count))
 
     def _fields(self, writer: Writer) -> Writer:
         return (
@@ -128,29 +109,24 @@ class Roster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A PC's public keys of one epoch. `not_after` is in seconds since 1970."""
+    """A PC's public keys of one epoch, and its public size class.
+
+    `not_after` is in seconds since 1970.
+    """
 
     federation: str
     run: str
     epoch: int
     not_after: int
     identity: bytes
+    size_class: int
     mask_key: bytes
     share_key: bytes
     signature: bytes = bytes(SIGNATURE_BYTES)
 
     def signed_by(self, key: SigningKey) -> Bundle:
         """The same bundle with the signature of its identity's key."""
-        return Bundle(
-            federation=self.federation,
-            run=self.run,
-            epoch=self.epoch,
-            not_after=self.not_after,
-            identity=self.identity,
-            mask_key=self.mask_key,
-            share_key=self.share_key,
-            signature=key.sign(self.signed_part()),
-        )
+        return replace(self, signature=key.sign(self.signed_part()))
 
     def check(self, roster: Roster, run: str, now: float) -> None:
         """Raise SealingError unless it may be used in `run` at time `now` (M8)."""
@@ -178,6 +154,7 @@ class Bundle:
             epoch=reader.number(),
             not_after=reader.number(),
             identity=reader.fixed(KEY_BYTES),
+            size_class=reader.number(),
             mask_key=reader.fixed(KEY_BYTES),
             share_key=reader.fixed(KEY_BYTES),
             signature=reader.fixed(SIGNATURE_BYTES),
@@ -190,6 +167,7 @@ class Bundle:
             .number(self.epoch)
             .number(self.not_after)
             .fixed(self.identity, KEY_BYTES)
+            .number(self.size_class)
             .fixed(self.mask_key, KEY_BYTES)
             .fixed(self.share_key, KEY_BYTES)
         )

@@ -1,7 +1,7 @@
 """What a round is about: all public parameters in one value, and the hash that binds the round.
 
-SPEC.md, sections 2, 4 and 5. Whoever has the same `Terms` computes the same committee, the same
-neighbours and the same context; a PC builds them from what it checked itself.
+SPEC.md, sections 2, 4 and 5. Whoever has the same `Terms` has the same context. A PC makes them
+itself from what it checked, and takes nothing of them from the coordinator but the key bundles.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import SealingError
 from fedaipc.sealing.encoding import Encoding
 from fedaipc.sealing.keys import KEY_BYTES
-from fedaipc.sealing.wire import Writer
+from fedaipc.sealing.roster import MOST_IN_A_GROUP, Bundle
+from fedaipc.sealing.wire import Reader, Writer, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedaipc.sealing.roster import Bundle, Roster
+    from fedaipc.sealing.roster import Roster
 
-EVERYONE_UP_TO = 100  # participants: then all of them are the committee
+TERMS = 3
 LEAST_PCS = 3
 _HASH_BYTES = 32
 _MOST_RISK = 2.0**-40
@@ -30,68 +31,78 @@ _MOST_RISK = 2.0**-40
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Of a round of `count` PCs; `committee` of them hold shares (SPEC.md, section 2)."""
+    """Of a group of `count` PCs that take part; all of them hold shares (SPEC.md, section 2).
+
+    `colluding` of them may work for the coordinator, `shares` rebuild a key, and `least` PCs are
+    in every sum that is opened.
+    """
 
     count: int
     colluding: int
-    committee: int
     shares: int
     least: int
 
     def check(self) -> None:
         """Raise SealingError where a bound that the promise rests on is broken (M1, M2)."""
-        if self.count < LEAST_PCS:
-            raise SealingError(f"{self.count} PCs cannot be sealed: it takes at least {LEAST_PCS}")
-        if not self.colluding >= 1:
+        if self.colluding < 1:
             raise SealingError("at least one colluding PC must be tolerated")
-        if not 2 * self.shares > self.committee + self.colluding or self.shares > self.committee:
-            raise SealingError(
-                f"{self.shares} shares of {self.committee} let {self.colluding} colluding PCs "
-                "agree on two sets, or cannot be reached"
-            )
         if not max(LEAST_PCS, self.colluding + 2) <= self.least <= self.count:
             raise SealingError(
-                f"a set of {self.least} of {self.count} PCs, {self.colluding} of them colluding, "
-                "hides no single PC"
+                f"{self.count} PCs take part, of which {self.colluding} may collude: a sum of "
+                f"{self.least} cannot be had, or hides no single PC"
+            )
+        if not 2 * self.shares > self.count + self.colluding or self.shares > self.count:
+            raise SealingError(
+                f"{self.shares} shares of {self.count} let {self.colluding} colluding PCs "
+                "agree on two sets, or cannot be reached"
             )
 
 
-def usual_thresholds(count: int) -> Thresholds:
-    """The defaults of SPEC.md, section 2, for rounds of `count` PCs.
+OPEN = Thresholds(0, 0, 0, 0)  # of a round whose updates travel unsealed
 
-    Raises SealingError below three PCs. Above `EVERYONE_UP_TO` the committee is drawn: the smallest
-    for which more than `colluding` bad members among those drawn is less likely than 2^-40 (the
-    hypergeometric tail), with 60 % of it as threshold.
+
+def thresholds(count: int, *, group: int, members: int, colluding: int, least: float) -> Thresholds:
+    """Those of a group of `group` PCs, drawn from `members`, of which `count` take part.
+
+    `colluding` is of all members, `least` a share of the group. Both bounds follow from the group
+    and not from who takes part: else a coordinator could shrink them by leaving PCs out. Raises
+    SealingError where a bound cannot be kept.
     """
-    if count < LEAST_PCS:
-        raise SealingError(f"{count} PCs cannot be sealed: it takes at least {LEAST_PCS}")
-    colluding = max(1, count // 10)
-    least = max(LEAST_PCS, math.ceil(0.7 * count), colluding + 2)
-    if count <= EVERYONE_UP_TO:
-        shares = (count + colluding) // 2 + 1
-        return Thresholds(count, colluding, count, min(shares, count), min(least, count))
-    size = next(
-        m for m in range(EVERYONE_UP_TO, count + 1)
-        if _tail(count, colluding, m, 2 * math.ceil(0.6 * m) - m) <= _MOST_RISK
-    )  # fmt: skip
-    shares = math.ceil(0.6 * size)
-    return Thresholds(count, min(colluding, 2 * shares - size - 1), size, shares, least)
-
-
-def _tail(count: int, bad: int, drawn: int, at_least: int) -> float:
-    """Probability of `at_least` or more bad ones among `drawn` of `count` PCs."""
-    ways = sum(
-        math.comb(bad, k) * math.comb(count - bad, drawn - k)
-        for k in range(at_least, min(bad, drawn) + 1)
+    inside = colluding_in(group, members, colluding)
+    found = Thresholds(
+        count=count,
+        colluding=inside,
+        shares=(count + inside) // 2 + 1,
+        least=max(LEAST_PCS, inside + 2, math.ceil(least * group)),
     )
-    return ways / math.comb(count, drawn)
+    found.check()
+    return found
 
 
-@dataclass(frozen=True)
+@lru_cache(maxsize=256)
+def colluding_in(group: int, members: int, colluding: int) -> int:
+    """How many of `colluding` among `members` a drawn group holds at most, but for odds of 2^-40.
+
+    The exact hypergeometric tail; all of them where everybody is drawn.
+    """
+    ways = math.comb(members, group)
+    beyond = 0
+    for number in range(min(group, colluding), 0, -1):
+        beyond += math.comb(colluding, number) * math.comb(members - colluding, group - number)
+        if beyond / ways > _MOST_RISK:
+            return number
+    return 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Terms:
-    """One round. `bundles` ascend by identity; `weights` belong to them in this order."""
+    """One group of one round. `bundles` ascend by identity; `weights` are in the same order.
 
-    roster: Roster
+    `cohort` is how many PCs the ring has room for: all that the round may ask, over all groups.
+    """
+
+    federation: str
+    roster_hash: bytes
     run: str
     number: int
     job_hash: bytes
@@ -99,19 +110,23 @@ class Terms:
     size: int
     bits: int
     bound: float
+    cohort: int
     thresholds: Thresholds
     bundles: tuple[Bundle, ...]
     weights: tuple[int, ...]
 
-    def check(self, cohort_size: int, now: float) -> None:
+    def check(self, roster: Roster, group: Sequence[bytes], now: float) -> None:
         """Raise SealingError where the round breaks SPEC.md, sections 2 to 4 (M1 to M4, M8 to M11).
 
-        `cohort_size` and the thresholds are the job's; the owner's policy is another matter.
+        `group` is what the roster's draw gave; the owner's policy is another matter.
         """
-        self.thresholds.check()
         names = self.participants
-        if self.thresholds.count != len(names) or len(self.weights) != len(names):
-            raise SealingError("the round names another number of PCs than it has keys of")
+        if self.sealed:
+            self.thresholds.check()
+            if self.thresholds.count != len(names):
+                raise SealingError("the round names another number of PCs than it has keys of")
+        if len(self.weights) != len(names) or min(self.weights, default=0) < 1:
+            raise SealingError("the round has not one weight from 1 on for each PC")
         for kind, keys in (
             ("identity", names),
             ("mask key", [bundle.mask_key for bundle in self.bundles]),
@@ -121,80 +136,133 @@ class Terms:
                 raise SealingError(f"two PCs of the round have one {kind}")
         if list(names) != sorted(names):
             raise SealingError("the PCs of the round are out of order")
-        cohort = self.roster.cohort(self.number, cohort_size)
-        if not cohort.issuperset(names):
+        if not set(group).issuperset(names):
             raise SealingError("the round asks a PC that the public draw did not choose")
-        if min(self.weights, default=0) < 1:
-            raise SealingError("a weight is not a whole number from 1 on")
+        if (self.federation, self.roster_hash) != (roster.federation, roster.hash):
+            raise SealingError("the round is of another list of members")
         for bundle in self.bundles:
-            bundle.check(self.roster, self.run, now)
+            bundle.check(roster, self.run, now)
         _ = self.encoding
 
     @property
+    def sealed(self) -> bool:
+        """Whether updates are masked; else they travel as they are."""
+        return self.thresholds != OPEN
+
+    @cached_property
     def participants(self) -> tuple[bytes, ...]:
+        """Identities, ascending; each is a member of the committee too."""
         return tuple(bundle.identity for bundle in self.bundles)
 
     @cached_property
     def encoding(self) -> Encoding:
-        return Encoding(bits=self.bits, count=len(self.bundles), bound=self.bound)
+        return Encoding(bits=self.bits, count=self.cohort, bound=self.bound)
 
-    @cached_property
-    def committee(self) -> tuple[bytes, ...]:
-        """Identities of the members, ascending (M12)."""
-        return self.roster.committee(self.participants, self.number, self.thresholds.committee)
+    def place(self, identity: bytes) -> int:
+        """The number of a PC among the participants. Raises SealingError where it is none."""
+        try:
+            return self._places[identity]
+        except KeyError:
+            raise SealingError("a PC that takes no part in the round is named") from None
 
-    def neighbours(self, own: bytes) -> list[bytes]:
-        """With whom `own` shares pairwise masks (M12)."""
-        return self.roster.neighbours(own, self.participants, self.number)
+    def neighbours(self, own: bytes) -> tuple[bytes, ...]:
+        """With whom `own` shares pairwise masks: all others, ascending."""
+        place = self.place(own)
+        return self.participants[:place] + self.participants[place + 1 :]
 
     def bundle(self, identity: bytes) -> Bundle:
         """Raises SealingError where `identity` takes no part."""
-        for bundle in self.bundles:
-            if bundle.identity == identity:
-                return bundle
-        raise SealingError("a PC that takes no part in the round is named")
+        return self.bundles[self.place(identity)]
+
+    @cached_property
+    def _places(self) -> dict[bytes, int]:
+        return {identity: place for place, identity in enumerate(self.participants)}
 
     @cached_property
     def context(self) -> bytes:
         """The 32 bytes that everything in the round is bound to (M13)."""
-        return _hash(
-            Writer()
-            .string(b"fedaipc round")
-            .text(self.roster.federation)
+        return hashlib.sha256(
+            self._fields(Writer().string(b"fedaipc round"))
+            .items([hashlib.sha256(b.encode()).digest() for b in self.bundles], _HASH_BYTES)
+            .done()
+        ).digest()
+
+    def encode(self) -> bytes:
+        writer = self._fields(Writer(TERMS)).number(len(self.bundles), 4)
+        for bundle in self.bundles:
+            writer.string(bundle.encode())
+        return writer.done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Terms:
+        """Raises EncodingError; whether they keep the rules is for `check`."""
+        return parsed(content, TERMS, cls._read)
+
+    @classmethod
+    def _read(cls, reader: Reader) -> Terms:
+        return cls(
+            federation=reader.text(100),
+            run=reader.text(100),
+            number=reader.number(),
+            roster_hash=reader.fixed(_HASH_BYTES),
+            job_hash=reader.fixed(_HASH_BYTES),
+            vector_hash=reader.fixed(_HASH_BYTES),
+            size=reader.number(),
+            bits=reader.number(),
+            bound=reader.real(),
+            cohort=reader.number(),
+            thresholds=Thresholds(
+                reader.number(), reader.number(), reader.number(), reader.number()
+            ),
+            weights=tuple(int.from_bytes(w, "big") for w in reader.items(8, MOST_IN_A_GROUP)),
+            bundles=tuple(
+                Bundle.decode(reader.string(1024)) for _ in range(reader.count(MOST_IN_A_GROUP))
+            ),
+        )
+
+    def _fields(self, writer: Writer) -> Writer:
+        return (
+            writer.text(self.federation)
             .text(self.run)
             .number(self.number)
+            .fixed(self.roster_hash, _HASH_BYTES)
             .fixed(self.job_hash, _HASH_BYTES)
             .fixed(self.vector_hash, _HASH_BYTES)
             .number(self.size)
             .number(self.bits)
             .real(self.bound)
+            .number(self.cohort)
             .number(self.thresholds.count)
             .number(self.thresholds.colluding)
-            .number(self.thresholds.committee)
             .number(self.thresholds.shares)
             .number(self.thresholds.least)
-            .fixed(self.roster.hash, _HASH_BYTES)
-            .items([hashlib.sha256(b.encode()).digest() for b in self.bundles], _HASH_BYTES)
             .items([weight.to_bytes(8, "big") for weight in self.weights], 8)
         )
 
 
 def check_value(context: bytes, key: bytes) -> bytes:
-    """16 bytes that show whether a rebuilt key is the dealer's."""
-    return _hash(Writer().string(b"fedaipc check").fixed(context, 32).fixed(key, KEY_BYTES))[:16]
+    """16 bytes that show whether a rebuilt key is the dealer's; `context` and `key` have 32."""
+    return hashlib.sha256(b"fedaipc check" + context + key).digest()[:16]
 
 
-def commitment(context: bytes, dealer: bytes, member: bytes, share: bytes) -> bytes:
-    """16 bytes that show whether a share is the one that was dealt."""
-    writer = Writer().string(b"fedaipc share").fixed(context, 32)
-    return _hash(writer.fixed(dealer, KEY_BYTES).fixed(member, KEY_BYTES).string(share))[:16]
+def commitments(
+    context: bytes, dealer: bytes, member: bytes, shares: Sequence[bytes]
+) -> list[bytes]:
+    """16 bytes for each share of 33 that show whether it is the one that was dealt.
+
+    Every field has one length, so that no two inputs run together.
+    """
+    start = hashlib.sha256(b"fedaipc share" + context + dealer + member)
+    found = []
+    for share in shares:
+        digest = start.copy()
+        digest.update(share)
+        found.append(digest.digest()[:16])
+    return found
 
 
 def set_hash(context: bytes, headers: Sequence[bytes]) -> bytes:
     """Of the agreed set: the signed headers in the order of their identities."""
     digests = [hashlib.sha256(header).digest() for header in headers]
-    return _hash(Writer().string(b"fedaipc set").fixed(context, 32).items(digests, _HASH_BYTES))
-
-
-def _hash(writer: Writer) -> bytes:
-    return hashlib.sha256(writer.done()).digest()
+    writer = Writer().string(b"fedaipc set").fixed(context, KEY_BYTES)
+    return hashlib.sha256(writer.items(digests, _HASH_BYTES).done()).digest()

@@ -1,7 +1,8 @@
 """Hash trees: one hash for a list, and a short proof that an entry stands in it.
 
 As in RFC 6962, section 2.1: leaves and nodes are hashed with different first bytes, so that none
-can stand for the other.
+can stand for the other. Built from the bottom up; a node without a partner goes up as it is, which
+gives the tree that the RFC defines from the top down.
 """
 
 from __future__ import annotations
@@ -17,50 +18,59 @@ if TYPE_CHECKING:
 HASH_BYTES = 32
 
 
+class Tree:
+    """Of the byte strings `entries`; empty and single lists are allowed."""
+
+    def __init__(self, entries: Sequence[bytes]) -> None:
+        level = [_leaf(entry) for entry in entries]
+        self._levels = [level]
+        while len(level) > 1:
+            above = [_node(*pair) for pair in zip(level[::2], level[1::2], strict=False)]
+            if len(level) % 2:
+                above.append(level[-1])
+            self._levels.append(above)
+            level = above
+
+    @property
+    def root(self) -> bytes:
+        """32 bytes that stand for all entries in their order."""
+        top = self._levels[-1]
+        return top[0] if top else hashlib.sha256().digest()
+
+    def path(self, number: int) -> tuple[bytes, ...]:
+        """What proves entry `number`: hashes from the bottom up, at most log2 of their count."""
+        if not 0 <= number < len(self._levels[0]):
+            raise IndexError(number)
+        found = []
+        for level in self._levels[:-1]:
+            partner = number ^ 1
+            if partner < len(level):
+                found.append(level[partner])
+            number >>= 1
+        return tuple(found)
+
+
 def root(entries: Sequence[bytes]) -> bytes:
-    """The 32-byte hash of all entries in their order."""
-    if not entries:
-        return hashlib.sha256().digest()
-    if len(entries) == 1:
-        return _leaf(entries[0])
-    middle = _middle(len(entries))
-    return _node(root(entries[:middle]), root(entries[middle:]))
-
-
-def path(entries: Sequence[bytes], number: int) -> list[bytes]:
-    """What proves entry `number`: hashes from the bottom up, at most log2 of their count."""
-    if not 0 <= number < len(entries):
-        raise IndexError(number)
-    if len(entries) == 1:
-        return []
-    middle = _middle(len(entries))
-    if number < middle:
-        return [*path(entries[:middle], number), root(entries[middle:])]
-    return [*path(entries[middle:], number - middle), root(entries[:middle])]
+    """The root of the entries' tree."""
+    return Tree(entries).root
 
 
 def check(expected: bytes, entry: bytes, number: int, count: int, proof: Sequence[bytes]) -> None:
     """Raise SealingError unless `entry` is number `number` of the `count` behind `expected`."""
     if not 0 <= number < count:
         raise SealingError("an entry outside its list is claimed")
-    sides = []  # from the top down: whether the entry is on the right
+    found, left = _leaf(entry), list(proof)
     while count > 1:
-        middle = _middle(count)
-        right = number >= middle
-        sides.append(right)
-        number, count = (number - middle, count - middle) if right else (number, middle)
-    if len(proof) != len(sides):
+        if number ^ 1 < count:
+            if not left:
+                raise SealingError("a proof has the wrong length")
+            other = left.pop(0)
+            found = _node(other, found) if number % 2 else _node(found, other)
+        number, count = number >> 1, (count + 1) >> 1
+    if left:
         raise SealingError("a proof has the wrong length")
-    found = _leaf(entry)
-    for right, other in zip(reversed(sides), proof, strict=True):
-        found = _node(other, found) if right else _node(found, other)
     if found != expected:
         raise SealingError("an entry is not the one that was signed")
-
-
-def _middle(count: int) -> int:
-    """The largest power of two below `count`."""
-    return 1 << (count - 1).bit_length() - 1
 
 
 def _leaf(entry: bytes) -> bytes:

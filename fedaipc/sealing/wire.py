@@ -24,7 +24,7 @@ class Writer:
     """Collects the fields of a frame, or of what is hashed or signed."""
 
     def __init__(self, label: int | None = None) -> None:
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         if label is not None:
             self.number(label, 1).number(VERSION, 1)
 
@@ -41,14 +41,14 @@ class Writer:
         self._parts.append(struct.pack(">d", value))
         return self
 
-    def fixed(self, value: bytes, width: int) -> Writer:
+    def fixed(self, value: bytes | memoryview, width: int) -> Writer:
         """A byte string whose length both sides know."""
         if len(value) != width:
             raise EncodingError(f"{len(value)} bytes where {width} belong")
         self._parts.append(value)
         return self
 
-    def string(self, value: bytes) -> Writer:
+    def string(self, value: bytes | memoryview) -> Writer:
         """A byte string with its length."""
         return self.number(len(value), 4).fixed(value, len(value))
 

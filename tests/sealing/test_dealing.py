@@ -15,7 +15,7 @@ from fedaipc.sealing.dealing import HEADER_BYTES, Upload, deal, open_shares, pai
 from fedaipc.sealing.masks import add_masks
 from fedaipc.sealing.shares import combine
 from fedaipc.sealing.terms import check_value
-from tests.sealing.parts import federation
+from tests.sealing.parts import blob_of, federation
 
 SEVEN, KEYS = federation(7)
 
@@ -36,9 +36,9 @@ def rebuilt(terms, keys, found: dict[bytes, Upload], members: list[int], dealer:
     opened = {}
     for number in members:
         upload = found[dealer]
-        member = terms.committee[number]
+        member = terms.participants[number]
         opened[number] = open_shares(
-            terms, keys[member], upload.header, upload.leaves[number], upload.blobs[number]
+            terms, keys[member], upload.header, upload.leaves[number], blob_of(upload, number)
         )
     count = len(next(iter(opened.values())))
     return [combine({n: shares[place] for n, shares in opened.items()}) for place in range(count)]
@@ -159,16 +159,16 @@ def test_a_blob_opens_for_its_member_and_its_dealer_alone() -> None:
     """M19."""
     dealer, other = SEVEN.participants[:2]
     upload, strange = (deal(SEVEN, KEYS[who], words(SEVEN, 1)) for who in (dealer, other))
-    member = SEVEN.committee[3]
-    shares = open_shares(SEVEN, KEYS[member], upload.header, upload.leaves[3], upload.blobs[3])
+    member = SEVEN.participants[3]
+    shares = open_shares(SEVEN, KEYS[member], upload.header, upload.leaves[3], blob_of(upload, 3))
     assert len(shares) == 7
-    tree.check(upload.header.leaves_root, upload.leaves[3], 3, 7, tree.path(upload.leaves, 3))
+    tree.check(upload.header.leaves_root, upload.leaves[3], 3, 7, tree.Tree(upload.leaves).path(3))
     for keys, header, leaf, blob in (
-        (KEYS[SEVEN.committee[4]], upload.header, upload.leaves[3], upload.blobs[3]),
-        (KEYS[member], strange.header, upload.leaves[3], upload.blobs[3]),
-        (KEYS[member], upload.header, upload.leaves[4], upload.blobs[3]),
-        (KEYS[member], upload.header, upload.leaves[3], upload.blobs[4]),
-        (KEYS[member], upload.header, strange.leaves[3], strange.blobs[3]),
+        (KEYS[SEVEN.participants[4]], upload.header, upload.leaves[3], blob_of(upload, 3)),
+        (KEYS[member], strange.header, upload.leaves[3], blob_of(upload, 3)),
+        (KEYS[member], upload.header, upload.leaves[4], blob_of(upload, 3)),
+        (KEYS[member], upload.header, upload.leaves[3], blob_of(upload, 4)),
+        (KEYS[member], upload.header, strange.leaves[3], blob_of(strange, 3)),
     ):
         with pytest.raises(SealingError):
             open_shares(SEVEN, keys, header, leaf, blob)

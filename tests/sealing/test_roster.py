@@ -24,7 +24,7 @@ def roster(keys: list[SigningKey] = PCS, **changes: object) -> Roster:
 def bundle(key: SigningKey = PCS[0], **changes: object) -> Bundle:
     fields = {
         "federation": "reviews", "run": "run-1", "epoch": 1, "not_after": int(NOW) + 10,
-        "identity": key.public, "mask_key": ExchangeKey().public,
+        "identity": key.public, "size_class": 64, "mask_key": ExchangeKey().public,
         "share_key": ExchangeKey().public,
     }  # fmt: skip
     return Bundle(**{**fields, **changes}).signed_by(key)
@@ -106,31 +106,30 @@ def drawn(count: int, beacon: int = 0) -> Roster:
     )  # fmt: skip
 
 
-def test_cohort_and_committee_follow_from_beacon_and_round_alone() -> None:
+def test_the_groups_of_a_round_follow_from_beacon_and_round_alone() -> None:
     """M12."""
     one = drawn(50)
-    assert one.cohort(1, 10) == drawn(50).cohort(1, 10)
-    assert one.cohort(1, 10) != one.cohort(2, 10)
-    assert one.cohort(1, 10) != drawn(50, beacon=1).cohort(1, 10)
-    assert one.cohort(1, 10) < one.cohort(1, 20)
-    assert set(one.committee(identities(50), 1, 10)) != one.cohort(1, 10)  # another purpose
-    everyone = one.committee(identities(50)[::-1], 1, 50)
-    assert everyone == tuple(identities(50))
+    assert one.groups(1, 10) == drawn(50).groups(1, 10)
+    assert one.groups(1, 10) != one.groups(2, 10)
+    assert one.groups(1, 10) != drawn(50, beacon=1).groups(1, 10)
+    assert set(one.groups(1, 10)[0]) < set(one.groups(1, 20)[0])
+    assert one.groups(1, 50) == (tuple(identities(50)),)
+
+
+@pytest.mark.parametrize("count", [3, 99, 100, 101, 250, 1000])
+def test_a_large_round_is_cut_into_groups_of_nearly_one_size(count: int) -> None:
+    """M12."""
+    groups = drawn(1000).groups(7, count)
+    sizes = [len(group) for group in groups]
+    assert sum(sizes) == count == len({member for group in groups for member in group})
+    assert max(sizes) <= 100
+    assert max(sizes) - min(sizes) <= 1
+    assert len(groups) == -(-count // 100)
+    assert all(list(group) == sorted(group) for group in groups)
 
 
 def test_a_draw_favours_nobody() -> None:
-    counts = Counter(m for number in range(2000) for m in drawn(20).cohort(number, 5))
+    counts = Counter(m for number in range(2000) for m in drawn(20).groups(number, 5)[0])
     # 2000 * 5 / 20 = 500 each, deviation sqrt(2000 * 1/4 * 3/4) = 19.4; 4.9 of it.
     assert len(counts) == 20
     assert all(abs(count - 500) < 95 for count in counts.values())
-
-
-@pytest.mark.parametrize("count", [3, 100, 128, 129, 300])
-def test_neighbours_are_mutual_and_all_of_a_small_round(count: int) -> None:
-    own = drawn(count)
-    members = identities(count)
-    pairs = {m: set(own.neighbours(m, members, 4)) for m in members}
-    for member, others in pairs.items():
-        assert member not in others
-        assert len(others) == (count - 1 if count <= 128 else 58)
-        assert all(member in pairs[other] for other in others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedaipc.errors import EncodingError, SealingError
-from fedaipc.sealing.aggregator import Aggregator
+from fedaipc.sealing import tree
 from fedaipc.sealing.committee import (
     Agreement,
     Complaint,
@@ -21,7 +22,7 @@ from fedaipc.sealing.committee import (
     release,
 )
 from fedaipc.sealing.dealing import Upload, deal
-from tests.sealing.parts import federation
+from tests.sealing.parts import Sum, blob_of, federation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -49,41 +50,34 @@ def uploads(terms: Terms, keys: dict[bytes, Keys]) -> dict[bytes, Upload]:
 UPLOADS = uploads(SEVEN, KEYS)
 
 
-def summed(terms: Terms, found: dict[bytes, Upload], inside: Collection[bytes]) -> Aggregator:
-    aggregator = Aggregator(terms)
-    for who in inside:
-        aggregator.accept(Upload.decode(found[who].encode()))
-    return aggregator
-
-
 def agreements(
-    terms: Terms, keys: dict[bytes, Keys], aggregator: Aggregator, members: Sequence[bytes]
+    terms: Terms, keys: dict[bytes, Keys], found: Sum, members: Sequence[bytes]
 ) -> tuple[Agreement, ...]:
-    found = []
+    signed = []
     for member in members:
-        proposal = Proposal.decode(aggregator.proposal(member).encode())
+        proposal = Proposal.decode(found.proposal(member).encode())
         answer = agree(terms, keys[member], proposal, None)
         assert isinstance(answer, Agreement)
-        found.append(Agreement.decode(answer.encode()))
-    return tuple(found)
+        signed.append(Agreement.decode(answer.encode()))
+    return tuple(signed)
 
 
 def opened(
     terms: Terms,
     keys: dict[bytes, Keys],
-    aggregator: Aggregator,
+    found: Sum,
     signing: Sequence[bytes],
     releasing: Sequence[bytes],
 ) -> np.ndarray:
-    signed = agreements(terms, keys, aggregator, signing)
+    signed = agreements(terms, keys, found, signing)
     digests = {agreement.member: agreement.set_hash for agreement in signed}
     releases = []
     for member in releasing:
-        request = Unmask.decode(Unmask(aggregator.proposal(member), signed).encode())
+        request = Unmask.decode(Unmask(found.proposal(member), signed).encode())
         digest, answer = release(terms, keys[member], request, digests.get(member))
         assert digest == signed[0].set_hash
         releases.append(Release.decode(answer.encode()))
-    return aggregator.open(releases)
+    return found.open(releases)
 
 
 def plain(terms: Terms, inside: Collection[bytes]) -> np.ndarray:
@@ -97,25 +91,25 @@ def plain(terms: Terms, inside: Collection[bytes]) -> np.ndarray:
 def test_the_sum_is_the_plain_sum_for_every_set_of_survivors_and_none_below_the_least() -> None:
     for size in range(8):
         for inside in itertools.combinations(PCS, size):
-            aggregator = summed(SEVEN, UPLOADS, inside[::-1])
+            summed = Sum(SEVEN, UPLOADS, inside[::-1])
             if size < SEVEN.thresholds.least:
-                with pytest.raises(SealingError, match="never opened"):
-                    aggregator.proposal(PCS[0])
+                with pytest.raises(SealingError, match="are opened"):
+                    summed.proposal(PCS[0])
                 continue
-            total = opened(SEVEN, KEYS, aggregator, PCS[:5], PCS[2:])
+            total = opened(SEVEN, KEYS, summed, PCS[:5], PCS[2:])
             assert np.array_equal(total, plain(SEVEN, inside))
 
 
 def test_every_committee_of_threshold_size_opens_and_none_below() -> None:
     inside = PCS[1:]
     for members in itertools.combinations(PCS, SEVEN.thresholds.shares):
-        total = opened(SEVEN, KEYS, summed(SEVEN, UPLOADS, inside), members, members)
+        total = opened(SEVEN, KEYS, Sum(SEVEN, UPLOADS, inside), members, members)
         assert np.array_equal(total, plain(SEVEN, inside))
     few = PCS[: SEVEN.thresholds.shares - 1]
     with pytest.raises(SealingError, match="members agreed"):
-        opened(SEVEN, KEYS, summed(SEVEN, UPLOADS, inside), few, PCS)
-    with pytest.raises(SealingError, match="shares of a key"):
-        opened(SEVEN, KEYS, summed(SEVEN, UPLOADS, inside), PCS, few)
+        opened(SEVEN, KEYS, Sum(SEVEN, UPLOADS, inside), few, PCS)
+    with pytest.raises(SealingError, match="members released"):
+        opened(SEVEN, KEYS, Sum(SEVEN, UPLOADS, inside), PCS, few)
 
 
 @pytest.mark.parametrize("bits", [16, 24])
@@ -123,7 +117,7 @@ def test_smaller_rings_sum_as_exactly(bits: int) -> None:
     terms, keys = federation(5, bits=bits)
     found, inside = uploads(terms, keys), terms.participants[:4]
     members = terms.participants[: terms.thresholds.shares]
-    total = opened(terms, keys, summed(terms, found, inside), members, members)
+    total = opened(terms, keys, Sum(terms, found, inside), members, members)
     assert np.array_equal(total, plain(terms, inside))
 
 
@@ -131,10 +125,10 @@ def test_three_pcs_are_the_fewest() -> None:
     terms, keys = federation(3)
     found = uploads(terms, keys)
     everyone = terms.participants
-    total = opened(terms, keys, summed(terms, found, everyone), everyone, everyone)
+    total = opened(terms, keys, Sum(terms, found, everyone), everyone, everyone)
     assert np.array_equal(total, plain(terms, everyone))
-    with pytest.raises(SealingError, match="never opened"):
-        summed(terms, found, everyone[:2]).proposal(everyone[0])
+    with pytest.raises(SealingError, match="are opened"):
+        Sum(terms, found, everyone[:2]).proposal(everyone[0])
 
 
 # What a lying coordinator gets
@@ -142,7 +136,7 @@ def test_three_pcs_are_the_fewest() -> None:
 
 def test_a_second_set_is_never_signed_and_never_opened() -> None:
     """M21, M23, M25: the attack that opens one vector by two overlapping sets."""
-    first, second = summed(SEVEN, UPLOADS, PCS), summed(SEVEN, UPLOADS, PCS[1:])
+    first, second = Sum(SEVEN, UPLOADS, PCS), Sum(SEVEN, UPLOADS, PCS[1:])
     signed = agreements(SEVEN, KEYS, first, PCS)
     recorded = signed[0].set_hash
     with pytest.raises(SealingError, match="another set"):
@@ -159,10 +153,10 @@ def test_a_second_set_is_never_signed_and_never_opened() -> None:
 def test_shares_of_one_pc_are_of_its_own_key_or_of_its_pairs_never_of_both() -> None:
     """M24: "active" and "dead" at once is what opens a vector elsewhere."""
     inside = PCS[:5]
-    aggregator = summed(SEVEN, UPLOADS, inside)
-    signed = agreements(SEVEN, KEYS, aggregator, PCS)
+    summed = Sum(SEVEN, UPLOADS, inside)
+    signed = agreements(SEVEN, KEYS, summed, PCS)
     for member in PCS:
-        _, found = release(SEVEN, KEYS[member], Unmask(aggregator.proposal(member), signed), None)
+        _, found = release(SEVEN, KEYS[member], Unmask(summed.proposal(member), signed), None)
         for share in found.shares:
             assert share.dealer in inside
             if share.place:
@@ -173,18 +167,18 @@ def test_shares_of_one_pc_are_of_its_own_key_or_of_its_pairs_never_of_both() -> 
 @pytest.mark.parametrize("forge", ["stranger", "another set", "one signer", "wrong signature"])
 def test_a_forged_quorum_opens_nothing(forge: str) -> None:
     """M22."""
-    aggregator = summed(SEVEN, UPLOADS, PCS)
-    signed = list(agreements(SEVEN, KEYS, aggregator, PCS))
+    summed = Sum(SEVEN, UPLOADS, PCS)
+    signed = list(agreements(SEVEN, KEYS, summed, PCS))
     match forge:
         case "stranger":
             signed[0] = dataclasses.replace(signed[0], member=bytes(32))
         case "another set":
-            signed = list(agreements(SEVEN, KEYS, summed(SEVEN, UPLOADS, PCS[1:]), PCS))
+            signed = list(agreements(SEVEN, KEYS, Sum(SEVEN, UPLOADS, PCS[1:]), PCS))
         case "one signer":
             signed = [signed[0]] * 7
         case _:
             signed[3] = dataclasses.replace(signed[3], signature=signed[2].signature)
-    request = Unmask(aggregator.proposal(PCS[0]), tuple(signed))
+    request = Unmask(summed.proposal(PCS[0]), tuple(signed))
     with pytest.raises(SealingError):
         release(SEVEN, KEYS[PCS[0]], request, None)
 
@@ -192,7 +186,7 @@ def test_a_forged_quorum_opens_nothing(forge: str) -> None:
 @pytest.mark.parametrize("change", ["too small", "twice", "order", "another round", "header"])
 def test_what_is_no_set_of_the_round_is_not_signed(change: str) -> None:
     """M18."""
-    dealt = list(summed(SEVEN, UPLOADS, PCS).proposal(PCS[0]).dealt)
+    dealt = list(Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0]).dealt)
     match change:
         case "too small":
             dealt = dealt[:4]
@@ -215,7 +209,7 @@ def test_a_vector_that_was_swapped_after_it_was_signed_is_refused() -> None:
     """M17."""
     wrong = dataclasses.replace(UPLOADS[PCS[0]], vector=UPLOADS[PCS[1]].vector)
     with pytest.raises(SealingError, match="not the one that its dealer signed"):
-        Aggregator(SEVEN).accept(wrong)
+        wrong.check(SEVEN)
 
 
 # Bad dealers and bad members are told apart
@@ -225,48 +219,40 @@ def test_a_blob_that_does_not_open_names_its_dealer_and_the_rest_goes_on() -> No
     """M19, M20."""
     bad = PCS[2]
     found = dict(UPLOADS)
-    upload = found[bad]
-    blobs = list(upload.blobs)
-    blobs[0] = bytes([blobs[0][0] ^ 1]) + blobs[0][1:]
-    found[bad] = resigned(upload, blobs)
-    aggregator = summed(SEVEN, found, PCS)
-    answer = agree(SEVEN, KEYS[PCS[0]], aggregator.proposal(PCS[0]), None)
+    found[bad] = resigned(found[bad])
+    summed = Sum(SEVEN, found, PCS)
+    answer = agree(SEVEN, KEYS[PCS[0]], summed.proposal(PCS[0]), None)
     assert isinstance(answer, Complaint)
     assert answer.dealer == bad
     Complaint.decode(answer.encode()).check(SEVEN)
-    aggregator.leave_out(bad, found[bad].vector)
+    summed.leave_out(bad)
     inside = [who for who in PCS if who != bad]
-    total = opened(SEVEN, KEYS, aggregator, PCS, PCS)
+    total = opened(SEVEN, KEYS, summed, PCS, PCS)
     assert np.array_equal(total, plain(SEVEN, inside))
 
 
-def resigned(upload: Upload, blobs: list[bytes]) -> Upload:
-    """A dishonest dealer's: other blobs, with hashes and a signature that fit them."""
-    import hashlib
-
-    from fedaipc.sealing import tree
-
-    leaves = tuple(
-        hashlib.sha256(blob).digest() + leaf[32:]
-        for blob, leaf in zip(blobs, upload.leaves, strict=True)
-    )
+def resigned(upload: Upload) -> Upload:
+    """A dishonest dealer's: a blob for the first member that does not open, properly signed."""
+    wrong = bytes([upload.blobs[0] ^ 1]) + bytes(upload.blobs[1:])
+    own = hashlib.sha256(blob_of(dataclasses.replace(upload, blobs=wrong), 0)).digest()
+    leaves = (own + upload.leaves[0][32:], *upload.leaves[1:])
     header = dataclasses.replace(upload.header, leaves_root=tree.root(leaves))
     signature = KEYS[header.dealer].identity.sign(header.signed_part())
     return dataclasses.replace(
-        upload, header=header, signature=signature, leaves=leaves, blobs=tuple(blobs)
+        upload, header=header, signature=signature, leaves=leaves, blobs=wrong
     )
 
 
 def test_a_members_wrong_share_is_left_out_and_the_others_open() -> None:
     """M26."""
-    aggregator = summed(SEVEN, UPLOADS, PCS)
-    signed = agreements(SEVEN, KEYS, aggregator, PCS)
-    releases = [
-        release(SEVEN, KEYS[m], Unmask(aggregator.proposal(m), signed), None)[1] for m in PCS
-    ]
+    summed = Sum(SEVEN, UPLOADS, PCS)
+    signed = agreements(SEVEN, KEYS, summed, PCS)
+    releases = [release(SEVEN, KEYS[m], Unmask(summed.proposal(m), signed), None)[1] for m in PCS]
     wrong = [dataclasses.replace(one, share=bytes(33)) for one in releases[0].shares]
-    releases[0] = Release(releases[0].member, tuple(wrong))
-    assert np.array_equal(aggregator.open(releases), plain(SEVEN, PCS))
+    for shares in (tuple(wrong), releases[0].shares[1:], releases[0].shares[:1] * 7):
+        with pytest.raises(SealingError):
+            summed.aggregator.take(Release(releases[0].member, shares))
+    assert np.array_equal(summed.open(releases[1:]), plain(SEVEN, PCS))
 
 
 def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
@@ -274,15 +260,48 @@ def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
     bad = PCS[4]
     other = dataclasses.replace(KEYS[bad], mask=KEYS[PCS[0]].mask)  # not the key it published
     found = {**UPLOADS, bad: deal(terms, other, encoded(terms, bad))}
-    assert summed(terms, found, PCS).disagreeing() == bad
-    assert summed(terms, UPLOADS, PCS).disagreeing() is None
+    assert Sum(terms, found, PCS).aggregator.disagreeing() == (bad,)
+    assert Sum(terms, UPLOADS, PCS).aggregator.disagreeing() == ()
+
+
+def test_of_two_that_disagree_alone_both_are_named() -> None:
+    """A dealer that lies to one PC only cannot be told from that PC."""
+    liar, victim = PCS[1], PCS[4]
+    found = dict(UPLOADS)
+    checks = list(found[liar].checks)
+    checks[1 + SEVEN.neighbours(liar).index(victim)] = bytes(16)
+    header = dataclasses.replace(found[liar].header, checks_root=tree.root(checks))
+    found[liar] = dataclasses.replace(
+        found[liar],
+        header=header,
+        checks=tuple(checks),
+        signature=KEYS[liar].identity.sign(header.signed_part()),
+    )
+    assert Sum(SEVEN, found, PCS).aggregator.disagreeing() == tuple(sorted((liar, victim)))
+
+
+def test_a_dealer_of_shares_that_give_another_key_is_named_and_the_total_stays() -> None:
+    """M27."""
+    liar = PCS[3]
+    found = dict(UPLOADS)
+    checks = (bytes(16), *found[liar].checks[1:])
+    header = dataclasses.replace(found[liar].header, checks_root=tree.root(checks))
+    signature = KEYS[liar].identity.sign(header.signed_part())
+    found[liar] = dataclasses.replace(
+        found[liar], header=header, checks=checks, signature=signature
+    )
+    summed = Sum(SEVEN, found, PCS)
+    before = summed.total.copy()
+    with pytest.raises(SealingError, match=f"PC {liar.hex()[:16]} dealt"):
+        opened(SEVEN, KEYS, summed, PCS, PCS)
+    assert np.array_equal(summed.total, before)
 
 
 def test_of_two_uploads_by_one_pc_the_first_counts() -> None:
-    aggregator = summed(SEVEN, UPLOADS, PCS[:6])
+    summed = Sum(SEVEN, UPLOADS, PCS[:6])
     with pytest.raises(SealingError, match="two uploads"):
-        aggregator.accept(deal(SEVEN, KEYS[PCS[0]], encoded(SEVEN, PCS[0])))
-    total = opened(SEVEN, KEYS, aggregator, PCS, PCS)
+        summed.aggregator.accept(deal(SEVEN, KEYS[PCS[0]], encoded(SEVEN, PCS[0])))
+    total = opened(SEVEN, KEYS, summed, PCS, PCS)
     assert np.array_equal(total, plain(SEVEN, PCS[:6]))
 
 
@@ -292,9 +311,9 @@ def test_of_two_uploads_by_one_pc_the_first_counts() -> None:
 @pytest.mark.parametrize("kind", ["proposal", "agreement", "complaint", "unmask", "release"])
 def test_frames_come_back_and_their_damage_is_refused_or_changes_nothing_quietly(kind: str) -> None:
     """M29, M30."""
-    aggregator = summed(SEVEN, UPLOADS, PCS)
-    signed = agreements(SEVEN, KEYS, aggregator, PCS)
-    proposal = aggregator.proposal(PCS[0])
+    summed = Sum(SEVEN, UPLOADS, PCS)
+    signed = agreements(SEVEN, KEYS, summed, PCS)
+    proposal = summed.proposal(PCS[0])
     request = Unmask(proposal, signed)
     frame = {
         "proposal": proposal,

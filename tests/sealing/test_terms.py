@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import EncodingError, SealingError
 from fedaipc.sealing.keys import ExchangeKey, SigningKey
 from fedaipc.sealing.roster import Bundle, Roster
-from fedaipc.sealing.terms import Terms, Thresholds, check_value, commitment, usual_thresholds
+from fedaipc.sealing.terms import (
+    Terms,
+    Thresholds,
+    check_value,
+    colluding_in,
+    commitments,
+    thresholds,
+)
+from tests.sealing.parts import usual
 
 ADMISSION = SigningKey(bytes(range(32)))
 PCS = [SigningKey(bytes([number]) * 32) for number in range(1, 8)]
@@ -22,7 +30,8 @@ NOW = 1_800_000_000.0
 def bundle(key: SigningKey, number: int, **changes: object) -> Bundle:
     fields = {
         "federation": "reviews", "run": "run-1", "epoch": 1, "not_after": int(NOW) + 10,
-        "identity": key.public, "mask_key": ExchangeKey(bytes([number]) * 32).public,
+        "identity": key.public, "size_class": 64,
+        "mask_key": ExchangeKey(bytes([number]) * 32).public,
         "share_key": ExchangeKey(bytes([100 + number]) * 32).public,
     }  # fmt: skip
     return Bundle(**{**fields, **changes}).signed_by(key)
@@ -32,58 +41,72 @@ BUNDLES = sorted((bundle(k, n) for n, k in enumerate(PCS)), key=lambda b: b.iden
 ROSTER = Roster.sign(
     ADMISSION, federation="reviews", version=3, beacon=bytes(32), members=[k.public for k in PCS]
 )
+GROUP = ROSTER.groups(5, 7)[0]
 TERMS = Terms(
-    roster=ROSTER, run="run-1", number=5, job_hash=bytes(32), vector_hash=b"\1" * 32, size=770,
-    bits=32, bound=2.0, thresholds=usual_thresholds(7), bundles=tuple(BUNDLES), weights=(64,) * 7,
+    federation="reviews", roster_hash=ROSTER.hash, run="run-1", number=5, job_hash=bytes(32),
+    vector_hash=b"\1" * 32, size=770, bits=32, bound=2.0, cohort=7, thresholds=usual(7),
+    bundles=tuple(BUNDLES), weights=(64,) * 7,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("count", [3, 4, 5, 7, 10, 20, 50, 99, 100, 101, 150, 300, 1000])
+@pytest.mark.parametrize("count", [3, 4, 5, 7, 10, 20, 50, 99, 100])
 def test_the_usual_thresholds_keep_every_bound(count: int) -> None:
     """M1, M2."""
-    usual = usual_thresholds(count)
-    usual.check()
-    assert usual.count == count
-    assert usual.least >= 0.7 * count
-    assert usual.committee == count if count <= 100 else usual.committee < count
+    found = usual(count)
+    found.check()
+    assert found.count == count
+    assert found.least >= 0.7 * count
+    assert found.colluding == max(1, count // 10)
 
 
-def test_a_drawn_committee_is_safe_by_the_exact_tail() -> None:
-    """M1: of 1000 PCs 100 collude; that they get enough seats to agree twice is below 2^-40."""
-    usual = usual_thresholds(1000)
-    enough = 2 * usual.shares - usual.committee
-    ways = [
-        math.comb(100, k) * math.comb(900, usual.committee - k)
-        for k in range(enough, min(100, usual.committee) + 1)
-    ]
-    assert sum(ways) / math.comb(1000, usual.committee) <= 2.0**-40
-    assert usual.committee <= 400
+@given(st.integers(1, 60), st.data())
+def test_so_many_colluding_in_a_drawn_group_that_more_are_less_likely_than_the_risk(
+    members: int, data: st.DataObject
+) -> None:
+    """M1, by scipy's tail."""
+    group = data.draw(st.integers(1, members))
+    colluding = data.draw(st.integers(1, members))
+    found = colluding_in(group, members, colluding)
+    law = stats.hypergeom(members, colluding, group)
+    assert law.sf(found) <= 2.0**-40
+    assert found == 1 or law.sf(found - 1) > 2.0**-40 * (1 - 1e-6)
+    assert found <= max(1, min(group, colluding))
 
 
-@given(
-    st.integers(1, 40), st.integers(0, 40), st.integers(1, 40), st.integers(0, 41),
-    st.integers(0, 41),
-)  # fmt: skip
+def test_all_colluding_pcs_are_in_a_group_of_everybody() -> None:
+    assert colluding_in(20, 20, 2) == 2
+    assert colluding_in(100, 1000, 100) == 34  # a drawn group of 100 has 10 of them on average
+
+
+def test_who_is_left_out_shrinks_no_bound() -> None:
+    """M2, M11: else a coordinator could ask one honest PC among eleven that are its own."""
+    whole = thresholds(100, group=100, members=100, colluding=10, least=0.7)
+    fewer = thresholds(70, group=100, members=100, colluding=10, least=0.7)
+    assert (fewer.colluding, fewer.least) == (whole.colluding, whole.least)
+    for count in (11, 69):
+        with pytest.raises(SealingError, match="cannot be had"):
+            thresholds(count, group=100, members=100, colluding=10, least=0.7)
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 41), st.integers(0, 41))
 def test_thresholds_are_taken_only_where_no_two_sets_and_no_single_pc_are_possible(
-    count: int, colluding: int, committee: int, shares: int, least: int
+    count: int, colluding: int, shares: int, least: int
 ) -> None:
     """M1, M2: by counting, and not by the formula."""
     two_sets = any(
         # `both` members sign both sets, the colluding ones; the honest are divided.
-        (committee - both) // 2 + both >= shares and both <= colluding
-        for both in range(min(colluding, committee) + 1)
+        (count - both) // 2 + both >= shares and both <= colluding
+        for both in range(min(colluding, count) + 1)
     )
-    honest_in_a_set = least - colluding
     sound = (
-        count >= 3 and colluding >= 1 and shares <= committee and not two_sets
-        and honest_in_a_set >= 2 and 3 <= least <= count
+        count >= 3 and colluding >= 1 and shares <= count and not two_sets
+        and least - colluding >= 2 and 3 <= least <= count
     )  # fmt: skip
-    thresholds = Thresholds(count, colluding, committee, shares, least)
     try:
-        thresholds.check()
+        Thresholds(count, colluding, shares, least).check()
     except SealingError:
         # The formula may refuse a case that counting allows (an odd remainder), never the reverse.
-        assert not sound or 2 * shares <= committee + colluding
+        assert not sound or 2 * shares <= count + colluding
     else:
         assert sound
 
@@ -91,14 +114,18 @@ def test_thresholds_are_taken_only_where_no_two_sets_and_no_single_pc_are_possib
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_than_three_pcs_are_refused(count: int) -> None:
     """M2."""
-    with pytest.raises(SealingError, match="at least 3"):
-        usual_thresholds(count)
+    with pytest.raises(SealingError, match="hides no single PC"):
+        usual(count)
+
+
+def check(terms: Terms, now: float = NOW) -> None:
+    terms.check(ROSTER, GROUP, now)
 
 
 def test_good_terms_are_accepted() -> None:
-    TERMS.check(7, NOW)
-    assert TERMS.committee == TERMS.participants
+    check(TERMS)
     assert len(TERMS.neighbours(BUNDLES[0].identity)) == 6
+    assert Terms.decode(TERMS.encode()) == TERMS
 
 
 def twice(kind: str) -> tuple[Bundle, ...]:
@@ -116,8 +143,10 @@ def twice(kind: str) -> tuple[Bundle, ...]:
         ({"bundles": (BUNDLES[0], *BUNDLES[:6])}, "one identity"),
         ({"bundles": tuple(BUNDLES[::-1])}, "out of order"),
         ({"bundles": tuple(BUNDLES[:6])}, "another number"),
-        ({"weights": (64,) * 6}, "another number"),
-        ({"weights": (64,) * 6 + (0,)}, "weight"),
+        ({"weights": (64,) * 6}, "one weight"),
+        ({"weights": (64,) * 6 + (0,)}, "one weight"),
+        ({"federation": "other"}, "another list"),
+        ({"roster_hash": bytes(32)}, "another list"),
         ({"run": "run-2"}, "another federation or run"),
         ({"thresholds": dataclasses.replace(TERMS.thresholds, shares=4)}, "agree on two sets"),
         ({"thresholds": dataclasses.replace(TERMS.thresholds, least=2)}, "hides no single PC"),
@@ -128,19 +157,19 @@ def twice(kind: str) -> tuple[Bundle, ...]:
 def test_terms_that_break_a_rule_are_refused(changes: dict, said: str) -> None:
     """M1 to M4, M8, M9."""
     with pytest.raises(SealingError, match=said):
-        dataclasses.replace(TERMS, **changes).check(7, NOW)
+        check(dataclasses.replace(TERMS, **changes))
 
 
 def test_a_pc_that_the_draw_did_not_choose_is_refused() -> None:
     """M11."""
     with pytest.raises(SealingError, match="did not choose"):
-        TERMS.check(6, NOW)
+        TERMS.check(ROSTER, ROSTER.groups(5, 6)[0], NOW)
 
 
 def test_expired_keys_are_refused() -> None:
     """M8."""
     with pytest.raises(SealingError, match="expired"):
-        TERMS.check(7, NOW + 11)
+        check(TERMS, NOW + 11)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +178,9 @@ def test_expired_keys_are_refused() -> None:
         {"run": "run-2"}, {"number": 6}, {"job_hash": b"\2" * 32}, {"vector_hash": b"\2" * 32},
         {"size": 771}, {"bits": 24}, {"bound": 2.5}, {"weights": (64,) * 6 + (32,)},
         {"bundles": tuple(BUNDLES[:6])},
-        {"roster": dataclasses.replace(ROSTER, version=4)},
-        {"roster": dataclasses.replace(ROSTER, beacon=b"\1" * 32)},
-        {"roster": dataclasses.replace(ROSTER, federation="other")},
-        *({"thresholds": dataclasses.replace(TERMS.thresholds, **{name: 1})}
-          for name in ("count", "committee", "shares", "least")),
-        {"thresholds": dataclasses.replace(TERMS.thresholds, colluding=2)},
+        {"roster_hash": bytes(32)}, {"federation": "other"}, {"cohort": 8},
+        *({"thresholds": dataclasses.replace(TERMS.thresholds, **{name: 9})}
+          for name in ("count", "colluding", "shares", "least")),
     ],
     ids=str,
 )  # fmt: skip
@@ -169,9 +195,26 @@ def test_check_values_and_commitments_are_bound_to_their_round_and_people() -> N
     one, two = TERMS.context, dataclasses.replace(TERMS, number=6).context
     assert len({check_value(c, k) for c in (one, two) for k in (key, other)}) == 4
     values = {
-        commitment(c, dealer, member, share)
+        commitments(c, dealer, member, [share])[0]
         for c in (one, two)
         for dealer, member in ((key, other), (other, key))
         for share in (b"a" * 33, b"b" * 33)
     }
     assert len(values) == 8
+
+
+def test_terms_come_back_from_their_frame_and_their_damage_is_refused_or_another_round() -> None:
+    """M13, M29, M30."""
+    content = TERMS.encode()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        try:
+            found = Terms.decode(bytes(changed))
+        except EncodingError:
+            continue
+        assert found.context != TERMS.context
+        assert found.encode() == changed
+    for end in range(len(content)):
+        with pytest.raises(EncodingError):
+            Terms.decode(content[:end])

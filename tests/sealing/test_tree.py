@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedaipc.errors import SealingError
-from fedaipc.sealing.tree import check, path, root
+from fedaipc.sealing.tree import Tree, check, root
 
 LISTS = st.lists(st.binary(max_size=6), min_size=1, max_size=40)
 
@@ -30,7 +30,7 @@ def test_the_root_is_that_of_rfc_6962() -> None:
 @given(LISTS, st.data())
 def test_every_entry_can_be_proved_and_nothing_else(entries: list[bytes], data) -> None:
     number = data.draw(st.integers(0, len(entries) - 1))
-    top, proof, count = root(entries), path(entries, number), len(entries)
+    top, proof, count = root(entries), Tree(entries).path(number), len(entries)
     assert len(proof) <= max(1, (count - 1).bit_length())
     check(top, entries[number], number, count, proof)
     with pytest.raises(SealingError):
@@ -55,4 +55,4 @@ def test_an_entry_outside_the_list_is_refused(number: int) -> None:
     with pytest.raises(SealingError, match="outside"):
         check(root([b"a", b"b", b"c"]), b"a", number, 3, [])
     with pytest.raises(IndexError):
-        path([b"a", b"b", b"c"], number)
+        Tree([b"a", b"b", b"c"]).path(number)
