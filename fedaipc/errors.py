@@ -9,6 +9,7 @@
     │   ├── BudgetExhausted  the PC's lifetime budget does not cover the next charge
     │   └── LedgerError      the ledger is damaged, locked, out of order or cannot be written
     ├── SealingError      a sealed message, key, share or signature is not what it should be
+    │   └── BadDealer     one PC's shares do not give the key that it used
     ├── EncodingError     an update has the wrong size, is not finite or does not fit the ring
     ├── RoundError        a run cannot go on: nobody can take part, a checkpoint does not match
     ├── EngineError       Flower's runtime did not start or did not finish
@@ -73,3 +74,11 @@ class OutputError(FedaipcError):
 
 class SealingError(FedaipcError):
     exit_code = 13
+
+
+class BadDealer(SealingError):  # noqa: N818 - it names who is at fault
+    """`dealer` is the PC's identity."""
+
+    def __init__(self, dealer: bytes) -> None:
+        super().__init__(f"PC {dealer.hex()[:16]} dealt shares of another key than it used")
+        self.dealer = dealer

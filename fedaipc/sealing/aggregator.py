@@ -11,12 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import BadDealer, SealingError
 from fedaipc.sealing import tree
 from fedaipc.sealing.committee import Dealt, Proposal
+from fedaipc.sealing.dealing import list_hash
 from fedaipc.sealing.masks import add_masks
 from fedaipc.sealing.shares import combine
-from fedaipc.sealing.terms import check_value, commitments
+from fedaipc.sealing.terms import check_value, commitments, set_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,11 +41,12 @@ class Aggregator:
 
     def __init__(self, terms: Terms, total: npt.NDArray[Any]) -> None:
         """`total`: ring elements of shape (terms.size,), changed in place; shared by all groups."""
-        self._terms = terms
+        self.terms = terms
         self._total = total
         self._headers: dict[bytes, tuple[Header, bytes]] = {}
         self._lists: dict[bytes, _Lists] = {}
-        self._shares: dict[int, dict[tuple[bytes, int], bytes]] = {}  # by the member's place
+        # By the member's place and the dealer: of its own key, then of pairs with PCs outside.
+        self._shares: dict[int, dict[bytes, tuple[bytes, ...]]] = {}
 
     @property
     def dealers(self) -> tuple[bytes, ...]:
@@ -54,22 +56,22 @@ class Aggregator:
     @property
     def ready(self) -> bool:
         """Whether enough members have released their shares."""
-        return len(self._shares) >= self._terms.thresholds.shares
+        return len(self._shares) >= self.terms.thresholds.shares
 
     def accept(self, upload: Upload) -> None:
         """Add an upload; of two by one PC the first counts (M17)."""
-        upload.check(self._terms)
+        upload.check(self.terms)
         dealer = upload.header.dealer
         if dealer in self._headers:
             raise SealingError("a PC has sent two uploads in one round")
-        self._total += self._terms.encoding.unpack(upload.vector, self._terms.size)
+        self._total += self.terms.encoding.unpack(upload.vector, self.terms.size)
         self._headers[dealer] = upload.header, upload.signature
 
     def leave_out(self, dealer: bytes, vector: bytes | memoryview) -> None:
         """Take an upload out again, with the `vector` that was added."""
         del self._headers[dealer]
         self._lists.pop(dealer, None)
-        self._total -= self._terms.encoding.unpack(vector, self._terms.size)
+        self._total -= self.terms.encoding.unpack(vector, self.terms.size)
 
     def recall(self, uploads: Iterable[Upload]) -> None:
         """The lists of what was accepted, for the methods below; needs no vectors."""
@@ -79,11 +81,11 @@ class Aggregator:
             leaves = tree.Tree(upload.leaves)
             self._lists[upload.header.dealer] = _Lists(upload.checks, upload.leaves, leaves)
 
-    def disagreeing(self) -> tuple[bytes, ...]:
-        """Dealers that gave another pair key than the other end of the pair did.
+    def disagreeing(self) -> tuple[set[bytes], set[bytes]]:
+        """Dealers that gave another pair key than the other end did: surely wrong ones, and rest.
 
-        One that disagrees with more PCs than may collude is named alone: honest PCs agree with
-        each other. Else both ends of a pair: which of the two lies cannot be told.
+        Who disagrees with more PCs than may collude is wrong: honest PCs agree with each other. Of
+        the pairs that are left nobody can tell which end lies, and both are in the rest.
         """
         pairs = [
             (one, other)
@@ -92,19 +94,24 @@ class Aggregator:
             if one < other and self._pair_check(one, other) != self._pair_check(other, one)
         ]
         counts = Counter(dealer for pair in pairs for dealer in pair)
-        sure = {d for d, n in counts.items() if n > self._terms.thresholds.colluding}
-        rest = {d for pair in pairs if not sure.intersection(pair) for d in pair}
-        return tuple(sorted(sure | rest))
+        sure = {d for d, count in counts.items() if count > self.terms.thresholds.colluding}
+        return sure, {d for pair in pairs if not sure.intersection(pair) for d in pair}
+
+    @property
+    def set_hash(self) -> bytes:
+        """Of the set that `proposal` shows."""
+        signed = [self._headers[dealer] for dealer in self.dealers]
+        return set_hash(self.terms.context, [header.encode() + sig for header, sig in signed])
 
     def proposal(self, member: bytes, blobs: Mapping[bytes, bytes]) -> Proposal:
         """The set as `member` needs it; `blobs` are for it, by dealer.
 
         Raises SealingError where too few are left (M28).
         """
-        least = self._terms.thresholds.least
+        least = self.terms.thresholds.least
         if len(self._headers) < least:
             raise SealingError(f"{len(self._headers)} updates; only sums of {least} are opened")
-        place = self._terms.place(member)
+        place = self.terms.place(member)
         return Proposal(
             tuple(
                 Dealt(
@@ -119,62 +126,63 @@ class Aggregator:
 
     def take(self, release: Release) -> None:
         """Keep a member's shares. Raises SealingError unless all that it owes fit (M26)."""
-        terms, member = self._terms, self._terms.place(release.member)
-        found = {}
-        for share in release.shares:
-            lists = self._lists.get(share.dealer)
-            if lists is None:
-                raise SealingError("a member released a share of a PC outside the set")
-            (value,) = commitments(terms.context, share.dealer, release.member, [share.share])
-            count = len(terms.participants)
-            tree.check(lists.leaves[member][32:], value, share.place, count, share.proof)
-            found[share.dealer, share.place] = share.share
-        if found.keys() != set(self._keys()):
+        terms, member = self.terms, self.terms.place(release.member)
+        if tuple(one.dealer for one in release.released) != self.dealers:
             raise SealingError("a member did not release what the set asks for")
+        outside, found = self._outside(), {}
+        listed = len(terms.participants) - 1 if outside else 0
+        for one in release.released:
+            if len(one.pairs) != len(outside) or len(one.commitments) != listed:
+                raise SealingError("a member did not release what the set asks for")
+            leaf = self._lists[one.dealer].leaves[member]
+            if outside and list_hash(one.commitments) != leaf[48:]:
+                raise SealingError("a member shows other commitments than the dealer signed")
+            shares = (one.own, *one.pairs)
+            places = (_place(terms, one.dealer, pc) for pc in outside)
+            signed = [leaf[32:48], *(one.commitments[place - 1] for place in places)]
+            if commitments(terms.context, one.dealer, release.member, shares) != signed:
+                raise SealingError("a member released a share that the dealer did not sign")
+            found[one.dealer] = shares
         self._shares[member] = found
 
     def open(self) -> None:
         """Remove all masks of this group from the total; once (M27, M28).
 
-        Raises SealingError, and leaves the total as it was: too few members released, or a
-        dealer, who is named, dealt shares of another key than it used.
+        Raises SealingError where too few members released, BadDealer where one dealt shares of
+        another key than it used; then the total stays as it was.
         """
         if not self.ready:
             raise SealingError(
                 f"{len(self._shares)} members released their shares; it takes "
-                f"{self._terms.thresholds.shares}"
+                f"{self.terms.thresholds.shares}"
             )
         plus: list[bytes] = []
         minus: list[bytes] = []
-        for dealer, place in self._keys():
-            key = self._key(dealer, place)
-            other = self._terms.neighbours(dealer)[place - 1] if place else dealer
-            (plus if dealer > other else minus).append(key)
+        outside = self._outside()
+        for dealer in self.dealers:
+            minus.append(self._key(dealer, 0, 0))
+            for number, other in enumerate(outside, 1):
+                key = self._key(dealer, number, _place(self.terms, dealer, other))
+                (plus if dealer > other else minus).append(key)
         add_masks(self._total, plus, minus)
 
-    def _keys(self) -> list[tuple[bytes, int]]:
-        """The keys that the set asks for: (dealer, place among its keys)."""
-        terms = self._terms
-        outside = [other for other in terms.participants if other not in self._headers]
-        return [
-            (dealer, place)
-            for dealer in self.dealers
-            for place in (0, *(_place(terms, dealer, other) for other in outside))
-        ]
+    def _outside(self) -> list[bytes]:
+        """Participants whose uploads are not in the set, ascending."""
+        return [pc for pc in self.terms.participants if pc not in self._headers]
 
-    def _key(self, dealer: bytes, place: int) -> bytes:
-        # The first ones: then all keys have the same members, whose weights are kept.
-        members = sorted(self._shares)[: self._terms.thresholds.shares]
-        key = combine({member: self._shares[member][dealer, place] for member in members})
-        if check_value(self._terms.context, key) != self._lists[dealer].checks[place]:
-            raise SealingError(f"PC {dealer.hex()[:16]} dealt shares of another key than it used")
+    def _key(self, dealer: bytes, number: int, place: int) -> bytes:
+        """Of a dealer, from the released shares with this number, by the check value at `place`."""
+        # The first members: then all keys have the same ones, whose weights are kept.
+        members = sorted(self._shares)[: self.terms.thresholds.shares]
+        key = combine({member: self._shares[member][dealer][number] for member in members})
+        if check_value(self.terms.context, key) != self._lists[dealer].checks[place]:
+            raise BadDealer(dealer)
         return key
 
     def _pair_check(self, dealer: bytes, other: bytes) -> bytes:
-        return self._lists[dealer].checks[_place(self._terms, dealer, other)]
+        return self._lists[dealer].checks[_place(self.terms, dealer, other)]
 
 
 def _place(terms: Terms, dealer: bytes, other: bytes) -> int:
     """Of the pair's key among the dealer's keys; its own key has place 0."""
-    place = terms.place(other)
-    return place + (place < terms.place(dealer))
+    return terms.place(other) + (other < dealer)

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from fedaipc.errors import SealingError
 from fedaipc.sealing import tree
-from fedaipc.sealing.dealing import HEADER_BYTES, LEAF_BYTES, Header, Keys, blob_bytes, open_shares
+from fedaipc.sealing.dealing import (
+    CHECK_BYTES,
+    HEADER_BYTES,
+    LEAF_BYTES,
+    Header,
+    Keys,
+    blob_bytes,
+    open_shares,
+)
 from fedaipc.sealing.keys import KEY_BYTES, SIGNATURE_BYTES, verify
 from fedaipc.sealing.roster import MOST_IN_A_GROUP
 from fedaipc.sealing.shares import SHARE_BYTES
@@ -138,6 +146,12 @@ class Complaint:
         verify(self.member, self.signature, _complained(terms, self.dealer), "a complaint")
 
 
+def read_answer(content: bytes) -> Agreement | Complaint:
+    """What a member says to a proposal. Raises EncodingError."""
+    kind = Complaint if content[:1] == bytes([COMPLAINT]) else Agreement
+    return kind.decode(content)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Unmask:
     """The agreed set once more, with the agreements of enough members."""
@@ -162,13 +176,17 @@ class Unmask:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Share:
-    """A released share: whose, its place among the dealer's, and a proof of it."""
+class Released:
+    """A member's shares of one dealer's keys.
+
+    `own` is of its own key, `pairs` of those with PCs outside the set, ascending; `commitments` are
+    of all its pair keys, and left out where there are no `pairs`.
+    """
 
     dealer: bytes
-    place: int
-    share: bytes
-    proof: tuple[bytes, ...]
+    own: bytes
+    commitments: tuple[bytes, ...]
+    pairs: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -176,13 +194,13 @@ class Release:
     """All shares that a member releases for the agreed set."""
 
     member: bytes
-    shares: tuple[Share, ...]
+    released: tuple[Released, ...]
 
     def encode(self) -> bytes:
-        writer = Writer(RELEASE).fixed(self.member, KEY_BYTES).number(len(self.shares), 4)
-        for one in self.shares:
-            writer.fixed(one.dealer, KEY_BYTES).number(one.place, 4)
-            writer.fixed(one.share, SHARE_BYTES).items(one.proof, _HASH_BYTES)
+        writer = Writer(RELEASE).fixed(self.member, KEY_BYTES).number(len(self.released), 4)
+        for one in self.released:
+            writer.fixed(one.dealer, KEY_BYTES).fixed(one.own, SHARE_BYTES)
+            writer.items(one.commitments, CHECK_BYTES).items(one.pairs, SHARE_BYTES)
         return writer.done()
 
     @classmethod
@@ -190,14 +208,13 @@ class Release:
         """Raises EncodingError."""
 
         def read(reader: Reader) -> Release:
-            member = reader.fixed(KEY_BYTES)
-            shares = []
-            for _ in range(reader.count(MOST_IN_A_GROUP**2)):
-                dealer, place = reader.fixed(KEY_BYTES), reader.number(4)
-                share = reader.fixed(SHARE_BYTES)
-                proof = tuple(reader.items(_HASH_BYTES, _MOST_PATH))
-                shares.append(Share(dealer, place, share, proof))
-            return cls(member, tuple(shares))
+            member, released = reader.fixed(KEY_BYTES), []
+            for _ in range(reader.count(MOST_IN_A_GROUP)):
+                dealer, own = reader.fixed(KEY_BYTES), reader.fixed(SHARE_BYTES)
+                values = tuple(reader.items(CHECK_BYTES, MOST_IN_A_GROUP))
+                pairs = tuple(reader.items(SHARE_BYTES, MOST_IN_A_GROUP))
+                released.append(Released(dealer, own, values, pairs))
+            return cls(member, tuple(released))
 
         return parsed(content, RELEASE, read)
 
@@ -248,10 +265,10 @@ def release(
             shares = keys.opened.pop(_name(terms, one), None) or _opened(terms, keys, one)
         except SealingError:
             continue  # its complaint was not heard, or the blob was changed: nothing to release
-        proofs = tree.Tree(commitments(terms.context, dealer, own, shares))
         others = enumerate(terms.neighbours(dealer), 1)
-        places = (0, *(place for place, other in others if other not in inside))
-        found += [Share(dealer, place, shares[place], proofs.path(place)) for place in places]
+        pairs = tuple(shares[place] for place, other in others if other not in inside)
+        values = commitments(terms.context, dealer, own, shares[1:]) if pairs else ()
+        found.append(Released(dealer, shares[0], tuple(values), pairs))
     return digest, Release(own, tuple(found))
 
 

@@ -25,21 +25,22 @@ from fedaipc.sealing.keys import (
 )
 from fedaipc.sealing.masks import add_masks
 from fedaipc.sealing.roster import MOST_IN_A_GROUP
-from fedaipc.sealing.shares import SHARE_BYTES, split
+from fedaipc.sealing.shares import SHARE_BYTES, split_all
 from fedaipc.sealing.terms import check_value, commitments
 from fedaipc.sealing.wire import Reader, Writer, parsed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
+    from fedaipc.sealing.roster import Bundle
     from fedaipc.sealing.terms import Terms
 
 UPLOAD = 5
 CHECK_BYTES = 16
 HEADER_BYTES = 5 * 32
-LEAF_BYTES = 64
+LEAF_BYTES = 80
 _HASH_BYTES = 32
 _HEADER_LABEL, _PAIR_LABEL, _SHARES_LABEL = b"fedaipc header", b"fedaipc pair", b"fedaipc shares"
 
@@ -56,6 +57,12 @@ class Keys:
     share: ExchangeKey
     opened: dict[bytes, list[bytes]] = field(default_factory=dict, repr=False, compare=False)
 
+    def check(self, bundles: Iterable[Bundle]) -> None:
+        """Raise SealingError where one holds a key with which nobody can share a secret."""
+        for bundle in bundles:
+            self.mask.agree(bundle.mask_key)
+            self.share.agree(bundle.share_key)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -64,11 +71,11 @@ class Header:
     context: bytes
     dealer: bytes
     vector_hash: bytes
-    checks_root: bytes
+    checks_hash: bytes
     leaves_root: bytes
 
     def encode(self) -> bytes:
-        parts = (self.context, self.dealer, self.vector_hash, self.checks_root, self.leaves_root)
+        parts = (self.context, self.dealer, self.vector_hash, self.checks_hash, self.leaves_root)
         return b"".join(parts)
 
     @classmethod
@@ -104,6 +111,11 @@ class Upload:
         writer.items(self.checks, CHECK_BYTES).items(self.leaves, LEAF_BYTES)
         return writer.string(self.blobs).string(self.vector).done()
 
+    @staticmethod
+    def blobs_start(count: int) -> int:
+        """Where in a frame the blobs begin, among `count` PCs."""
+        return 2 + HEADER_BYTES + SIGNATURE_BYTES + 3 * 4 + count * (CHECK_BYTES + LEAF_BYTES)
+
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Upload:
         """Raises EncodingError or SealingError. Blobs and vector are views of `content`."""
@@ -137,7 +149,7 @@ class Upload:
             raise SealingError("an upload has other sizes than the round asks for")
         if (
             hashlib.sha256(self.vector).digest() != header.vector_hash
-            or tree.root(self.checks) != header.checks_root
+            or list_hash(self.checks) != header.checks_hash
             or tree.root(self.leaves) != header.leaves_root
             or any(
                 hashlib.sha256(self.blobs[place * size : (place + 1) * size]).digest()
@@ -177,10 +189,10 @@ def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any]) -> Upload:
         [key for other, key in signed if own > other],
     )
     vector = terms.encoding.pack(words)
-    members, dealt = terms.participants, (own_key, *pairs)
-    lines = [split(key, terms.thresholds.shares, len(members)) for key in dealt]
+    dealt = (own_key, *pairs)
+    lines = split_all(dealt, terms.thresholds.shares, len(terms.bundles))
     blobs, leaves = [], []
-    for bundle, shares in zip(terms.bundles, zip(*lines, strict=True), strict=True):
+    for bundle, shares in zip(terms.bundles, lines, strict=True):
         blob = seal(b"".join(shares), bundle.share_key, _blob_info(terms, own, bundle.identity))
         blobs.append(blob)
         leaves.append(_leaf(terms, own, bundle.identity, blob, shares))
@@ -189,7 +201,7 @@ def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any]) -> Upload:
         context=terms.context,
         dealer=own,
         vector_hash=hashlib.sha256(vector).digest(),
-        checks_root=tree.root(checks),
+        checks_hash=list_hash(checks),
         leaves_root=tree.root(leaves),
     )
     return Upload(
@@ -220,9 +232,17 @@ def open_shares(terms: Terms, keys: Keys, header: Header, entry: bytes, blob: by
 def _leaf(
     terms: Terms, dealer: bytes, member: bytes, blob: bytes, shares: Sequence[bytes]
 ) -> bytes:
-    """64 bytes for one member: the hash of its blob, and of what is in it."""
-    values = commitments(terms.context, dealer, member, shares)
-    return hashlib.sha256(blob).digest() + tree.root(values)
+    """80 bytes for one member: hash of its blob, commitment of the own key's share, pairs' hash.
+
+    So that a share of the own key, which is asked for nearly always, stands alone.
+    """
+    own, *pairs = commitments(terms.context, dealer, member, shares)
+    return hashlib.sha256(blob).digest() + own + list_hash(pairs)
+
+
+def list_hash(values: Sequence[bytes]) -> bytes:
+    """Of a list whose length and widths both sides know."""
+    return hashlib.sha256(b"".join(values)).digest()
 
 
 def _blob_info(terms: Terms, dealer: bytes, member: bytes) -> bytes:

@@ -58,14 +58,15 @@ def _add(
         for sign, keys in ((np.add, plus), (np.subtract, minus))
         for key in keys
     ]
-    zeros, stream = bytes(_CHUNK), bytearray(_CHUNK + _BLOCK)
+    longest = min(_CHUNK, end - start)
+    zeros, stream = bytes(longest), bytearray(longest + _BLOCK)
     words = np.frombuffer(stream, vector.dtype)
     width = vector.itemsize
     for place in range(start, end, _CHUNK):
         size = min(_CHUNK, end - place)
         part = vector[place // width : (place + size) // width]
         for sign, encryptor in streams:
-            encryptor.update_into(zeros[:size] if size < _CHUNK else zeros, stream)
+            encryptor.update_into(zeros[:size] if size < longest else zeros, stream)
             sign(part, words[: len(part)], out=part)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import SealingError
-from fedaipc.sealing.keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, verify
+from fedaipc.sealing.keys import KEY_BYTES, SIGNATURE_BYTES, ExchangeKey, SigningKey, verify
 from fedaipc.sealing.wire import Reader, Writer, parsed
 
 if TYPE_CHECKING:
@@ -137,6 +137,12 @@ class Bundle:
             raise SealingError("the keys of a PC are for another federation or run")
         if self.not_after < now:
             raise SealingError("the keys of a PC have expired; it must make new ones")
+
+    def check_keys(self) -> None:
+        """Raise SealingError where no secret can be shared with it; else only others would see."""
+        probe = ExchangeKey()
+        probe.agree(self.mask_key)
+        probe.agree(self.share_key)
 
     def encode(self) -> bytes:
         return self._fields(Writer(BUNDLE)).fixed(self.signature, SIGNATURE_BYTES).done()

@@ -21,7 +21,7 @@ from fedaipc.sealing.committee import (
     agree,
     release,
 )
-from fedaipc.sealing.dealing import Upload, deal
+from fedaipc.sealing.dealing import Upload, deal, list_hash, open_shares
 from tests.sealing.parts import Sum, blob_of, federation
 
 if TYPE_CHECKING:
@@ -157,11 +157,19 @@ def test_shares_of_one_pc_are_of_its_own_key_or_of_its_pairs_never_of_both() -> 
     signed = agreements(SEVEN, KEYS, summed, PCS)
     for member in PCS:
         _, found = release(SEVEN, KEYS[member], Unmask(summed.proposal(member), signed), None)
-        for share in found.shares:
-            assert share.dealer in inside
-            if share.place:
-                assert SEVEN.neighbours(share.dealer)[share.place - 1] not in inside
-        assert len(found.shares) == 5 * (1 + 2)
+        assert tuple(one.dealer for one in found.released) == inside
+        for one in found.released:
+            assert len(one.pairs) == 2
+            dealt = opened_blob(one.dealer, member)
+            outside = [dealt[1 + SEVEN.neighbours(one.dealer).index(pc)] for pc in PCS[5:]]
+            assert (one.own, list(one.pairs)) == (dealt[0], outside)
+
+
+def opened_blob(dealer: bytes, member: bytes) -> list[bytes]:
+    place = SEVEN.place(member)
+    upload = UPLOADS[dealer]
+    blob = blob_of(upload, place)
+    return open_shares(SEVEN, KEYS[member], upload.header, upload.leaves[place], blob)
 
 
 @pytest.mark.parametrize("forge", ["stranger", "another set", "one signer", "wrong signature"])
@@ -243,16 +251,32 @@ def resigned(upload: Upload) -> Upload:
     )
 
 
-def test_a_members_wrong_share_is_left_out_and_the_others_open() -> None:
+def test_a_members_wrong_or_missing_share_is_left_out_and_the_others_open() -> None:
     """M26."""
-    summed = Sum(SEVEN, UPLOADS, PCS)
+    inside = PCS[:6]
+    summed = Sum(SEVEN, UPLOADS, inside)
     signed = agreements(SEVEN, KEYS, summed, PCS)
     releases = [release(SEVEN, KEYS[m], Unmask(summed.proposal(m), signed), None)[1] for m in PCS]
-    wrong = [dataclasses.replace(one, share=bytes(33)) for one in releases[0].shares]
-    for shares in (tuple(wrong), releases[0].shares[1:], releases[0].shares[:1] * 7):
+    good = releases[0].released
+    first = good[0]
+    for wrong in (
+        dataclasses.replace(first, own=bytes(33)),
+        dataclasses.replace(first, own=first.pairs[0]),
+        dataclasses.replace(first, pairs=(bytes(33),)),
+        dataclasses.replace(first, pairs=()),
+        dataclasses.replace(first, commitments=()),
+        dataclasses.replace(first, pairs=(), commitments=()),
+        dataclasses.replace(first, commitments=first.commitments[::-1]),
+        dataclasses.replace(first, dealer=PCS[6]),
+    ):
         with pytest.raises(SealingError):
-            summed.aggregator.take(Release(releases[0].member, shares))
-    assert np.array_equal(summed.open(releases[1:]), plain(SEVEN, PCS))
+            summed.aggregator.take(Release(releases[0].member, (wrong, *good[1:])))
+    for few in (good[1:], good[:1] * 6, ()):
+        with pytest.raises(SealingError):
+            summed.aggregator.take(Release(releases[0].member, few))
+    with pytest.raises(SealingError):  # what another member was dealt
+        summed.aggregator.take(Release(PCS[1], good))
+    assert np.array_equal(summed.open(releases[1:]), plain(SEVEN, inside))
 
 
 def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
@@ -260,8 +284,8 @@ def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
     bad = PCS[4]
     other = dataclasses.replace(KEYS[bad], mask=KEYS[PCS[0]].mask)  # not the key it published
     found = {**UPLOADS, bad: deal(terms, other, encoded(terms, bad))}
-    assert Sum(terms, found, PCS).aggregator.disagreeing() == (bad,)
-    assert Sum(terms, UPLOADS, PCS).aggregator.disagreeing() == ()
+    assert Sum(terms, found, PCS).aggregator.disagreeing() == ({bad}, set())
+    assert Sum(terms, UPLOADS, PCS).aggregator.disagreeing() == (set(), set())
 
 
 def test_of_two_that_disagree_alone_both_are_named() -> None:
@@ -270,14 +294,14 @@ def test_of_two_that_disagree_alone_both_are_named() -> None:
     found = dict(UPLOADS)
     checks = list(found[liar].checks)
     checks[1 + SEVEN.neighbours(liar).index(victim)] = bytes(16)
-    header = dataclasses.replace(found[liar].header, checks_root=tree.root(checks))
+    header = dataclasses.replace(found[liar].header, checks_hash=list_hash(checks))
     found[liar] = dataclasses.replace(
         found[liar],
         header=header,
         checks=tuple(checks),
         signature=KEYS[liar].identity.sign(header.signed_part()),
     )
-    assert Sum(SEVEN, found, PCS).aggregator.disagreeing() == tuple(sorted((liar, victim)))
+    assert Sum(SEVEN, found, PCS).aggregator.disagreeing() == (set(), {liar, victim})
 
 
 def test_a_dealer_of_shares_that_give_another_key_is_named_and_the_total_stays() -> None:
@@ -285,7 +309,7 @@ def test_a_dealer_of_shares_that_give_another_key_is_named_and_the_total_stays()
     liar = PCS[3]
     found = dict(UPLOADS)
     checks = (bytes(16), *found[liar].checks[1:])
-    header = dataclasses.replace(found[liar].header, checks_root=tree.root(checks))
+    header = dataclasses.replace(found[liar].header, checks_hash=list_hash(checks))
     signature = KEYS[liar].identity.sign(header.signed_part())
     found[liar] = dataclasses.replace(
         found[liar], header=header, checks=checks, signature=signature

@@ -51,8 +51,8 @@ def test_fewer_shares_than_the_threshold_fit_every_secret_equally(
     seen: dict[tuple[int, int], Counter[int]] = {}
     for secret in range(prime):
         for line in itertools.product(range(prime), repeat=2):
-            draws = iter(line)
-            monkeypatch.setattr(module.secrets, "randbelow", lambda _, draws=draws: next(draws))
+            draws = iter(value.to_bytes(48, "little") for value in line)
+            monkeypatch.setattr(module.secrets, "token_bytes", lambda _, draws=draws: next(draws))
             shares = split(secret.to_bytes(32, "big"), 3, 3)
             pair = tuple(int.from_bytes(share, "big") for share in shares[:2])
             seen.setdefault(pair, Counter())[secret] += 1
@@ -60,6 +60,31 @@ def test_fewer_shares_than_the_threshold_fit_every_secret_equally(
     for counts in seen.values():
         assert set(counts.values()) == {1}
         assert len(counts) == prime
+
+
+@given(
+    st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=6),
+    st.integers(1, 100),
+    st.data(),
+)
+def test_many_keys_at_once_are_split_as_each_alone(
+    keys: list[bytes], count: int, data: st.DataObject
+) -> None:
+    """By Horner's rule one by one; no lane runs over into the next."""
+    threshold = data.draw(st.integers(1, count))
+    draws = [data.draw(st.sampled_from([b"\xff", b"\0", b"\x5a"])) * 48 * len(keys)
+             for _ in range(threshold - 1)]  # fmt: skip
+    left = iter(draws)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.secrets, "token_bytes", lambda _: next(left))
+        found = module.split_all(keys, threshold, count)
+    for place, key in enumerate(keys):
+        line = [int.from_bytes(draw[:48], "little") for draw in draws]
+        for x in (1, count):
+            value = 0
+            for coefficient in (*line, int.from_bytes(key, "big")):
+                value = (value * x + coefficient) % PRIME
+            assert found[x - 1][place] == value.to_bytes(33, "big")
 
 
 def test_the_modulus_is_the_first_prime_above_all_keys() -> None:
