@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+Stamp = tuple[int, int, int]
+
 
 def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
     """Replace `path` by `content` in one step that survives a power cut.
@@ -26,6 +28,13 @@ def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
     sync_folder(path.parent)
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read; a crash may cut it off. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        file.write(content)
+
+
 def append_durable(path: Path, line: bytes) -> None:
     """Append `line`; when this returns, it is on the disk. Raises OSError."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
@@ -36,6 +45,12 @@ def append_durable(path: Path, line: bytes) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def stamp(path: Path) -> Stamp:
+    """What shows that a file was replaced since. Raises OSError."""
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 def sync_folder(folder: Path) -> None:

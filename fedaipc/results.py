@@ -78,6 +78,20 @@ class PrivacyFacts(Section):
     planned_epsilon: PlannedEpsilon | None
 
 
+class SealingFacts(Section):
+    """What the coordinator could see. In mode "none": every PC's update.
+
+    `colluding` PCs may work for it, and no sum of fewer than `least` updates is opened; `bound` is
+    on one value of a weighted update.
+    """
+
+    mode: Literal["secagg", "none"]
+    bits: Number
+    bound: Amount
+    colluding: Number | None
+    least: Number | None
+
+
 class ModelFacts(Section):
     """Which model was trained, where, and hashes by which two runs can be compared.
 
@@ -110,16 +124,26 @@ class DataFacts(Section):
     notes: tuple[str, ...] = ()
 
 
-class RoundResult(Section):
-    """One attempt at one round. A void one left the model as it was.
+class Traffic(Section):
+    """Bytes of all PCs together, from the coordinator (`down`) and to it (`up`)."""
 
-    `asked`, `arrived`, `declined` and `dropped` count PCs; `phases` holds seconds by name;
+    down: Number
+    up: Number
+
+
+class RoundResult(Section):
+    """One attempt at one round. A void one left the model as it was, and says why.
+
+    `blamed` names PCs whose uploads or shares were provably wrong. `asked`, `arrived`, `declined`
+    and `dropped` count PCs; `phases` holds seconds by name, `traffic` bytes by stage;
     `epsilon` is what this run, all its attempts included, has cost a PC that took part in each.
     """
 
     round: Number
     attempt: Number
     void: bool
+    why_void: str | None = None
+    blamed: tuple[str, ...] = ()
     seconds: Amount
     phases: dict[str, Amount]
     asked: Number
@@ -128,6 +152,7 @@ class RoundResult(Section):
     dropped: Number
     bytes_down: Number
     bytes_up: Number
+    traffic: dict[str, Traffic] = Field(default_factory=dict)
     epsilon: Amount | None
     validation: Score | None
 
@@ -179,6 +204,7 @@ class Results(Section):
     resumed: Number = 0
     not_private: tuple[str, ...]
     privacy: PrivacyFacts
+    sealing: SealingFacts
     model: ModelFacts
     data: DataFacts
     rounds: tuple[RoundResult, ...] = ()

@@ -50,6 +50,12 @@ def simulate(
     insecure_test_seed: Annotated[
         int | None, typer.Option(help="repeatable noise: the result is NOT PRIVATE")
     ] = None,
+    insecure_plain_updates: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-plain-updates", help="the server can read every PC's update: NOT SEALED"
+        ),
+    ] = False,
 ) -> None:
     """Fine-tune over many simulated PCs, each with its own data, noise and ledger.
 
@@ -65,6 +71,7 @@ def simulate(
         own = {"--text": text, "--label": label, "--by": by, "--pcs": pcs, "--rounds": rounds,
                "--epsilon": epsilon, "--set": overrides, "--out": out, "--name": name,
                "--pc-state": pc_state, "--insecure-test-seed": insecure_test_seed,
+               "--insecure-plain-updates": insecure_plain_updates or None,
                "a source": source}  # fmt: skip
         given = [flag for flag, value in own.items() if value not in (None, [])]
         if given:
@@ -77,10 +84,16 @@ def simulate(
             "privacy.lifetime_epsilon": epsilon,
             "output.folder": None if out is None else str(out),
             "output.name": name,
+            "sealing.mode": "none" if insecure_plain_updates else None,
         }
         settings = read_settings(source, overrides, flags, text=text, label=label, by=by, pcs=pcs)
         if settings.output.tensorboard and find_spec("tensorboard") is None:
             raise ConfigError("output.tensorboard needs `pip install 'fedaipc[tensorboard]'`")
+        if settings.sealing.mode == "none" and not insecure_plain_updates:
+            raise ConfigError(
+                'sealing.mode = "none" lets the server read every update: say so with '
+                "--insecure-plain-updates"
+            )
         simulation.check_engine(engine, pc_state)
         run = simulation.prepare(settings, pc_state=pc_state, test_seed=insecure_test_seed)
     _announce(console, run)
@@ -119,12 +132,15 @@ def simulate(
 
 def _announce(console: Console, run: Run) -> None:
     from fedaipc.federation.server_app import DATA_FILE
+    from fedaipc.report.words import NOT_SEALED
 
     settings = run.settings
     privacy, federation = settings.privacy, settings.federation
     facts = json.loads((run.folder / DATA_FILE).read_text(encoding="utf-8"))
     for reason in facts["not_private"]:
         console.print("[bold red]NOT PRIVATE[/]:", escape(reason), highlight=False)
+    if settings.sealing.mode == "none":
+        console.print(f"[bold red]{NOT_SEALED}[/]", highlight=False)
     promise = f"noise multiplier {privacy.noise_multiplier}"
     if facts["not_private"]:
         promise = "no privacy"

@@ -24,8 +24,10 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Stage = Literal["setup", "mask", "agree", "unmask"]
 LEAST_NOISE, MOST_NOISE = 0.1, 1e6  # noise multiplier; beyond, accountants lose their digits
 LEAST_CLIP, MOST_CLIP = 1e-9, 1e9  # below, the float32 squares of a gradient vanish
+RUN = r"^[0-9a-f]{16}$"  # the identifier of a run
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -181,11 +183,13 @@ class FederationSettings(Section):
     server_beta2: float = Field(0.99, ge=0, lt=1, description="beta 2 of FedAdam")
     server_tau: Positive = Field(1e-3, description="FedAdam's adaptivity")
     drop_out: float = Field(0.0, ge=0, le=1, description="injected chance to vanish in a round")
+    drop_out_stage: Stage = Field("mask", description="where in a round a PC vanishes")
     only: tuple[int, ...] | None = Field(None, description="ask these PCs only (0 is the first)")
     spare_attempts: int = Field(10, ge=0, le=10_000, description="void or repeated rounds allowed")
     round_timeout: Positive = Field(
-        3600.0, description="seconds without any reply after which a round goes on"
+        3600.0, description="seconds without any update after which a round goes on"
     )
+    stage_timeout: Positive = Field(60.0, description="the same for answers that need no training")
     seed: Seed = Field(0, description="public; who is asked, who is made to vanish")
 
     @model_validator(mode="after")
@@ -206,6 +210,27 @@ class FederationSettings(Section):
     def cohort_size(self, members: int) -> int:
         """How many of `members` PCs a round asks."""
         return max(1, round(self.fraction * members))
+
+
+class SealingSettings(Section):
+    """How updates are hidden from the coordinator. Public; part of the job.
+
+    `bound` limits what one value of an update, times the PC's weight, may be: what is larger is
+    moved to it, so that no sum can wrap around.
+    """
+
+    mode: Literal["secagg", "none"] = Field(
+        "secagg", description="the coordinator sees sums only, or every PC's update"
+    )
+    bits: Literal[32, 24, 16] = Field(32, description="of one sealed value; 16 needs noise")
+    colluding: int | None = Field(
+        None, ge=1, le=10_000, description="PCs that may work for the coordinator; else a tenth"
+    )
+    least: Share = Field(0.7, description="of the PCs asked; with fewer updates no sum is opened")
+    bound: Positive | None = Field(
+        None, description="of one value of a weighted update; else from the other settings"
+    )
+    key_rounds: int = Field(100, ge=1, le=100_000, description="rounds with the same keys")
 
 
 class EvaluationSettings(Section):
@@ -251,9 +276,36 @@ class Settings(Section):
     privacy: PrivacySettings = PrivacySettings(epsilon=8.0)
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
+    sealing: SealingSettings = SealingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     output: OutputSettings = OutputSettings()
     speed: SpeedSettings = SpeedSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sealing.bits == 16 and self.privacy.mode == "none":
+            raise ValueError(
+                "sealing.bits = 16 needs the noise of a private mode, which is as large in every "
+                "value: take 24 or 32"
+            )
+        return self
+
+
+class Policy(Section):
+    """What the owner of a PC lets a job ask for; checked before anything is computed."""
+
+    allow_not_private: bool = Field(False, description="train without clip and noise")
+    allow_plain_updates: bool = Field(False, description="send updates that the server can read")
+    least_sum: int = Field(3, ge=3, description="fewest PCs whose sum may be opened")
+    least_colluding: int = Field(1, ge=1, description="colluding PCs that a round must bear")
+    least_threshold: Share = Field(0.5, description="of a group, that must agree on a sum")
+    bits: tuple[Literal[32, 24, 16], ...] = Field((32, 24, 16), description="allowed rings")
+    most_clip: float = Field(MOST_CLIP, gt=0, description="clip bound")
+    least_noise: float = Field(LEAST_NOISE, ge=0, description="noise multiplier")
+    most_epsilon: Positive = Field(1000.0, description="of one job; the ledger limits all jobs")
+    most_rounds: int = Field(100_000, ge=1, description="of one job")
+    most_local_steps: int = Field(1000, ge=1, description="of one round")
+    most_length: int = Field(512, ge=4, description="tokens of one text")
 
 
 class OwnerSettings(Section):
@@ -261,7 +313,8 @@ class OwnerSettings(Section):
 
     The base model is the owner's choice too: a PC that loaded what a job names could be given one
     that fails on a certain word, and would tell by failing. Delta and lifetime budget are in the
-    PC's ledger, for good.
+    PC's ledger, for good. `admission` is the public key, in hex, of whoever says who belongs to the
+    federation and which jobs it runs.
     """
 
     name: str = Field(max_length=80, pattern=NAME)
@@ -270,8 +323,10 @@ class OwnerSettings(Section):
     label_column: str = "label"
     size_class: int = Field(ge=1, description="public upper end of the number of records")
     base: str = Field(min_length=1, description="the one base model that this PC trains")
-    allow_not_private: bool = False
+    admission: str = Field(pattern=r"^[0-9a-f]{64}$")
+    policy: Policy = Policy()
     insecure_test_seed: Seed | None = None
     drop_out: float = Field(0.0, ge=0, le=1)
+    drop_out_stage: Stage = "mask"
     drop_out_seed: Seed = 0
     speed: SpeedSettings = SpeedSettings()

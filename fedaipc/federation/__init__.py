@@ -1,16 +1,32 @@
 """The round: what the coordinator asks, what a PC answers, and how both run on Flower.
 
-job.py               what is asked of a PC; public, the same for all PCs
-messages.py          the job, a vector or a refusal <-> Flower records
-pc.py                a PC's side of a round: check, charge, train
-client_app.py        Flower client app: decode, call pc.py, encode
-coordinator.py       the coordinator's side of a round, in numbered steps
+What is asked
+job.py               what is asked of a PC; public, the same for all PCs, signed
+messages.py          requests and replies <-> Flower records
+round_terms.py       the public facts of a round, computed alike on both sides
+admission.py         who belongs to the federation: the admission key's holder
+
+A PC
+client_app.py        Flower client app: decode, call, encode
+pc.py                setup, agree, unmask: its keys and its word; no torch
+trainer.py           mask: check, charge, train, seal
+policy.py            what its owner lets a job ask for
+vault.py             its keys and promises on the disk
+
+The coordinator
 server_app.py        Flower server app: open the run folder, run the coordinator
-exact_sum.py         sum of updates in fixed point: the same in any order of arrival
+coordinator.py       a round, in numbered steps
+membership.py        which PCs are there, with which keys
+exchange.py          messages to PCs and back
+sums.py              the sum of a round, sealed or open
+opening.py           a group agrees on its sum and opens it
+spool.py             uploads on the disk
 server_optimizer.py  FedAvg, FedAvgM, FedAdam
 checkpoint.py        one file per run, replaced in one step after each round
 evaluation.py        the coordinator's own public validation and test sets
-simulation.py        many PCs on one machine: folders, engines, results
+
+Both on one machine
+simulation.py        many PCs: folders, engines, results
 flower_adapter.py    the only place that touches Flower's internals
 flower_engine.py     Flower's simulation runtime as a child process
 """

@@ -7,25 +7,34 @@ simulation, where the runtime numbers the nodes, it follows from the run config.
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedaipc.errors import BudgetExhausted, PrivacyError, RoundError
+from fedaipc.errors import (
+    BudgetExhausted,
+    EncodingError,
+    PrivacyError,
+    RoundError,
+    SealingError,
+)
 from fedaipc.federation.messages import (
     EXHAUSTED,
     REFUSED,
-    Description,
-    TrainRequest,
+    MaskRequest,
+    MemberRequest,
+    SetupRequest,
+    encode_answer,
     encode_refusal,
     encode_update,
 )
 from fedaipc.federation.pc import Pc, SimulatedDropOut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from flwr.app import RecordDict
 
@@ -35,31 +44,63 @@ app = ClientApp()
 _log = logging.getLogger(__name__)
 
 
-@app.query("describe")
-def describe(message: Message, context: Context) -> Message:
-    """Public name and size class."""
-    return _reply(message, lambda: _describe(_pc(context)))
+@app.query("setup")
+def setup(message: Message, context: Context) -> Message:
+    """Public name and key bundle."""
+    return _reply(message, lambda: _setup(_pc(context), SetupRequest.decode(message.content)))
 
 
-@app.train("round")
-def train(message: Message, context: Context) -> Message:
-    """One round's update; a refusal on public grounds; else nothing but an error code."""
-    return _reply(message, lambda: _train(_pc(context), TrainRequest.decode(message.content)))
+@app.train("mask")
+def mask(message: Message, context: Context) -> Message:
+    """One round's sealed update; a refusal on public grounds; else nothing but an error code."""
+    return _reply(message, lambda: _mask(_pc(context), MaskRequest.decode(message.content)))
 
 
-def _describe(pc: Pc) -> RecordDict:
-    return Description(pc.owner.name, pc.owner.size_class).encode()
+@app.query("agree")
+def agree(message: Message, context: Context) -> Message:
+    """A member's word on the set of updates to sum."""
+    return _reply(message, lambda: _member(_pc(context), message, unmask=False))
 
 
-def _train(pc: Pc, request: TrainRequest) -> RecordDict:
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """A member's shares for the agreed set."""
+    return _reply(message, lambda: _member(_pc(context), message, unmask=True))
+
+
+def _setup(pc: Pc, request: SetupRequest) -> RecordDict:
+    with _told(pc):
+        return pc.setup(request).encode()
+
+
+def _member(pc: Pc, message: Message, *, unmask: bool) -> RecordDict:
+    with _told(pc):
+        request = MemberRequest.decode(message.content)
+        return encode_answer(pc.unmask(request) if unmask else pc.agree(request))
+
+
+@contextmanager
+def _told(pc: Pc) -> Iterator[None]:
+    """Log why a stage that sees no data went wrong."""
     try:
-        classifier = pc.admit(request)
+        yield
+    except (SealingError, EncodingError, RoundError) as error:
+        _log.warning("%s does not answer: %s", pc.owner.name, error)
+        raise
+
+
+def _mask(pc: Pc, request: MaskRequest) -> RecordDict:
+    from fedaipc.federation.trainer import Trainer  # loads torch; the other stages need none
+
+    trainer = Trainer(pc, request)
+    try:
+        admitted = trainer.admit()
     except BudgetExhausted:
         return encode_refusal(EXHAUSTED)
-    except (PrivacyError, RoundError) as error:
+    except (PrivacyError, SealingError, EncodingError, RoundError) as error:
         _log.warning("%s refuses: %s", pc.owner.name, error)
         return encode_refusal(REFUSED)
-    return encode_update(pc.train(request, classifier))
+    return encode_update(trainer.train(admitted))
 
 
 def _reply(message: Message, answer: Callable[[], RecordDict]) -> Message:

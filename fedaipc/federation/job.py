@@ -1,7 +1,10 @@
-"""What the coordinator asks of a PC. Public, the same for every PC, and without any seed."""
+"""What is asked of a PC: public, the same for all PCs, without any seed, and signed."""
 
 from __future__ import annotations
 
+import hashlib
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
@@ -11,22 +14,33 @@ from fedaipc.config import (
     LEAST_NOISE,
     MOST_CLIP,
     MOST_NOISE,
+    RUN,
     ModelSettings,
+    SealingSettings,
     Section,
     TrainingSettings,
 )
 from fedaipc.errors import RoundError
 from fedaipc.privacy.plan import PrivacyPlan, make_plan
+from fedaipc.sealing.keys import SigningKey, verify
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from fedaipc.config import Settings
+
+_VALID_SECONDS = 30 * 24 * 3600
 
 
 class Job(Section):
-    """One training job. A PC compares `layout_hash` with the model that it built itself."""
+    """One training job. A PC compares `layout_hash` with the model that it built itself.
+
+    `cohort` is how many PCs a round asks; their size classes lie from `smallest_class` to
+    `largest_class`; `not_after` is in seconds since 1970.
+    """
 
     version: Literal[1] = 1
-    run: str = Field(pattern=r"^[0-9a-f]{16}$")
+    run: str = Field(pattern=RUN)
     model: ModelSettings
     training: TrainingSettings
     labels: tuple[str, ...] = Field(min_length=2)
@@ -38,6 +52,12 @@ class Job(Section):
     delta: float = Field(gt=0, lt=0.01)
     rounds: int = Field(ge=1)
     most_attempts: int = Field(ge=1)
+    cohort: int = Field(ge=1)
+    smallest_class: int = Field(ge=1)
+    largest_class: int = Field(ge=1, le=2**40)
+    weighting: Literal["equal", "size-class"]
+    sealing: SealingSettings
+    not_after: int = Field(ge=0)
 
     @property
     def plan(self) -> PrivacyPlan:
@@ -60,9 +80,16 @@ class Job(Section):
             raise RoundError("the job cannot be read: both sides need the same fedaipc") from None
 
 
-def make_job(settings: Settings, labels: tuple[str, ...], layout_hash: str, run: str) -> Job:
+def make_job(
+    settings: Settings,
+    labels: tuple[str, ...],
+    layout_hash: str,
+    run: str,
+    size_classes: Collection[int],
+) -> Job:
     """Fix a job's public parameters. Raises PrivacyError where the target cannot be met."""
     plan = make_plan(settings)
+    federation = settings.federation
     return Job(
         run=run,
         model=settings.model,
@@ -74,6 +101,41 @@ def make_job(settings: Settings, labels: tuple[str, ...], layout_hash: str, run:
         noise_multiplier=plan.noise_multiplier,
         sampling_rate=plan.sampling_rate,
         delta=plan.delta,
-        rounds=settings.federation.rounds,
-        most_attempts=settings.federation.rounds + settings.federation.spare_attempts,
+        rounds=federation.rounds,
+        most_attempts=federation.rounds + federation.spare_attempts,
+        cohort=federation.cohort_size(federation.pcs),
+        smallest_class=min(size_classes),
+        largest_class=max(size_classes),
+        weighting=federation.weighting,
+        sealing=settings.sealing,
+        not_after=int(time.time()) + _VALID_SECONDS,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SignedJob:
+    """A job as the federation's admission key signed it: word for word, so that it has one hash."""
+
+    job: Job
+    text: str
+    signature: bytes
+
+    @classmethod
+    def sign(cls, key: SigningKey, job: Job) -> SignedJob:
+        """By the admission key."""
+        text = job.model_dump_json()
+        return cls(job, text, key.sign(_signed_part(text)))
+
+    @classmethod
+    def read(cls, text: str, signature: bytes, admission: bytes) -> SignedJob:
+        """Raises SealingError where `admission` did not sign it, RoundError where it is no job."""
+        verify(admission, signature, _signed_part(text), "the job")
+        return cls(Job.parse(text), text, signature)
+
+    @property
+    def hash(self) -> bytes:
+        return hashlib.sha256(_signed_part(self.text)).digest()
+
+
+def _signed_part(text: str) -> bytes:
+    return b"fedaipc job" + text.encode()

@@ -1,7 +1,14 @@
 """Requests and replies as Flower records. Nothing else ever travels.
 
-A PC's reply holds its update, or one word from `REFUSALS`, or (for `describe`) its public name and
-size class. No count, loss, metric or exception text has a place here.
+| stage  | the coordinator sends                          | a PC answers                          |
+|--------|------------------------------------------------|---------------------------------------|
+| setup  | run, key epoch, roster                         | its public name, its signed bundle    |
+| mask   | signed job, round, terms, global vector        | its upload, or one word of `REFUSALS` |
+| agree  | run, attempt, a proposal                       | an agreement or a complaint           |
+| unmask | run, attempt, the proposal with its agreements | shares                                |
+
+What the frames hold is in sealing/SPEC.md. No count, loss, metric or exception text has a place
+here.
 """
 
 from __future__ import annotations
@@ -13,104 +20,177 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedaipc.config import NAME
+from fedaipc.config import NAME, RUN
 from fedaipc.errors import EncodingError, RoundError
-from fedaipc.federation.job import Job
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-DESCRIBE = "query.describe"
-TRAIN = "train.round"
+SETUP, MASK, AGREE, UNMASK = "query.setup", "train.mask", "query.agree", "query.unmask"
 EXHAUSTED = "exhausted"
 REFUSED = "refused"
 REFUSALS = (EXHAUSTED, REFUSED)
+_RAW = "bytes"
 
 
 @dataclass(frozen=True, slots=True)
-class TrainRequest:
-    """Ask for one update. `attempt` grows with every attempt of the run and never repeats."""
+class SetupRequest:
+    """Ask for the keys of one epoch of a run. `roster` is a signed frame."""
 
-    job: Job
-    round: int
-    attempt: int
-    vector: npt.NDArray[np.float32]
+    run: str
+    epoch: int
+    roster: bytes
 
     def encode(self) -> RecordDict:
-        job = ConfigRecord({"job": self.job.model_dump_json(), "round": self.round,
-                            "attempt": self.attempt})  # fmt: skip
-        return RecordDict({"ask": job, "model": _vector_record(self.vector)})
+        ask = ConfigRecord({"run": self.run, "epoch": self.epoch, "roster": self.roster})
+        return RecordDict({"ask": ask})
 
     @classmethod
-    def decode(cls, records: RecordDict) -> TrainRequest:
-        """Raises RoundError or EncodingError on anything else than an encoded request."""
-        ask = records.config_records.get("ask")
-        if ask is None:
-            raise RoundError("the request holds no job")
-        number, attempt, job = ask.get("round"), ask.get("attempt"), ask.get("job")
-        # Not isinstance: True counts as an int there, and would be entered into a ledger.
-        if not (type(number) is int and type(attempt) is int and isinstance(job, str)):
-            raise RoundError("the request lacks job, round or attempt")
-        if number < 1 or attempt < 1:
-            raise RoundError("rounds and attempts count from 1")
-        return cls(Job.parse(job), number, attempt, _vector(records, "model"))
+    def decode(cls, records: RecordDict) -> SetupRequest:
+        """Raises RoundError on anything else than an encoded request."""
+        ask = records.config_records.get("ask", ConfigRecord())
+        run = _text(ask, "run")
+        if not re.fullmatch(RUN, run):
+            raise RoundError("the request has no run")
+        return cls(run, _number(ask, "epoch"), _bytes(ask, "roster"))
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a PC says of itself: two public facts."""
+    """What a PC says of itself: a public name, and its bundle."""
 
     name: str
-    size_class: int
+    bundle: bytes
 
     def encode(self) -> RecordDict:
-        record = ConfigRecord({"name": self.name, "size-class": self.size_class})
-        return RecordDict({"pc": record})
+        return RecordDict({"pc": ConfigRecord({"name": self.name, "bundle": self.bundle})})
 
     @classmethod
     def decode(cls, records: RecordDict) -> Description:
         """Raises EncodingError on anything else than an encoded description."""
         pc = records.config_records.get("pc", ConfigRecord())
-        name, size = pc.get("name"), pc.get("size-class")
+        name, bundle = pc.get("name"), pc.get("bundle")
         if not isinstance(name, str) or len(name) > 80 or not re.fullmatch(NAME, name):
             raise EncodingError("a PC described itself with a name that is none")
-        if type(size) is not int or not 1 <= size <= 2**40:
-            raise EncodingError("a PC described itself with a size class that is none")
-        return cls(name, size)
+        if not isinstance(bundle, bytes):
+            raise EncodingError("a PC described itself without its keys")
+        return cls(name, bundle)
 
 
-def encode_update(update: npt.NDArray[np.float32]) -> RecordDict:
-    return RecordDict({"update": _vector_record(update)})
+@dataclass(frozen=True, slots=True)
+class MaskRequest:
+    """Ask for one update. `job` is the signed text, `terms` the frame of the PC's group."""
+
+    job: str
+    signature: bytes
+    round: int
+    terms: bytes
+    vector: npt.NDArray[np.float32]
+
+    def encode(self) -> RecordDict:
+        ask = ConfigRecord({"job": self.job, "signature": self.signature, "round": self.round,
+                            "terms": self.terms})  # fmt: skip
+        return RecordDict({"ask": ask, "model": ArrayRecord({"vector": Array(self.vector)})})
+
+    @classmethod
+    def decode(cls, records: RecordDict) -> MaskRequest:
+        """Raises RoundError or EncodingError on anything else than an encoded request."""
+        ask = records.config_records.get("ask", ConfigRecord())
+        return cls(
+            job=_text(ask, "job"),
+            signature=_bytes(ask, "signature"),
+            round=_number(ask, "round"),
+            terms=_bytes(ask, "terms"),
+            vector=_vector(records),
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MemberRequest:
+    """Ask a member of a group to agree or to unmask."""
+
+    run: str
+    attempt: int
+    frame: bytes
+
+    def encode(self) -> RecordDict:
+        ask = ConfigRecord({"run": self.run, "attempt": self.attempt, "frame": self.frame})
+        return RecordDict({"ask": ask})
+
+    @classmethod
+    def decode(cls, records: RecordDict) -> MemberRequest:
+        """Raises RoundError on anything else than an encoded request."""
+        ask = records.config_records.get("ask", ConfigRecord())
+        return cls(_text(ask, "run"), _number(ask, "attempt"), _bytes(ask, "frame"))
+
+
+def encode_answer(frame: bytes) -> RecordDict:
+    return RecordDict({"answer": ConfigRecord({"frame": frame})})
+
+
+def decode_answer(records: RecordDict) -> bytes:
+    """The frame. Raises EncodingError on anything else than an encoded answer."""
+    frame = records.config_records.get("answer", ConfigRecord()).get("frame")
+    if not isinstance(frame, bytes):
+        raise EncodingError("a PC's answer holds no frame")
+    return frame
+
+
+def encode_update(frame: bytes) -> RecordDict:
+    """An upload; as an array, which Flower sends in pieces and never copies in this process."""
+    array = Array(dtype="uint8", shape=(len(frame),), stype=_RAW, data=frame)
+    return RecordDict({"update": ArrayRecord({"frame": array})})
 
 
 def encode_refusal(word: str) -> RecordDict:
     return RecordDict({"refusal": ConfigRecord({"word": word})})
 
 
-def decode_reply(records: RecordDict) -> npt.NDArray[np.float32] | str:
-    """The update, or the word of a refusal. Raises EncodingError on anything else."""
+def decode_update(records: RecordDict) -> bytes | str:
+    """The frame, or the word of a refusal. Raises EncodingError on anything else."""
     refusal = records.config_records.get("refusal")
     if refusal is not None:
         word = refusal.get("word")
         if word not in REFUSALS:
             raise EncodingError("a PC refused in a way this fedaipc cannot read")
         return str(word)
-    return _vector(records, "update")
+    record = records.array_records.get("update")
+    if record is None or "frame" not in record or record["frame"].stype != _RAW:
+        raise EncodingError("a PC's answer holds no update")
+    return record["frame"].data
 
 
-def _vector_record(vector: npt.NDArray[np.float32]) -> ArrayRecord:
-    return ArrayRecord({"vector": Array(vector)})
-
-
-def _vector(records: RecordDict, name: str) -> npt.NDArray[np.float32]:
-    record = records.array_records.get(name)
+def _vector(records: RecordDict) -> npt.NDArray[np.float32]:
+    record = records.array_records.get("model")
     if record is None or "vector" not in record:
-        raise EncodingError(f"the message holds no {name}")
+        raise EncodingError("the message holds no model")
     try:
         vector = record["vector"].numpy()
     except Exception:  # noqa: BLE001 - numpy's parser raises many kinds on hostile bytes
-        raise EncodingError(f"the {name} cannot be read") from None
+        raise EncodingError("the model cannot be read") from None
     # Not an array where the bytes are a zip file: numpy opens that as an archive of arrays.
     if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
-        raise EncodingError(f"the {name} is not a flat float32 vector")
+        raise EncodingError("the model is not a flat float32 vector")
     return vector
+
+
+def _text(ask: ConfigRecord, key: str) -> str:
+    value = ask.get(key)
+    if not isinstance(value, str):
+        raise RoundError(f"the request has no {key}")
+    return value
+
+
+def _number(ask: ConfigRecord, key: str) -> int:
+    value = ask.get(key)
+    # Not isinstance: True counts as an int there, and would be entered into a ledger.
+    if type(value) is not int or value < 1:
+        raise RoundError(f"the request has no {key} from 1 on")
+    return value
+
+
+def _bytes(ask: ConfigRecord, key: str) -> bytes:
+    value = ask.get(key)
+    if not isinstance(value, bytes):
+        raise RoundError(f"the request has no {key}")
+    return value

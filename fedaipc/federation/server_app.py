@@ -22,10 +22,12 @@ from flwr.serverapp import Grid, ServerApp
 import fedaipc
 from fedaipc.config import Settings, load_settings
 from fedaipc.errors import BudgetExhausted, OutputError
+from fedaipc.federation.admission import ROSTER_FILE, read_roster
 from fedaipc.federation.checkpoint import Checkpoint
 from fedaipc.federation.coordinator import Coordinator
 from fedaipc.federation.evaluation import Evaluation
-from fedaipc.federation.job import Job
+from fedaipc.federation.job import Job, SignedJob
+from fedaipc.federation.round_terms import colluding_members, job_thresholds, update_bound
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.export import export
@@ -42,13 +44,17 @@ from fedaipc.results import (
     PrivacyFacts,
     Results,
     RoundResult,
+    SealingFacts,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fedaipc.sealing.roster import Roster
+
 CONFIG_FILE = "config.toml"
 JOB_FILE = "job.json"
+SIGNATURE_FILE = "job.sig"
 DATA_FILE = "data.json"
 VALIDATION_FILE = "validation.parquet"
 TEST_FILE = "test.parquet"
@@ -90,7 +96,9 @@ def run_job(
     """Run or go on with the job in `folder`; leaves results.json, checkpoint and model there."""
     clock = time.monotonic()
     settings = load_settings(folder / CONFIG_FILE)
-    job = Job.parse(_read(folder / JOB_FILE))
+    admission, roster = read_roster((folder / ROSTER_FILE).read_bytes())
+    signed = read_job(folder, admission)
+    job = signed.job
     device = choose_device(settings.speed)
     classifier = Classifier(job.model, job.labels)
     classifier.to_device(device.torch)
@@ -101,7 +109,7 @@ def run_job(
     checkpoint = checkpoint or Checkpoint(
         layout_hash=job.layout_hash, vector=read_vector(classifier)
     )
-    results = _facts(settings, job, classifier, folder, engine)
+    results = _facts(settings, job, roster, classifier, folder, engine)
 
     def report(result: RoundResult) -> None:
         on_round(result)
@@ -111,7 +119,8 @@ def run_job(
     coordinator = Coordinator(
         folder=folder,
         settings=settings,
-        job=job,
+        job=signed,
+        roster=roster,
         checkpoint=checkpoint,
         validation=validation,
         claims_epsilon=job.plan.private and not results.not_private,
@@ -189,7 +198,12 @@ def _progress(results: Results, checkpoint: Checkpoint, clock: float) -> Results
 
 
 def _facts(
-    settings: Settings, job: Job, classifier: Classifier, folder: Path, engine: Engine
+    settings: Settings,
+    job: Job,
+    roster: Roster,
+    classifier: Classifier,
+    folder: Path,
+    engine: Engine,
 ) -> Results:
     """What is known before the first round; a run that goes on keeps its start and its time."""
     before = Results.load(folder) if (folder / RESULTS_FILE).is_file() else None
@@ -221,6 +235,7 @@ def _facts(
             if plan.private
             else None,
         ),
+        sealing=_sealing(job, roster),
         model=ModelFacts(
             base=job.model.base,
             method=job.model.method,
@@ -246,10 +261,29 @@ def _facts(
     )
 
 
+def _sealing(job: Job, roster: Roster) -> SealingFacts:
+    sealed, members = job.sealing.mode != "none", len(roster.members)
+    group = min(len(group) for group in roster.groups(1, job.cohort))
+    return SealingFacts(
+        mode=job.sealing.mode,
+        bits=job.sealing.bits,
+        bound=update_bound(job),
+        colluding=colluding_members(job, members) if sealed else None,
+        least=job_thresholds(job, members, group, group).least if sealed else None,
+    )
+
+
 def _cache(settings: Settings, folder: Path) -> Path | None:
     if not settings.speed.cache_frozen:
         return None
     return Path(settings.speed.cache_folder or folder / "cache")
+
+
+def read_job(folder: Path, admission: bytes) -> SignedJob:
+    """The job of a run folder. Raises OutputError, RoundError or SealingError."""
+    job = Job.parse(_read(folder / JOB_FILE))
+    signature = _read(folder / SIGNATURE_FILE).strip()
+    return SignedJob.read(job.model_dump_json(), bytes.fromhex(signature), admission)
 
 
 def _read(path: Path) -> str:

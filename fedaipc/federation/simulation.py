@@ -17,29 +17,42 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from fedaipc.config import OwnerSettings, load_settings, to_toml
+from fedaipc.config import OwnerSettings, Policy, load_owner, load_settings, to_toml
 from fedaipc.data.prepare import prepare_simulation
-from fedaipc.errors import BudgetExhausted, EngineError, OutputError, PrivacyError, RoundError
+from fedaipc.errors import (
+    BudgetExhausted,
+    ConfigError,
+    EngineError,
+    OutputError,
+    PrivacyError,
+    RoundError,
+    SealingError,
+)
 from fedaipc.federation import flower_engine, server_app
+from fedaipc.federation.admission import ROSTER_FILE, Admission
 from fedaipc.federation.client_app import app as client_app
 from fedaipc.federation.client_app import pc_folder
 from fedaipc.federation.flower_adapter import run_in_process
-from fedaipc.federation.job import Job, make_job
-from fedaipc.federation.pc import LEDGER_FILE, OWNER_FILE, Pc
+from fedaipc.federation.job import Job, SignedJob, make_job
+from fedaipc.federation.pc import LEDGER_FILE, OWNER_FILE
+from fedaipc.federation.round_terms import job_thresholds
+from fedaipc.federation.vault import Vault
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.load import is_local
 from fedaipc.privacy.ledger import Ledger
-from fedaipc.privacy.plan import check_delta, filter_order, size_class
+from fedaipc.privacy.plan import check_delta, filter_order, make_plan, size_class
 from fedaipc.results import RESULTS_FILE, Engine, PcResult, Results, RoundResult
+from fedaipc.sealing.roster import MOST_IN_A_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fedaipc.config import PrivacySettings, Settings
+    from fedaipc.config import FederationSettings, PrivacySettings, Settings
     from fedaipc.data.records import Records
 
 _RECORDS_FILE = "records.parquet"
 _PLACE_FILE = "pc-state.json"
+_FEDERATION_FOLDER = "federation"  # beside the PCs
 _JOINED_FILE = "joined-run.json"  # beside the PCs: the run whose records they hold
 _NEW = ".new"
 
@@ -74,8 +87,8 @@ def prepare(
     settings = _with_whole_paths(settings)
     data = prepare_simulation(settings.data, settings.federation.pcs)
     layout_hash = Classifier(settings.model, data.labels).layout.hash
-    job = make_job(settings, data.labels, layout_hash, secrets.token_hex(8))
-    order = filter_order(job.plan, job.rounds, settings.privacy.lifetime_epsilon)
+    plan = make_plan(settings)
+    order = filter_order(plan, settings.federation.rounds, settings.privacy.lifetime_epsilon)
     folder = _new_folder(Path(settings.output.folder), settings.output.name)
     try:
         state = _pc_state(pc_state or folder / "pcs")
@@ -92,17 +105,26 @@ def prepare(
         # Relative where the PCs lie within: then the whole folder can be moved.
         _write(folder / _PLACE_FILE, json.dumps("pcs" if pc_state is None else str(state)))
         _write(folder / server_app.CONFIG_FILE, to_toml(settings))
-        _write(folder / server_app.JOB_FILE, job.model_dump_json(indent=2))
         with _locked(state):
+            admission = Admission(state / _FEDERATION_FOLDER)
             parts = [data.train.take(indices) for indices in data.parts]
             owners = [
-                _owner(pc_folder(state, number), len(records), settings, test_seed)
+                _owner(pc_folder(state, number), len(records), settings, admission, test_seed)
                 for number, records in enumerate(parts)
             ]
             ledgers = [
                 _prepare_pc(state / owner.name, owner, records, settings.privacy, order)
                 for owner, records in zip(owners, parts, strict=True)
             ]
+            job = make_job(
+                settings,
+                data.labels,
+                layout_hash,
+                secrets.token_hex(8),
+                [owner.size_class for owner in owners],
+            )
+            _check_sealing(job, settings.federation)
+            _write_job(folder, job, admission, [state / owner.name for owner in owners])
             facts["not_private"] = _not_private(settings, test_seed, ledgers)
             _write(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
             covered = _covered_rounds(job, ledgers, state)
@@ -121,6 +143,28 @@ def prepare(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Run(folder, state, settings, covered)
+
+
+def _check_sealing(job: Job, federation: FederationSettings) -> None:
+    """Raise ConfigError where rounds of so few PCs cannot be sealed."""
+    asked = job.cohort if federation.only is None else min(job.cohort, len(federation.only))
+    group = job.cohort // -(-job.cohort // MOST_IN_A_GROUP)  # the smallest
+    try:
+        job_thresholds(job, federation.pcs, group, min(asked, group))
+    except SealingError as error:
+        raise ConfigError(
+            f"{error}; ask more PCs, or send updates that the server can read with "
+            "--insecure-plain-updates"
+        ) from None
+
+
+def _write_job(folder: Path, job: Job, admission: Admission, pcs: Sequence[Path]) -> None:
+    """What the coordinator gets from the holder of the admission key."""
+    identities = [Vault.create(pc).identity.public for pc in pcs]
+    (folder / ROSTER_FILE).write_bytes(admission.roster(identities))
+    signed = SignedJob.sign(admission.key, job)
+    _write(folder / server_app.JOB_FILE, job.model_dump_json(indent=2))
+    _write(folder / server_app.SIGNATURE_FILE, signed.signature.hex())
 
 
 def _with_whole_paths(settings: Settings) -> Settings:
@@ -170,6 +214,7 @@ def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) 
         shutil.rmtree(run.folder / "cache", ignore_errors=True)
         for number in range(run.settings.federation.pcs):
             shutil.rmtree(pc_folder(run.pc_state, number) / "cache", ignore_errors=True)
+            Vault(pc_folder(run.pc_state, number)).forget_keys()
     if not run.settings.output.keep_pc_state:
         shutil.rmtree(run.folder / "pcs", ignore_errors=True)
     return results
@@ -236,13 +281,15 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
         raise
 
 
-def _owner(folder: Path, records: int, settings: Settings, test_seed: int | None) -> OwnerSettings:
+def _owner(
+    folder: Path, records: int, settings: Settings, admission: Admission, test_seed: int | None
+) -> OwnerSettings:
     """What the owner of the PC in `folder` decides; size class, delta and budget stay for life."""
     privacy, federation = settings.privacy, settings.federation
     public_class = size_class(records)
     enrolled = (folder / OWNER_FILE).is_file()
     if enrolled:
-        public_class = Pc(folder).owner.size_class
+        public_class = load_owner(folder / OWNER_FILE).size_class
         if records > public_class:
             raise PrivacyError(
                 f"{folder}: enrolled with size class {public_class}, which is fixed, and now "
@@ -266,11 +313,24 @@ def _owner(folder: Path, records: int, settings: Settings, test_seed: int | None
         source=f"./{_RECORDS_FILE}",
         size_class=public_class,
         base=settings.model.base,
-        allow_not_private=privacy.mode == "none",
+        admission=admission.key.public.hex(),
+        policy=_policy(settings),
         insecure_test_seed=test_seed,
         drop_out=federation.drop_out,
+        drop_out_stage=federation.drop_out_stage,
         drop_out_seed=federation.seed,
         speed=settings.speed,
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    """Of an owner who wants what this simulation asks for."""
+    usual = Policy()
+    return Policy(
+        allow_not_private=settings.privacy.mode == "none",
+        allow_plain_updates=settings.sealing.mode == "none",
+        most_local_steps=max(usual.most_local_steps, settings.training.local_steps),
+        most_length=max(usual.most_length, settings.model.max_length),
     )
 
 
@@ -318,15 +378,14 @@ def _completed(run: Run) -> Results:
     pcs = []
     for number in range(run.settings.federation.pcs):
         folder = pc_folder(run.pc_state, number)
-        pc = Pc(folder)
-        ledger = pc.open_ledger()
+        owner, ledger = load_owner(folder / OWNER_FILE), Ledger(folder / LEDGER_FILE)
         table = pq.read_table(folder / _RECORDS_FILE)
         exhausted = plan.private and not ledger.covers(plan.mechanism())
         groups = table["group"].unique().to_pylist() if "group" in table.column_names else []
         pcs.append(
             PcResult(
-                name=pc.owner.name,
-                size_class=pc.owner.size_class,
+                name=owner.name,
+                size_class=owner.size_class,
                 examples=table.num_rows,
                 groups=tuple(sorted(g for g in groups if g is not None)),
                 epsilon=None if ledger.unprotected else ledger.spent_epsilon(),

@@ -43,6 +43,10 @@ class SecureRandom:
             np.uint64, copy=False
         )
 
+    def key(self) -> bytes:
+        """32 bytes, for a stream of another purpose."""
+        return self._stream.update(bytes(32))
+
     def poisson_sample(self, count: int, rate: float) -> npt.NDArray[np.int64]:
         """Indices below `count`, each present independently with probability `rate`.
 

@@ -33,6 +33,8 @@ def summary(results: Results) -> RenderableType:
 
     row("run", f"{results.name} ({results.run_id}), {results.status}")
     row("privacy", _privacy(results))
+    sealed = words.sealing_text(results)
+    row("updates", Text(sealed, style=ALARM) if results.sealing.mode == "none" else sealed)
     row("test accuracy", _test_line(results))
     if results.test is not None:
         row("test macro-F1", f"{results.test.macro_f1:.3f}")
@@ -53,6 +55,7 @@ def summary(results: Results) -> RenderableType:
             f"multiplier {privacy.noise_multiplier:.4g}, clip {privacy.clip:g}, sampling rate "
             f"{privacy.sampling_rate:g}, {words.count_text(privacy.local_steps, 'local step')}",
         )
+    row("traffic", words.traffic_text(results))
     row("device", f"{model.device} {model.dtype}: {model.reason}")
     row("time", _time_line(results))
     return table
@@ -81,7 +84,7 @@ def compare(runs: Sequence[Results]) -> RenderableType:
     )
     table.add_column("run", overflow="fold", min_width=10)
     table.add_column("method", overflow="fold")
-    for name in ("PCs", "rounds", "epsilon", "test accuracy", "macro-F1", "time"):
+    for name in ("PCs", "rounds", "epsilon", "sealed", "test accuracy", "macro-F1", "time"):
         # "0.768 ± 0.009" must never be cut: half a number is a wrong number.
         table.add_column(name, justify="right", no_wrap=name not in {"epsilon", "time"})
     for name, run in zip(words.run_names(runs), runs, strict=True):
@@ -95,6 +98,7 @@ def compare(runs: Sequence[Results]) -> RenderableType:
             words.epsilon_text(words.spent_epsilon(run))
             if private
             else Text(words.NOT_PRIVATE, style=ALARM),
+            "yes" if run.sealing.mode != "none" else Text("NO", style=ALARM),
             words.test_text(run),
             f"{run.test.macro_f1:.3f}" if run.test is not None else words.UNKNOWN,
             words.duration_text(run.seconds),

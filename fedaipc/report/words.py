@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedaipc.results import Results, Score
 
 NOT_PRIVATE = "NOT PRIVATE"
+NOT_SEALED = "NOT SEALED: the server can read every PC's update"
 UNKNOWN = "-"
 
 
@@ -98,6 +99,28 @@ def reasons_text(results: Results) -> str:
     return "; ".join(results.not_private)
 
 
+def sealing_text(results: Results) -> str:
+    """What the coordinator could see of the updates."""
+    sealing = results.sealing
+    if sealing.mode == "none":
+        return NOT_SEALED
+    return (
+        f"sealed, {sealing.bits} bits: sums of at least {sealing.least} PCs are opened, none while "
+        f"up to {sealing.colluding} collude with the server"
+    )
+
+
+def traffic_text(results: Results) -> str:
+    """Mean bytes of one PC in one round, both ways, and how much of it is not the update."""
+    asked = sum(one.asked for one in results.rounds)
+    if not asked:
+        return UNKNOWN
+    down, up = (
+        sum(getattr(one, f"bytes_{way}") for one in results.rounds) for way in ("down", "up")
+    )
+    return f"{size_text(down / asked)} down, {size_text(up / asked)} up, per PC and round"
+
+
 def run_names(runs: Sequence[Results]) -> list[str]:
     """A name for each run; where two runs share theirs, the run id tells them apart."""
     names = [run.name for run in runs]
@@ -138,6 +161,8 @@ def headline(results: Results) -> str:
             f"Test accuracy {test_text(results)} "
             f"(standard error, {count_text(test.examples, 'text')}{beside})."
         )
+    if results.sealing.mode == "none":
+        parts.append(f"{NOT_SEALED}.")
     if results.not_private:
         parts.append(f"{NOT_PRIVATE}: {reasons_text(results)}.")
     elif spent_epsilon(results) is None:
@@ -153,6 +178,7 @@ def headline(results: Results) -> str:
 def privacy_statement(results: Results) -> list[tuple[str, str]]:
     """(heading, sentence) pairs: what is promised to whom, and what is not."""
     rows = _no_noise() if results.privacy.mode == "none" else _local_noise(results)
+    rows.append(("Updates", f"{sealing_text(results)}."))
     if is_simulation(results):
         note = "One machine held the data of all PCs: this describes the same job on real PCs."
         rows.append(("Simulation", note))

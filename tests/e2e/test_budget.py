@@ -64,11 +64,11 @@ def test_the_ledger_of_a_run_is_opacus_accountant_composed_over_all_its_steps(
 
 def test_a_target_epsilon_is_what_the_ledgers_show_in_the_end(tmp_path: Path, minilm: Path) -> None:
     changes = ("model.keep_layers=1", "model.method=head", "model.max_length=16", "data.limit=300",
-               "federation.pcs=2", "federation.rounds=3", "privacy.epsilon=2.0",
+               "federation.pcs=3", "federation.rounds=3", "privacy.epsilon=2.0",
                "privacy.lifetime_epsilon=2.0", "speed.threads=1",
                f"output.folder='{tmp_path}'")  # fmt: skip
     _, results = ran(load_settings(overrides=changes))
-    assert [pc.charges for pc in results.pcs] == [3, 3]
+    assert [pc.charges for pc in results.pcs] == [3, 3, 3]
     for pc in results.pcs:
         assert pc.epsilon == pytest.approx(2.0, rel=0.01)
         assert pc.epsilon <= 2.0
@@ -156,15 +156,15 @@ def test_one_pc_with_its_budget_spent_leaves_the_others_to_finish(
     tmp_path: Path, minilm: Path
 ) -> None:
     state = tmp_path / "state"
-    run = prepare(settings(tmp_path, "federation.rounds=3"), pc_state=state)
+    run = prepare(settings(tmp_path, "federation.rounds=3", "federation.pcs=5"), pc_state=state)
     allow(run, 1, rounds=1)
     results = simulate(run, "in-process", quiet)
     assert results.status == "finished"
-    assert [pc.charges for pc in results.pcs] == [3, 1, 3]
+    assert [pc.charges for pc in results.pcs] == [3, 1, 3, 3, 3]
     assert [(r.asked, r.arrived, r.declined) for r in results.rounds] == [
-        (3, 3, 0), (3, 2, 1), (2, 2, 0),
+        (5, 5, 0), (5, 4, 1), (4, 4, 0),
     ]  # fmt: skip
-    assert [pc.state for pc in results.pcs] == ["active", "exhausted", "active"]
+    assert [pc.state for pc in results.pcs] == ["active", "exhausted", "active", "active", "active"]
 
 
 def test_a_run_without_privacy_says_so_and_marks_its_ledgers(tmp_path: Path, minilm: Path) -> None:

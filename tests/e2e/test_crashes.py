@@ -36,7 +36,9 @@ def settings(folder: Path, *changes: str) -> Settings:
 
 
 def check_ledgers(run: Run) -> None:
-    """Attempts strictly grow, and no PC trained or sent more than it was charged for."""
+    """Attempts strictly grow; no PC trained or sent more than it was charged for, or agreed on two
+    sets in a round.
+    """
     path = run.folder / TRACE
     events = Counter(path.read_text().splitlines() if path.is_file() else [])
     for name, ledger in ledgers(run).items():
@@ -45,6 +47,8 @@ def check_ledgers(run: Run) -> None:
         assert len(attempts) >= events[f"trains {name}"] >= events[f"sends {name}"]
         rounds = [charge.round for charge in ledger.charges]
         assert rounds == sorted(rounds)
+    bound = {event for event in events if event.startswith("binds ")}
+    assert len(bound) == len({event.rsplit(" ", 1)[0] for event in bound})  # one set a round
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,10 @@ POINTS = (
     ("between a checkpoint and the results", 1),
     ("when an attempt is numbered", 1),
     ("in training", 1),
+    ("before a set is recorded", 2),
+    ("when a set is recorded", 2),
+    ("when a word is sent", 5),
+    ("when keys are made", 2),
     ("at the end", 1),
 )
 

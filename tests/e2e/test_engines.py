@@ -70,15 +70,15 @@ def test_both_engines_give_the_same_model_and_the_same_ledgers(
 @needs_ray
 @pytest.mark.slow
 def test_a_spent_budget_is_told_through_flowers_runtime(tmp_path: Path, minilm: Path) -> None:
-    stopped = prepare(tiny(f"output.folder='{tmp_path}'", "federation.pcs=2"))
-    for number in range(2):
+    stopped = prepare(tiny(f"output.folder='{tmp_path}'"))
+    for number in range(3):
         allow(stopped, number, rounds=1)
     with pytest.raises(BudgetExhausted):
         simulate(stopped, "flower", quiet)
     results = Results.load(stopped.folder)
     assert results.status == "stopped"
-    assert [(r.round, r.void, r.declined) for r in results.rounds] == [(1, False, 0), (2, True, 2)]
-    assert [pc.charges for pc in results.pcs] == [1, 1]
+    assert [(r.round, r.void, r.declined) for r in results.rounds] == [(1, False, 0), (2, True, 3)]
+    assert [pc.charges for pc in results.pcs] == [1, 1, 1]
 
 
 def test_a_cluster_without_a_shared_folder_is_refused(

@@ -1,4 +1,8 @@
-"""A whole private run is recorded: nothing of any PC's data is in what left it, or in the logs."""
+"""Whole private runs are recorded: nothing of any PC's data is in what left it, or in the logs.
+
+Canaries are planted into every update before it is masked: a text, a label, a count and a loss,
+as bytes. A run whose updates travel open shows them all; a sealed one shows none.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from fedaipc.federation import pc as pc_module
+from fedaipc.federation import trainer as trainer_module
 from fedaipc.federation.flower_adapter import InProcessGrid
+from fedaipc.federation.messages import decode_answer, decode_update
 from fedaipc.federation.simulation import prepare, simulate
 from fedaipc.privacy import training
+from fedaipc.sealing.committee import Agreement, Release
+from fedaipc.sealing.dealing import Upload, blob_bytes
+from fedaipc.sealing.encoding import Encoding
+from fedaipc.sealing.roster import Bundle
 from tests.federation.parts import on_the_wire, tiny
 
 if TYPE_CHECKING:
@@ -29,52 +39,78 @@ if TYPE_CHECKING:
     from fedaipc.results import Results, RoundResult
 
 CANARY = re.compile(r"zq[a-z]{6}")  # in every text, a word of its own
+LABELS = ("zlnegative", "zlpositive")
+USERS = "abbcccddddeeeeeffffff"
+STAGES = ("query.setup", "train.mask", "query.agree", "query.unmask")
 
 
 class Recorded:
-    """A run with all replies, all losses and all batch sizes of its PCs."""
+    """A run with all replies by stage, and what must not be in them."""
 
     def __init__(self) -> None:
-        self.replies: list[Message] = []
+        self.replies: list[tuple[str, Message]] = []
         self.losses: list[float] = []
         self.sizes: list[int] = []
         self.counts: list[int] = []
+        self.updates: list[bytes] = []
         self.told: list[RoundResult] = []
         self.logs = ""
         self.words: set[str] = set()
         self.run: Run
         self.results: Results
 
+    def answers(self, stage: str) -> list[Message]:
+        return [reply for name, reply in self.replies if name == stage and reply.has_content()]
+
+    def sent(self) -> list[bytes]:
+        """Every byte that left a PC."""
+        return [on_the_wire(reply) for _, reply in self.replies]
+
+    def found(self) -> set[str]:
+        """What kinds of secret are anywhere in what was sent."""
+        wires = self.sent()
+        secrets = {
+            "text": [word.encode() for word in self.words],
+            "label": [label.encode() for label in LABELS],
+            "update": [update[start : start + 64] for update in self.updates
+                       for start in range(256, len(update) - 64, 1024)],
+            # Eight bytes of a small number are in any frame.
+            "count": [f"count {count};".encode() for count in self.counts],
+            "loss": [struct.pack(order + kind, loss) for loss in self.losses
+                     for order, kind in (("<", "d"), (">", "d"))],
+        }  # fmt: skip
+        return {
+            kind
+            for kind, values in secrets.items()
+            if any(value in wire for wire in wires for value in values)
+        }
+
 
 def write_texts(path: Path) -> set[str]:
-    """CSV of 260 texts over groups of different sizes; the canary words in them."""
+    """CSV of 300 texts over users of different sizes; the canary words in them."""
     draw = random.Random(4)
     words = set()
     with path.open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(["text", "label", "user"])
-        for number in range(260):
+        for number in range(300):
             word = "zq" + "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6))
-            words.add(word)
-            user = f"zquserx{'aabbbccccc'[number % 10]}"
-            label = ("negative", "positive")[draw.random() < 0.5]
-            out.writerow([f"{word} was here {number}", label, user])
-            words.add(user)
+            user = "zquserx" + USERS[number % len(USERS)]
+            words |= {word, user}
+            out.writerow([f"{word} was here {number}", LABELS[draw.random() < 0.5], user])
     return words
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded:
-    folder = tmp_path_factory.mktemp("recorded")
+def record(folder: Path, mode: str) -> Recorded:
     found = Recorded()
     found.words = write_texts(folder / "texts.csv")
     with pytest.MonkeyPatch.context() as patch:
         real_reply, real_loss = InProcessGrid._run_client, training._loss
-        real_train = pc_module.train_round
+        real_train, real_encode = trainer_module.train_round, Encoding.encode
 
         def reply(self: InProcessGrid, message: Message) -> Message:
             answer = real_reply(self, message)
-            found.replies.append(answer)
+            found.replies.append((message.metadata.message_type, answer))
             return answer
 
         def loss(*args: Any) -> Any:
@@ -87,9 +123,24 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded
             found.counts.append(len(inputs))
             return real_train(classifier, inputs, *args, **named)
 
+        def encode(self: Encoding, *args: Any) -> Any:
+            words = real_encode(self, *args)
+            planted = b"".join(
+                [
+                    min(found.words).encode(),
+                    LABELS[0].encode(),
+                    f"count {found.counts[-1]};".encode(),
+                    struct.pack("<d", found.losses[-1]),
+                ]
+            )
+            words.view(np.uint8)[: len(planted)] = np.frombuffer(planted, np.uint8)
+            found.updates.append(words.tobytes())
+            return words
+
         patch.setattr(InProcessGrid, "_run_client", reply)
         patch.setattr(training, "_loss", loss)
-        patch.setattr(pc_module, "train_round", train)
+        patch.setattr(trainer_module, "train_round", train)
+        patch.setattr(Encoding, "encode", encode)
         stream = io.StringIO()
         handler = logging.StreamHandler(stream)
         root = logging.getLogger()
@@ -106,8 +157,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded
                     "data.test_size=20",
                     "privacy.sampling_rate=0.3",
                     "training.local_steps=2",
+                    "federation.pcs=6",
                     "federation.rounds=4",
-                    "federation.drop_out=0.5",
+                    "federation.drop_out=0.1",
+                    "federation.seed=1",
+                    f"sealing.mode={mode}",
                     f"output.folder='{folder}'",
                 )
             )
@@ -119,86 +173,127 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded
     return found
 
 
-def test_the_recording_saw_what_it_looks_for(recorded: Recorded) -> None:
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded:
+    return record(tmp_path_factory.mktemp("sealed"), "secagg")
+
+
+@pytest.fixture(scope="module")
+def in_the_open(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded:
+    return record(tmp_path_factory.mktemp("open"), "none")
+
+
+def test_the_recording_saw_what_it_looks_for(sealed: Recorded) -> None:
     """Else the tests below could not fail."""
-    assert len(set(recorded.counts)) == 3
-    assert len(recorded.losses) >= 6
-    assert len(recorded.words) > 200
-    assert sum(reply.has_content() for reply in recorded.replies) >= 6
-    size_classes = {pc.size_class for pc in recorded.results.pcs}
-    assert not size_classes & set(recorded.counts)
+    assert len(set(sealed.counts)) == 6
+    assert len(sealed.losses) >= 20
+    assert len(sealed.words) > 200
+    assert all(sealed.answers(stage) for stage in STAGES)
+    assert len(sealed.updates) >= 20
+    size_classes = {pc.size_class for pc in sealed.results.pcs}
+    assert not size_classes & set(sealed.counts)
 
 
-def test_no_word_of_any_text_is_in_what_left_or_in_a_log(recorded: Recorded) -> None:
-    for reply in recorded.replies:
-        sent = on_the_wire(reply).decode("latin-1")
-        assert not recorded.words & set(CANARY.findall(sent))
-        assert "was here" not in sent
-    assert not CANARY.search(recorded.logs)
-    assert "was here" not in recorded.logs
+def test_in_the_open_every_kind_of_canary_is_found(in_the_open: Recorded) -> None:
+    assert in_the_open.found() == {"text", "label", "update", "count", "loss"}
 
 
-def test_replies_differ_in_nothing_but_their_values(recorded: Recorded) -> None:
-    updates = [r for r in recorded.replies if r.has_content() and "update" in r.content]
-    assert len(updates) >= 3
-    assert {tuple(reply.content) for reply in updates} == {("update",)}
-    arrays = [reply.content["update"]["vector"] for reply in updates]
-    assert {tuple(reply.content["update"]) for reply in updates} == {("vector",)}
-    assert len({(a.dtype, a.shape, a.stype, len(a.data), a.data[:128]) for a in arrays}) == 1
+def test_of_a_sealed_run_nothing_is_found_in_any_byte_that_left_a_pc(sealed: Recorded) -> None:
+    assert sealed.found() == set()
+    for wire in sealed.sent():
+        assert b"was here" not in wire
+    assert not CANARY.search(sealed.logs)
+    assert "was here" not in sealed.logs
 
 
-def test_no_count_and_no_loss_is_in_a_reply(recorded: Recorded) -> None:
-    """As a number of 8 bytes nowhere, of 4 bytes not beside the noisy values.
+def test_every_byte_of_a_sealed_run_is_of_a_kind_that_the_specification_lists(
+    sealed: Recorded,
+) -> None:
+    """M16: each reply is one record of one frame, and each frame has the size of its round."""
+    names = {pc.name for pc in sealed.results.pcs}
+    for reply in sealed.answers("query.setup"):
+        assert set(reply.content) == {"pc"}
+        described = reply.content["pc"]
+        assert set(described) == {"name", "bundle"}
+        assert described["name"] in names
+        assert Bundle.decode(described["bundle"]).encode() == described["bundle"]
+    parameters = sealed.results.model.trainable_parameters
+    for reply in sealed.answers("train.mask"):
+        assert set(reply.content) == {"update"}
+        assert set(reply.content["update"]) == {"frame"}
+        frame = decode_update(reply.content)
+        assert isinstance(frame, bytes)
+        count = len(Upload.decode(frame).leaves)
+        assert count in (5, 6)
+        assert len(frame) == (
+            2 + 160 + 64  # label and version, header, signature
+            + 4 + 16 * count  # check values
+            + 4 + 80 * count  # leaves
+            + 4 + count * blob_bytes(count)
+            + 4 + 4 * parameters
+        )  # fmt: skip
+    for reply in sealed.answers("query.agree"):
+        assert set(reply.content) == {"answer"}
+        assert set(reply.content["answer"]) == {"frame"}
+        frame = decode_answer(reply.content)
+        assert len(frame) == 2 + 32 + 32 + 64
+        assert Agreement.decode(frame).encode() == frame
+    for reply in sealed.answers("query.unmask"):
+        assert set(reply.content) == {"answer"}
+        frame = decode_answer(reply.content)
+        release = Release.decode(frame)
+        outside = {len(one.pairs) for one in release.released}
+        assert len(outside) == 1
+        lost = outside.pop()
+        inside = len(release.released)
+        listed = inside + lost - 1 if lost else 0
+        one = 32 + 33 + 4 + 16 * listed + 4 + 33 * lost
+        assert len(frame) == 2 + 32 + 4 + inside * one
 
-    Among those one in some thousand runs would hold the 4 bytes of some loss by chance.
-    """
-    doubles, floats = (
-        {struct.pack(order + kind, loss) for loss in recorded.losses for order in "<>"}
-        for kind in "df"
-    )
-    for reply in recorded.replies:
-        if not (reply.has_content() and "update" in reply.content):
-            assert not reply.has_content() or set(reply.content) == {"pc"}
-            continue
-        values = reply.content["update"]["vector"].data[128:]
-        wire = on_the_wire(reply)
-        assert not any(secret in wire for secret in doubles)
-        beside = wire.replace(values, b"")
-        assert len(beside) == len(wire) - len(values)
-        assert not any(secret in beside for secret in floats)
-        numbers = np.frombuffer(values, np.float32)
-        for count in {*recorded.counts, *recorded.sizes}:
-            assert count not in numbers
-        assert len(values) == 4 * recorded.results.model.trainable_parameters
+
+def test_what_is_masked_or_sealed_looks_like_noise(sealed: Recorded) -> None:
+    uploads = [Upload.decode(bytes(decode_update(r.content))) for r in sealed.answers("train.mask")]
+    for part in ("vector", "blobs"):
+        content = b"".join(bytes(getattr(upload, part)) for upload in uploads)
+        counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
+        assert stats.chisquare(counts).pvalue > 1e-6
 
 
-def test_a_pc_that_vanished_sent_a_code_and_nothing_else(recorded: Recorded) -> None:
-    errors = [reply for reply in recorded.replies if reply.has_error()]
+def test_no_count_is_a_word_of_a_vector(sealed: Recorded) -> None:
+    for reply in sealed.answers("train.mask"):
+        words = np.frombuffer(Upload.decode(bytes(decode_update(reply.content))).vector, "<u4")
+        for count in {*sealed.counts, *sealed.sizes}:
+            assert count not in words
+
+
+def test_a_pc_that_vanished_sent_a_code_and_nothing_else(sealed: Recorded) -> None:
+    errors = [reply for _, reply in sealed.replies if reply.has_error()]
     assert errors
     assert {(reply.error.code, reply.error.reason) for reply in errors} == {(100, "")}
 
 
-def test_logs_and_rounds_hold_no_loss_of_a_pc(recorded: Recorded) -> None:
-    rounds = "\n".join(result.model_dump_json() for result in recorded.told)
-    assert len(recorded.told) >= 4
-    numbers = set(re.findall(r"\d+\.\d{3,}", recorded.logs + rounds))
+def test_logs_and_rounds_hold_no_loss_of_a_pc(sealed: Recorded) -> None:
+    rounds = "\n".join(result.model_dump_json() for result in sealed.told)
+    assert len(sealed.told) >= 4
+    numbers = set(re.findall(r"\d+\.\d{3,}", sealed.logs + rounds))
     assert numbers  # of the coordinator's own evaluation
-    assert not numbers & {f"{loss:.{digits}f}" for loss in recorded.losses for digits in (3, 4, 6)}
-    assert not numbers & {str(loss) for loss in recorded.losses}
+    assert not numbers & {f"{loss:.{digits}f}" for loss in sealed.losses for digits in (3, 4, 6)}
+    assert not numbers & {str(loss) for loss in sealed.losses}
 
 
-def test_what_the_coordinator_keeps_holds_no_text_of_a_pc(recorded: Recorded) -> None:
+def test_what_the_coordinator_keeps_holds_no_text_of_a_pc(sealed: Recorded) -> None:
     """Its own public sets apart, which it holds by design."""
-    folder = recorded.run.folder
+    folder = sealed.run.folder
+    assert not (folder / "uploads").exists()
     for path in (*folder.glob("*.json"), *folder.glob("*.toml"), *folder.glob("*.safetensors")):
         content = path.read_bytes().decode("latin-1")
         if path.name != "results.json":  # a simulator writes there which group each PC holds
             assert not CANARY.search(content), path.name
 
 
-def test_the_job_that_was_sent_names_no_seed_and_no_count(recorded: Recorded) -> None:
-    job = json.loads((recorded.run.folder / "job.json").read_text())
+def test_the_job_that_was_sent_names_no_seed_and_no_count(sealed: Recorded) -> None:
+    job = json.loads((sealed.run.folder / "job.json").read_text())
     text = json.dumps(job)
     assert "insecure" not in text
-    for count in recorded.counts:
+    for count in sealed.counts:
         assert not re.search(rf"\b{count}\b", text)

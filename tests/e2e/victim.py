@@ -10,11 +10,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from fedaipc.federation import checkpoint, client_app, pc, server_app
+from fedaipc.federation import checkpoint, client_app, membership, server_app, trainer, vault
 from fedaipc.federation.simulation import reopen, simulate
 from fedaipc.privacy import ledger, training
 
-TRACE = "trace.txt"  # one line for each time a PC starts to train and for each update it sends
+# One line for each time a PC starts to train, each update that it sends, and each set that it is
+# bound to.
+TRACE = "trace.txt"
 
 
 def die() -> None:
@@ -23,24 +25,31 @@ def die() -> None:
 
 def traced(folder: Path) -> None:
     """Let every PC note in the run folder when it starts to train and when it replies."""
-    real_train, real_encode = pc.Pc.train, client_app.encode_update
+    real_train, real_encode = trainer.Trainer.train, client_app.encode_update
+    real_bind = vault.Agreed.bind
     name = ""
 
     def note(what: str) -> None:
         with (folder / TRACE).open("a") as file:
             file.write(f"{what} {name}\n")
 
-    def train(self: pc.Pc, request: Any, classifier: Any) -> Any:
+    def train(self: trainer.Trainer, admitted: Any) -> Any:
         nonlocal name
-        name = self.owner.name
+        name = self._pc.owner.name
         note("trains")
-        return real_train(self, request, classifier)
+        return real_train(self, admitted)
+
+    def bind(self: vault.Agreed, set_hash: bytes) -> None:
+        real_bind(self, set_hash)
+        with (folder / TRACE).open("a") as file:
+            file.write(f"binds {self._path.parent.parent.name} {self._round} {set_hash.hex()}\n")
 
     def encode(update: Any) -> Any:
         note("sends")
         return real_encode(update)
 
-    pc.Pc.train, client_app.encode_update = train, encode
+    trainer.Trainer.train, client_app.encode_update = train, encode
+    vault.Agreed.bind = bind
 
 
 def deadly(owner: Any, name: str, nth: int, *, before: bool) -> None:
@@ -90,12 +99,20 @@ def victim(folder: Path, point: str, nth: float) -> None:
             deadly(training.PrivateOptimizer, "add_noise", int(nth), before=True)
         case "when an update is sent":
             deadly(client_app, "encode_update", int(nth), before=False)
+        case "before a set is recorded":
+            deadly(vault.Agreed, "bind", int(nth), before=True)
+        case "when a set is recorded":
+            deadly(vault.Agreed, "bind", int(nth), before=False)
+        case "when a word is sent":
+            deadly(client_app, "encode_answer", int(nth), before=False)
+        case "when keys are made":
+            deadly(vault.Vault, "bundle", int(nth), before=False)
         case "before a checkpoint":
             deadly(checkpoint.Checkpoint, "save", int(nth), before=True)
         case "between a checkpoint and the results":
             deadly(checkpoint.Checkpoint, "save", int(nth), before=False)
         case "when an attempt is numbered":
-            deadly(server_app.Coordinator, "_cohort", int(nth), before=True)
+            deadly(membership.Membership, "refresh", int(nth), before=True)
         case "at the end":
             deadly(server_app, "export", int(nth), before=False)
         case "seconds after its start":

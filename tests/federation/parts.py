@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from flwr.common.serde import message_from_proto, message_to_proto
 
 from fedaipc.config import load_settings
-from fedaipc.federation.job import Job, make_job
+from fedaipc.federation.job import Job, SignedJob, make_job
+from fedaipc.sealing.keys import SigningKey
 
 if TYPE_CHECKING:
     from flwr.app import Message
 
     from fedaipc.config import Settings
 
+ADMISSION = SigningKey(b"\x07" * 32)
 LABELS = ("negative", "positive")
 TINY = (
     "model.keep_layers=1",
@@ -35,7 +37,11 @@ def tiny(*changes: str) -> Settings:
 
 
 def tiny_job(*changes: str, layout_hash: str = "0" * 64) -> Job:
-    return make_job(tiny(*changes), LABELS, layout_hash, "0123456789abcdef")
+    return make_job(tiny(*changes), LABELS, layout_hash, "0123456789abcdef", (32, 64))
+
+
+def signed(job: Job) -> SignedJob:
+    return SignedJob.sign(ADMISSION, job)
 
 
 def on_the_wire(message: Message) -> bytes:

@@ -17,6 +17,7 @@ from fedaipc.results import (
     Results,
     RoundResult,
     Score,
+    SealingFacts,
 )
 
 DOMAINS = ("movies", "tweets", "products", "news")
@@ -43,6 +44,7 @@ def make_results(
         "seconds": 221.4,
         "not_private": () if private else ("mode none: no noise",),
         "privacy": _privacy(rounds, private=private),
+        "sealing": SealingFacts(mode="secagg", bits=32, bound=4096.0, colluding=2, least=14),
         "model": ModelFacts(
             base="minilm-l6",
             method="bitfit",
