@@ -100,5 +100,6 @@ class SealedSum(OpenSum):
                 for dealer in aggregator.dealers:
                     aggregator.leave_out(dealer, self._spool.upload(dealer).vector)
             self.blamed |= opening.blamed
+            aggregator.close()
             self._spool.close()
         self._spool.remove()

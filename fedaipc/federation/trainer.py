@@ -118,7 +118,7 @@ class Trainer:
         words = self._words(admitted)
         # 5. Mask.
         if admitted.keys is None:
-            return admitted.terms.encoding.pack(words)
+            return bytes(admitted.terms.encoding.pack(words))
         return deal(admitted.terms, admitted.keys, words).encode()
 
     def _words(self, admitted: Admitted) -> npt.NDArray[Any]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from fedaipc.errors import BadDealer, SealingError
 from fedaipc.sealing import tree
 from fedaipc.sealing.committee import Dealt, Proposal
-from fedaipc.sealing.dealing import list_hash
+from fedaipc.sealing.dealing import CHECK_BYTES, LEAF_BYTES, list_hash
 from fedaipc.sealing.masks import add_masks
-from fedaipc.sealing.shares import combine
+from fedaipc.sealing.shares import SHARE_BYTES, combine
 from fedaipc.sealing.terms import check_value, commitments, set_hash
 
 if TYPE_CHECKING:
@@ -31,9 +31,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Lists:
-    checks: tuple[bytes, ...]
-    leaves: tuple[bytes, ...]
+    """Of one upload; joined, since many small objects would take three times the memory."""
+
+    checks: bytes
+    leaves: bytes
     tree: tree.Tree
+
+    @classmethod
+    def of(cls, upload: Upload) -> _Lists:
+        joined = (b"".join(upload.checks), b"".join(upload.leaves))
+        return cls(*joined, tree.Tree(upload.leaves))
+
+    def check(self, place: int) -> bytes:
+        return self.checks[place * CHECK_BYTES : (place + 1) * CHECK_BYTES]
+
+    def leaf(self, place: int) -> bytes:
+        return self.leaves[place * LEAF_BYTES : (place + 1) * LEAF_BYTES]
 
 
 class Aggregator:
@@ -46,7 +59,7 @@ class Aggregator:
         self._headers: dict[bytes, tuple[Header, bytes]] = {}
         self._lists: dict[bytes, _Lists] = {}
         # By the member's place and the dealer: of its own key, then of pairs with PCs outside.
-        self._shares: dict[int, dict[bytes, tuple[bytes, ...]]] = {}
+        self._shares: dict[int, dict[bytes, bytes]] = {}
 
     @property
     def dealers(self) -> tuple[bytes, ...]:
@@ -78,8 +91,7 @@ class Aggregator:
         for upload in uploads:
             if self._headers.get(upload.header.dealer) != (upload.header, upload.signature):
                 raise SealingError("an upload is not the one that was added")
-            leaves = tree.Tree(upload.leaves)
-            self._lists[upload.header.dealer] = _Lists(upload.checks, upload.leaves, leaves)
+            self._lists[upload.header.dealer] = _Lists.of(upload)
 
     def disagreeing(self) -> tuple[set[bytes], set[bytes]]:
         """Dealers that gave another pair key than the other end did: surely wrong ones, and rest.
@@ -116,7 +128,7 @@ class Aggregator:
             tuple(
                 Dealt(
                     *self._headers[dealer],
-                    self._lists[dealer].leaves[place],
+                    self._lists[dealer].leaf(place),
                     self._lists[dealer].tree.path(place),
                     blobs[dealer],
                 )
@@ -134,7 +146,7 @@ class Aggregator:
         for one in release.released:
             if len(one.pairs) != len(outside) or len(one.commitments) != listed:
                 raise SealingError("a member did not release what the set asks for")
-            leaf = self._lists[one.dealer].leaves[member]
+            leaf = self._lists[one.dealer].leaf(member)
             if outside and list_hash(one.commitments) != leaf[48:]:
                 raise SealingError("a member shows other commitments than the dealer signed")
             shares = (one.own, *one.pairs)
@@ -142,7 +154,7 @@ class Aggregator:
             signed = [leaf[32:48], *(one.commitments[place - 1] for place in places)]
             if commitments(terms.context, one.dealer, release.member, shares) != signed:
                 raise SealingError("a member released a share that the dealer did not sign")
-            found[one.dealer] = shares
+            found[one.dealer] = b"".join(shares)
         self._shares[member] = found
 
     def open(self) -> None:
@@ -166,6 +178,11 @@ class Aggregator:
                 (plus if dealer > other else minus).append(key)
         add_masks(self._total, plus, minus)
 
+    def close(self) -> None:
+        """Forget all that opening took, but for whose uploads are in the sum."""
+        self._lists.clear()
+        self._shares.clear()
+
     def _outside(self) -> list[bytes]:
         """Participants whose uploads are not in the set, ascending."""
         return [pc for pc in self.terms.participants if pc not in self._headers]
@@ -174,13 +191,14 @@ class Aggregator:
         """Of a dealer, from the released shares with this number, by the check value at `place`."""
         # The first members: then all keys have the same ones, whose weights are kept.
         members = sorted(self._shares)[: self.terms.thresholds.shares]
-        key = combine({member: self._shares[member][dealer][number] for member in members})
-        if check_value(self.terms.context, key) != self._lists[dealer].checks[place]:
+        part = slice(number * SHARE_BYTES, (number + 1) * SHARE_BYTES)
+        key = combine({member: self._shares[member][dealer][part] for member in members})
+        if check_value(self.terms.context, key) != self._lists[dealer].check(place):
             raise BadDealer(dealer)
         return key
 
     def _pair_check(self, dealer: bytes, other: bytes) -> bytes:
-        return self._lists[dealer].checks[_place(self.terms, dealer, other)]
+        return self._lists[dealer].check(_place(self.terms, dealer, other))
 
 
 def _place(terms: Terms, dealer: bytes, other: bytes) -> int:

@@ -7,6 +7,7 @@ can never have wrapped around, whatever the PCs send that follow the rules.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedaipc.errors import SealingError
+from fedaipc.sealing.masks import in_parts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 BITS = (16, 24, 32)
 _LEAST_STEPS = 8  # of the integer grid on either side of 0, for one PC
-_CHUNK = 1 << 16
+_CHUNK = 1 << 16  # values; smaller ones keep threads waiting for each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +78,40 @@ class Encoding:
         finite.
         """
         words = np.empty(len(update), dtype=self.dtype)
-        randomness = Cipher(algorithms.AES256(dither), modes.CTR(bytes(16))).encryptor()
-        factor, most, zeros = self.scale * weight, self.most, bytes(4 * _CHUNK)
-        for start in range(0, len(update), _CHUNK):
-            part = update[start : start + _CHUNK].astype(np.float64)
-            if not np.isfinite(part).all():
-                raise SealingError("an update that is not finite cannot be sealed")
-            part *= factor
-            draws = np.frombuffer(randomness.update(zeros[: 4 * len(part)]), dtype="<u4")
-            part += draws * 2.0**-32  # in [0, 1): then rounding down is rounding at random
-            np.floor(part, out=part)
-            np.clip(part, -most, most, out=part)
-            words[start : start + _CHUNK] = part.astype(np.int64).astype(self.dtype)
+        in_parts(len(update), _CHUNK, lambda start, end: self._encode(
+            update[start:end], words[start:end], weight, dither, start
+        ))  # fmt: skip
         return words
+
+    def _encode(self, update: Floats, words: Words, weight: int, dither: bytes, start: int) -> None:
+        """Values from number `start` on, a multiple of the chunk."""
+        counter = (start * 4 // 16).to_bytes(16, "big")
+        randomness = Cipher(algorithms.AES256(dither), modes.CTR(counter)).encryptor()
+        factor, offset = self.scale * weight, self.most + 1
+        limit = np.float32(self.bound / weight)
+        if float(limit) * weight > self.bound:  # the largest of 32 bits within the bound
+            limit = np.nextafter(limit, np.float32(0))
+        zeros, stream = bytes(4 * _CHUNK), bytearray(4 * _CHUNK + 16)
+        draws = np.frombuffer(stream, "<u4")
+        inside, values = np.empty(_CHUNK, np.float32), np.empty(_CHUNK)
+        noise, whole = np.empty(_CHUNK), np.empty(_CHUNK, np.uint32)
+        for first in range(0, len(update), _CHUNK):
+            count = min(_CHUNK, len(update) - first)
+            given, part = update[first : first + count], inside[:count]
+            value, draw = values[:count], noise[:count]
+            # A sum shows at once what is not finite; one that only overflowed is looked at again.
+            if not math.isfinite(given.sum()) and not np.isfinite(given).all():
+                raise SealingError("an update that is not finite cannot be sealed")
+            np.minimum(given, limit, out=part)
+            np.maximum(part, -limit, out=part)
+            randomness.update_into(zeros[: 4 * count], stream)
+            np.multiply(draws[:count], 2.0**-32, out=draw)  # in [0, 1)
+            draw += offset
+            value[:] = part  # and not times the factor at once, which 32 bits would round
+            value *= factor
+            value += draw  # at least 1: then to cut off is to round down, at random
+            whole[:count] = value
+            words[first : first + count] = whole[:count] - np.uint32(offset)  # modulo the ring
 
     def decode(self, total: Words) -> npt.NDArray[np.float64]:
         """The weighted sum, shape (size,), of what was encoded by up to `count` PCs."""
@@ -98,10 +121,10 @@ class Encoding:
             signed = (signed << unused) >> unused
         return signed.astype(np.float64) / self.scale
 
-    def pack(self, words: Words) -> bytes:
-        """`words` as `width` bytes each, little-endian."""
+    def pack(self, words: Words) -> bytes | memoryview:
+        """`words` as `width` bytes each, little-endian; a view of them where they lie like that."""
         if self.width == words.dtype.itemsize:
-            return words.tobytes()
+            return words.view(np.uint8).data
         return words.view(np.uint8).reshape(-1, 4)[:, : self.width].tobytes()
 
     def unpack(self, content: bytes | memoryview, size: int) -> Words:

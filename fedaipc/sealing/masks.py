@@ -14,7 +14,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 _BLOCK = 16
-_CHUNK = 1 << 18  # bytes: stream and vector stay in the second-level cache
-_WORTH_A_THREAD = 1 << 20  # bytes of the vector
+_CHUNK = 1 << 19  # bytes: stream and vector stay in the second-level cache
 
 
 def add_masks(
@@ -37,14 +36,24 @@ def add_masks(
     """
     if not vector.flags.c_contiguous or vector.dtype not in (np.dtype("<u4"), np.dtype("<u2")):
         raise ValueError("vector must be contiguous, of little-endian 2- or 4-byte words")
-    size, workers = vector.nbytes, threads or _cpus()
-    if workers == 1 or size < _WORTH_A_THREAD:
-        _add(vector, plus, minus, 0, size)
+    in_parts(
+        vector.nbytes, _CHUNK, lambda start, end: _add(vector, plus, minus, start, end), threads
+    )
+
+
+def in_parts(size: int, chunk: int, work: Callable[[int, int], None], threads: int = 0) -> None:
+    """Call `work(start, end)` so that it covers 0 to `size`, in several threads where it pays.
+
+    Starts are multiples of `chunk`. AES and numpy's loops let other threads run.
+    """
+    workers = threads or _cpus()
+    if workers == 1 or size <= 4 * chunk:
+        work(0, size)
         return
-    share = -(-size // workers // _CHUNK) * _CHUNK
+    share = -(-size // workers // chunk) * chunk
     ends = [(start, min(start + share, size)) for start in range(0, size, share)]
-    with ThreadPoolExecutor(len(ends)) as pool:  # AES and numpy's loops release the lock
-        for done in [pool.submit(_add, vector, plus, minus, *end) for end in ends]:
+    with ThreadPoolExecutor(len(ends)) as pool:
+        for done in [pool.submit(work, *end) for end in ends]:
             done.result()
 
 

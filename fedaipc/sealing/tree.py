@@ -23,29 +23,28 @@ class Tree:
 
     def __init__(self, entries: Sequence[bytes]) -> None:
         level = [_leaf(entry) for entry in entries]
-        self._levels = [level]
+        self._levels = [b"".join(level)]  # many small objects would take three times the memory
         while len(level) > 1:
             above = [_node(*pair) for pair in zip(level[::2], level[1::2], strict=False)]
             if len(level) % 2:
                 above.append(level[-1])
-            self._levels.append(above)
+            self._levels.append(b"".join(above))
             level = above
 
     @property
     def root(self) -> bytes:
         """32 bytes that stand for all entries in their order."""
-        top = self._levels[-1]
-        return top[0] if top else hashlib.sha256().digest()
+        return self._levels[-1] or hashlib.sha256().digest()
 
     def path(self, number: int) -> tuple[bytes, ...]:
         """What proves entry `number`: hashes from the bottom up, at most log2 of their count."""
-        if not 0 <= number < len(self._levels[0]):
+        if not 0 <= number < len(self._levels[0]) // HASH_BYTES:
             raise IndexError(number)
         found = []
         for level in self._levels[:-1]:
-            partner = number ^ 1
-            if partner < len(level):
-                found.append(level[partner])
+            start = (number ^ 1) * HASH_BYTES
+            if start < len(level):
+                found.append(level[start : start + HASH_BYTES])
             number >>= 1
         return tuple(found)
 

@@ -89,7 +89,7 @@ class FakePc:
     def usual_mask(self, request: MaskRequest) -> RecordDict:
         terms, words = self.words(request)
         if not terms.sealed:
-            return encode_update(terms.encoding.pack(words))
+            return encode_update(bytes(terms.encoding.pack(words)))
         vault = Pc(self.folder).vault
         vault.keep(terms, request.terms)
         return encode_update(deal(terms, vault.keys(terms), words).encode())

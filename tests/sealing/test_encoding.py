@@ -90,7 +90,7 @@ def test_packed_words_take_their_bits_and_come_back(bits: int, size: int) -> Non
     assert len(packed) == size * bits // 8
     assert np.array_equal(encoding.unpack(packed, size), words)
     with pytest.raises(SealingError, match="bytes"):
-        encoding.unpack(packed + b"\0", size)
+        encoding.unpack(bytes(packed) + b"\0", size)
 
 
 def test_24_bits_lose_nothing_but_what_is_above_them() -> None:
