@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Write the README's figures from simulations/results/*.json; --check only compares.
+"""Write the figures of README.md and docs/sealing.md; --check only compares.
 
-Run it with .venv/bin/python.
+They come from simulations/results/*.json and scripts/bench/results/*.json. Run it with
+.venv/bin/python.
 """
 
 from __future__ import annotations
@@ -18,17 +19,22 @@ from fedaipc.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "simulations" / "results"
+BENCH = ROOT / "scripts" / "bench" / "results"
 ORDER = ("alone-by-domain", "alone-iid", "central", "federated", "private-8")
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
+    readme, sealing = ROOT / "README.md", ROOT / "docs" / "sealing.md"
     text = readme.read_text(encoding="utf-8")
-    wanted = between(between(text, "results", table()), "demo", f"```\n{demo()}\n```")
-    if "--check" not in sys.argv:
-        readme.write_text(wanted, encoding="utf-8")
-    elif wanted != text:
-        sys.exit("README.md differs from simulations/results; run scripts/readme_table.py")
+    wanted = {
+        readme: between(between(text, "results", table()), "demo", f"```\n{demo()}\n```"),
+        sealing: between(sealing.read_text(encoding="utf-8"), "sealing", costs()),
+    }
+    for path, content in wanted.items():
+        if "--check" not in sys.argv:
+            path.write_text(content, encoding="utf-8")
+        elif content != path.read_text(encoding="utf-8"):
+            sys.exit(f"{path.name} differs from the results; run scripts/readme_table.py")
 
 
 def between(text: str, name: str, content: str) -> str:
@@ -54,6 +60,76 @@ def table() -> str:
             f"± {result['test_accuracy_deviation']:.3f} | {result['test_macro_f1_mean']:.3f} |"
         )
     return "\n".join(rows)
+
+
+def costs() -> str:
+    """What sealing costs, as measured by scripts/bench."""
+    masks, rounds, demo_, rings = (
+        json.loads((BENCH / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("sealing", "sealed_round", "sealed_demo", "ring")
+    )
+    seconds, kib = masks["seconds"], 1 / 1024
+    lines = [
+        (
+            f"The 20-PC demo takes {demo_['median_ratio'] - 1:.1%} longer than in the open (median of "
+            f"{len(demo_['ratios'])} pairs)."
+        ),
+        "",
+        (
+            f"Masking {masks['values'] // 10**6} million values with {masks['masks']} masks takes "
+            f"{seconds['masks, one thread']:.3f} s on one thread, {masks['share_of_limit']:.0%} of "
+            "what AES-256-CTR and the additions allow, and "
+            f"{seconds['masks, two threads']:.3f} s on two. Rounded and packed as well, on "
+            f"{masks['cores']} cores: {seconds['ours, rounded, masked and packed']:.3f} s, against "
+            f"{seconds['Flower SecAgg+, the same']:.3f} s of Flower's SecAgg+, "
+            f"{masks['speedup_over_flower']:.1f} times as fast in {masks['bytes_over_flower']:.2f} of "
+            "the bytes."
+        ),
+        "",
+        (
+            f"A round with {rounds['values']:,} values (a LoRA adapter), a tenth of the PCs lost "
+            "before they upload; all PCs in one process on one core, the coordinator on the other:"
+        ),
+        "",
+        "| PCs | groups | a PC seals | agrees | unmasks | coordinator adds | opens | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in rounds["rounds"]:
+        pc, own = one["seconds_per_pc"], one["coordinator_seconds"]
+        lines.append(
+            f"| {one['pcs']:,} | {one['groups']} | {pc['mask'] * 1000:.0f} ms "
+            f"| {pc['query.agree'] * 1000:.0f} ms | {pc['query.unmask'] * 1000:.0f} ms "
+            f"| {own['add and keep uploads']:.1f} s | {own['agree, unmask, open']:.1f} s "
+            f"| {one['coordinator_memory_over_idle_bytes'] / 2**20:.0f} MiB |"
+        )
+    lines += [
+        "",
+        "Traffic of one PC in that round. Only as many members as are needed agree and unmask.",
+        "",
+        "| PCs | vector | shares, up | agree, down | unmask, down | released shares, up |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in rounds["rounds"]:
+        size = one["bytes_per_pc"]
+        names = ("vector", "shares and header, up", "agree, down", "unmask, down", "unmask, up")
+        cells = " | ".join(f"{size[name] * kib:,.0f} KiB" for name in names)
+        lines.append(f"| {one['pcs']:,} | {cells} |")
+    lines += [
+        "",
+        (
+            "Smaller rings, on the demo's job with one test seed: what rounding is beside the noise of "
+            "one PC, how far the final model is from that of 32 bits, and its accuracy."
+        ),
+        "",
+        "| bits | bytes per value | rounding / noise | distance | test accuracy |",
+        "|---|---|---|---|---|",
+    ]
+    for one in rings["rings"]:
+        lines.append(
+            f"| {one['bits']} | {one['bytes_per_value']} | {one['rounding_over_noise']:.1e} "
+            f"| {one['distance_to_32_bits']:.1e} | {one['test_accuracy']:.4f} |"
+        )
+    return "\n".join(lines)
 
 
 def demo() -> str:
