@@ -71,8 +71,8 @@ def costs() -> str:
     seconds, kib = masks["seconds"], 1 / 1024
     lines = [
         (
-            f"The 20-PC demo takes {demo_['median_ratio'] - 1:.1%} longer than in the open (median of "
-            f"{len(demo_['ratios'])} pairs)."
+            f"The 20-PC demo takes {demo_['median_ratio'] - 1:.1%} longer than in the open "
+            f"(median of {len(demo_['ratios'])} pairs)."
         ),
         "",
         (
@@ -82,8 +82,8 @@ def costs() -> str:
             f"{seconds['masks, two threads']:.3f} s on two. Rounded and packed as well, on "
             f"{masks['cores']} cores: {seconds['ours, rounded, masked and packed']:.3f} s, against "
             f"{seconds['Flower SecAgg+, the same']:.3f} s of Flower's SecAgg+, "
-            f"{masks['speedup_over_flower']:.1f} times as fast in {masks['bytes_over_flower']:.2f} of "
-            "the bytes."
+            f"{masks['speedup_over_flower']:.1f} times as fast in "
+            f"{masks['bytes_over_flower']:.2f} of the bytes."
         ),
         "",
         (
@@ -117,8 +117,8 @@ def costs() -> str:
     lines += [
         "",
         (
-            "Smaller rings, on the demo's job with one test seed: what rounding is beside the noise of "
-            "one PC, how far the final model is from that of 32 bits, and its accuracy."
+            "Smaller rings, on the demo's job with one test seed: what rounding is beside the noise "
+            "of one PC, how far the final model is from that of 32 bits, and its accuracy."
         ),
         "",
         "| bits | bytes per value | rounding / noise | distance | test accuracy |",
