@@ -117,8 +117,8 @@ def costs() -> str:
     lines += [
         "",
         (
-            "Smaller rings, on the demo's job with one test seed: what rounding is beside the noise "
-            "of one PC, how far the final model is from that of 32 bits, and its accuracy."
+            "Smaller rings, on the demo's job with one test seed: what rounding is beside the "
+            "noise of one PC, how far the final model is from that of 32 bits, and its accuracy."
         ),
         "",
         "| bits | bytes per value | rounding / noise | distance | test accuracy |",
