@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedaipc
 from fedaipc.config import Settings, load_settings
-from fedaipc.errors import BudgetExhausted, OutputError
+from fedaipc.errors import BudgetExhausted, EncodingError, OutputError
 from fedaipc.federation.admission import ROSTER_FILE, read_roster
 from fedaipc.federation.checkpoint import Checkpoint
 from fedaipc.federation.coordinator import Coordinator
@@ -96,8 +96,7 @@ def run_job(
     """Run or go on with the job in `folder`; leaves results.json, checkpoint and model there."""
     clock = time.monotonic()
     settings = load_settings(folder / CONFIG_FILE)
-    admission, roster = read_roster((folder / ROSTER_FILE).read_bytes())
-    signed = read_job(folder, admission)
+    signed, roster = read_job(folder)
     job = signed.job
     device = choose_device(settings.speed)
     classifier = Classifier(job.model, job.labels)
@@ -279,11 +278,15 @@ def _cache(settings: Settings, folder: Path) -> Path | None:
     return Path(settings.speed.cache_folder or folder / "cache")
 
 
-def read_job(folder: Path, admission: bytes) -> SignedJob:
-    """The job of a run folder. Raises OutputError, RoundError or SealingError."""
+def read_job(folder: Path) -> tuple[SignedJob, Roster]:
+    """The job and the members of a run folder. Raises OutputError, RoundError or SealingError."""
     job = Job.parse(_read(folder / JOB_FILE))
     signature = _read(folder / SIGNATURE_FILE).strip()
-    return SignedJob.read(job.model_dump_json(), bytes.fromhex(signature), admission)
+    try:
+        admission, roster = read_roster((folder / ROSTER_FILE).read_bytes())
+        return SignedJob.read(job.model_dump_json(), bytes.fromhex(signature), admission), roster
+    except (OSError, ValueError, EncodingError) as error:
+        raise OutputError(f"{folder}: job or members cannot be read ({error})") from None
 
 
 def _read(path: Path) -> str:

@@ -372,3 +372,44 @@ def test_an_error_nobody_foresaw_is_not_hidden(
     monkeypatch.setattr("fedaipc.cli.simulate.read_settings", broken)
     with pytest.raises(ZeroDivisionError):
         fedaipc("simulate", "reviews.csv")
+
+
+# Sealing
+
+
+def test_a_run_says_that_its_updates_were_sealed(simulate: Callable[..., Ran]) -> None:
+    ran = simulate()
+    assert ran.code == 0, ran.err
+    assert "sealed, 32 bits" in ran.out
+    assert "NOT SEALED" not in ran.out
+    sealing = Results.load(Path("out/run")).sealing
+    assert (sealing.mode, sealing.colluding, sealing.least) == ("secagg", 1, 3)
+
+
+def test_plain_updates_are_marked_wherever_the_run_is_shown(
+    simulate: Callable[..., Ran], fedaipc: Callable[..., Ran]
+) -> None:
+    ran = simulate("--insecure-plain-updates", "--set", "output.plots=true")
+    assert ran.code == 0, ran.err
+    first, *_ = ran.out.splitlines()
+    assert "NOT SEALED" in first
+    assert ran.out.count("NOT SEALED") == 2
+    assert Results.load(Path("out/run")).sealing.mode == "none"
+    assert "NOT SEALED" in Path("out/run/report.html").read_text()
+    again = fedaipc("report", "out/run")
+    assert "NOT SEALED" in again.out
+    simulate("--name", "sealed")
+    both = fedaipc("report", "out/run", "out/sealed")
+    assert re.search(r"\bNO\b", both.out)
+    assert re.search(r"\byes\b", both.out)
+
+
+def test_plain_updates_must_be_asked_for_by_their_flag(simulate: Callable[..., Ran]) -> None:
+    refused(simulate("--set", "sealing.mode=none"), 2, "--insecure-plain-updates")
+
+
+def test_two_pcs_cannot_be_sealed_and_the_line_says_what_to_do(
+    simulate: Callable[..., Ran],
+) -> None:
+    refused(simulate(pcs=2), 2, "--insecure-plain-updates")
+    assert simulate("--insecure-plain-updates", pcs=2).code == 0

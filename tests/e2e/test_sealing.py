@@ -1,0 +1,100 @@
+"""Real training, sealed and in the open: the same model, and outputs that say which it was."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fedaipc.errors import ConfigError
+from fedaipc.federation.simulation import prepare, simulate
+from fedaipc.results import Results
+from tests.e2e.runs import quiet
+from tests.federation.parts import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SEALED = ("federation.pcs=5", "federation.weighting=size-class", "speed.threads=1")
+
+
+def trained(folder: Path, *changes: str) -> Results:
+    run = prepare(tiny(f"output.folder='{folder}'", *SEALED, *changes), test_seed=5)
+    return simulate(run, "in-process", quiet)
+
+
+@pytest.mark.parametrize("bits", [32, 24, 16])
+@pytest.mark.parametrize("weighting", ["size-class", "equal"])
+def test_training_with_sealing_gives_the_same_model_as_without_bit_for_bit(
+    tmp_path: Path, minilm: Path, bits: int, weighting: str
+) -> None:
+    same = (f"sealing.bits={bits}", f"federation.weighting={weighting}")
+    sealed = trained(tmp_path, *same)
+    in_the_open = trained(tmp_path, *same, "sealing.mode=none")
+    assert sealed.model.vector_hash == in_the_open.model.vector_hash
+    assert sealed.test == in_the_open.test
+    assert (sealed.sealing.mode, in_the_open.sealing.mode) == ("secagg", "none")
+    assert (sealed.sealing.bits, sealed.sealing.least, sealed.sealing.colluding) == (bits, 4, 1)
+    assert set(sealed.rounds[0].traffic) == {"setup", "mask", "agree", "unmask"}
+    assert set(in_the_open.rounds[0].traffic) == {"setup", "mask"}
+
+
+def test_rings_differ_in_their_rounding(tmp_path: Path, minilm: Path) -> None:
+    hashes = {trained(tmp_path, f"sealing.bits={bits}").model.vector_hash for bits in (32, 24, 16)}
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("stage", ["mask", "agree", "unmask"])
+def test_pcs_that_vanish_in_a_stage_do_not_stop_a_run(
+    tmp_path: Path, minilm: Path, stage: str
+) -> None:
+    results = trained(
+        tmp_path,
+        f"federation.drop_out_stage={stage}",
+        "federation.drop_out=0.15",
+        "federation.pcs=6",
+        "federation.rounds=4",
+    )
+    assert results.status == "finished"
+    assert sum(not one.void for one in results.rounds) == 4
+    assert all(one.why_void for one in results.rounds if one.void)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("federation.pcs=2",),
+        ("federation.pcs=10", "federation.only=[0, 1, 2]"),
+        ("federation.pcs=10", "federation.fraction=0.2"),
+        ("federation.pcs=10", "sealing.colluding=9"),
+    ],
+    ids=str,
+)
+def test_too_few_pcs_to_hide_in_are_refused_before_anything_runs(
+    tmp_path: Path, minilm: Path, changes: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="--insecure-plain-updates"):
+        prepare(tiny(f"output.folder='{tmp_path}'", *changes))
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_keys_are_the_owners_alone_and_gone_when_the_run_is_over(
+    tmp_path: Path, minilm: Path
+) -> None:
+    """M10."""
+    run = prepare(tiny(f"output.folder='{tmp_path}'"))
+    simulate(run, "in-process", quiet)
+    for pc in sorted(run.pc_state.glob("pc-*")):
+        vault = pc / "sealing"
+        assert not (vault / "epoch.json").exists()
+        for file in (pc / "sealing").iterdir():
+            if file.name != ".lock":
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+        assert stat.S_IMODE(vault.stat().st_mode) == 0o700
+    key = run.pc_state / "federation" / "admission.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    secret = key.read_bytes()
+    for file in run.folder.rglob("*"):
+        if file.is_file() and file != key:
+            assert secret not in file.read_bytes()
