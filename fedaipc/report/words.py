@@ -105,8 +105,8 @@ def sealing_text(results: Results) -> str:
     if sealing.mode == "none":
         return NOT_SEALED
     return (
-        f"sealed, {sealing.bits} bits: sums of at least {sealing.least} PCs are opened, none while "
-        f"up to {sealing.colluding} collude with the server"
+        f"sealed, {sealing.bits} bits: the server sees sums of {sealing.least} or more PCs, "
+        f"of which {sealing.colluding} may be on its side"
     )
 
 

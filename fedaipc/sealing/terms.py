@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TERMS = 3
 LEAST_PCS = 3
 _HASH_BYTES = 32
-_MOST_RISK = 2.0**-40
+_MOST_RISK = 2.0**-50  # of one group in one attempt; a run has thousands of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def thresholds(count: int, *, group: int, members: int, colluding: int, least: f
 
 @lru_cache(maxsize=256)
 def colluding_in(group: int, members: int, colluding: int) -> int:
-    """How many of `colluding` among `members` a drawn group holds at most, but for odds of 2^-40.
+    """How many of `colluding` among `members` a drawn group holds at most, but for odds of 2^-50.
 
     The exact hypergeometric tail; all of them where everybody is drawn.
     """
