@@ -221,17 +221,18 @@ class Coordinator:
         )
 
     def _collect(self, groups: list[Terms], number: int, total: OpenSum, tally: _Tally) -> None:
-        requests: dict[bytes, RecordDict] = {}
-        for terms in groups:
-            request = MaskRequest(
-                job=self._signed.text,
-                signature=self._signed.signature,
-                round=number,
-                terms=terms.encode(),
-                vector=self._checkpoint.vector,
-            ).encode()
-            requests |= dict.fromkeys(terms.participants, request)
-        for sender, reply in self._ask(MASK, requests.items(), self._federation.round_timeout):
+        def requests() -> Iterator[tuple[bytes, RecordDict]]:
+            for terms in groups:  # one group's request at a time: it holds the whole vector
+                request = MaskRequest(
+                    job=self._signed.text,
+                    signature=self._signed.signature,
+                    round=number,
+                    terms=terms.encode(),
+                    vector=self._checkpoint.vector,
+                ).encode()
+                yield from ((pc, request) for pc in terms.participants)
+
+        for sender, reply in self._ask(MASK, requests(), self._federation.round_timeout):
             try:
                 answer = decode_update(reply)
                 if isinstance(answer, str):
@@ -251,6 +252,8 @@ class Coordinator:
             return self._ask(stage, requests, self._federation.stage_timeout)
 
         total.finish(ask)
+        for reason in total.reasons:
+            _log.warning("a group's sum is not opened: %s", reason)
         tally.arrived = total.inside
         self._banned |= total.blamed
         tally.blamed = tuple(sorted(self._membership.members[pc].name for pc in total.blamed))
