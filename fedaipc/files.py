@@ -35,6 +35,11 @@ def write_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file of lines. Raises OSError."""
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 def append_durable(path: Path, line: bytes) -> None:
     """Append `line`; when this returns, it is on the disk. Raises OSError."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))

@@ -27,6 +27,7 @@ evaluation.py        the coordinator's own public validation and test sets
 
 Both on one machine
 simulation.py        many PCs: folders, engines, results
+simulated_pc.py      one of them
 flower_adapter.py    the only place that touches Flower's internals
 flower_engine.py     Flower's simulation runtime as a child process
 """

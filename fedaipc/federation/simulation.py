@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from fedaipc.config import OwnerSettings, Policy, load_owner, load_settings, to_toml
+from fedaipc.config import load_settings, to_toml
 from fedaipc.data.prepare import prepare_simulation
 from fedaipc.errors import (
     BudgetExhausted,
     ConfigError,
     EngineError,
     OutputError,
-    PrivacyError,
     RoundError,
     SealingError,
 )
@@ -34,27 +33,25 @@ from fedaipc.federation.client_app import app as client_app
 from fedaipc.federation.client_app import pc_folder
 from fedaipc.federation.flower_adapter import run_in_process
 from fedaipc.federation.job import Job, SignedJob, make_job
-from fedaipc.federation.pc import LEDGER_FILE, OWNER_FILE
 from fedaipc.federation.round_terms import job_thresholds
+from fedaipc.federation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
 from fedaipc.federation.vault import Vault
+from fedaipc.files import write_text
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.load import is_local
 from fedaipc.privacy.ledger import Ledger
-from fedaipc.privacy.plan import check_delta, filter_order, make_plan, size_class
-from fedaipc.results import RESULTS_FILE, Engine, PcResult, Results, RoundResult
+from fedaipc.privacy.plan import filter_order, make_plan
+from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult
 from fedaipc.sealing.roster import MOST_IN_A_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fedaipc.config import FederationSettings, PrivacySettings, Settings
-    from fedaipc.data.records import Records
+    from fedaipc.config import FederationSettings, Settings
 
-_RECORDS_FILE = "records.parquet"
 _PLACE_FILE = "pc-state.json"
 _FEDERATION_FOLDER = "federation"  # beside the PCs
 _JOINED_FILE = "joined-run.json"  # beside the PCs: the run whose records they hold
-_NEW = ".new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +100,19 @@ def prepare(
             "notes": data.notes,
         }
         # Relative where the PCs lie within: then the whole folder can be moved.
-        _write(folder / _PLACE_FILE, json.dumps("pcs" if pc_state is None else str(state)))
-        _write(folder / server_app.CONFIG_FILE, to_toml(settings))
+        write_text(folder / _PLACE_FILE, json.dumps("pcs" if pc_state is None else str(state)))
+        write_text(folder / server_app.CONFIG_FILE, to_toml(settings))
         with _locked(state):
             admission = Admission(state / _FEDERATION_FOLDER)
             parts = [data.train.take(indices) for indices in data.parts]
             owners = [
-                _owner(pc_folder(state, number), len(records), settings, admission, test_seed)
+                owner_settings(
+                    pc_folder(state, number), len(records), settings, admission, test_seed
+                )
                 for number, records in enumerate(parts)
             ]
             ledgers = [
-                _prepare_pc(state / owner.name, owner, records, settings.privacy, order)
+                prepare_pc(state / owner.name, owner, records, settings.privacy, order)
                 for owner, records in zip(owners, parts, strict=True)
             ]
             job = make_job(
@@ -126,14 +125,14 @@ def prepare(
             _check_sealing(job, settings.federation)
             _write_job(folder, job, admission, [state / owner.name for owner in owners])
             facts["not_private"] = _not_private(settings, test_seed, ledgers)
-            _write(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
+            write_text(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
             covered = _covered_rounds(job, ledgers, state)
             # A crash before the last PC has joined leaves them in no run: some would train the
             # old one on the records of the new one, or the other way round.
-            _write(state / _JOINED_FILE, json.dumps(None))
+            write_text(state / _JOINED_FILE, json.dumps(None))
             for owner in owners:
-                _join(state / owner.name)
-            _write(state / _JOINED_FILE, json.dumps(job.run))
+                join_run(state / owner.name)
+            write_text(state / _JOINED_FILE, json.dumps(job.run))
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise OutputError(
@@ -163,8 +162,8 @@ def _write_job(folder: Path, job: Job, admission: Admission, pcs: Sequence[Path]
     identities = [Vault.create(pc).identity.public for pc in pcs]
     (folder / ROSTER_FILE).write_bytes(admission.roster(identities))
     signed = SignedJob.sign(admission.key, job)
-    _write(folder / server_app.JOB_FILE, job.model_dump_json(indent=2))
-    _write(folder / server_app.SIGNATURE_FILE, signed.signature.hex())
+    write_text(folder / server_app.JOB_FILE, job.model_dump_json(indent=2))
+    write_text(folder / server_app.SIGNATURE_FILE, signed.signature.hex())
 
 
 def _with_whole_paths(settings: Settings) -> Settings:
@@ -281,59 +280,6 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
         raise
 
 
-def _owner(
-    folder: Path, records: int, settings: Settings, admission: Admission, test_seed: int | None
-) -> OwnerSettings:
-    """What the owner of the PC in `folder` decides; size class, delta and budget stay for life."""
-    privacy, federation = settings.privacy, settings.federation
-    public_class = size_class(records)
-    enrolled = (folder / OWNER_FILE).is_file()
-    if enrolled:
-        public_class = load_owner(folder / OWNER_FILE).size_class
-        if records > public_class:
-            raise PrivacyError(
-                f"{folder}: enrolled with size class {public_class}, which is fixed, and now "
-                "holds more records; use a new --pc-state"
-            )
-    if enrolled or (folder / LEDGER_FILE).is_file():
-        ledger = Ledger(folder / LEDGER_FILE)
-        for name, now, kept in (
-            ("delta", privacy.delta, ledger.delta),
-            ("lifetime_epsilon", privacy.lifetime_epsilon, ledger.lifetime_epsilon),
-        ):
-            if now != kept:
-                raise PrivacyError(
-                    f"{folder}: its ledger has {name} {kept:g} for good; give --set "
-                    f"privacy.{name}={kept:g}, or use a new --pc-state"
-                )
-    if privacy.mode != "none":
-        check_delta(privacy.delta, public_class)
-    return OwnerSettings(
-        name=folder.name,
-        source=f"./{_RECORDS_FILE}",
-        size_class=public_class,
-        base=settings.model.base,
-        admission=admission.key.public.hex(),
-        policy=_policy(settings),
-        insecure_test_seed=test_seed,
-        drop_out=federation.drop_out,
-        drop_out_stage=federation.drop_out_stage,
-        drop_out_seed=federation.seed,
-        speed=settings.speed,
-    )
-
-
-def _policy(settings: Settings) -> Policy:
-    """Of an owner who wants what this simulation asks for."""
-    usual = Policy()
-    return Policy(
-        allow_not_private=settings.privacy.mode == "none",
-        allow_plain_updates=settings.sealing.mode == "none",
-        most_local_steps=max(usual.most_local_steps, settings.training.local_steps),
-        most_length=max(usual.most_length, settings.model.max_length),
-    )
-
-
 def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
     """How many rounds every PC can afford. Raises BudgetExhausted where none affords one."""
     if not job.plan.private:
@@ -347,54 +293,11 @@ def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
     return min(ledger.rounds_left(mechanism) for ledger in ledgers)
 
 
-def _prepare_pc(
-    folder: Path, owner: OwnerSettings, records: Records, privacy: PrivacySettings, order: float
-) -> Ledger:
-    """Write what the PC will hold beside what it holds; make its ledger if it has none yet."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not (folder / LEDGER_FILE).is_file():
-        Ledger.create(
-            folder / LEDGER_FILE,
-            lifetime_epsilon=privacy.lifetime_epsilon,
-            delta=privacy.delta,
-            order=order,
-        )
-    records.write_parquet(folder / f"{_RECORDS_FILE}{_NEW}")
-    _write(folder / f"{OWNER_FILE}{_NEW}", to_toml(owner))
-    return Ledger(folder / LEDGER_FILE)
-
-
-def _join(folder: Path) -> None:
-    """Let the PC hold what `_prepare_pc` wrote."""
-    for name in (_RECORDS_FILE, OWNER_FILE):
-        (folder / f"{name}{_NEW}").replace(folder / name)
-
-
 def _completed(run: Run) -> Results:
     """results.json with what each PC holds and has spent, read from its own folder."""
-    import pyarrow.parquet as pq
-
     plan = Job.parse((run.folder / server_app.JOB_FILE).read_text(encoding="utf-8")).plan
-    pcs = []
-    for number in range(run.settings.federation.pcs):
-        folder = pc_folder(run.pc_state, number)
-        owner, ledger = load_owner(folder / OWNER_FILE), Ledger(folder / LEDGER_FILE)
-        table = pq.read_table(folder / _RECORDS_FILE)
-        exhausted = plan.private and not ledger.covers(plan.mechanism())
-        groups = table["group"].unique().to_pylist() if "group" in table.column_names else []
-        pcs.append(
-            PcResult(
-                name=owner.name,
-                size_class=owner.size_class,
-                examples=table.num_rows,
-                groups=tuple(sorted(g for g in groups if g is not None)),
-                epsilon=None if ledger.unprotected else ledger.spent_epsilon(),
-                lifetime_epsilon=ledger.lifetime_epsilon,
-                filter_order=ledger.order,
-                charges=len(ledger.charges),
-                state="exhausted" if exhausted else "active" if ledger.charges else "absent",
-            )
-        )
+    folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.pcs)]
+    pcs = [pc_result(folder, plan) for folder in folders]
     return Results.load(run.folder).model_copy(update={"pcs": tuple(pcs)})
 
 
@@ -453,7 +356,3 @@ def _locked(folder: Path) -> Iterator[None]:
         raise RoundError(f"{folder}: another process is running this job") from None
     except PermissionError:
         raise OutputError(f"{folder}: cannot be written; choose another --out") from None
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8")

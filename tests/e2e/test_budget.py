@@ -18,7 +18,7 @@ from fedaipc.errors import (
     PrivacyError,
     RoundError,
 )
-from fedaipc.federation import simulation
+from fedaipc.federation import simulated_pc, simulation
 from fedaipc.federation.simulation import Run, prepare, reopen, simulate
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
 from fedaipc.privacy.plan import charged_epsilon, filter_order, make_plan
@@ -258,8 +258,11 @@ def test_a_disk_that_fills_up_while_a_run_is_prepared_changes_no_pc(
                     full(path), real(path, content, **named)
                 ),
             )  # fmt: skip
-        real_write = simulation._write
-        patch.setattr(simulation, "_write", lambda path, t: (full(path), real_write(path, t)))
+        for module in (simulation, simulated_pc):
+            real_write = module.write_text
+            patch.setattr(
+                module, "write_text", lambda path, t, real=real_write: (full(path), real(path, t))
+            )
         with pytest.raises((OutputError, LedgerError)):
             prepare(more, pc_state=state)
     assert {f: f.read_bytes() for f in before} == before
@@ -274,7 +277,7 @@ def test_a_crash_while_pcs_join_a_run_leaves_no_run_that_mixes_records(
     state = tmp_path / "state"
     first = prepare(settings(tmp_path), pc_state=state)
     joined: list[Path] = []
-    real = simulation._join
+    real = simulation.join_run
 
     def crash(folder: Path) -> None:
         if len(joined) == 2:
@@ -283,7 +286,7 @@ def test_a_crash_while_pcs_join_a_run_leaves_no_run_that_mixes_records(
         real(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(simulation, "_join", crash)
+        patch.setattr(simulation, "join_run", crash)
         patch.setattr(simulation.shutil, "rmtree", lambda *_, **__: None)  # as after kill -9
         with pytest.raises(KeyboardInterrupt):
             prepare(settings(tmp_path, "data.seed=2"), pc_state=state)
