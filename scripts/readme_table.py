@@ -99,7 +99,7 @@ def costs() -> str:
         lines.append(
             f"| {one['pcs']:,} | {one['groups']} | {pc['mask'] * 1000:.0f} ms "
             f"| {pc['query.agree'] * 1000:.0f} ms | {pc['query.unmask'] * 1000:.0f} ms "
-            f"| {own['add and keep uploads']:.1f} s | {own['agree, unmask, open']:.1f} s "
+            f"| {own['add and keep uploads']:.2f} s | {own['agree, unmask, open']:.2f} s "
             f"| {one['coordinator_memory_over_idle_bytes'] / 2**20:.0f} MiB |"
         )
     lines += [
