@@ -302,8 +302,8 @@ class Policy(Section):
     bits: tuple[Literal[32, 24, 16], ...] = Field((32, 24, 16), description="allowed rings")
     most_clip: float = Field(MOST_CLIP, gt=0, description="clip bound")
     least_noise: float = Field(LEAST_NOISE, ge=0, description="noise multiplier")
-    most_epsilon: Positive = Field(1000.0, description="of one job; the ledger limits all jobs")
-    most_rounds: int = Field(100_000, ge=1, description="of one job")
+    most_epsilon: Positive = Field(1000.0, description="of all attempts of one job")
+    most_rounds: int = Field(100_000, ge=1, description="of one job, void attempts included")
     most_local_steps: int = Field(1000, ge=1, description="of one round")
     most_length: int = Field(512, ge=4, description="tokens of one text")
 

@@ -21,6 +21,7 @@ from fedaipc.federation.messages import (
     MaskRequest,
     decode_update,
 )
+from fedaipc.federation.quarrels import to_leave_out
 from fedaipc.federation.round_terms import hash_vector, make_terms
 from fedaipc.federation.server_optimizer import ServerOptimizer
 from fedaipc.federation.sums import OpenSum, SealedSum
@@ -89,6 +90,7 @@ class Coordinator:
         self._membership = Membership(settings.federation, self._job, roster)
         self._exhausted: set[bytes] = set()
         self._banned: set[bytes] = set()
+        self._quarrels: set[tuple[bytes, bytes]] = set()  # of the whole run
         self._attempt = 0
         # As a PC chooses it that makes its ledger for this job.
         self._order = filter_order(
@@ -192,17 +194,11 @@ class Coordinator:
         for group in self._roster.groups(attempt, self._job.cohort):
             bundles = [members[pc].bundle for pc in group if pc in there]
             try:
-                found.append(
-                    make_terms(
-                        self._signed,
-                        self._roster,
-                        attempt,
-                        group,
-                        bundles,
-                        vector_hash,
-                        len(vector),
-                    )
+                terms = make_terms(
+                    self._signed, self._roster, attempt, group, bundles, vector_hash, len(vector)
                 )
+                terms.check(self._roster, group, time.time())  # as each PC will
+                found.append(terms)
             except SealingError as error:
                 reasons.append(str(error))
         asked = sum(len(terms.participants) for terms in found)
@@ -255,7 +251,8 @@ class Coordinator:
         for reason in total.reasons:
             _log.warning("a group's sum is not opened: %s", reason)
         tally.arrived = total.inside
-        self._banned |= total.blamed
+        self._quarrels |= total.quarrels
+        self._banned |= total.blamed | to_leave_out(self._quarrels)
         tally.blamed = tuple(sorted(self._membership.members[pc].name for pc in total.blamed))
         if len(tally.arrived) < max(1, self._federation.min_pcs):
             least = self._federation.min_pcs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fedaipc.config import (
     LEAST_CLIP,
@@ -58,6 +58,12 @@ class Job(Section):
     weighting: Literal["equal", "size-class"]
     sealing: SealingSettings
     not_after: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sealing.bits == 16 and self.noise_multiplier is None:
+            raise ValueError("16 bits need the noise of a private mode")
+        return self
 
     @property
     def plan(self) -> PrivacyPlan:

@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import EncodingError, RoundError, SealingError
+from fedaipc.errors import EncodingError, SealingError
 from fedaipc.federation.messages import SETUP, Description, SetupRequest
 from fedaipc.federation.round_terms import check_class
+from fedaipc.sealing.keys import canonical
 from fedaipc.sealing.roster import Bundle
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ class Membership:
     def refresh(self, exchange: Exchange, attempt: int) -> None:
         """Ask for keys: all PCs where an epoch begins, else those that come late or again.
 
-        An epoch has the number of its first attempt, so that it grows over restarts too. Raises
-        RoundError where two PCs have one name.
+        An epoch has the number of its first attempt, so that it grows over restarts too.
         """
         nodes = list(exchange.grid.get_node_ids())
         if not self._epoch:
@@ -74,18 +74,31 @@ class Membership:
         return {names[place][1] for place in self._federation.only if place < len(names)}
 
     def _admit(self, node: int, described: Description) -> None:
+        """Raises SealingError where other PCs would refuse a round with it, or it plays another."""
         bundle = Bundle.decode(described.bundle)
-        bundle.check(self._roster, self._job.run, time.time())
+        bundle.check(self._roster, self._job.run, self._soon())
         bundle.check_keys()
         check_class(self._job, bundle)
+        if bundle.epoch != self._epoch:
+            raise SealingError("a PC answers with keys of another epoch")
         for identity, other in self.members.items():
-            if other.name == described.name and identity != bundle.identity:
-                raise RoundError(f"two PCs call themselves {other.name}: each needs its own name")
+            if identity == bundle.identity and other.node != node:
+                raise SealingError("a PC answers with the keys of another one")
+            if identity != bundle.identity and (
+                other.name == described.name
+                or canonical(other.bundle.mask_key) == canonical(bundle.mask_key)
+                or canonical(other.bundle.share_key) == canonical(bundle.share_key)
+            ):
+                raise SealingError(f"two PCs have the name {other.name}, or one key")
         self.members[bundle.identity] = Member(node, described.name, bundle)
+
+    def _soon(self) -> float:
+        """When a round that begins now may still run."""
+        return time.time() + self._federation.round_timeout
 
     def _late(self) -> bool:
         """Whether keys end so soon that a round might outlive them."""
-        soon = time.time() + self._federation.round_timeout
+        soon = self._soon()
         return any(member.bundle.not_after < soon for member in self.members.values())
 
     def _connected(self, grid: Grid) -> list[int]:

@@ -5,11 +5,13 @@ SPEC.md, sections 5.2 and 5.3, as the coordinator drives them.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
 from fedaipc.errors import BadDealer, EncodingError, SealingError
 from fedaipc.federation.messages import AGREE, UNMASK, MemberRequest, decode_answer
+from fedaipc.federation.quarrels import to_leave_out
 from fedaipc.sealing.committee import Agreement, Release, Unmask, read_answer
 
 if TYPE_CHECKING:
@@ -24,16 +26,19 @@ if TYPE_CHECKING:
     Ask = Callable[[str, Iterable[tuple[bytes, RecordDict]]], Iterator[tuple[bytes, RecordDict]]]
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class Opening:
     """Of one group.
 
-    `blamed` are PCs that were proved wrong: by what they signed, or by more PCs than may collude.
+    `blamed` are PCs that were proved wrong: by what they signed, or by more PCs than may collude;
+    `quarrels` pairs of which one is wrong.
     """
 
     def __init__(self, aggregator: Aggregator, spool: Spool, ask: Ask) -> None:
         self.blamed: set[bytes] = set()
+        self.quarrels: set[tuple[bytes, bytes]] = set()
         self._aggregator = aggregator
         self._terms = aggregator.terms
         self._spool = spool
@@ -47,9 +52,11 @@ class Opening:
         """
         aggregator, count = self._aggregator, len(self._terms.participants)
         aggregator.recall(self._spool.lists(dealer, count) for dealer in aggregator.dealers)
-        sure, unsure = aggregator.disagreeing()
-        self._leave_out(sure | unsure)
-        self.blamed |= sure
+        pairs = aggregator.disagreeing()
+        self.quarrels |= set(pairs)
+        self._leave_out(to_leave_out(pairs))
+        counts = Counter(dealer for pair in pairs for dealer in pair)
+        self.blamed |= {d for d, n in counts.items() if n > self._terms.thresholds.colluding}
         agreements = self._agree(members)
         signers = [agreement.member for agreement in agreements]
         self._unmask([*signers, *(m for m in members if m not in signers)], agreements)
@@ -88,7 +95,9 @@ class Opening:
             if said.member != member:
                 raise SealingError("a member answers in another's name")
             if not isinstance(said, Agreement):
-                complaints[said.dealer] += 1
+                if said.dealer in self._aggregator.dealers:
+                    complaints[said.dealer] += 1
+                    self.quarrels.add((member, said.dealer))
                 return None
             if said.set_hash != expected:
                 raise SealingError("a member agrees to another set")
@@ -135,8 +144,10 @@ class Opening:
             for member, records in self._ask(stage, requests):
                 try:
                     answer = read(member, decode_answer(records))
-                except (SealingError, EncodingError):
-                    self.blamed.add(member)
+                except (SealingError, EncodingError) as error:
+                    # No ban: an answer is not signed as a whole, and a member that was dealt a
+                    # bad blob cannot release all. Others answer in its place.
+                    _log.warning("PC %s: %s", member.hex()[:16], error)
                     continue
                 if answer is not None:
                     missing -= 1

@@ -18,10 +18,11 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger) -> None
     """Raise PrivacyError where job or round ask for more than the owner allows.
 
     Every refusal follows from public facts and names the key in `owner.toml` that decides it.
+    Rounds are counted as attempts: each is charged, and a coordinator may need or want them all.
     """
     model, training = job.model, job.training
     faults = {
-        "most_rounds": job.rounds > policy.most_rounds,
+        "most_rounds": job.most_attempts > policy.most_rounds,
         "most_local_steps": training.local_steps > policy.most_local_steps,
         "most_length": model.max_length > policy.most_length,
         "bits": terms.bits not in policy.bits,
@@ -42,7 +43,7 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger) -> None
             "most_clip": job.clip > policy.most_clip,
             "least_noise": job.noise_multiplier < policy.least_noise,
         }
-        epsilon = charged_epsilon(job.plan, job.rounds, ledger.order)
+        epsilon = charged_epsilon(job.plan, job.most_attempts, ledger.order)
         faults["most_epsilon"] = epsilon > policy.most_epsilon
         if job.delta != ledger.delta:
             raise PrivacyError(

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import SealingError
+from fedaipc.sealing.roster import MOST_IN_A_GROUP
 from fedaipc.sealing.terms import OPEN, Terms, thresholds
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds
         members=members,
         colluding=colluding_members(job, members),
         least=job.sealing.least,
+        draws=-(-job.cohort // MOST_IN_A_GROUP) * job.most_attempts,
     )
 
 

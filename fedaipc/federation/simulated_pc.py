@@ -72,6 +72,7 @@ def _policy(settings: Settings) -> Policy:
     return Policy(
         allow_not_private=settings.privacy.mode == "none",
         allow_plain_updates=settings.sealing.mode == "none",
+        most_epsilon=1e9,  # the lifetime budget is the limit here
         most_local_steps=max(usual.most_local_steps, settings.training.local_steps),
         most_length=max(usual.most_length, settings.model.max_length),
     )

@@ -7,7 +7,6 @@ it is left out. The caller keeps both on the disk.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,21 +92,14 @@ class Aggregator:
                 raise SealingError("an upload is not the one that was added")
             self._lists[upload.header.dealer] = _Lists.of(upload)
 
-    def disagreeing(self) -> tuple[set[bytes], set[bytes]]:
-        """Dealers that gave another pair key than the other end did: surely wrong ones, and rest.
-
-        Who disagrees with more PCs than may collude is wrong: honest PCs agree with each other. Of
-        the pairs that are left nobody can tell which end lies, and both are in the rest.
-        """
-        pairs = [
+    def disagreeing(self) -> list[tuple[bytes, bytes]]:
+        """Pairs of dealers that gave different keys for their pair: one of the two is wrong."""
+        return [
             (one, other)
             for one in self.dealers
             for other in self.dealers
             if one < other and self._pair_check(one, other) != self._pair_check(other, one)
         ]
-        counts = Counter(dealer for pair in pairs for dealer in pair)
-        sure = {d for d, count in counts.items() if count > self.terms.thresholds.colluding}
-        return sure, {d for pair in pairs if not sure.intersection(pair) for d in pair}
 
     @property
     def set_hash(self) -> bytes:
@@ -192,7 +184,10 @@ class Aggregator:
         # The first members: then all keys have the same ones, whose weights are kept.
         members = sorted(self._shares)[: self.terms.thresholds.shares]
         part = slice(number * SHARE_BYTES, (number + 1) * SHARE_BYTES)
-        key = combine({member: self._shares[member][dealer][part] for member in members})
+        try:
+            key = combine({member: self._shares[member][dealer][part] for member in members})
+        except SealingError:  # it committed to what are no shares
+            raise BadDealer(dealer) from None
         if check_value(self.terms.context, key) != self._lists[dealer].check(place):
             raise BadDealer(dealer)
         return key

@@ -25,7 +25,7 @@ from fedaipc.sealing.keys import (
 )
 from fedaipc.sealing.masks import add_masks
 from fedaipc.sealing.roster import MOST_IN_A_GROUP
-from fedaipc.sealing.shares import SHARE_BYTES, split_all
+from fedaipc.sealing.shares import SHARE_BYTES, is_share, split_all
 from fedaipc.sealing.terms import check_value, commitments
 from fedaipc.sealing.wire import Reader, Writer, parsed
 
@@ -224,7 +224,7 @@ def open_shares(terms: Terms, keys: Keys, header: Header, entry: bytes, blob: by
         raise SealingError("a blob has the wrong length")
     content = keys.share.open(blob, _blob_info(terms, dealer, own))
     shares = [content[i : i + SHARE_BYTES] for i in range(0, len(content), SHARE_BYTES)]
-    if _leaf(terms, dealer, own, blob, shares) != entry:
+    if _leaf(terms, dealer, own, blob, shares) != entry or not all(map(is_share, shares)):
         raise SealingError("a blob does not hold the shares that its dealer signed")
     return shares
 

@@ -106,6 +106,11 @@ class ExchangeKey:
             raise SealingError("a sealed message does not open") from None
 
 
+def canonical(public: bytes) -> bytes:
+    """An X25519 key without its top bit, which the function ignores (RFC 7748, section 5)."""
+    return public[:-1] + bytes([public[-1] & 0x7F])
+
+
 def seal(content: bytes, to: bytes, info: bytes) -> bytes:
     """`content` for the owner of the public key `to` alone; `info` says what it is and for whom.
 

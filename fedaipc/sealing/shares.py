@@ -63,6 +63,11 @@ def split_all(keys: Sequence[bytes], threshold: int, count: int) -> list[list[by
     return found
 
 
+def is_share(content: bytes) -> bool:
+    """Whether it is a value of the field, in its one form."""
+    return len(content) == SHARE_BYTES and int.from_bytes(content, "big") < PRIME
+
+
 def combine(shares: Mapping[int, bytes]) -> bytes:
     """The secret of these shares, by number from 0; as many as the threshold, no more are needed.
 
@@ -72,10 +77,9 @@ def combine(shares: Mapping[int, bytes]) -> bytes:
     weights = _weights(tuple(sorted(shares)))
     total = 0
     for number, weight in weights:
-        value = int.from_bytes(shares[number], "big")
-        if len(shares[number]) != SHARE_BYTES or value >= PRIME:
+        if not is_share(shares[number]):
             raise SealingError(f"share {number} is no share")
-        total += value * weight
+        total += int.from_bytes(shares[number], "big") * weight
     secret = total % PRIME
     if secret >> 256:
         raise SealingError("the shares belong to no key: one of them is wrong")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedaipc.errors import SealingError
 from fedaipc.sealing.encoding import Encoding
-from fedaipc.sealing.keys import KEY_BYTES
+from fedaipc.sealing.keys import KEY_BYTES, canonical
 from fedaipc.sealing.roster import MOST_IN_A_GROUP, Bundle
 from fedaipc.sealing.wire import Reader, Writer, parsed
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TERMS = 3
 LEAST_PCS = 3
 _HASH_BYTES = 32
-_MOST_RISK = 2.0**-50  # of one group in one attempt; a run has thousands of them
+_MOST_RISK = 2.0**-40  # of all groups in all attempts of a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,17 @@ class Thresholds:
 OPEN = Thresholds(0, 0, 0, 0)  # of a round whose updates travel unsealed
 
 
-def thresholds(count: int, *, group: int, members: int, colluding: int, least: float) -> Thresholds:
+def thresholds(
+    count: int, *, group: int, members: int, colluding: int, least: float, draws: int
+) -> Thresholds:
     """Those of a group of `group` PCs, drawn from `members`, of which `count` take part.
 
-    `colluding` is of all members, `least` a share of the group. Both bounds follow from the group
+    `colluding` is of all members, `least` a share of the group, `draws` how many groups the job
+    may draw in all its attempts. Both bounds follow from the group
     and not from who takes part: else a coordinator could shrink them by leaving PCs out. Raises
     SealingError where a bound cannot be kept.
     """
-    inside = colluding_in(group, members, colluding)
+    inside = colluding_in(group, members, colluding, draws)
     found = Thresholds(
         count=count,
         colluding=inside,
@@ -80,16 +83,17 @@ def thresholds(count: int, *, group: int, members: int, colluding: int, least: f
 
 
 @lru_cache(maxsize=256)
-def colluding_in(group: int, members: int, colluding: int) -> int:
-    """How many of `colluding` among `members` a drawn group holds at most, but for odds of 2^-50.
+def colluding_in(group: int, members: int, colluding: int, draws: int) -> int:
+    """How many of `colluding` among `members` any of `draws` drawn groups holds at most.
 
-    The exact hypergeometric tail; all of them where everybody is drawn.
+    But for odds of 2^-40, by the exact hypergeometric tail and the sum over the draws; all of them
+    where everybody is drawn.
     """
     ways = math.comb(members, group)
     beyond = 0
     for number in range(min(group, colluding), 0, -1):
         beyond += math.comb(colluding, number) * math.comb(members - colluding, group - number)
-        if beyond / ways > _MOST_RISK:
+        if beyond / ways * draws > _MOST_RISK:
             return number
     return 1
 
@@ -129,8 +133,8 @@ class Terms:
             raise SealingError("the round has not one weight from 1 on for each PC")
         for kind, keys in (
             ("identity", names),
-            ("mask key", [bundle.mask_key for bundle in self.bundles]),
-            ("share key", [bundle.share_key for bundle in self.bundles]),
+            ("mask key", [canonical(bundle.mask_key) for bundle in self.bundles]),
+            ("share key", [canonical(bundle.share_key) for bundle in self.bundles]),
         ):
             if len(set(keys)) != len(keys):
                 raise SealingError(f"two PCs of the round have one {kind}")

@@ -70,7 +70,7 @@ class Pcs:
                     job_hash=bytes(32), vector_hash=bytes(32), size=LORA, bits=32, bound=8.0,
                     cohort=count, bundles=bundles, weights=(1,) * len(bundles),
                     thresholds=thresholds(len(group), group=len(group), members=count,
-                                          colluding=max(1, count // 10), least=0.7),
+                                          colluding=max(1, count // 10), least=0.7, draws=1000),
                 )
             )  # fmt: skip
         self.group_of = {pc: terms for terms in self.groups for pc in terms.participants}

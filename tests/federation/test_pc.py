@@ -607,6 +607,19 @@ def test_a_job_for_other_size_classes_costs_nothing(
     assert charges(folder) == 0
 
 
+def test_the_owners_epsilon_holds_for_all_attempts_and_not_for_the_rounds_that_a_job_names(
+    ask_member: Any, member: Path, five: Federation
+) -> None:
+    """M4: a coordinator could open one round again and again under new attempt numbers."""
+    ledger = Ledger(member / LEDGER_FILE)
+    allowed = charged_epsilon(five.job.plan, five.job.rounds, ledger.order) * 1.01
+    owner(member, policy={"most_epsilon": allowed})
+    assert refused(ask_member(most_attempts=40))
+    assert charges(member) == 0
+    owner(member, policy={"most_epsilon": charged_epsilon(five.job.plan, 40, ledger.order) * 1.01})
+    assert gave(ask_member(most_attempts=40))
+
+
 def test_a_delta_too_large_for_the_pcs_size_class_costs_nothing(
     ask: Any, folder: Path, touched: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -635,7 +648,7 @@ RULES: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("most_clip", 0.99, 1.0, {}),
     ("least_noise", 1.01, 1.0, {}),
     ("most_epsilon", 0.01, 1000.0, {}),
-    ("most_rounds", 2, 3, {}),
+    ("most_rounds", 39, 40, {"most_attempts": 40}),  # each attempt is charged
     ("most_local_steps", 1, 2, {"training": TWO_STEPS}),
     ("most_length", 15, 16, {}),
 ]
@@ -765,7 +778,7 @@ LIES: dict[str, tuple[str, Lie]] = {
     "M9: own keys missing": ("takes no part", lambda _, t: among(t, t.bundles[1:])),
     "M9: own keys changed": ("the signature is wrong", with_bundle(0, mask_key=bytes(32))),
     "M8: other keys changed": ("the signature is wrong", with_bundle(1, mask_key=bytes(32))),
-    "M8: class changed": ("the signature is wrong", with_bundle(1, size_class=64)),
+    "M8: class changed": ("size class", with_bundle(1, size_class=1024)),
     "a weight beyond the job's": ("size class", with_signed_bundle(size_class=2**40)),
     "M8: keys of another run": ("another federation or run", with_signed_bundle(run="f" * 16)),
     "M8: keys of others": ("another federation or run", with_signed_bundle(federation="f")),

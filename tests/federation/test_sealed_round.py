@@ -14,22 +14,25 @@ import pytest
 from flwr.app import Error, RecordDict
 
 from fedaipc.errors import BudgetExhausted, RoundError
-from fedaipc.federation import exchange, membership
+from fedaipc.federation import exchange, membership, vault
 from fedaipc.federation.messages import (
     AGREE,
     EXHAUSTED,
     UNMASK,
+    Description,
     MaskRequest,
     MemberRequest,
+    SetupRequest,
     decode_update,
     encode_answer,
     encode_refusal,
     encode_update,
 )
 from fedaipc.federation.pc import Pc
-from fedaipc.sealing import tree
+from fedaipc.sealing import dealing, tree
 from fedaipc.sealing.committee import Release
 from fedaipc.sealing.dealing import Upload, list_hash
+from fedaipc.sealing.roster import Bundle
 from tests.federation.fakes import SIZE, Answer, FakeGrid, FakePc, Ran, attempt, roster_of, run
 
 if TYPE_CHECKING:
@@ -378,6 +381,117 @@ def test_a_member_with_wrong_shares_is_named_and_the_others_open(tmp_path: Path,
     assert not result.void
     assert set(result.blamed) <= {"pc-0", "pc-1"}
     assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), set())
+
+
+def test_a_dealer_of_what_are_no_shares_is_left_out_and_named(
+    tmp_path: Path, pcs: Pcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M19, M27: it commits to them as to any other."""
+    members = pcs(10)
+    liar = members[2]
+
+    def deal_nonsense(request: MaskRequest) -> Answer:
+        def split(keys: Any, threshold: int, count: int) -> list[list[bytes]]:
+            return [[b"\xff" * 33] * len(keys) for _ in range(count)]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(dealing, "split_all", split)
+            return liar.usual_mask(request)
+
+    liar.mask = deal_nonsense
+    ran = run(tmp_path / "sealed", FakeGrid(members), ONE)
+    assert ran.error is None
+    assert [(r.arrived, r.void, r.blamed) for r in ran.rounds] == [(9, False, ("pc-2",))]
+    assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), {2})
+
+
+def test_a_member_that_was_dealt_a_bad_blob_is_not_blamed_for_what_it_cannot_release(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    """M20, M24: a dealer with one victim, and silent when shares are asked for."""
+    members = pcs(10)
+    liar = members[3]
+    liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, [attempt(request)]))
+    vanish("unmask", [liar])
+    ran = run(tmp_path, FakeGrid(members), "federation.rounds=4")
+    assert ran.error is None
+    assert not any(r.void for r in ran.rounds)
+    honest = {pc.name for pc in members} - {liar.name}
+    assert not honest & {name for r in ran.rounds for name in r.blamed}
+    assert ran.rounds[-1].asked >= 8  # the liar and at most one that quarrelled with it are out
+
+
+@pytest.mark.parametrize("how", ["checks", "blobs"])
+def test_a_few_that_lie_to_few_each_cannot_void_a_run(tmp_path: Path, pcs: Pcs, how: str) -> None:
+    """Three of thirty, each with no more victims than may collude: no proof against any."""
+    members = pcs(30)
+    change = wrong_checks if how == "checks" else wrong_blobs
+    for number, liar in enumerate(members[:3]):
+        victims = [8 + 3 * number + i for i in range(3)]
+        liar.mask = lambda request, liar=liar, victims=victims: changed(
+            liar, request, lambda u: change(u, victims)
+        )
+    ran = run(tmp_path, FakeGrid(members), "federation.rounds=3", "federation.spare_attempts=3")
+    assert ran.error is None
+    assert ran.rounds[-1].arrived >= 24
+    assert sum(r.void for r in ran.rounds) <= 3
+
+
+def test_a_pc_whose_keys_end_too_soon_is_left_out(
+    tmp_path: Path, pcs: Pcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M8: else all others would refuse the round on its account."""
+    members = pcs(10)
+
+    def short(request: SetupRequest) -> Answer:
+        with monkeypatch.context() as patch:
+            patch.setattr(vault, "_EPOCH_SECONDS", 60)
+            return Pc(members[0].folder).setup(request).encode()
+
+    members[0].setup = short
+    ran = run(tmp_path, FakeGrid(members))
+    assert ran.error is None
+    assert [(r.asked, r.arrived) for r in ran.rounds] == [(9, 9), (9, 9)]
+
+
+@pytest.mark.parametrize("what", ["one mask key", "its twin", "another's bundle", "an old bundle"])
+def test_a_pc_that_plays_another_is_left_out_and_the_run_goes_on(
+    tmp_path: Path, pcs: Pcs, what: str
+) -> None:
+    """M9."""
+    members = pcs(10)
+    liar, victim = members[9], members[0]
+    seen: list[bytes] = []
+    usual = Pc(victim.folder)
+
+    def honest(request: SetupRequest) -> Answer:
+        described = usual.setup(request)
+        seen.append(described.bundle)
+        return described.encode()
+
+    def lie(request: SetupRequest) -> Answer:
+        own = Pc(liar.folder)
+        described = own.setup(request)
+        if not seen:
+            return GONE  # it waits until it has seen the victim's
+        bundle, other = Bundle.decode(described.bundle), Bundle.decode(seen[0])
+        if what in ("another's bundle", "an old bundle"):
+            return Description("pc-new", seen[0]).encode()
+        key = other.mask_key
+        if what == "its twin":
+            key = key[:-1] + bytes([key[-1] ^ 0x80])
+        forged = dataclasses.replace(bundle, mask_key=key).signed_by(own.vault.identity)
+        return Description(described.name, forged.encode()).encode()
+
+    victim.setup, liar.setup = honest, lie
+    epochs = 2 if what == "an old bundle" else 100
+    changes = ("federation.rounds=3", f"sealing.key_rounds={epochs}")
+    ran = run(tmp_path, FakeGrid(members), *changes)
+    assert ran.error is None
+    assert not any(r.void for r in ran.rounds)
+    assert {r.blamed for r in ran.rounds} == {()}
+    assert len(victim.asked) == 3
+    assert len(liar.asked) == 0
 
 
 @pytest.mark.parametrize("answer", ["none", "noise", "another's"])

@@ -57,7 +57,7 @@ def federation(count: int, **changes: Any) -> tuple[Terms, dict[bytes, Keys]]:
 def usual(count: int) -> Thresholds:
     """Of a federation of `count` PCs that all take part, a tenth of them colluding."""
     colluding = max(1, count // 10)
-    return thresholds(count, group=count, members=count, colluding=colluding, least=0.7)
+    return thresholds(count, group=count, members=count, colluding=colluding, least=0.7, draws=1)
 
 
 class Sum:

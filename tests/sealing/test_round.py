@@ -284,11 +284,13 @@ def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
     bad = PCS[4]
     other = dataclasses.replace(KEYS[bad], mask=KEYS[PCS[0]].mask)  # not the key it published
     found = {**UPLOADS, bad: deal(terms, other, encoded(terms, bad))}
-    assert Sum(terms, found, PCS).aggregator.disagreeing() == ({bad}, set())
-    assert Sum(terms, UPLOADS, PCS).aggregator.disagreeing() == (set(), set())
+    assert Sum(terms, found, PCS).aggregator.disagreeing() == [
+        tuple(sorted((bad, pc))) for pc in PCS if pc != bad
+    ]
+    assert Sum(terms, UPLOADS, PCS).aggregator.disagreeing() == []
 
 
-def test_of_two_that_disagree_alone_both_are_named() -> None:
+def test_of_two_that_disagree_alone_the_pair_is_named() -> None:
     """A dealer that lies to one PC only cannot be told from that PC."""
     liar, victim = PCS[1], PCS[4]
     found = dict(UPLOADS)
@@ -301,7 +303,7 @@ def test_of_two_that_disagree_alone_both_are_named() -> None:
         checks=tuple(checks),
         signature=KEYS[liar].identity.sign(header.signed_part()),
     )
-    assert Sum(SEVEN, found, PCS).aggregator.disagreeing() == (set(), {liar, victim})
+    assert Sum(SEVEN, found, PCS).aggregator.disagreeing() == [tuple(sorted((liar, victim)))]
 
 
 def test_a_dealer_of_shares_that_give_another_key_is_named_and_the_total_stays() -> None:

@@ -81,7 +81,7 @@ def terms_of(roster: Roster, asked: tuple[Keys, ...]) -> Terms:
         bits=32,
         bound=300.5,
         cohort=ASKED,
-        thresholds=thresholds(ASKED, group=ASKED, members=MEMBERS, colluding=1, least=0.7),
+        thresholds=thresholds(ASKED, group=ASKED, members=MEMBERS, colluding=1, least=0.7, draws=1),
         bundles=bundles,
         weights=WEIGHTS,
     )

@@ -1,0 +1,30 @@
+"""Who is left out when two PCs contradict each other and nobody can tell which of them lies.
+
+A quarrel is a pair of PCs of which at least one breaks the rules: their two ends of a pair key
+differ, or one complains of the other's shares. Honest PCs never quarrel with each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def to_leave_out(quarrels: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """PCs without which no quarrel is left: who has most quarrels goes first, of equals both.
+
+    A liar that picks many victims goes alone; one that picks a single victim takes it along. So a
+    coalition costs about as many honest PCs as it has members, whatever it does.
+    """
+    left = {frozenset(pair) for pair in quarrels}
+    out: set[bytes] = set()
+    while left:
+        counts = Counter(pc for pair in left for pc in pair)
+        most = max(counts.values())
+        worst = {pc for pc, count in counts.items() if count == most}
+        out |= worst
+        left = {pair for pair in left if not pair & worst}
+    return out
