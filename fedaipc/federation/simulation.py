@@ -207,13 +207,15 @@ def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) 
             else:
                 _run_on_flower(run, on_round)
         finally:
+            folders = [pc_folder(run.pc_state, n) for n in range(run.settings.federation.pcs)]
+            for folder in folders:
+                with suppress(SealingError):
+                    Vault(folder).forget_keys()
             if (run.folder / RESULTS_FILE).is_file():
                 results = _completed(run)
                 results.write(run.folder)
-        shutil.rmtree(run.folder / "cache", ignore_errors=True)
-        for number in range(run.settings.federation.pcs):
-            shutil.rmtree(pc_folder(run.pc_state, number) / "cache", ignore_errors=True)
-            Vault(pc_folder(run.pc_state, number)).forget_keys()
+        for folder in (run.folder, *folders):
+            shutil.rmtree(folder / "cache", ignore_errors=True)
     if not run.settings.output.keep_pc_state:
         shutil.rmtree(run.folder / "pcs", ignore_errors=True)
     return results
