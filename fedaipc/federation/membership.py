@@ -62,7 +62,7 @@ class Membership:
         for node, reply in exchange.ask(SETUP, unknown, self._federation.stage_timeout):
             self._asked.add(node)
             try:
-                self._admit(node, Description.decode(reply))
+                self._admit(node, Description.decode(reply), set(nodes))
             except (EncodingError, SealingError) as error:
                 _log.warning("a PC is left out: %s", error)
 
@@ -73,8 +73,11 @@ class Membership:
         names = sorted((member.name, pc) for pc, member in self.members.items())
         return {names[place][1] for place in self._federation.only if place < len(names)}
 
-    def _admit(self, node: int, described: Description) -> None:
-        """Raises SealingError where other PCs would refuse a round with it, or it plays another."""
+    def _admit(self, node: int, described: Description, connected: set[int]) -> None:
+        """Raises SealingError where other PCs would refuse a round with it, or it plays another.
+
+        A PC may come back under another node once its old one is gone.
+        """
         bundle = Bundle.decode(described.bundle)
         bundle.check(self._roster, self._job.run, self._soon())
         bundle.check_keys()
@@ -82,7 +85,7 @@ class Membership:
         if bundle.epoch != self._epoch:
             raise SealingError("a PC answers with keys of another epoch")
         for identity, other in self.members.items():
-            if identity == bundle.identity and other.node != node:
+            if identity == bundle.identity and other.node in connected - {node}:
                 raise SealingError("a PC answers with the keys of another one")
             if identity != bundle.identity and (
                 other.name == described.name

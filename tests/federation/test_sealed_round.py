@@ -173,6 +173,24 @@ def test_a_pc_that_comes_back_takes_part_again(tmp_path: Path, pcs: Pcs) -> None
     assert [(r.asked, r.arrived) for r in ran.rounds] == [(6, 5), (7, 7)]
 
 
+def test_a_pc_that_comes_back_under_another_node_takes_part_again(tmp_path: Path, pcs: Pcs) -> None:
+    members = pcs(7)
+    grid = FakeGrid(members)
+
+    def restart(request: MaskRequest) -> Answer:
+        if attempt(request) == 1:
+            del grid.pcs[members[0].node]
+            members[0].node += 1000
+            grid.pcs[members[0].node] = members[0]
+            return GONE
+        return members[0].usual_mask(request)
+
+    members[0].mask = restart
+    ran = run(tmp_path, grid, "federation.rounds=3")
+    assert ran.error is None
+    assert [(r.asked, r.arrived) for r in ran.rounds] == [(7, 6), (7, 7), (7, 7)]
+
+
 def test_a_pc_that_missed_the_update_can_still_give_its_word(tmp_path: Path, pcs: Pcs) -> None:
     """It has noted the round before it vanished: seven PCs, five updates, five members needed."""
     members = pcs(7)
