@@ -48,6 +48,7 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
     Example: fedaipc config check my.toml
     """
+    from fedaipc.federation.round_terms import check_sealing
     from fedaipc.privacy.plan import (
         charged_epsilon,
         covered_rounds,
@@ -55,18 +56,27 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         make_plan,
         planned_epsilon,
     )
+    from fedaipc.report.words import NOT_SEALED
 
     settings = load_settings(config, overrides or ())
     plan = make_plan(settings)
     rounds = settings.federation.rounds
+    bounds = check_sealing(settings)
+    typer.echo("the configuration is valid")
+    if settings.sealing.mode == "none":
+        typer.echo(f"{NOT_SEALED} (simulate asks for --insecure-plain-updates)")
+    else:
+        typer.echo(
+            f"sealed: no sum of fewer than {bounds.least} PCs is opened; {bounds.colluding} of "
+            f"{bounds.count} may be on the server's side, {bounds.shares} must answer to the end"
+        )
     if not plan.private:
-        typer.echo("the configuration is valid\nNOT PRIVATE: neither clip nor noise")
+        typer.echo("NOT PRIVATE: neither clip nor noise")
         return
     lifetime = settings.privacy.lifetime_epsilon
     order = filter_order(plan, rounds, lifetime)
     epsilons = planned_epsilon(plan, rounds)
     charged = charged_epsilon(plan, rounds, order)
-    typer.echo("the configuration is valid")
     typer.echo(
         f"noise multiplier {plan.noise_multiplier:.4f}, {rounds} rounds of {plan.local_steps} "
         f"steps at rate {plan.sampling_rate:g}: epsilon {charged:.3f} charged at delta "

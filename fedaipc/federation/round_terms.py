@@ -10,7 +10,7 @@ import hashlib
 import math
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import ConfigError, SealingError
 from fedaipc.sealing.roster import MOST_IN_A_GROUP
 from fedaipc.sealing.terms import OPEN, Terms, thresholds
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from fedaipc.config import SealingSettings, Settings
     from fedaipc.federation.job import Job, SignedJob
     from fedaipc.sealing.roster import Bundle, Roster
     from fedaipc.sealing.terms import Thresholds
@@ -73,19 +74,46 @@ def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds
     """Of a group of `group` PCs of which `count` take part. Raises SealingError."""
     if job.sealing.mode == "none":
         return OPEN
+    return _thresholds(job.sealing, job.cohort, job.most_attempts, members, group, count)
+
+
+def check_sealing(settings: Settings) -> Thresholds:
+    """Of the smallest group of a job with these settings.
+
+    Raises ConfigError where rounds of so few PCs cannot be sealed.
+    """
+    federation = settings.federation
+    if settings.sealing.mode == "none":
+        return OPEN
+    cohort = federation.cohort_size(federation.pcs)
+    group = cohort // -(-cohort // MOST_IN_A_GROUP)
+    asked = group if federation.only is None else min(group, len(federation.only))
+    attempts = federation.rounds + federation.spare_attempts
+    try:
+        return _thresholds(settings.sealing, cohort, attempts, federation.pcs, group, asked)
+    except SealingError as error:
+        raise ConfigError(
+            f"{error}; ask more PCs, or send updates that the server can read with "
+            "--insecure-plain-updates"
+        ) from None
+
+
+def _thresholds(
+    sealing: SealingSettings, cohort: int, attempts: int, members: int, group: int, count: int
+) -> Thresholds:
     return thresholds(
         count,
         group=group,
         members=members,
-        colluding=colluding_members(job, members),
-        least=job.sealing.least,
-        draws=-(-job.cohort // MOST_IN_A_GROUP) * job.most_attempts,
+        colluding=colluding_members(sealing, members),
+        least=sealing.least,
+        draws=-(-cohort // MOST_IN_A_GROUP) * attempts,
     )
 
 
-def colluding_members(job: Job, members: int) -> int:
+def colluding_members(sealing: SealingSettings, members: int) -> int:
     """How many PCs of the whole federation may work for the coordinator."""
-    return min(members, job.sealing.colluding or max(1, members // 10))
+    return min(members, sealing.colluding or max(1, members // 10))
 
 
 def update_bound(job: Job) -> float:

@@ -267,7 +267,7 @@ def _sealing(job: Job, roster: Roster) -> SealingFacts:
         mode=job.sealing.mode,
         bits=job.sealing.bits,
         bound=update_bound(job),
-        colluding=colluding_members(job, members) if sealed else None,
+        colluding=colluding_members(job.sealing, members) if sealed else None,
         least=job_thresholds(job, members, group, group).least if sealed else None,
     )
 

@@ -21,7 +21,6 @@ from fedaipc.config import load_settings, to_toml
 from fedaipc.data.prepare import prepare_simulation
 from fedaipc.errors import (
     BudgetExhausted,
-    ConfigError,
     EngineError,
     OutputError,
     RoundError,
@@ -33,7 +32,7 @@ from fedaipc.federation.client_app import app as client_app
 from fedaipc.federation.client_app import pc_folder
 from fedaipc.federation.flower_adapter import run_in_process
 from fedaipc.federation.job import Job, SignedJob, make_job
-from fedaipc.federation.round_terms import job_thresholds
+from fedaipc.federation.round_terms import check_sealing
 from fedaipc.federation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
 from fedaipc.federation.vault import Vault
 from fedaipc.files import write_text
@@ -42,12 +41,11 @@ from fedaipc.model.load import is_local
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import filter_order, make_plan
 from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult
-from fedaipc.sealing.roster import MOST_IN_A_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fedaipc.config import FederationSettings, Settings
+    from fedaipc.config import Settings
 
 _PLACE_FILE = "pc-state.json"
 _FEDERATION_FOLDER = "federation"  # beside the PCs
@@ -82,6 +80,7 @@ def prepare(
     they held.
     """
     settings = _with_whole_paths(settings)
+    check_sealing(settings)
     data = prepare_simulation(settings.data, settings.federation.pcs)
     layout_hash = Classifier(settings.model, data.labels).layout.hash
     plan = make_plan(settings)
@@ -122,7 +121,6 @@ def prepare(
                 secrets.token_hex(8),
                 [owner.size_class for owner in owners],
             )
-            _check_sealing(job, settings.federation)
             _write_job(folder, job, admission, [state / owner.name for owner in owners])
             facts["not_private"] = _not_private(settings, test_seed, ledgers)
             write_text(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
@@ -142,19 +140,6 @@ def prepare(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Run(folder, state, settings, covered)
-
-
-def _check_sealing(job: Job, federation: FederationSettings) -> None:
-    """Raise ConfigError where rounds of so few PCs cannot be sealed."""
-    asked = job.cohort if federation.only is None else min(job.cohort, len(federation.only))
-    group = job.cohort // -(-job.cohort // MOST_IN_A_GROUP)  # the smallest
-    try:
-        job_thresholds(job, federation.pcs, group, min(asked, group))
-    except SealingError as error:
-        raise ConfigError(
-            f"{error}; ask more PCs, or send updates that the server can read with "
-            "--insecure-plain-updates"
-        ) from None
 
 
 def _write_job(folder: Path, job: Job, admission: Admission, pcs: Sequence[Path]) -> None:

@@ -153,6 +153,15 @@ def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None
     assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out
 
 
+def test_config_check_says_what_is_sealed_and_refuses_what_cannot_be(
+    fedaipc: Callable[..., Ran],
+) -> None:
+    assert "no sum of fewer than 14 PCs is opened; 2 of 20 may" in fedaipc("config", "check").out
+    refused(fedaipc("config", "check", "--set", "federation.pcs=2"), 2)
+    plain = fedaipc("config", "check", "--set", "sealing.mode=none", "--set", "federation.pcs=2")
+    assert "NOT SEALED" in plain.out
+
+
 def test_config_check_without_privacy_says_so(fedaipc: Callable[..., Ran]) -> None:
     assert "NOT PRIVATE" in fedaipc("config", "check", "--set", "privacy.mode=none").out
 

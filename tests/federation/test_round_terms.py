@@ -171,8 +171,8 @@ def test_who_is_missing_changes_neither_the_least_set_nor_how_many_may_collude()
 def test_a_tenth_of_the_federation_may_collude_or_what_the_job_says() -> None:
     """M1: of all members, whoever is asked in a round."""
     for members, expected in ((1, 1), (3, 1), (19, 1), (20, 2), (105, 10), (10_000, 1000)):
-        assert colluding_members(tiny_job(), members) == expected
-    job = tiny_job("sealing.colluding=7")
+        assert colluding_members(tiny_job().sealing, members) == expected
+    job = tiny_job("sealing.colluding=7").sealing
     assert colluding_members(job, 100) == 7
     assert colluding_members(job, 5) == 5
 
