@@ -18,28 +18,14 @@ from fedaipc.federation import exchange, membership
 from fedaipc.federation.checkpoint import Checkpoint
 from fedaipc.federation.messages import EXHAUSTED, REFUSED, encode_refusal, encode_update
 from tests.federation import fakes
-from tests.federation.fakes import SIZE, Answer, FakeGrid, FakePc, Ran, attempt, roster_of
+from tests.federation.fakes import SIZE, Answer, FakeGrid, Ran, attempt, roster_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from fedaipc.federation.messages import MaskRequest
 
 Pcs = Any
-
-
-@pytest.fixture
-def pcs(tmp_path: Path) -> Callable[..., list[FakePc]]:
-    """Makes PCs; each call makes new ones."""
-    made: list[FakePc] = []
-
-    def make(count: int = 5) -> list[FakePc]:
-        new = [FakePc(tmp_path / f"pcs-{len(made)}", number) for number in range(count)]
-        made.extend(new)
-        return new
-
-    return make
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +52,7 @@ def run(folder: Path, grid: FakeGrid, *changes: str, **named: Any) -> Ran:
 def test_replies_in_any_order_give_the_same_model(tmp_path: Path, pcs: Pcs, weighting: str) -> None:
     vectors = set()
     for seed in range(6):
-        grid = FakeGrid(pcs(), seed=seed, batch=1 + seed % 3)
+        grid = FakeGrid(pcs(5), seed=seed, batch=1 + seed % 3)
         ran = run(tmp_path / str(seed), grid, f"federation.weighting={weighting}")
         assert ran.error is None
         vectors.add(ran.checkpoint.vector.tobytes())
@@ -74,7 +60,7 @@ def test_replies_in_any_order_give_the_same_model(tmp_path: Path, pcs: Pcs, weig
 
 
 def test_the_model_moves_by_the_weighted_mean_of_the_updates(tmp_path: Path, pcs: Pcs) -> None:
-    members = pcs()
+    members = pcs(5)
     ran = run(tmp_path, FakeGrid(members), "federation.rounds=1")
     weights = [pc.size_class for pc in members]
     updates = [pc.update(1) for pc in members]
@@ -83,14 +69,14 @@ def test_the_model_moves_by_the_weighted_mean_of_the_updates(tmp_path: Path, pcs
 
 
 def test_repeated_and_old_replies_count_once(tmp_path: Path, pcs: Pcs) -> None:
-    clean = run(tmp_path / "a", FakeGrid(pcs()))
-    noisy = run(tmp_path / "b", FakeGrid(pcs(), noise=3))
+    clean = run(tmp_path / "a", FakeGrid(pcs(5)))
+    noisy = run(tmp_path / "b", FakeGrid(pcs(5), noise=3))
     assert [r.arrived for r in noisy.rounds] == [5, 5]
     assert noisy.checkpoint.vector.tobytes() == clean.checkpoint.vector.tobytes()
 
 
 def test_every_pc_gets_the_same_request(tmp_path: Path, pcs: Pcs) -> None:
-    members = pcs()
+    members = pcs(5)
     run(tmp_path, FakeGrid(members))
     for number in range(2):
         requests = [pc.asked[number] for pc in members]
@@ -124,10 +110,10 @@ BROKEN: dict[str, Answer] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_reply_costs_only_itself(tmp_path: Path, pcs: Pcs, name: str) -> None:
-    whole = pcs()
+    whole = pcs(5)
     whole[0].mask = lambda _: Error(code=100)
     without = run(tmp_path / "a", FakeGrid(whole), "federation.rounds=1")
-    broken = pcs()
+    broken = pcs(5)
     broken[0].mask = lambda _: BROKEN[name]
     ran = run(tmp_path / "b", FakeGrid(broken), "federation.rounds=1")
     assert ran.error is None

@@ -43,19 +43,6 @@ Pcs = Any
 GONE = Error(code=100, reason="")
 
 
-@pytest.fixture
-def pcs(tmp_path: Path) -> Callable[..., list[FakePc]]:
-    """Makes PCs; each call makes new ones."""
-    made: list[FakePc] = []
-
-    def make(count: int = 7) -> list[FakePc]:
-        new = [FakePc(tmp_path / f"pcs-{len(made)}", number) for number in range(count)]
-        made.extend(new)
-        return new
-
-    return make
-
-
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "_START_SECONDS", 0.5)
