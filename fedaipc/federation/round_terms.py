@@ -10,6 +10,8 @@ import hashlib
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedaipc.errors import ConfigError, SealingError
 from fedaipc.sealing.roster import MOST_IN_A_GROUP
 from fedaipc.sealing.terms import OPEN, Terms, thresholds
@@ -17,7 +19,6 @@ from fedaipc.sealing.terms import OPEN, Terms, thresholds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from fedaipc.config import SealingSettings, Settings
@@ -141,4 +142,4 @@ def update_bound(job: Job) -> float:
 
 def hash_vector(vector: npt.NDArray[np.float32]) -> bytes:
     """SHA-256 of the global vector, shape (size,), as little-endian float32."""
-    return hashlib.sha256(vector.astype("<f4", copy=False).tobytes()).digest()
+    return hashlib.sha256(np.ascontiguousarray(vector, "<f4").data).digest()

@@ -21,11 +21,6 @@ SECRET_BYTES = 32
 _DRAW_BYTES = 48
 
 
-def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
-    """Of one secret, as `split_all` does it for several."""
-    return [line[0] for line in split_all([secret], threshold, count)]
-
-
 def split_all(keys: Sequence[bytes], threshold: int, count: int) -> list[list[bytes]]:
     """`count` lists, one for each holder, of a 33-byte share of each key.
 
