@@ -184,6 +184,15 @@ def test_a_list_of_members_is_kept_and_the_same_one_is_taken_again(vault: Vault)
         )
 
 
+def test_the_list_of_an_admission_key_that_the_owner_no_longer_trusts_is_not_used(
+    ready: Vault,
+) -> None:
+    """M5: it stays on the disk when the owner turns to another key."""
+    assert ready.roster(ADMISSION.public).members
+    with pytest.raises(SealingError, match="not of this PC's admission key"):
+        ready.roster(SigningKey().public)
+
+
 def test_a_newer_list_takes_the_place_of_the_older(vault: Vault) -> None:
     """M6."""
     vault.pin(roster(vault).encode(), ADMISSION.public)
