@@ -10,17 +10,16 @@ examples.
 
 from __future__ import annotations
 
-import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModule
 from torch.nn.functional import cross_entropy
 
 from fedaipc.model.classifier import read_vector, write_vector
+from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.randomness import SecureRandom
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from fedaipc.model.inputs import Inputs
     from fedaipc.privacy.plan import PrivacyPlan
 
-_GRADIENT_MEMORY = 1 << 30  # bytes that per-example gradients of one micro-batch may take
 _USUAL_BATCH, _HEAD_BATCH = 16, 256  # rows; a batch is computed whole, however few are filled
 _NO_TEXT = -100
 
@@ -64,17 +62,18 @@ def train_round(
     if plan.noise_multiplier is None:
         _train_plain(classifier, optimizer, inputs, targets, plan, micro_batch, random)
     else:
-        memory_bound = max(1, _GRADIENT_MEMORY // (4 * classifier.layout.size))
-        private = PrivateOptimizer(
-            optimizer,
-            noise_multiplier=plan.noise_multiplier,
-            clip=plan.clip,
-            expected_batch_size=plan.sampling_rate * size_class,
-            random=random,
-        )
-        _train_privately(
-            classifier, private, inputs, targets, plan, min(micro_batch, memory_bound), random
-        )
+        with _book_keeping(classifier) as module:
+            private = PrivateOptimizer(
+                optimizer,
+                module=module,
+                noise_multiplier=plan.noise_multiplier,
+                clip=plan.clip,
+                expected_batch_size=plan.sampling_rate * size_class,
+                random=random,
+            )
+            _train_privately(
+                classifier, module, private, inputs, targets, plan, micro_batch, random
+            )
     update = read_vector(classifier)
     update -= start
     return update
@@ -109,6 +108,7 @@ def rehearse(
 
 def _train_privately(
     classifier: Classifier,
+    module: BookKeepingModule,
     optimizer: PrivateOptimizer,
     inputs: Inputs,
     targets: npt.NDArray[np.int64],
@@ -116,21 +116,20 @@ def _train_privately(
     micro_batch: int,
     random: SecureRandom,
 ) -> None:
-    with _per_example_gradients(classifier) as module:
-        for _ in range(plan.local_steps):
-            sample = random.poisson_sample(len(inputs), plan.sampling_rate)
+    for _ in range(plan.local_steps):
+        sample = random.poisson_sample(len(inputs), plan.sampling_rate)
+        optimizer.zero_grad()
+        if len(sample) == 0:
+            optimizer.step_on_nothing()
+            continue
+        left = len(sample)
+        for part, batch in inputs.batches(micro_batch, classifier.device, sample):
+            _loss(classifier, module, inputs, batch, targets[part]).backward()
+            left -= len(part)
+            optimizer.take(len(part))
+            optimizer.signal_skip_step(do_skip=left > 0)
+            optimizer.step()
             optimizer.zero_grad()
-            if len(sample) == 0:
-                optimizer.step_on_nothing()
-                continue
-            left = len(sample)
-            for part, batch in inputs.batches(micro_batch, classifier.device, sample):
-                _loss(classifier, module, inputs, batch, targets[part]).backward()
-                left -= len(part)
-                optimizer.take(len(part))
-                optimizer.signal_skip_step(do_skip=left > 0)
-                optimizer.step()
-                optimizer.zero_grad()
 
 
 def _train_plain(
@@ -194,15 +193,12 @@ def _optimizer(classifier: Classifier, training: TrainingSettings) -> torch.opti
 
 
 @contextmanager
-def _per_example_gradients(classifier: Classifier) -> Iterator[Any]:
-    """Opacus' hooks on the trained part, removed again whatever happens."""
+def _book_keeping(classifier: Classifier) -> Iterator[BookKeepingModule]:
+    """Per-example gradients of the trained part; the hooks are gone again whatever happens."""
     classifier.train()
-    module = GradSampleModule(classifier, loss_reduction="sum")
+    module = BookKeepingModule(classifier, loss_reduction="sum")
     try:
-        with warnings.catch_warnings():
-            # The lowest trained layer's inputs need no gradient; Opacus uses its outputs' alone.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield module
+        yield module
     finally:
         module.remove_hooks()
         module.cleanup()

@@ -6,6 +6,7 @@ import hashlib
 import math
 import struct
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -261,32 +262,31 @@ class Stubborn:
     def __init__(self, deviations: float) -> None:
         self._deviations = deviations
 
-    def normal(self, count: int, deviation: float) -> np.ndarray:
-        return np.full(count, self._deviations * deviation)
+    def noisy(self, values: np.ndarray, deviation: float, spacing: float) -> np.ndarray:
+        return values - self._deviations * deviation
 
 
 @pytest.mark.parametrize("weighting", ["equal", "size-class"])
 @pytest.mark.parametrize("records", [20, 80])
 def test_steps_of_the_real_optimizer_stay_within_the_bound(weighting: str, records: int) -> None:
-    """M3: twice as many records as expected, each with a gradient far beyond the clip bound."""
+    """M3: twice as many records as expected, each gradient as long as the clip bound."""
     steps, rate, clip, noise, sampling = 9, 0.25, 0.5, 1.5, 0.1
     one = private(
         local_steps=steps, learning_rate=rate, clip=clip, noise_multiplier=noise,
         sampling_rate=sampling, smallest_class=20, largest_class=80, weighting=weighting,
     )  # fmt: skip
-    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter, ones = torch.nn.Parameter(torch.zeros(3)), int(2 * sampling * records)
+    clipped = torch.tensor([0.0, -clip * ones, 0.0])
     random: SecureRandom = Stubborn(8 / math.sqrt(steps))  # type: ignore[assignment]
     optimizer = PrivateOptimizer(
         torch.optim.SGD([parameter], lr=rate),
+        module=SimpleNamespace(clipped_sums=lambda *_: [(parameter, clipped.clone())]),
         noise_multiplier=noise,
         clip=clip,
         expected_batch_size=sampling * records,
         random=random,
     )
     for _ in range(steps):
-        gradients = torch.zeros(int(2 * sampling * records), 3)
-        gradients[:, 1] = 1e6
-        parameter.grad_sample = gradients  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
     weight = records if weighting == "size-class" else 1

@@ -93,18 +93,25 @@ def test_a_repr_tells_nothing() -> None:
     assert repr(SecureRandom(KEY)) == "SecureRandom()"
 
 
+def normal(
+    stream: SecureRandom, count: int, deviation: float, spacing: float = 2.0**-30
+) -> np.ndarray:
+    """Noise alone."""
+    return stream.noisy(np.zeros(count), deviation, spacing)
+
+
 def test_noise_is_gaussian() -> None:
-    assert gaussian_faults(SecureRandom(KEY).normal(1_000_000, 2.5), 2.5) == []
+    assert gaussian_faults(normal(SecureRandom(KEY), 1_000_000, 2.5), 2.5) == []
 
 
 @pytest.mark.parametrize("factor", [0.97, 1.03])
 def test_a_deviation_three_percent_off_is_rejected_twice(factor: float) -> None:
-    faults = gaussian_faults(SecureRandom(KEY).normal(1_000_000, 2.5 * factor), 2.5)
+    faults = gaussian_faults(normal(SecureRandom(KEY), 1_000_000, 2.5 * factor), 2.5)
     assert {"variance", "distribution"} <= set(faults)
 
 
 def test_other_laws_and_dependent_draws_are_rejected() -> None:
-    noise = SecureRandom(KEY).normal(500_000, 1.0)
+    noise = normal(SecureRandom(KEY), 500_000, 1.0)
     assert "mean" in gaussian_faults(noise + 0.01, 1.0)
     uniform = (SecureRandom(KEY).uint64(500_000) / 2.0**64 - 0.5) * math.sqrt(12)
     assert {"kurtosis", "distribution"} <= set(gaussian_faults(uniform, 1.0))
@@ -114,31 +121,70 @@ def test_other_laws_and_dependent_draws_are_rejected() -> None:
     assert "squares of neighbours" in gaussian_faults(same_size, 1.0)
 
 
-@pytest.mark.parametrize(("count", "chunk"), [(1, 8), (2, 8), (7, 8), (8, 8), (21, 4)])
-def test_noise_equals_the_slow_way_and_sums_four_different_pairs(
-    count: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("count", "chunk", "block"),
+    [(1, 8, 64), (2, 8, 64), (7, 8, 64), (8, 8, 64), (21, 4, 64), (30, 4, 10), (64, 8, 16)],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_noise_equals_the_slow_way(
+    count: int, chunk: int, block: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Draw by draw in plain Python; also which Box-Muller pair went into which output."""
+    """Draw by draw in plain Python; each block from a key of its own, whatever the threads."""
     monkeypatch.setattr(randomness, "_CHUNK", chunk)
-    stream = iter(np.frombuffer(key_stream(KEY, 200), dtype="<u8"))
-    expected, used = [0.0] * count, [[] for _ in range(count)]
-    pair = 0
-    for start in range(0, count, chunk):
-        size = min(chunk, count - start)
-        half = (size + 1) // 2
-        for _ in range(4):
-            uniform = [((int(next(stream)) >> 12) + 0.5) / 2**52 for _ in range(2 * half)]
-            for i in range(half):
-                radius = math.sqrt(-2 * math.log(uniform[i]))
-                angle = 2 * math.pi * uniform[half + i]
-                for place, value in ((i, math.cos(angle)), (half + i, math.sin(angle))):
-                    if place < size:
-                        expected[start + place] += radius * value
-                        used[start + place].append(pair)
-                pair += 1
-    got = SecureRandom(KEY).normal(count, 3.0)
-    assert got == pytest.approx([value * 1.5 for value in expected], rel=1e-12, abs=1e-12)
-    assert all(len(pairs) == len(set(pairs)) == 4 for pairs in used)
+    monkeypatch.setattr(randomness, "_BLOCK", block)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    keys, expected = key_stream(KEY, 200), []
+    for number in range(-(-count // block)):
+        left = min(block, count - number * block)
+        stream = iter(np.frombuffer(key_stream(keys[32 * number :][:32], 200), dtype="<u8"))
+        half = (min(chunk, left) + 1) // 2
+        while left > 0:
+            radii = [(int(next(stream)) + 0.5) / 2**64 for _ in range(half)]
+            turns = [(int(next(stream)) >> 12) / 2**52 for _ in range(half)]
+            polar = [
+                (math.sqrt(-2 * math.log(radius)), 2 * math.pi * turn)
+                for radius, turn in zip(radii, turns, strict=True)
+            ]
+            values = [r * math.sin(a) for r, a in polar] + [r * math.cos(a) for r, a in polar]
+            expected += values[:left]
+            left -= 2 * half
+    got = SecureRandom(KEY).noisy(np.zeros(count), 3.0, 2.0**-40)
+    assert got == pytest.approx([3.0 * value for value in expected], rel=1e-9, abs=2.0**-40)
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+def test_what_leaves_is_the_rounded_value_plus_whole_steps_of_the_lattice(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    values, spacing = rng.normal(0, 40, 10_000).astype(kind), 2.0**-6
+    got = SecureRandom(KEY).noisy(values, 3.0, spacing)
+    alone = SecureRandom(KEY).noisy(np.zeros_like(values), 3.0, spacing)
+    assert got.dtype == values.dtype
+    for each in (got, alone):
+        assert np.array_equal(each / spacing, np.rint(each / spacing))
+    assert np.array_equal(got - alone, np.rint(values / spacing) * spacing)
+
+
+def test_noise_on_a_coarse_lattice_is_the_rounded_gaussian() -> None:
+    """Cell by cell: each multiple of the spacing as often as the Gaussian falls into its cell."""
+    steps = np.rint(normal(SecureRandom(KEY), 1_000_000, 1.0, 0.5) / 0.5).astype(int)
+    cells = np.arange(-7, 8)
+    found = [np.sum(steps == cell) for cell in cells] + [np.sum(abs(steps) > 7)]
+    edges = stats.norm.cdf((cells[:, None] + [-0.5, 0.5]) * 0.5)
+    shares = list(edges[:, 1] - edges[:, 0])
+    expected = np.array([*shares, 1 - sum(shares)]) * 1_000_000
+    assert stats.chisquare(found, expected).pvalue > FALSE_ALARM
+    assert stats.chisquare(found, np.roll(expected, 1)).pvalue < FALSE_ALARM
+
+
+@pytest.mark.parametrize(("word", "radius"), [(0, 9.49), (2**64 - 1, 0.0)])
+def test_the_first_and_last_random_words_give_finite_noise(word: int, radius: float) -> None:
+    class Given:
+        def update_into(self, zeros: memoryview, stream: bytearray) -> None:
+            np.frombuffer(stream, dtype="<u8", count=len(zeros) // 8)[:] = np.uint64(word)
+
+    result = np.empty(4)
+    randomness._fill(Given(), np.zeros(4), result, 1.0, 2.0**-40)
+    assert np.hypot(result[0], result[2]) == pytest.approx(radius, abs=0.01)
 
 
 class Words(SecureRandom):
@@ -156,10 +202,6 @@ def test_sampling_decides_at_the_exact_threshold() -> None:
     assert Words(0, 2**64 - 1).poisson_sample(2, 1.0).tolist() == [0, 1]
     assert Words(0, 1).poisson_sample(2, 2.0**-64).tolist() == [0]
     assert Words(0).poisson_sample(1, 2.0**-65).tolist() == []  # rounded down, never up
-
-
-def test_no_uniform_value_is_zero_or_one() -> None:
-    assert 0 < Words(0)._open_uniform(1)[0] < Words(2**64 - 1)._open_uniform(1)[0] < 1
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.937])
@@ -198,9 +240,9 @@ def test_no_global_generator_is_touched(monkeypatch: pytest.MonkeyPatch) -> None
     before = (np.random.get_state()[1].tobytes(), random.getstate(), torch.get_rng_state())  # noqa: NPY002
     monkeypatch.setattr(torch, "Generator", None)
     stream = SecureRandom()
-    stream.normal(1000, 1.0)
+    normal(stream, 1000, 1.0)
     stream.poisson_sample(1000, 0.5)
-    SecureRandom.for_test(1, "a").normal(10, 1.0)
+    normal(SecureRandom.for_test(1, "a"), 10, 1.0)
     assert before[0] == np.random.get_state()[1].tobytes()  # noqa: NPY002
     assert before[1] == random.getstate()
     assert torch.equal(before[2], torch.get_rng_state())

@@ -18,7 +18,8 @@ import torch
 from fedaipc.config import TrainingSettings
 from fedaipc.model.classifier import Batch, Classifier, read_vector
 from fedaipc.model.inputs import Inputs, make_inputs
-from fedaipc.privacy import training
+from fedaipc.privacy import layers, training
+from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
@@ -67,7 +68,7 @@ def clipped_sum(
     real = PrivateOptimizer.add_noise
 
     def watched(self: PrivateOptimizer) -> None:
-        sums.append(np.concatenate([p.summed_grad.numpy().ravel() for p in self.params]))
+        sums.append(np.concatenate([p.summed_grad.double().numpy().ravel() for p in self.params]))
         real(self)
 
     with mock.patch.object(PrivateOptimizer, "add_noise", watched):
@@ -210,10 +211,12 @@ def check_last_bits(method: str = "full", family: str = "bert") -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-k", "full"])
+@pytest.mark.parametrize("kept", [1 << 14, 0], ids=["instantiated", "by tokens"])
 def test_a_record_moves_the_sum_by_its_own_contribution_to_the_last_bit(
-    method: str, family: str
+    method: str, family: str, kept: int
 ) -> None:
-    check_last_bits(method, family)
+    with mock.patch.multiple(layers, _SMALL=kept, _KEPT=kept):
+        check_last_bits(method, family)
 
 
 def test_padding_that_overflows_takes_no_record_with_it() -> None:
@@ -254,9 +257,10 @@ def _fault_mean_loss(patch: pytest.MonkeyPatch) -> None:
         return real(logits, truth, **{**named, "reduction": "mean"})
 
     patch.setattr(training, "cross_entropy", mean)
-    hooks = training.GradSampleModule
     patch.setattr(
-        training, "GradSampleModule", lambda module, **_: hooks(module, loss_reduction="mean")
+        training,
+        "BookKeepingModule",
+        lambda module, **_: BookKeepingModule(module, loss_reduction="mean"),
     )
 
 

@@ -11,7 +11,9 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from torch.nn.functional import cross_entropy
 from fedaipc.config import TrainingSettings
 from fedaipc.model.classifier import Batch, Classifier, read_vector, write_vector
 from fedaipc.model.inputs import Inputs, make_inputs
-from fedaipc.privacy import training
+from fedaipc.privacy import bookkeeping, layers, training
+from fedaipc.privacy.bookkeeping import ROUNDING_MARGIN, BookKeepingModule
+from fedaipc.privacy.layers import Sizes
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
@@ -50,9 +54,9 @@ class Scripted(SecureRandom):
         self.log.append(("sample", count, rate))
         return np.array(list(self.samples.pop(0)), dtype=np.int64)
 
-    def normal(self, count: int, deviation: float) -> np.ndarray:
-        self.log.append(("noise", count, deviation))
-        return self.noise.normal(count, deviation) if self.noise else np.zeros(count)
+    def noisy(self, values: np.ndarray, deviation: float, spacing: float) -> np.ndarray:
+        self.log.append(("noise", len(values), deviation))
+        return self.noise.noisy(values, deviation, spacing) if self.noise else values
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +66,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def by_tokens() -> Iterator[None]:
+    """Layers of a tiny model are treated as those of a large one: no per-example gradients."""
+    with mock.patch.multiple(layers, _SMALL=0, _KEPT=0):
+        yield
+
+
+@pytest.fixture(params=["instantiated", "by tokens"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways to a norm."""
+    with by_tokens() if request.param == "by tokens" else nullcontext():
+        yield request.param
 
 
 @cache
@@ -129,6 +147,12 @@ def check_neighbours(method: str = "bitfit", family: str = "bert") -> None:
     assert min(moves) > 0.9 * CLIP  # every gradient here is longer than C, so the bound is met
 
 
+def check_neighbours_by_tokens() -> None:
+    """The same where norms come from products of tokens, as they do in layers of usual size."""
+    with by_tokens():
+        check_neighbours("full")
+
+
 def check_noise(expected: float = NOISE * CLIP / (RATE * CLASS), rate: float = 1.0) -> None:
     """The update differs from the noiseless one by N(0, (sigma C lr / (q class))^2)."""
     assert_deviation(
@@ -193,6 +217,7 @@ def assert_deviation(values: np.ndarray, expected: float) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("way")
 def test_one_record_more_moves_the_sum_by_at_most_the_clip_bound(method: str, family: str) -> None:
     check_neighbours(method, family)
 
@@ -258,42 +283,46 @@ def _fault_no_noise(patch: pytest.MonkeyPatch) -> None:
 
 def _fault_a_tenth_of_the_noise(patch: pytest.MonkeyPatch) -> None:
     for stream in (SecureRandom, Scripted):
-        real = stream.normal
-        patch.setattr(stream, "normal", lambda self, n, d, real=real: real(self, n, d / 10))
+        real = stream.noisy
+        patch.setattr(stream, "noisy", lambda self, v, d, s, real=real: real(self, v, d / 10, s))
 
 
 def _fault_no_clip(patch: pytest.MonkeyPatch) -> None:
-    def accumulate(self: PrivateOptimizer) -> None:
-        for parameter, sample in zip(self.params, self.grad_samples, strict=True):
-            parameter.summed_grad = sample.sum(0)
-
-    patch.setattr(PrivateOptimizer, "clip_and_accumulate", accumulate)
+    patch.setattr(bookkeeping, "_factors", lambda sizes, *_: torch.ones_like(sizes.square))
 
 
 def _fault_clip_of_the_batch_mean(patch: pytest.MonkeyPatch) -> None:
-    def accumulate(self: PrivateOptimizer) -> None:
-        means = [sample.mean(0) for sample in self.grad_samples]
-        norm = torch.stack([mean.norm() for mean in means]).norm()
-        for parameter, mean in zip(self.params, means, strict=True):
-            factor = (self.max_grad_norm / norm).clamp(max=1)
-            parameter.summed_grad = mean * factor * len(self.grad_samples[0])
+    real = BookKeepingModule.clipped_sums
 
-    patch.setattr(PrivateOptimizer, "clip_and_accumulate", accumulate)
+    def clipped_sums(self: BookKeepingModule, bound: float, rows: int) -> list:
+        sums = list(real(self, 1e30, rows))
+        norm = torch.stack([total.norm() for _, total in sums]).norm() / rows
+        return [(p, total * (bound / norm).clamp(max=1)) for p, total in sums]
+
+    patch.setattr(BookKeepingModule, "clipped_sums", clipped_sums)
 
 
-def _fault_clip_per_parameter(patch: pytest.MonkeyPatch) -> None:
-    def accumulate(self: PrivateOptimizer) -> None:
-        for parameter, sample in zip(self.params, self.grad_samples, strict=True):
-            norms = sample.flatten(1).norm(dim=1)
-            factor = (self.max_grad_norm / norms).clamp(max=1)
-            parameter.summed_grad = torch.einsum("i,i...", factor, sample)
+def _fault_clip_per_layer(patch: pytest.MonkeyPatch) -> None:
+    def clipped_sums(self: BookKeepingModule, bound: float, rows: int) -> Iterator:
+        self._sizes()
+        for layer in self._layers:
+            yield from layer.sums(bookkeeping._factors(layer.sizes, bound, 1.0)[:rows], slice(rows))
+            layer.forget()
 
-    patch.setattr(PrivateOptimizer, "clip_and_accumulate", accumulate)
+    patch.setattr(BookKeepingModule, "clipped_sums", clipped_sums)
+
+
+def _fault_norms_of_tokens_alone(patch: pytest.MonkeyPatch) -> None:
+    def paired(a: torch.Tensor, g: torch.Tensor, terms: int) -> Sizes:
+        square = (a * g).diagonal(dim1=1, dim2=2).sum(1).double()
+        return Sizes(square, torch.zeros_like(square))
+
+    patch.setattr(layers, "_paired", paired)
 
 
 def _fault_noise_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
-    real = SecureRandom.normal
-    patch.setattr(SecureRandom, "normal", lambda _, n, d: real(SecureRandom.for_test(1), n, d))
+    real = SecureRandom.noisy
+    patch.setattr(SecureRandom, "noisy", lambda _, v, d, s: real(SecureRandom.for_test(1), v, d, s))
 
 
 def _fault_empty_sample_skipped(patch: pytest.MonkeyPatch) -> None:
@@ -322,13 +351,13 @@ def _fault_true_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
 
 
 def _fault_drawn_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
-    real = PrivateOptimizer.clip_and_accumulate
+    real = PrivateOptimizer.accumulate
 
     def accumulate(self: PrivateOptimizer) -> None:
-        self._divisor = max(1, len(self.grad_samples[0]))
+        self._divisor = max(1, self._rows)
         real(self)
 
-    patch.setattr(PrivateOptimizer, "clip_and_accumulate", accumulate)
+    patch.setattr(PrivateOptimizer, "accumulate", accumulate)
 
 
 def _fault_sample_of_fixed_size(patch: pytest.MonkeyPatch) -> None:
@@ -346,7 +375,8 @@ def _fault_sample_of_fixed_size(patch: pytest.MonkeyPatch) -> None:
         (_fault_a_tenth_of_the_noise, check_noise),
         (_fault_no_clip, check_neighbours),
         (_fault_clip_of_the_batch_mean, check_neighbours),
-        (_fault_clip_per_parameter, check_neighbours),
+        (_fault_clip_per_layer, check_neighbours),
+        (_fault_norms_of_tokens_alone, check_neighbours_by_tokens),
         (_fault_noise_from_a_fixed_seed, check_fresh_noise),
         (_fault_empty_sample_skipped, check_empty_sample),
         (_fault_noise_in_the_first_step_only, check_every_step),
@@ -393,16 +423,18 @@ def summed_slowly(method: str, family: str, bound: float) -> np.ndarray:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("clip", [CLIP, 2.0, 1e4])
+@pytest.mark.usefixtures("way")
 def test_the_sum_equals_one_example_at_a_time(method: str, family: str, clip: float) -> None:
     got = update(
         Scripted(EVERYTHING), method=method, family=family, clip=clip, sampling_rate=1.0,
         size_class=1,
     )  # fmt: skip
-    expected = summed_slowly(method, family, clip * (1 - 2**-10))
+    expected = summed_slowly(method, family, clip * ROUNDING_MARGIN)
     assert np.linalg.norm(got + expected) <= 1e-5 * max(1.0, np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("way")
 def test_the_micro_batch_does_not_matter(method: str) -> None:
     updates = [
         update(Scripted(EVERYTHING, [1, 3], noise=4), method=method, local_steps=2, micro_batch=m)
@@ -430,6 +462,7 @@ def test_states_from_the_cache_train_alike(method: str, tmp_path) -> None:
     assert np.abs(updates[0] - updates[1]).max() < 1e-6
 
 
+@pytest.mark.usefixtures("way")
 def test_a_model_full_of_huge_weights_still_gives_a_bounded_finite_update() -> None:
     """A hostile coordinator's vector: losses overflow, and no contribution passes the bound."""
     classifier, start = model("last-k")
@@ -504,7 +537,7 @@ def test_hooks_and_modes_are_gone_after_a_round_even_a_failed_one() -> None:
     classifier, _ = model("bitfit")
 
     class Failing(Scripted):
-        def normal(self, count: int, deviation: float) -> np.ndarray:
+        def noisy(self, values: np.ndarray, deviation: float, spacing: float) -> np.ndarray:
             raise RuntimeError("no noise")
 
     with pytest.raises(RuntimeError, match="no noise"):
@@ -512,4 +545,5 @@ def test_hooks_and_modes_are_gone_after_a_round_even_a_failed_one() -> None:
     assert not classifier.training
     assert not any(module._forward_hooks for module in classifier.modules())
     assert not any(hasattr(p, "grad_sample") for p in classifier.parameters())
+    assert all(p.requires_grad for _, p in classifier.trainable())
     update(Scripted(EVERYTHING))

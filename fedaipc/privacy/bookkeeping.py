@@ -1,0 +1,175 @@
+"""Clipped per-example gradients at about the price of ordinary ones, as an Opacus module.
+
+One forward pass, one backward pass for the gradients by layer outputs alone; then each layer gives
+every example's norm, and after that the sum of all examples with their clip factors. This is the
+book-keeping of Bu et al. 2022 (arXiv 2210.00038, algorithm 1): per-example gradients of large
+layers never exist. Opacus' hooks form all of them; its ghost mode runs a second backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from opacus.grad_sample import AbstractGradSampleModule
+
+from fedaipc.errors import ModelError
+from fedaipc.privacy.layers import Grams, Layer, Sizes, trained_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+# Clipping to a bound that is smaller by 2^-8 leaves room for what float32 rounds when the examples
+# of a batch are added up; the noise still has the whole C in it.
+ROUNDING_MARGIN = 1 - 2.0**-8
+# An example whose tokens cancel each other to less than this part of what they add up to is scaled
+# down further: its rounding errors follow the gross size, and weights can be made to blow them up.
+_CANCELLATION = 256.0
+_LEAST_FACTOR = 2.0**-100  # below, factor times gradient loses its digits
+
+
+class BookKeepingModule(AbstractGradSampleModule):
+    """Wraps `module`, whose every input has one row per example; use it as Opacus' own.
+
+    After a backward pass `clipped_sums` gives what an optimizer adds noise to. Parameters get
+    neither `.grad` nor `.grad_sample`. Leave with `remove_hooks` and `cleanup`, or
+    `to_standard_module`.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, loss_reduction: Literal["sum", "mean"] = "sum"
+    ) -> None:
+        """Raises ModelError where two layers share a parameter, or a layer mixes examples."""
+        super().__init__(module, loss_reduction=loss_reduction)
+        self._layers = list(trained_layers(module))
+        self._grams = Grams()
+        _check_shared(self._layers)
+        self._trained = [p for layer in self._layers for p in layer.parameters]
+        self._handles = [
+            layer.module.register_forward_hook(self._noting(layer)) for layer in self._layers
+        ]
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """As the wrapped module. Raises ModelError where the gradients before were not fetched."""
+        if not (torch.is_grad_enabled() and self._handles):
+            return self._module(*inputs, **named)
+        if any(layer.used for layer in self._layers):
+            raise ModelError("gradients of the batch before are still there: fetch or zero them")
+        if torch.get_float32_matmul_precision() != "highest":
+            raise ModelError(
+                "the clip bound counts on torch.set_float32_matmul_precision being highest"
+            )
+        for parameter in self._trained:  # else autograd forms the sum over the batch as well
+            parameter.requires_grad = False
+        try:
+            return self._module(*inputs, **named)
+        finally:
+            for parameter in self._trained:
+                parameter.requires_grad = True
+
+    @torch.no_grad()
+    def clipped_sums(
+        self, bound: float, rows: int | None = None
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each trained parameter with the sum over the first `rows` examples of its gradients.
+
+        Every example's whole gradient is scaled to L2 norm `bound` at most before. One that is not
+        finite, or 2^100 times too long, is left out. In float64 or float32, the shape of the
+        parameter. Frees what the backward pass left. Raises ModelError where a parameter got no
+        gradient.
+        """
+        sizes = self._sizes()
+        factors = _factors(sizes, bound, self._batch_scale(sizes))[:rows]
+        usable = factors > 0
+        chosen: Tensor | slice = slice(len(factors))
+        if not bool(usable.all()):  # left out, and not multiplied by 0, which would keep a NaN
+            factors = factors[usable]
+            chosen = usable.nonzero().flatten().to(self._trained[0].device)
+        for layer in self._layers:
+            yield from layer.sums(factors, chosen)
+            layer.forget()
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """Upper bounds of all examples' gradient norms, float64 (B,). Not private: for tests."""
+        sizes = self._sizes()
+        return sizes.square.sqrt() * self._batch_scale(sizes)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for layer in self._layers:
+            layer.forget()
+        self._grams.forget()
+        self._module.zero_grad(set_to_none)
+
+    def remove_hooks(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        for layer in self._layers:
+            layer.close()
+        self._grams.forget()
+
+    def _noting(self, layer: Layer) -> Any:
+        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if not (torch.is_grad_enabled() and module.training):
+                return
+            use = layer.saw(inputs)
+
+            def measure(grad: Tensor) -> None:
+                use.grad = grad.detach()
+                if not layer.pending:
+                    layer.measure(self._grams)
+
+            if not output.requires_grad:
+                output.requires_grad_()  # the lowest trained layer: the backward pass ends here
+            output.register_hook(measure)
+
+        return note
+
+    def _sizes(self) -> Sizes:
+        total: Sizes | None = None
+        for layer in self._layers:
+            if layer.sizes is None:
+                layer.measure(self._grams)  # some of its outputs do not bear on the loss
+            if layer.sizes is None:
+                raise ModelError(f"{layer.name}: a trained layer got no per-example gradients")
+            if total is None:
+                total = Sizes(layer.sizes.square.clone(), layer.sizes.gross.clone())
+            elif len(total.square) != len(layer.sizes.square):
+                raise ModelError(
+                    f"{layer.name}: saw {len(layer.sizes.square)} rows, others "
+                    f"{len(total.square)}: every input needs one row per example"
+                )
+            else:
+                total.add(layer.sizes)
+        self._grams.forget()
+        if total is None:
+            raise ModelError("no parameter is trained")
+        return total
+
+    def _batch_scale(self, sizes: Sizes) -> float:
+        """What undoes the division of a mean loss."""
+        return float(len(sizes.square)) if self.loss_reduction == "mean" else 1.0
+
+
+def _factors(sizes: Sizes, bound: float, scale: float) -> Tensor:
+    """What each example's gradient is multiplied with, float64 (B,); 0 for those left out."""
+    norms, gross = sizes.square.sqrt() * scale, sizes.gross * scale
+    room = bound * ROUNDING_MARGIN
+    factors = (room / norms.clamp(min=1e-300)).clamp(max=1.0)
+    factors = torch.minimum(factors, room * _CANCELLATION / gross.clamp(min=1e-300))
+    usable = torch.isfinite(norms) & torch.isfinite(gross) & (factors >= _LEAST_FACTOR)
+    return torch.where(usable, factors * scale, 0.0)
+
+
+def _check_shared(layers: list[Layer]) -> None:
+    owner: dict[int, str] = {}
+    for layer in layers:
+        for parameter in layer.parameters:
+            before = owner.setdefault(id(parameter), layer.name)
+            if before != layer.name:
+                raise ModelError(
+                    f"{before} and {layer.name} share a parameter: per-example gradients of tied "
+                    "layers are not supported; freeze or untie one"
+                )

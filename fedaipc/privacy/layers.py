@@ -1,0 +1,421 @@
+"""What one layer knows of each example's gradient: its norm, and the weighted sum over examples.
+
+Names as in Bu et al. 2022 (arXiv 2210.00038): A (B, T, d) goes into a layer, G (B, T, p) is the
+gradient of the summed loss by what comes out; B examples of T tokens. An example's gradient of a
+linear layer is G^T A, so its norm needs no gradient: |G^T A|^2 is the sum over all pairs of tokens
+of (A A^T) * (G G^T). The sum over examples, each with its factor, is one product.
+
+No norm is too small. Where a sum of products stands in for a norm, an error bound is added: a
+float32 dot product of n terms is off by at most n u |x| |y| in any order of summation, u = 2^-24
+(Higham 2002, section 3.1), hence A A^T * G G^T by (d + p + 8) u times the square of the gross size
+S = sum over t of |A_t| |G_t|. What is too small for float32 is covered by a floor on |A_t|, |G_t|.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
+from torch import nn
+
+from fedaipc.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+_UNIT = 1.01 * 2.0**-24  # rounding of float32; the 1 % covers products of bounds
+_FLOOR = 2.0**-100  # of a squared length: far above what float32 loses, far below any clip bound
+_BLOCK = 1024  # values whose squares are added in float32
+_SMALL = 1 << 14  # values of one example's gradient that are kept, and added up in float64
+_SCRATCH = 1 << 24  # bytes of token-by-token products at a time
+_KEPT = 1 << 26  # bytes of larger per-example gradients of one layer that may be kept
+_CACHE = 1 << 18  # values that stay in a core's second-level cache
+_WIDENED = 1 << 23  # values that are held in float64 at a time
+# What it costs to form one value of a per-example gradient and read it twice, in multiply-adds.
+# Measured with scripts/bench/clipping.py; a wrong value costs time only.
+_NEAR, _FAR = 24, 95
+
+
+@dataclass(slots=True)
+class Sizes:
+    """Of each example's gradient, float64 of shape (B,), on the processor.
+
+    `square` is at least the squared norm. `gross` is the gross size where a sum of products stands
+    in for the gradient, 0 elsewhere.
+    """
+
+    square: Tensor
+    gross: Tensor
+
+    def add(self, other: Sizes) -> None:
+        """Of two sets of parameters together."""
+        self.square += other.square
+        self.gross = torch.hypot(self.gross, other.gross)
+
+
+@dataclass(slots=True)
+class Use:
+    """One call of a layer; `grad` comes with the backward pass."""
+
+    inputs: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+    grad: Tensor | None = None
+
+
+class Grams:
+    """A A^T of the layer input seen last: query, key and value read the same one."""
+
+    def __init__(self) -> None:
+        self._of: Tensor | None = None
+        self._gram: Tensor | None = None
+
+    def gram(self, values: Tensor) -> Tensor:
+        """(B, T, T) of a float32 (B, T, d)."""
+        if self._gram is None or self._of is None or not _same(self._of, values):
+            self._of, self._gram = values, torch.bmm(values, values.mT)
+        return self._gram
+
+    def forget(self) -> None:
+        self._of = self._gram = None
+
+
+class Layer(ABC):
+    """A module with parameters of its own that are trained, between two backward passes."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.module: Any = module
+        self.parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        self.sizes: Sizes | None = None
+        self._uses: list[Use] = []
+        self._kept: list[tuple[nn.Parameter, Tensor]] = []  # per-example gradients (B, ...)
+
+    def saw(self, inputs: tuple[Any, ...]) -> Use:
+        """Note a call in the forward pass."""
+        tensors = tuple(value.detach() for value in inputs if isinstance(value, torch.Tensor))
+        use = Use(tensors, tuple(value._version for value in tensors))  # noqa: SLF001
+        self._uses.append(use)
+        return use
+
+    @property
+    def pending(self) -> bool:
+        """Whether a call of the forward pass has no gradient yet."""
+        return any(use.grad is None for use in self._uses)
+
+    @property
+    def used(self) -> bool:
+        return bool(self._uses or self._kept)
+
+    def forget(self) -> None:
+        self._uses, self._kept, self.sizes = [], [], None
+
+    def close(self) -> None:
+        """Leave the module as it was found."""
+        self.forget()
+
+    def measure(self, grams: Grams) -> None:
+        """Find the sizes; call it once all gradients of a backward pass are there."""
+        self._uses = [use for use in self._uses if use.grad is not None]
+        if not self._uses:
+            return
+        for use in self._uses:
+            if any(v._version != n for v, n in zip(use.inputs, use.versions, strict=True)):  # noqa: SLF001
+                raise ModelError(f"{self.name}: its input was changed in place after it was used")
+        rows = {
+            len(value)
+            for use in self._uses
+            for value in (*use.inputs, use.grad)
+            if value is not None
+        }
+        if len(rows) > 1:
+            raise ModelError(
+                f"{self.name}: its inputs have different numbers of rows, {sorted(rows)}: each "
+                "must have one row per example"
+            )
+        self.sizes = self._measure(grams)
+        for _, kept in self._kept:
+            self.sizes.square += _squares(kept)
+
+    def sums(
+        self, factors: Tensor, chosen: Tensor | slice
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Per trained parameter: the sum of factors[i] times the gradient of row chosen[i]."""
+        for parameter, kept in self._kept:
+            yield parameter, _weighted_sum(factors, kept[chosen])
+
+    @abstractmethod
+    def _measure(self, grams: Grams) -> Sizes:
+        """Sizes of what is not kept; puts what is kept into `_kept`."""
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """A (B, T, ...) and G (B, T, p), the calls one behind the other along T."""
+        return _behind([(_tokens(use.inputs[0]), _tokens(use.grad)) for use in self._uses])
+
+
+class Linear(Layer):
+    """y = x W^T + b. Also LoRA's two factors, which are linear layers of their own."""
+
+    def _measure(self, grams: Grams) -> Sizes:
+        module = self.module
+        inputs, grads = self._rows()
+        grads = grads.float()
+        if module.bias is not None and module.bias.requires_grad:
+            self._kept.append((module.bias, grads.sum(1)))
+        if not module.weight.requires_grad:
+            self._uses = []
+            return _nothing(len(grads))
+        same = inputs.float()
+        (rows, tokens, width), outputs = same.shape, grads.shape[2]
+        if is_instantiated(rows, tokens, width, outputs):
+            self._kept.append((module.weight, torch.bmm(grads.mT, same)))
+            self._uses = []
+            return _nothing(rows)
+        sizes = []
+        size = max(1, _SCRATCH // (8 * tokens * tokens))
+        for start in range(0, rows, size):
+            g = grads[start : start + size]
+            if size < rows:
+                a = torch.bmm(same[start : start + size], same[start : start + size].mT)
+            else:
+                a = grams.gram(same)
+            sizes.append(_paired(a, torch.bmm(g, g.mT), width + outputs + 8))
+        return _joined(sizes)
+
+    def sums(
+        self, factors: Tensor, chosen: Tensor | slice
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        yield from super().sums(factors, chosen)
+        if self._uses:
+            inputs, grads = (values[chosen].float() for values in self._rows())
+            each = factors.to(grads.device, torch.float32)[:, None, None]
+            if inputs.shape[2] < grads.shape[2]:  # fold the factors into the smaller one
+                inputs = inputs * each
+            else:
+                grads = grads * each
+            yield self.module.weight, grads.flatten(0, 1).mT @ inputs.flatten(0, 1)
+
+
+class Embedding(Layer):
+    """y = W[ids]: gradients of equal ids add up, that of the padding id is 0."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__(name, module)
+        if self.module.max_norm is not None or self.module.scale_grad_by_freq:
+            raise ModelError(
+                f"{name}: an embedding with max_norm or scale_grad_by_freq mixes examples"
+            )
+        self._padding = self.module.padding_idx
+
+    def _measure(self, grams: Grams) -> Sizes:
+        del grams
+        ids, grads = self._grads()
+        (rows, tokens, width), count = grads.shape, self.module.weight.shape[0]
+        if count * width <= _SMALL:
+            kept = grads.new_zeros(rows, count, width)
+            kept.scatter_add_(1, ids[:, :, None].expand_as(grads), grads)
+            self._kept.append((self.module.weight, kept))
+            self._uses = []
+            return _nothing(rows)
+        sizes = []
+        size = max(1, _SCRATCH // (8 * tokens * tokens))
+        for g, i in zip(grads.split(size), ids.split(size), strict=True):
+            equal = (i[:, :, None] == i[:, None, :]).to(g.dtype)
+            sizes.append(_paired(equal, torch.bmm(g, g.mT), width + 8))
+        return _joined(sizes)
+
+    def sums(
+        self, factors: Tensor, chosen: Tensor | slice
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        yield from super().sums(factors, chosen)
+        if self._uses:
+            ids, grads = self._grads()
+            scaled = grads[chosen] * factors.to(grads.device, torch.float32)[:, None, None]
+            whole = torch.zeros_like(self.module.weight, dtype=torch.float32)
+            yield (
+                self.module.weight,
+                whole.index_add_(0, ids[chosen].flatten(), scaled.flatten(0, 1)),
+            )
+
+    def _grads(self) -> tuple[Tensor, Tensor]:
+        ids, grads = self._rows()
+        grads = grads.float()
+        if self._padding is not None:
+            grads = grads.masked_fill((ids == self._padding)[:, :, None], 0.0)
+        return ids, grads
+
+
+class LayerNorm(Layer):
+    """y = w * normal(x) + b."""
+
+    def _measure(self, grams: Grams) -> Sizes:
+        del grams
+        module = self.module
+        inputs, grads = self._rows()
+        grads = grads.float()
+        shape = module.normalized_shape
+        if module.weight.requires_grad:
+            normal = nn.functional.layer_norm(inputs.float(), shape, eps=module.eps)
+            self._kept.append((module.weight, (grads * normal).sum(1)))
+        if module.bias is not None and module.bias.requires_grad:
+            self._kept.append((module.bias, grads.sum(1)))
+        self._uses = []
+        return _nothing(len(grads))
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        inner = len(self.module.normalized_shape)
+
+        def tokens(values: Tensor | None) -> Tensor:
+            assert values is not None  # noqa: S101 - uses without a gradient were dropped
+            flat = values.dim() > inner + 1
+            return values.flatten(1, -1 - inner) if flat else values.unsqueeze(1)
+
+        return _behind([(tokens(use.inputs[0]), tokens(use.grad)) for use in self._uses])
+
+
+class Other(Layer):
+    """Any other layer, by Opacus' own rule for it: per-example gradients are formed and kept."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__(name, module)
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self._rule = GradSampleModule.GRAD_SAMPLERS.get(type(module))
+        if self._rule is None:
+            prepare_layer(module)
+            self._rule = ft_compute_per_sample_gradient
+
+    def close(self) -> None:
+        super().close()
+        if hasattr(self.module, "ft_compute_sample_grad"):
+            del self.module.ft_compute_sample_grad
+
+    def _measure(self, grams: Grams) -> Sizes:
+        del grams
+        total: dict[nn.Parameter, Tensor] = {}
+        for use in self._uses:
+            found = self._rule(self.module, list(use.inputs), use.grad)
+            for parameter, gradient in found.items():
+                if any(parameter is trained for trained in self.parameters):
+                    before = total.get(parameter)
+                    total[parameter] = gradient if before is None else before + gradient
+        self._kept = list(total.items())
+        self._uses = []
+        return _nothing(len(self._kept[0][1]))
+
+
+_KINDS: dict[type[nn.Module], type[Layer]] = {
+    nn.Linear: Linear,
+    nn.Embedding: Embedding,
+    nn.LayerNorm: LayerNorm,
+}
+
+
+def trained_layers(module: nn.Module, name: str = "") -> Iterator[Layer]:
+    """All layers below `module` that have trained parameters of their own.
+
+    Raises ModelError where per-example gradients make no sense: a layer with state that examples
+    share (batch norm), or a parameter that two layers share.
+    """
+    if any(p.requires_grad for p in module.parameters(recurse=False)):
+        if any(True for _ in module.buffers()):
+            raise ModelError(
+                f"{name or type(module).__name__}: a trained layer with buffers, as batch norm "
+                "has, mixes examples; freeze or replace it"
+            )
+        kind = _KINDS.get(type(module), Other)
+        yield kind(name, module)
+        if kind is Other and type(module) not in GradSampleModule.GRAD_SAMPLERS:
+            return  # the rule covers what is inside as well
+    for inner, child in module.named_children():
+        yield from trained_layers(child, f"{name}.{inner}" if name else inner)
+
+
+def is_instantiated(rows: int, tokens: int, width: int, outputs: int) -> bool:
+    """Whether a linear layer's per-example gradients are formed and kept.
+
+    Else their norms come from products of tokens. Both follow from public shapes alone.
+    """
+    values = width * outputs
+    if values <= _SMALL:
+        return True
+    if 4 * rows * values > _KEPT:
+        return False
+    cost = values * (_NEAR if values <= _CACHE else _FAR)
+    return cost < tokens * tokens * (width + outputs)
+
+
+def double(values: Tensor) -> Tensor:
+    """In float64; Apple's devices have none, so from there by way of the processor."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def _tokens(values: Tensor | None) -> Tensor:
+    """(B, ..., n) as (B, T, n); ids (B, ...) as (B, T)."""
+    assert values is not None  # noqa: S101 - uses without a gradient were dropped
+    if not values.is_floating_point():
+        return values.flatten(1)
+    if values.dim() == 2:
+        return values.unsqueeze(1)
+    return values if values.dim() == 3 else values.flatten(1, -2)
+
+
+def _behind(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """All pairs as one, one behind the other along T."""
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([a for a, _ in pairs], 1), torch.cat([g for _, g in pairs], 1)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors that are both alive are views of the same values."""
+    return (one.data_ptr(), one.shape, one.stride()) == (
+        other.data_ptr(), other.shape, other.stride()
+    )  # fmt: skip
+
+
+def _nothing(rows: int) -> Sizes:
+    return Sizes(torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64))
+
+
+def _joined(sizes: list[Sizes]) -> Sizes:
+    return Sizes(torch.cat([s.square for s in sizes]), torch.cat([s.gross for s in sizes]))
+
+
+def _paired(a: Tensor, g: Tensor, terms: int) -> Sizes:
+    """Sizes from A A^T and G G^T, (B, T, T) both; `terms` is the length of their dot products."""
+    if a.device.type == "mps":
+        product = double(a * g).sum((1, 2))
+    else:
+        product = (a * g).sum((1, 2), dtype=torch.float64).cpu()
+    lengths = [double(m.diagonal(dim1=1, dim2=2)).clamp(min=_FLOOR).sqrt().cpu() for m in (a, g)]
+    gross = (lengths[0] * lengths[1]).sum(1)
+    return Sizes(product.clamp(min=0.0) + terms * _UNIT * gross * gross, gross)
+
+
+def _squares(kept: Tensor) -> Tensor:
+    """Squared norms of the float32 rows of (B, ...), right to 2^-12: float64, on the processor.
+
+    Squares are added in float32 in blocks only: over 12 million equal values torch's own norm is
+    0.9 % too small.
+    """
+    rows = kept.reshape(len(kept), kept.shape[1:].numel()).float()
+    whole = rows.shape[1] - rows.shape[1] % _BLOCK
+    blocks = rows[:, :whole].unflatten(1, (-1, _BLOCK)).norm(2, dim=2)
+    parts = torch.cat([blocks, rows[:, whole:].norm(2, dim=1, keepdim=True)], 1)
+    return double(parts).square().sum(1).cpu()
+
+
+def _weighted_sum(factors: Tensor, rows: Tensor) -> Tensor:
+    """The sum of factors[i] * rows[i], shape of one row; in float64 where a row is small."""
+    if rows.shape[1:].numel() > _SMALL:
+        return torch.tensordot(factors.to(rows), rows, dims=1)
+    total = double(torch.zeros_like(rows[:0].sum(0)))
+    size = max(1, _WIDENED // max(1, total.numel()))
+    for some, part in zip(factors.to(total.device).split(size), rows.split(size), strict=True):
+        total += torch.tensordot(some, double(part), dims=1)
+    return total
