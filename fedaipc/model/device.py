@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,12 +27,13 @@ class Device:
 
 
 def choose_device(speed: SpeedSettings) -> Device:
-    """The device asked for, or the best one present. Sets torch's thread count.
+    """The device asked for, or the best one present. Sets torch's thread count and allocator.
 
     Raises ModelError where the device asked for is not there.
     """
     if speed.threads:
         torch.set_num_threads(speed.threads)
+    _keep_freed_memory()
     present = {
         "cuda": torch.cuda.is_available(),
         "xpu": torch.xpu.is_available(),
@@ -46,3 +51,22 @@ def choose_device(speed: SpeedSettings) -> Device:
         why = f"no {', '.join(missing)} here" if name == "cpu" else f"{name} is present"
     # float32 everywhere for now: clipping must not lose digits, and results compare across PCs.
     return Device(torch.device(name), "float32", f"{why}; float32 keeps the clip bound exact")
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
+_KEPT = 1 << 30  # bytes
+
+
+@lru_cache(maxsize=1)
+def _keep_freed_memory() -> None:
+    """Let the GNU C library keep what is freed: the next step asks for the same again.
+
+    Else each step gets its memory from the system anew, page by page, which costs a private step
+    up to an eighth of its time. Elsewhere the system's own allocator decides.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_TRIM_THRESHOLD, _KEPT)
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # as much as it takes

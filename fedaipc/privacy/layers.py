@@ -113,7 +113,8 @@ class Layer(ABC):
         return bool(self._uses or self._kept)
 
     def forget(self) -> None:
-        self._uses, self._kept, self.sizes = [], [], None
+        self._drop_uses()
+        self._kept, self.sizes = [], None
 
     def close(self) -> None:
         """Leave the module as it was found."""
@@ -153,6 +154,12 @@ class Layer(ABC):
     def _measure(self, grams: Grams) -> Sizes:
         """Sizes of what is not kept; puts what is kept into `_kept`."""
 
+    def _drop_uses(self) -> None:
+        """Let go of what the hooks of the backward pass still point to."""
+        for use in self._uses:
+            use.inputs, use.grad = (), None
+        self._uses = []
+
     def _rows(self) -> tuple[Tensor, Tensor]:
         """A (B, T, ...) and G (B, T, p), the calls one behind the other along T."""
         return _behind([(_tokens(use.inputs[0]), _tokens(use.grad)) for use in self._uses])
@@ -168,13 +175,13 @@ class Linear(Layer):
         if module.bias is not None and module.bias.requires_grad:
             self._kept.append((module.bias, grads.sum(1)))
         if not module.weight.requires_grad:
-            self._uses = []
+            self._drop_uses()
             return _nothing(len(grads))
         same = inputs.float()
         (rows, tokens, width), outputs = same.shape, grads.shape[2]
         if is_instantiated(rows, tokens, width, outputs):
             self._kept.append((module.weight, torch.bmm(grads.mT, same)))
-            self._uses = []
+            self._drop_uses()
             return _nothing(rows)
         sizes = []
         size = max(1, _SCRATCH // (8 * tokens * tokens))
@@ -220,7 +227,7 @@ class Embedding(Layer):
             kept = grads.new_zeros(rows, count, width)
             kept.scatter_add_(1, ids[:, :, None].expand_as(grads), grads)
             self._kept.append((self.module.weight, kept))
-            self._uses = []
+            self._drop_uses()
             return _nothing(rows)
         sizes = []
         size = max(1, _SCRATCH // (8 * tokens * tokens))
@@ -264,7 +271,7 @@ class LayerNorm(Layer):
             self._kept.append((module.weight, (grads * normal).sum(1)))
         if module.bias is not None and module.bias.requires_grad:
             self._kept.append((module.bias, grads.sum(1)))
-        self._uses = []
+        self._drop_uses()
         return _nothing(len(grads))
 
     def _rows(self) -> tuple[Tensor, Tensor]:
@@ -304,7 +311,7 @@ class Other(Layer):
                     before = total.get(parameter)
                     total[parameter] = gradient if before is None else before + gradient
         self._kept = list(total.items())
-        self._uses = []
+        self._drop_uses()
         return _nothing(len(self._kept[0][1]))
 
 
