@@ -390,6 +390,8 @@ def _nothing(rows: int) -> Sizes:
 
 
 def _joined(sizes: list[Sizes]) -> Sizes:
+    if len(sizes) == 1:
+        return sizes[0]
     return Sizes(torch.cat([s.square for s in sizes]), torch.cat([s.gross for s in sizes]))
 
 
@@ -399,8 +401,8 @@ def _paired(a: Tensor, g: Tensor, terms: int) -> Sizes:
         product = double(a * g).sum((1, 2))
     else:
         product = (a * g).sum((1, 2), dtype=torch.float64).cpu()
-    lengths = [double(m.diagonal(dim1=1, dim2=2)).clamp(min=_FLOOR).sqrt().cpu() for m in (a, g)]
-    gross = (lengths[0] * lengths[1]).sum(1)
+    own = [double(m.diagonal(dim1=1, dim2=2)).clamp(min=_FLOOR) for m in (a, g)]
+    gross = (own[0] * own[1]).sqrt().sum(1).cpu()
     return Sizes(product.clamp(min=0.0) + terms * _UNIT * gross * gross, gross)
 
 
@@ -411,6 +413,8 @@ def _squares(kept: Tensor) -> Tensor:
     0.9 % too small.
     """
     rows = kept.reshape(len(kept), kept.shape[1:].numel()).float()
+    if rows.shape[1] <= _SMALL:
+        return double(rows).square().sum(1).cpu()
     whole = rows.shape[1] - rows.shape[1] % _BLOCK
     blocks = rows[:, :whole].unflatten(1, (-1, _BLOCK)).norm(2, dim=2)
     parts = torch.cat([blocks, rows[:, whole:].norm(2, dim=1, keepdim=True)], 1)

@@ -25,9 +25,9 @@ from fedaipc.privacy.layers import is_instantiated
 ROWS = 5
 WAYS = {
     "kept": {"_SMALL": 1 << 14},
-    "by tokens": {"_SMALL": 0, "_KEPT": 0},
-    "by tokens, a row at a time": {"_SMALL": 0, "_KEPT": 0, "_SCRATCH": 1},
-    "formed and summed in float32": {"_SMALL": 0, "_NEAR": 0},
+    "by tokens": {"_SMALL": -1, "_KEPT": 0},
+    "by tokens, a row at a time": {"_SMALL": -1, "_KEPT": 0, "_SCRATCH": 1},
+    "formed and summed in float32": {"_SMALL": -1, "_NEAR": 0},
 }
 
 
@@ -349,7 +349,7 @@ def test_a_broken_norm_is_caught() -> None:
 
     rng = np.random.default_rng(0)
     worst = 0.0
-    with mock.patch.multiple(layers, _SMALL=0, _KEPT=0, _paired=paired):
+    with mock.patch.multiple(layers, _SMALL=-1, _KEPT=0, _paired=paired):
         for _ in range(20):
             rows = (1e3 * (rng.normal(size=16) + 1e-4 * rng.normal(size=(30, 16)))).astype("f4")
             signs = rng.normal(size=30)

@@ -71,7 +71,7 @@ def _one_thread() -> Iterator[None]:
 @contextmanager
 def by_tokens() -> Iterator[None]:
     """Layers of a tiny model are treated as those of a large one: no per-example gradients."""
-    with mock.patch.multiple(layers, _SMALL=0, _KEPT=0):
+    with mock.patch.multiple(layers, _SMALL=-1, _KEPT=0):
         yield
 
 
