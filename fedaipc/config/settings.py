@@ -260,6 +260,9 @@ class SpeedSettings(Section):
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
         "auto", description="where a PC computes"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of forward and backward passes; norms, sums, noise stay wider"
+    )
     threads: int = Field(0, ge=0, le=1024, description="0: as torch chooses")
     micro_batch: int = Field(
         0, ge=0, le=65_536, description="examples in memory at once; 0: as the method needs"

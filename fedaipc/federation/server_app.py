@@ -100,7 +100,7 @@ def run_job(
     job = signed.job
     device = choose_device(settings.speed)
     classifier = Classifier(job.model, job.labels)
-    classifier.to_device(device.torch)
+    classifier.use(device)
     cache = _cache(settings, folder)
     batch = settings.evaluation.batch
     validation = Evaluation(classifier, folder / VALIDATION_FILE, cache, batch)

@@ -268,7 +268,7 @@ def shared_classifier(
     """One copy of the model for all simulated PCs of this process; a round sets all it trains."""
     device = choose_device(owner.speed)
     classifier = _classifier(model, labels)
-    classifier.to_device(device.torch)
+    classifier.use(device)
     return classifier
 
 

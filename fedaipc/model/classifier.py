@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedaipc.config import ModelSettings
+    from fedaipc.model.device import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.settings = settings
         self.labels = labels
+        self.half_precision = False
         self.tokenizer = load_tokenizer(settings)
         whole = load_base(settings, labels)
         check_vocabulary(self.tokenizer, whole.get_input_embeddings().num_embeddings)
@@ -82,14 +85,16 @@ class Classifier(nn.Module):
         """Trained parameters by name, in the order of the flat vector."""
         return sorted((n, p) for n, p in self.hf.named_parameters() if p.requires_grad)
 
-    def to_device(self, device: torch.device) -> None:
-        self.to(device)
+    def use(self, device: Device) -> None:
+        """Compute there, and in its precision, from now on."""
+        self.to(device.torch)
+        self.half_precision = device.dtype == "bfloat16"
         if self._lower[0] is not None:
-            self._lower[0].to(device)
+            self._lower[0].to(device.torch)
 
     @property
     def device(self) -> torch.device:
-        return self.trainable()[0][1].device
+        return next(self.hf.parameters()).device
 
     @property
     def has_frozen_part(self) -> bool:
@@ -104,13 +109,14 @@ class Classifier(nn.Module):
         lower = self._lower[0]
         if lower is None:
             return tokens
-        states = lower(**self._token_arguments(tokens)).last_hidden_state
+        with self._precision():
+            states = lower(**self._token_arguments(tokens)).last_hidden_state.float()
         if self.pooled:
             return Batch(_mean(states, tokens.mask), None)
         return Batch(states, tokens.mask)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits (B, labels) from what `freeze_through` gives."""
+        """Logits (B, labels) in float32 from what `freeze_through` gives."""
         body = _body(self.hf)
         if batch.mask is None:
             return body.classifier(batch.values)
@@ -119,9 +125,16 @@ class Classifier(nn.Module):
         else:
             arguments = {"inputs_embeds": batch.values, "attention_mask": batch.mask}
         if self.settings.pooling == "cls":
-            return self.hf(**arguments).logits
-        states = body.base_model(**arguments).last_hidden_state
-        return body.classifier(_mean(states, batch.mask))
+            with self._precision():
+                return self.hf(**arguments).logits.float()
+        with self._precision():
+            states = body.base_model(**arguments).last_hidden_state
+        return body.classifier(_mean(states.float(), batch.mask))
+
+    def _precision(self) -> Any:
+        if not self.half_precision:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _token_arguments(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Explicit positions and types of full batch size: per-example gradients need them."""

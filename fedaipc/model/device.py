@@ -49,8 +49,8 @@ def choose_device(speed: SpeedSettings) -> Device:
         name = next(name for name, there in present.items() if there)
         missing = [other for other in ("cuda", "xpu", "mps") if not present[other]]
         why = f"no {', '.join(missing)} here" if name == "cpu" else f"{name} is present"
-    # float32 everywhere for now: clipping must not lose digits, and results compare across PCs.
-    return Device(torch.device(name), "float32", f"{why}; float32 keeps the clip bound exact")
+    digits = "results compare across PCs" if speed.precision == "float32" else "asked for"
+    return Device(torch.device(name), speed.precision, f"{why}; {speed.precision}: {digits}")
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library

@@ -208,7 +208,8 @@ def _key(classifier: Classifier, texts: Sequence[str]) -> str:
     settings = classifier.settings
     digest = hashlib.sha256(
         f"{base_hash(settings.base, settings.keep_layers)} {classifier.cut} "
-        f"{classifier.pooled} {settings.max_length} {classifier.device.type}".encode()
+        f"{classifier.pooled} {settings.max_length} {classifier.device.type} "
+        f"{classifier.half_precision}".encode()
     )
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROUNDING_MARGIN = 1 - 2.0**-8
 # An example whose tokens cancel each other to less than this part of what they add up to is scaled
 # down further: its rounding errors follow the gross size, and weights can be made to blow them up.
-_CANCELLATION = 256.0
+_CANCELLATION = 16.0
 _LEAST_FACTOR = 2.0**-100  # below, factor times gradient loses its digits
 
 

@@ -425,6 +425,9 @@ def _weighted_sum(factors: Tensor, rows: Tensor) -> Tensor:
     """The sum of factors[i] * rows[i], shape of one row; in float64 where a row is small."""
     if rows.shape[1:].numel() > _SMALL:
         return torch.tensordot(factors.to(rows), rows, dims=1)
+    if rows.numel() <= _WIDENED:
+        each = double(rows)
+        return torch.tensordot(factors.to(each.device), each, dims=1)
     total = double(torch.zeros_like(rows[:0].sum(0)))
     size = max(1, _WIDENED // max(1, total.numel()))
     for some, part in zip(factors.to(total.device).split(size), rows.split(size), strict=True):

@@ -63,3 +63,10 @@ def test_threads_are_set_only_where_asked_for(machine) -> None:
     assert torch.get_num_threads() == before
     choose_device(SpeedSettings(threads=before + 1))
     assert torch.get_num_threads() == before + 1
+
+
+def test_bfloat16_only_where_asked_for(machine) -> None:
+    machine()
+    assert choose_device(SpeedSettings()).dtype == "float32"
+    device = choose_device(SpeedSettings(precision="bfloat16"))
+    assert (device.dtype, "bfloat16" in device.reason) == ("bfloat16", True)

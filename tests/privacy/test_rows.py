@@ -211,12 +211,22 @@ def check_last_bits(method: str = "full", family: str = "bert") -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-k", "full"])
-@pytest.mark.parametrize("kept", [1 << 14, 0], ids=["instantiated", "by tokens"])
+@pytest.mark.parametrize("kept", [1 << 14, -1], ids=["kept", "by tokens"])
 def test_a_record_moves_the_sum_by_its_own_contribution_to_the_last_bit(
     method: str, family: str, kept: int
 ) -> None:
     with mock.patch.multiple(layers, _SMALL=kept, _KEPT=kept):
         check_last_bits(method, family)
+
+
+@pytest.mark.parametrize("method", ["lora", "last-k", "full"])
+def test_so_it_is_in_bfloat16(method: str) -> None:
+    classifier = model("bert", method)[0]
+    classifier.half_precision = True
+    try:
+        check_last_bits(method)
+    finally:
+        classifier.half_precision = False
 
 
 def test_padding_that_overflows_takes_no_record_with_it() -> None:

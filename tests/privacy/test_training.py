@@ -242,6 +242,22 @@ def test_every_step_of_a_round_adds_noise() -> None:
     check_every_step()
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("way")
+def test_in_bfloat16_the_bound_holds_and_the_update_is_close(method: str) -> None:
+    classifier = model(method, "bert")[0]
+    total = {"method": method, "sampling_rate": 1.0, "size_class": 1}
+    exact = update(Scripted(EVERYTHING), clip=1e4, **total)
+    classifier.half_precision = True
+    try:
+        check_neighbours(method)
+        rough = update(Scripted(EVERYTHING), clip=1e4, **total)
+    finally:
+        classifier.half_precision = False
+    assert np.linalg.norm(rough - exact) <= 0.1 * np.linalg.norm(exact)
+    assert method == "head" or not np.array_equal(rough, exact)
+
+
 def test_a_pc_left_with_no_record_sends_noise_like_any_other() -> None:
     classifier, start = model("full")
     noise = training.train_round(
