@@ -112,6 +112,14 @@ class ModelFacts(Section):
     reason: str
 
 
+class WarmUpFacts(Section):
+    """Public texts on which `base` was trained, not privately, before any PC was asked."""
+
+    base: str
+    source: str
+    texts: Number
+
+
 class DataFacts(Section):
     """Labels and the sizes (in texts) of the sets; `majority` is the test set's largest share."""
 
@@ -190,7 +198,11 @@ class MachineFacts(Section):
 
 
 class Results(Section):
-    """One run. `not_private` holds the reasons why no promise can be made; empty is private."""
+    """One run. `not_private` holds the reasons why no promise can be made; empty is private.
+
+    `start` and `validation` are scores on the validation set before the first round and after the
+    last.
+    """
 
     schema_version: Literal[1] = 1
     fedaipc: str
@@ -206,9 +218,11 @@ class Results(Section):
     privacy: PrivacyFacts
     sealing: SealingFacts
     model: ModelFacts
+    warm_up: WarmUpFacts | None = None
     data: DataFacts
     rounds: tuple[RoundResult, ...] = ()
     pcs: tuple[PcResult, ...] = ()
+    start: Score | None = None
     validation: Score | None = None
     test: Score | None = None
     test_classes: tuple[ClassScore, ...] = ()

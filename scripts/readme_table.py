@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the figures of README.md and docs/sealing.md; --check only compares.
+"""Write the figures of README.md, docs/sealing.md and docs/speed.md; --check only compares.
 
 They come from simulations/results/*.json and scripts/bench/results/*.json. Run it with
 .venv/bin/python.
@@ -11,6 +11,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -24,11 +25,12 @@ ORDER = ("alone-by-domain", "alone-iid", "central", "federated", "private-8")
 
 
 def main() -> None:
-    readme, sealing = ROOT / "README.md", ROOT / "docs" / "sealing.md"
+    readme, sealing, speed = (ROOT / n for n in ("README.md", "docs/sealing.md", "docs/speed.md"))
     text = readme.read_text(encoding="utf-8")
     wanted = {
         readme: between(between(text, "results", table()), "demo", f"```\n{demo()}\n```"),
         sealing: between(sealing.read_text(encoding="utf-8"), "sealing", costs()),
+        speed: between(speed.read_text(encoding="utf-8"), "clipping", clipping()),
     }
     for path, content in wanted.items():
         if "--check" not in sys.argv:
@@ -130,6 +132,53 @@ def costs() -> str:
             f"| {one['distance_to_32_bits']:.1e} | {one['test_accuracy']:.4f} |"
         )
     return "\n".join(lines)
+
+
+def clipping() -> str:
+    """What clipping costs, as measured by scripts/bench/clipping.py."""
+    found = json.loads((BENCH / "clipping.json").read_text(encoding="utf-8"))
+    ways = list(next(iter(found["subjects"].values()))["ways"])
+    lines = [
+        "| model, trained, batch x tokens | "
+        + " | ".join(ways)
+        + " | book-keeping in bfloat16 | memory |",
+        "|---|" + "---|" * (len(ways) + 2),
+    ]
+    for name, one in found["subjects"].items():
+        cells = [_ratio(one["ways"][way]) for way in ways]
+        memory = " / ".join(
+            f"{one['ways'][way]['memory_ratio']:.2f}" if "memory_ratio" in one["ways"][way] else "-"
+            for way in ways[:2]
+        )
+        lines.append(
+            f"| {one['shape']}, {name} | {' | '.join(cells)} | {_ratio(one['bfloat16'])} "
+            f"| {memory} |"
+        )
+    seconds, values = found["noise"]["seconds"], found["noise"]["values"]
+    noise = ", ".join(f"{what}: {value:.3f} s" for what, value in seconds.items())
+    lines += [
+        "",
+        (
+            f"Memory: {ways[0]} / {ways[1]}, times that of ordinary training. Whole steps of "
+            "MiniLM-L6, all parameters, with noise and plain SGD, by logical batch:"
+        ),
+        "",
+        "| logical batch | ordinary step | " + " | ".join(ways[:2]) + " |",
+        "|---|---|---|---|",
+    ]
+    for logical in ("32", "256"):
+        steps = [found["whole_steps"][f"{way}, {logical}"] for way in ways[:2]]
+        cells = [f"{one['private_seconds']:.2f} s, {_ratio(one)}" for one in steps]
+        lines.append(f"| {logical} | {steps[0]['ordinary_seconds']:.2f} s | {' | '.join(cells)} |")
+    lines += ["", f"Noise for {values / 1e6:.1f} million values. {noise}."]
+    return "\n".join(lines)
+
+
+def _ratio(one: dict[str, Any]) -> str:
+    if "failed" in one:
+        return "fails"
+    low, high = one["spread"]
+    return f"{one['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def demo() -> str:

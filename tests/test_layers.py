@@ -30,9 +30,10 @@ ALLOWED: dict[str, set[str]] = {
     "model": _GROUND | {"results", "data"},
     "privacy": _GROUND | {"results", "data", "model"},
     "sealing": {"errors"},
+    "doctor": _LEARNING,
     "federation": _LEARNING | {"sealing"},
     "report": _GROUND | {"results"},
-    "cli": _LEARNING | {"sealing", "federation", "report"},
+    "cli": _LEARNING | {"sealing", "federation", "report", "doctor"},
 }
 LIGHT = {"", "errors", "config", "files", "results", "data", "report", "cli"}
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from fedaipc import __version__
-from fedaipc.cli import assets, config, data, predict, privacy, report, simulate
+from fedaipc.cli import assets, config, data, doctor, predict, privacy, report, simulate
 from fedaipc.errors import FedaipcError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("simulate")(simulate.simulate)
+app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.add_typer(config.app, name="config")

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -61,6 +61,8 @@ def simulate(
 
     Example: fedaipc simulate reviews.csv --text body --label stars --by customer
     """
+    from fedaipc.doctor.machine import processor_name
+    from fedaipc.doctor.saved import with_saved
     from fedaipc.federation import simulation
     from fedaipc.report.html import write_all
     from fedaipc.report.tables import per_class, summary
@@ -95,7 +97,14 @@ def simulate(
                 "--insecure-plain-updates"
             )
         simulation.check_engine(engine, pc_state)
-        run = simulation.prepare(settings, pc_state=pc_state, test_seed=insecure_test_seed)
+        settings = with_saved(settings, processor_name())
+        with _WarmUp(console) as warm_up:
+            run = simulation.prepare(
+                settings,
+                pc_state=pc_state,
+                test_seed=insecure_test_seed,
+                on_warm_up=warm_up.on_step,
+            )
     _announce(console, run)
     with ExitStack() as open_until_end:
         watchers = [open_until_end.enter_context(_Display(console, run.settings)).on_round]
@@ -152,11 +161,47 @@ def _announce(console: Console, run: Run) -> None:
             highlight=False,
         )
     console.print(
-        f"{run.folder}: {settings.model.base}, {settings.model.method}, {federation.pcs} PCs, "
+        f"{run.folder}: {_base(facts, settings)}, {settings.model.method}, {federation.pcs} PCs, "
         f"{federation.rounds} rounds, {promise}",
         highlight=False,
         markup=False,
     )
+
+
+def _base(facts: dict[str, Any], settings: Settings) -> str:
+    warm = facts["warm_up"]
+    return settings.model.base if warm is None else f"{warm['base']} warmed up on {warm['source']}"
+
+
+class _WarmUp:
+    """Shows that the base is trained on public texts first, if it is."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said = False
+        self._bar = Progress(
+            TextColumn("warm-up on public texts"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def on_step(self, step: int, total: int) -> None:
+        if not self._said:
+            self._said = True
+            self._console.print("warm-up: the base is trained on public texts, once", markup=False)
+            self._bar.start()
+            self._bar.add_task("", total=total)
+        self._bar.update(self._bar.task_ids[0], completed=step)
 
 
 class _Display:

@@ -27,6 +27,7 @@ from fedaipc.config.settings import (
     SpeedSettings,
     Stage,
     TrainingSettings,
+    WarmUpSettings,
 )
 from fedaipc.config.toml import load_owner, load_settings, settings_from, to_toml
 
@@ -51,6 +52,7 @@ __all__ = [
     "SpeedSettings",
     "Stage",
     "TrainingSettings",
+    "WarmUpSettings",
     "describe_fields",
     "load_owner",
     "load_settings",

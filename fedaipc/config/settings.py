@@ -68,6 +68,24 @@ class ModelSettings(Section):
     seed: Seed = Field(0, description="public; initial values of head and adapters")
 
 
+class WarmUpSettings(Section):
+    """Ordinary training of the whole base on public labelled texts, before any PC is asked.
+
+    Not private, and it need not be: no PC's text is among them. It gives a new base model.
+    """
+
+    source: str | None = Field(
+        None, min_length=1, description="public texts, given as data.source is; else no warm-up"
+    )
+    text_column: str = Field("text", min_length=1, description="column with the text")
+    label_column: str = Field("label", min_length=1, description="column with the label")
+    passes: int = Field(2, ge=1, le=1000, description="over the public texts")
+    batch: int = Field(32, ge=1, le=65_536, description="texts of one step")
+    learning_rate: Positive = Field(1e-4, description="of AdamW; falls to 0 in a straight line")
+    head_learning_rate: Positive = Field(1e-2, description="of the classifier")
+    seed: Seed = Field(0, description="public; the order of the texts")
+
+
 class DataSettings(Section):
     """Where simulated data comes from and how it is spread over PCs. Simulation only.
 
@@ -275,6 +293,7 @@ class Settings(Section):
     """One whole job."""
 
     model: ModelSettings = ModelSettings()
+    warm_up: WarmUpSettings = WarmUpSettings()
     data: DataSettings = DataSettings()
     privacy: PrivacySettings = PrivacySettings(epsilon=8.0)
     training: TrainingSettings = TrainingSettings()

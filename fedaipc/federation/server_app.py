@@ -109,6 +109,9 @@ def run_job(
         layout_hash=job.layout_hash, vector=read_vector(classifier)
     )
     results = _facts(settings, job, roster, classifier, folder, engine)
+    if checkpoint.round == 0:
+        start = validation.score(checkpoint.vector)[0]
+        results = results.model_copy(update={"start": start})
 
     def report(result: RoundResult) -> None:
         on_round(result)
@@ -248,6 +251,8 @@ def _facts(
             dtype=device.dtype,
             reason=device.reason,
         ),
+        start=before.start if before else None,
+        warm_up=data.pop("warm_up"),
         data=DataFacts(majority=None, **data),
         machine=MachineFacts(
             cores=os.cpu_count() or 1,

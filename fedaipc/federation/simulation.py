@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from fedaipc.config import load_settings, to_toml
-from fedaipc.data.prepare import prepare_simulation
+from fedaipc.config import WarmUpSettings, load_settings, to_toml
+from fedaipc.data.prepare import deduplicate, label_list, prepare_simulation
+from fedaipc.data.sources import read_records
 from fedaipc.errors import (
     BudgetExhausted,
+    DataError,
     EngineError,
     OutputError,
     RoundError,
@@ -37,15 +39,18 @@ from fedaipc.federation.simulated_pc import join_run, owner_settings, pc_result,
 from fedaipc.federation.vault import Vault
 from fedaipc.files import write_text
 from fedaipc.model.classifier import Classifier
+from fedaipc.model.device import choose_device
 from fedaipc.model.load import is_local
+from fedaipc.model.warm_up import warmed_up
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import filter_order, make_plan
-from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult
+from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult, WarmUpFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from fedaipc.config import Settings
+    from fedaipc.data.prepare import SimulatedData
 
 _PLACE_FILE = "pc-state.json"
 _FEDERATION_FOLDER = "federation"  # beside the PCs
@@ -67,12 +72,13 @@ def prepare(
     *,
     pc_state: Path | None = None,
     test_seed: int | None = None,
+    on_warm_up: Callable[[int, int], None] = lambda *_: None,
 ) -> Run:
-    """Make the run folder and enrol the PCs.
+    """Warm up the base where the settings say so, make the run folder and enrol the PCs.
 
     PCs live in the run folder, or in `pc_state`, where a PC that is there already keeps its size
     class and its ledger with all it has spent. `test_seed` makes every PC's randomness repeatable
-    and the result NOT PRIVATE.
+    and the result NOT PRIVATE. `on_warm_up` gets the step and the number of steps.
 
     Raises ConfigError, DataError, AssetError, ModelError, PrivacyError (a PC that is there already
     has another delta or budget in its ledger, or a smaller size class; all budgets are spent),
@@ -82,6 +88,7 @@ def prepare(
     settings = _with_whole_paths(settings)
     check_sealing(settings)
     data = prepare_simulation(settings.data, settings.federation.pcs)
+    settings, public = _warm_up(settings, data, on_warm_up)
     layout_hash = Classifier(settings.model, data.labels).layout.hash
     plan = make_plan(settings)
     order = filter_order(plan, settings.federation.rounds, settings.privacy.lifetime_epsilon)
@@ -97,6 +104,7 @@ def prepare(
             "validation": len(data.validation),
             "test": len(data.test),
             "notes": data.notes,
+            "warm_up": None if public is None else public.model_dump(mode="json"),
         }
         # Relative where the PCs lie within: then the whole folder can be moved.
         write_text(folder / _PLACE_FILE, json.dumps("pcs" if pc_state is None else str(state)))
@@ -140,6 +148,34 @@ def prepare(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Run(folder, state, settings, covered)
+
+
+def _warm_up(
+    settings: Settings, data: SimulatedData, on_step: Callable[[int, int], None]
+) -> tuple[Settings, WarmUpFacts | None]:
+    """Settings with the warmed-up base, and what it was; as they were without a warm-up.
+
+    A text that is also in the validation or test set is not trained on.
+    """
+    wanted, before = settings.warm_up, settings.model
+    if wanted.source is None:
+        return settings, None
+    public = read_records(
+        wanted.source,
+        text_column=wanted.text_column,
+        label_column=wanted.label_column,
+        group_column=None,
+    )
+    public, _ = deduplicate(public, data.validation, data.test)
+    if not len(public):
+        raise DataError("warm_up.source: nothing is left but texts of the validation and test sets")
+    label_list(public, data.labels, what="warm_up.source")
+    device = choose_device(settings.speed)
+    base = warmed_up(wanted, before, data.labels, public, device, on_step)
+    model = before.model_copy(update={"base": base, "keep_layers": None})
+    facts = WarmUpFacts(base=before.base, source=wanted.source, texts=len(public))
+    # Without the source: who runs the resolved settings again starts from the same base.
+    return settings.model_copy(update={"model": model, "warm_up": WarmUpSettings()}), facts
 
 
 def _write_job(folder: Path, job: Job, admission: Admission, pcs: Sequence[Path]) -> None:

@@ -20,7 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from fedaipc.data.assets import fetch_asset, is_asset, list_assets
+from fedaipc.data.assets import cache_folder, fetch_asset, is_asset, list_assets
 from fedaipc.errors import ModelError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")  # positions start behind the padding's
 FAMILIES = ("bert", "distilbert", *OFFSET_FAMILIES)
+WARM_UP = "warm-up:"  # a base that this machine warmed up; what follows is its key
 
 
 def load_base(settings: ModelSettings, labels: tuple[str, ...]) -> Any:
@@ -84,19 +85,29 @@ def resolve(base: str) -> str:
         if not folder.is_dir():
             raise ModelError(f"model.base = {base}: this asset is text, not a model")
         return str(folder)
-    folder = Path(base).expanduser()
+    folder = warm_folder(base) if base.startswith(WARM_UP) else Path(base).expanduser()
     if folder.is_dir():
         if not any(folder.glob("*.safetensors")):
             raise ModelError(f"model.base = {base}: the folder holds no .safetensors weights")
         if not (folder / "config.json").is_file():
             raise ModelError(f"model.base = {base}: the folder holds no config.json")
         return str(folder)
+    if base.startswith(WARM_UP):
+        raise ModelError(
+            f"model.base = {base}: not in {folder.parent}; run simulate here, or copy its folder "
+            "from the machine that warmed it up"
+        )
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(f"model.base = {base}: no such folder")
     names = [asset.name for asset in list_assets() if asset.kind == "model"]
     if close := difflib.get_close_matches(base, names, n=1, cutoff=0.8):
         raise ModelError(f"model.base = {base}: no such asset; did you mean {close[0]}?")
     return base
+
+
+def warm_folder(base: str) -> Path:
+    """Where a base named "warm-up:KEY" lies, whether it is there or not."""
+    return cache_folder() / "warm-up" / base.removeprefix(WARM_UP)
 
 
 def is_local(base: str) -> bool:

@@ -57,10 +57,7 @@ class BookKeepingModule(AbstractGradSampleModule):
             return self._module(*inputs, **named)
         if any(layer.used for layer in self._layers):
             raise ModelError("gradients of the batch before are still there: fetch or zero them")
-        if torch.get_float32_matmul_precision() != "highest":
-            raise ModelError(
-                "the clip bound counts on torch.set_float32_matmul_precision being highest"
-            )
+        _check_precision()
         for parameter in self._trained:  # else autograd forms the sum over the batch as well
             parameter.requires_grad = False
         try:
@@ -80,6 +77,7 @@ class BookKeepingModule(AbstractGradSampleModule):
         parameter. Frees what the backward pass left. Raises ModelError where a parameter got no
         gradient.
         """
+        _check_no_autocast(self._trained[0].device)
         sizes = self._sizes()
         factors = _factors(sizes, bound, self._batch_scale(sizes))[:rows]
         usable = factors > 0
@@ -117,10 +115,13 @@ class BookKeepingModule(AbstractGradSampleModule):
             use = layer.saw(inputs)
 
             def measure(grad: Tensor) -> None:
+                _check_no_autocast(grad.device)
                 use.grad = grad.detach()
                 if not layer.pending:
                     layer.measure(self._grams)
 
+            if not isinstance(output, torch.Tensor):
+                raise ModelError(f"{layer.name}: gives more than one tensor; freeze it")
             if not output.requires_grad:
                 output.requires_grad_()  # the lowest trained layer: the backward pass ends here
             output.register_hook(measure)
@@ -151,6 +152,30 @@ class BookKeepingModule(AbstractGradSampleModule):
     def _batch_scale(self, sizes: Sizes) -> float:
         """What undoes the division of a mean loss."""
         return float(len(sizes.square)) if self.loss_reduction == "mean" else 1.0
+
+
+def _check_precision() -> None:
+    """Raise ModelError where torch may round the factors of a float32 matrix product."""
+    backends = torch.backends
+    own = [
+        getattr(getattr(backend, "matmul", None), "fp32_precision", "none")
+        for backend in (backends.mkldnn, backends.cuda)
+    ]
+    try:
+        highest = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by backend: torch has no single answer
+        highest = False
+    if not highest or not set(own) <= {"none", "ieee"}:
+        raise ModelError(
+            "the clip bound counts on exact float32 factors: leave "
+            "torch.set_float32_matmul_precision at highest, and TF32 off"
+        )
+
+
+def _check_no_autocast(device: torch.device) -> None:
+    """Raise ModelError where norms and sums would be computed in fewer digits."""
+    if torch.is_autocast_enabled(device.type):
+        raise ModelError("leave autocast before backward and clipped_sums: only forward may use it")
 
 
 def _factors(sizes: Sizes, bound: float, scale: float) -> Tensor:

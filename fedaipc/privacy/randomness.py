@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     _Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 _BLOCK = 1 << 18  # values of noise from one key
-_CHUNK = 1 << 14  # values at a time: the working set stays in the second-level cache
+_CHUNK = 1 << 16  # values at a time: few enough for the cache, enough for two threads to take turns
 _ZEROS = bytes(8 * _CHUNK)
 
 
@@ -79,18 +79,21 @@ class SecureRandom:
         result does not hang on the number of threads.
         """
         result = np.empty_like(values)
-        starts = range(0, len(values), _BLOCK)
-        keys = [self.key() for _ in starts]
+        blocks = [
+            (slice(start, start + _BLOCK), self.key()) for start in range(0, len(values), _BLOCK)
+        ]
+        threads = min(torch.get_num_threads(), len(blocks))
 
-        def fill(start: int, key: bytes) -> None:
-            part = slice(start, start + _BLOCK)
-            _fill(_stream(key), values[part], result[part], deviation, spacing)
+        def fill(first: int) -> None:
+            room = _Room(min(_CHUNK, len(values)))
+            for part, key in blocks[first::threads]:
+                room.fill(_stream(key), values[part], result[part], deviation, spacing)
 
-        if len(keys) == 1:
-            fill(0, keys[0])
-            return result
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(fill, starts, keys))
+        if threads < 2:
+            fill(0)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, range(threads)))
         return result
 
 
@@ -98,37 +101,51 @@ def _stream(key: bytes) -> CipherContext:
     return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
 
 
-def _fill(
-    cipher: CipherContext, values: _Floats, result: _Floats, deviation: float, spacing: float
-) -> None:
-    """Write `values` plus noise from the bytes of `cipher` into `result`."""
-    half = (min(_CHUNK, len(values)) + 1) // 2
-    size, zeros = 2 * half, memoryview(_ZEROS)[: 16 * half]
-    stream = bytearray(8 * size + 16)  # the cipher wants room for a block more
-    words = np.frombuffer(stream, dtype="<u8", count=size)
-    noise, sine, whole = np.empty(size), np.empty(half), np.empty(size)
-    radius, angle = noise[:half], noise[half:]
-    turned, turned_sine = torch.from_numpy(angle), torch.from_numpy(sine)
-    for start in range(0, len(values), size):
-        part = values[start : start + size]
-        cipher.update_into(zeros, stream)
-        np.add(words[:half], 0.5, out=radius)
-        radius *= 2.0**-64  # uniform on (0, 1]
-        np.log(radius, out=radius)
-        radius *= -2.0 * (deviation / spacing) ** 2
-        np.sqrt(radius, out=radius)
-        bits = words[half:]
-        bits >>= np.uint64(12)
-        bits |= np.uint64(0x3FF << 52)  # as a double: uniform on [1, 2), in whole turns
-        np.multiply(bits.view(np.float64), 2.0 * np.pi, out=angle)
-        torch.sin(turned, out=turned_sine)  # four times as fast as NumPy's
-        torch.cos(turned, out=turned)
-        angle *= radius
-        radius *= sine
-        np.rint(noise, out=noise)
-        rounded = whole[: len(part)]
-        np.multiply(part, 1.0 / spacing, dtype=np.float64, out=rounded)
-        np.rint(rounded, out=rounded)
-        rounded += noise[: len(part)]
-        rounded *= spacing
-        result[start : start + size] = rounded
+class _Room:
+    """Room for `count` values at a time, in one thread."""
+
+    def __init__(self, count: int) -> None:
+        self._half = half = (count + 1) // 2
+        # torch's memory begins at multiples of 64, which vector instructions want.
+        made = [
+            torch.empty(n, dtype=torch.float64) for n in (2 * half + 2, 2 * half, half, 2 * half)
+        ]
+        self._torch_angle, self._torch_sine = made[1][half:], made[2]
+        stream, self._noise, self._sine, self._whole = (one.numpy() for one in made)
+        self._bytes = stream.view(np.uint8).data  # the cipher wants room for a block more
+        self._words = stream.view("<u8")[: 2 * half]
+
+    def fill(
+        self,
+        cipher: CipherContext,
+        values: _Floats,
+        result: _Floats,
+        deviation: float,
+        spacing: float,
+    ) -> None:
+        """Write `values` plus noise from the bytes of `cipher` into `result`."""
+        half, size = self._half, 2 * self._half
+        zeros = memoryview(_ZEROS)[: 8 * size]
+        radius, angle, bits = self._noise[:half], self._noise[half:], self._words[half:]
+        for start in range(0, len(values), size):
+            part = values[start : start + size]
+            cipher.update_into(zeros, self._bytes)
+            np.add(self._words[:half], 0.5, out=radius)
+            radius *= 2.0**-64  # uniform on (0, 1]
+            np.log(radius, out=radius)
+            radius *= -2.0 * (deviation / spacing) ** 2
+            np.sqrt(radius, out=radius)
+            bits >>= np.uint64(12)
+            bits |= np.uint64(0x3FF << 52)  # as a double: uniform on [1, 2), in whole turns
+            np.multiply(bits.view(np.float64), 2.0 * np.pi, out=angle)
+            torch.sin(self._torch_angle, out=self._torch_sine)  # four times as fast as NumPy's
+            torch.cos(self._torch_angle, out=self._torch_angle)
+            angle *= radius
+            radius *= self._sine
+            np.rint(self._noise, out=self._noise)
+            rounded = self._whole[: len(part)]
+            np.multiply(part, 1.0 / spacing, dtype=np.float64, out=rounded)
+            np.rint(rounded, out=rounded)
+            rounded += self._noise[: len(part)]
+            rounded *= spacing
+            result[start : start + size] = rounded

@@ -58,7 +58,7 @@ def train_round(
     """
     write_vector(classifier, start)
     optimizer = _optimizer(classifier, training)
-    micro_batch = micro_batch or (_HEAD_BATCH if classifier.pooled else _USUAL_BATCH)
+    micro_batch = micro_batch or usual_micro_batch(classifier)
     if plan.noise_multiplier is None:
         _train_plain(classifier, optimizer, inputs, targets, plan, micro_batch, random)
     else:
@@ -77,6 +77,11 @@ def train_round(
     update = read_vector(classifier)
     update -= start
     return update
+
+
+def usual_micro_batch(classifier: Classifier) -> int:
+    """Rows of a micro-batch where nobody asks for another number: public, by the method alone."""
+    return _HEAD_BATCH if classifier.pooled else _USUAL_BATCH
 
 
 def rehearse(

@@ -46,6 +46,11 @@ def summary(results: Results) -> RenderableType:
         f"{model.base}, {model.method}, {model.trainable_parameters:,} of "
         f"{model.total_parameters:,} parameters trained",
     )
+    if (warm := results.warm_up) is not None:
+        start = (
+            "" if results.start is None else f": validation accuracy {results.start.accuracy:.3f}"
+        )
+        row("warm-up", f"{warm.base} on {warm.texts:,} public texts of {warm.source}{start}")
     row("data", f"{data.source}, {len(data.labels)} labels, {_sizes(results)}")
     row("PCs", _pc_line(results))
     row("rounds", _round_line(results))

@@ -1,6 +1,6 @@
 """What clipping costs: book-keeping and its rivals against an ordinary forward and backward pass.
 
-    python scripts/bench/clipping.py [--quick]     writes results/clipping.json beside this
+    python scripts/bench/clipping.py [--quick] [PART...]    writes results/clipping.json beside this
 
 Each pair (model and batch, way of clipping) runs in a process of its own, in which ordinary and
 private passes alternate; a ratio is the median of the pairs' ratios, `spread` its quartiles.
@@ -66,6 +66,7 @@ SUBJECTS = {
     "full, 8 x 64": Subject("full", 8, 64, shape="BERT-base", most=1.10),
 }
 WAYS = ("book-keeping", "Opacus hooks", "Opacus ghost", "Opacus functorch")
+PARTS = ("subjects", "whole_steps", "noise")
 QUICK = ("book-keeping", "Opacus hooks")
 
 
@@ -306,44 +307,42 @@ def one(kind: str, *what: str) -> Any:
     return noise(int(what[0]), int(what[1]))
 
 
-def measured(*, quick: bool) -> dict[str, Any]:
-    repeats = "3" if quick else "9"
-    subjects: dict[str, Any] = {}
+def subjects(repeats: str, ways: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name, subject in SUBJECTS.items():
         ordinary = in_process("memory", name, "ordinary")
-        ways: dict[str, Any] = {}
-        for way in QUICK if quick else WAYS:
+        measured: dict[str, Any] = {}
+        for way in ways:
             # The slow ones need no ninth pair to be seen.
             count = repeats if way == "book-keeping" else "3"
-            ways[way] = in_process("pairs", name, way, count)
-            if "failed" not in ways[way]:
-                ways[way]["peak_bytes"] = peak = in_process("memory", name, way)
-                ways[way]["memory_ratio"] = round(peak / ordinary, 3)
-            print(name, way, ways[way], flush=True)
-        subjects[name] = {
+            measured[way] = in_process("pairs", name, way, count)
+            if "failed" not in measured[way]:
+                measured[way]["peak_bytes"] = peak = in_process("memory", name, way)
+                measured[way]["memory_ratio"] = round(peak / ordinary, 3)
+            print(name, way, measured[way], flush=True)
+        found[name] = {
             "shape": subject.shape, "rows": subject.rows, "tokens": subject.tokens,
             "ordinary_peak_bytes": ordinary, "most": subject.most,
-            "most_memory": subject.most_memory, "ways": ways,
+            "most_memory": subject.most_memory, "ways": measured,
             "bfloat16": in_process("bfloat16", name, repeats),
         }  # fmt: skip
-        print(name, "bfloat16", subjects[name]["bfloat16"], flush=True)
-    whole = {
+        print(name, "bfloat16", found[name]["bfloat16"], flush=True)
+    return found
+
+
+def whole_steps(repeats: str) -> dict[str, Any]:
+    return {
         f"{way}, {logical}": in_process("steps", "full, 32 x 64", way, str(logical), count)
         for way, count in (("book-keeping", repeats), ("Opacus hooks", "3"))
         for logical in LOGICAL
-    }
-    return {
-        "quick": quick,
-        "subjects": subjects,
-        "whole_steps": whole,
-        "noise": in_process("noise", "22700000", repeats),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "opacus", "transformers")},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What clipping costs.")
+    parser.add_argument(
+        "parts", nargs="*", help=f"of {', '.join(PARTS)}: the others stay as they are; else all"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repeats and rivals")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
@@ -351,7 +350,18 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(one(*arguments.one)))
         return
-    report = measured(quick=arguments.quick)
+    repeats = "3" if arguments.quick else "9"
+    parts: dict[str, Callable[[], Any]] = {
+        "subjects": lambda: subjects(repeats, QUICK if arguments.quick else WAYS),
+        "whole_steps": lambda: whole_steps(repeats),
+        "noise": lambda: in_process("noise", "22700000", repeats),
+    }
+    report = json.loads(arguments.out.read_text("utf-8")) if arguments.parts else {}
+    report |= {name: parts[name]() for name in arguments.parts or PARTS}
+    report |= {
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "opacus", "transformers")},
+    }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({k: report[k] for k in ("whole_steps", "noise")}, indent=1))
     kept = True

@@ -49,7 +49,7 @@ def refused(ran: Ran, code: int) -> str:
 
 def test_the_commands_are_those_that_the_documents_name() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
-        "simulate", "report", "predict", "config show", "config check", "data describe",
+        "simulate", "doctor", "report", "predict", "config show", "config check", "data describe",
         "assets list", "assets fetch", "privacy ledger",
     }  # fmt: skip
 
@@ -326,3 +326,35 @@ def test_an_interrupt_is_code_130_and_says_how_to_go_on(
     monkeypatch.setattr("fedaipc.cli.config.load_settings", stop)
     ran = fedaipc("config", "show")
     assert "simulate --resume goes on" in refused(ran, 130)
+
+
+def test_doctor_measures_and_predicts_in_text_and_json(
+    fedaipc: Callable[..., Ran], tmp_path: Path, minilm: Path
+) -> None:
+    write_reviews(tmp_path / "reviews.csv")
+    (tmp_path / "prices.toml").write_text(
+        "[pc]\nwatts = 50\ndollars_per_kwh = 0.2\n"
+        "[[gpu]]\nname = 'mine'\ndollars_per_hour = 1.0\nwatts = 300\ntexts_per_second = 1e6\n",
+        encoding="utf-8",
+    )
+    command = ("doctor", *REVIEWS, "--pcs", 3, "--set", "model.keep_layers=1",
+               "--set", "speed.device=cpu", "--prices", "prices.toml")  # fmt: skip
+    ran = fedaipc(*command)
+    assert ran.code == 0, ran.err
+    for word in ("processor", "memory", "texts per second", "fastest: --set speed.device=cpu",
+                 "this job, all 3 PCs simulated here", "GPU mine", "R = "):  # fmt: skip
+        assert word in ran.out
+    report = json.loads(fedaipc(*command, "--json").out)
+    assert report["speed_up"] is None  # only the processor was measured
+    assert {speed["device"] for speed in report["speeds"]} == {"cpu"}
+    assert report["forecast"]["texts"] == 72
+    assert report["forecast"]["gpus"][0]["speed_up"] > 1
+
+
+def test_doctor_refuses_a_price_table_that_it_cannot_read(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    write_reviews(tmp_path / "reviews.csv")
+    assert "none.toml: cannot be read" in refused(
+        fedaipc("doctor", *REVIEWS, "--prices", "none.toml"), 2
+    )

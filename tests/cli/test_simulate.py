@@ -97,6 +97,80 @@ def test_own_data_by_customer_gives_a_model_a_report_and_a_ledger(
     assert json.loads(fedaipc("privacy", "ledger", moved, "--json").out) == pcs
 
 
+def test_a_warm_up_on_public_texts_gives_the_base_and_is_told(
+    simulate: Callable[..., Ran],
+    fedaipc: Callable[..., Ran],
+    tmp_path: Path,
+    minilm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Somewhere else, but with the real weights.
+    monkeypatch.setenv("FEDAIPC_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(minilm, tmp_path / "cache" / "minilm-l6")
+    write_reviews(tmp_path / "public.csv", 60)
+    warm = ("--set", "warm_up.source=public.csv", "--set", "warm_up.text_column=body",
+            "--set", "warm_up.label_column=stars", "--set", "warm_up.passes=1")  # fmt: skip
+    ran = simulate(*warm)
+    assert ran.code == 0, ran.err
+    assert "warm-up: the base is trained on public texts" in ran.out
+    assert "minilm-l6 warmed up on public.csv" in ran.out
+    first = Results.load(tmp_path / "out" / "run")
+    assert first.warm_up is not None
+    assert (first.warm_up.base, first.warm_up.source) == ("minilm-l6", "public.csv")
+    assert 0 < first.warm_up.texts <= 60
+    assert first.start is not None
+    assert f"validation accuracy {first.start.accuracy:.3f}" in ran.out
+
+    again = simulate(*warm)  # the same base, made once
+    assert "warm-up: the base" not in again.out
+    second = Results.load(tmp_path / "out" / "run-2")
+    assert (second.model.base, second.start) == (first.model.base, first.start)
+    resolved = fedaipc("simulate", tmp_path / "out" / "run" / "config.toml", "--out", "out",
+                       "--name", "third")  # fmt: skip
+    assert resolved.code == 0, resolved.err
+    assert Results.load(tmp_path / "out" / "third").model.base == first.model.base
+    said = fedaipc("predict", tmp_path / "out" / "run", "a lovely film", "--json")
+    assert said.code == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (("body", "customer"), "warm_up.source: holds labels that are not in the label list"),
+        (("body", "nothing"), "public.csv: no column 'nothing'"),
+    ],
+)
+def test_a_warm_up_with_other_labels_is_refused(
+    simulate: Callable[..., Ran], tmp_path: Path, columns: tuple[str, str], said: str
+) -> None:
+    write_reviews(tmp_path / "public.csv", 30)
+    text, label = columns
+    ran = simulate(
+        "--set", "warm_up.source=public.csv", "--set", f"warm_up.text_column={text}",
+        "--set", f"warm_up.label_column={label}",
+    )  # fmt: skip
+    refused(ran, 3, said)
+
+
+def test_texts_of_the_validation_and_test_sets_are_not_trained_on(
+    simulate: Callable[..., Ran], tmp_path: Path
+) -> None:
+    held = write_reviews(tmp_path / "held.csv", 40)
+    ran = simulate(
+        "--set", "data.validation=held.csv", "--set", "data.test=held.csv",
+        "--set", "warm_up.source=held.csv", "--set", "warm_up.text_column=body",
+        "--set", "warm_up.label_column=stars",
+    )  # fmt: skip
+    assert held.is_file()
+    refused(ran, 3, "data.validation: data.test holds all its texts")
+    ran = simulate(
+        "--set", "data.validation=held.csv",
+        "--set", "warm_up.source=held.csv", "--set", "warm_up.text_column=body",
+        "--set", "warm_up.label_column=stars",
+    )  # fmt: skip
+    refused(ran, 3, "warm_up.source: nothing is left but texts of the validation and test sets")
+
+
 @pytest.mark.slow
 def test_three_flags_are_enough_for_own_data(
     fedaipc: Callable[..., Ran], tmp_path: Path, minilm: Path

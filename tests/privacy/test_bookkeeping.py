@@ -460,12 +460,41 @@ def test_an_input_changed_in_place_is_noticed() -> None:
 
 def test_a_lower_precision_of_matrix_products_is_refused() -> None:
     wrapped = BookKeepingModule(nn.Linear(4, 2).train())
+    inputs = torch.randn(ROWS, 4, generator=seeded(0))
     torch.set_float32_matmul_precision("high")
     try:
-        with pytest.raises(ModelError, match="matmul_precision"):
-            wrapped(torch.randn(ROWS, 4, generator=seeded(0)))
+        with pytest.raises(ModelError, match="clip bound"):
+            wrapped(inputs)
     finally:
         torch.set_float32_matmul_precision("highest")
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        with pytest.raises(ModelError, match="clip bound"):
+            wrapped(inputs)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+    wrapped(inputs)
+
+
+def test_autocast_around_the_backward_pass_is_refused() -> None:
+    wrapped = BookKeepingModule(nn.Linear(4, 2).train())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = wrapped(torch.randn(ROWS, 4, generator=seeded(0)))
+        with pytest.raises(ModelError, match="leave autocast"):
+            outputs.float().sum().backward()
+    outputs.float().sum().backward()
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ModelError, match="leave autocast"),
+    ):
+        list(wrapped.clipped_sums(1.0))
+
+
+def test_a_layer_with_several_outputs_is_refused() -> None:
+    wrapped = BookKeepingModule(nn.GRU(4, 3).train())
+    with pytest.raises(ModelError, match="more than one tensor"):
+        wrapped(torch.randn(ROWS, 2, 4, generator=seeded(0)))
 
 
 def test_the_module_is_as_it_was_afterwards() -> None:

@@ -179,11 +179,11 @@ def test_noise_on_a_coarse_lattice_is_the_rounded_gaussian() -> None:
 @pytest.mark.parametrize(("word", "radius"), [(0, 9.49), (2**64 - 1, 0.0)])
 def test_the_first_and_last_random_words_give_finite_noise(word: int, radius: float) -> None:
     class Given:
-        def update_into(self, zeros: memoryview, stream: bytearray) -> None:
-            np.frombuffer(stream, dtype="<u8", count=len(zeros) // 8)[:] = np.uint64(word)
+        def update_into(self, zeros: memoryview, stream: memoryview) -> None:
+            np.frombuffer(stream, "<u8")[: len(zeros) // 8] = np.uint64(word)
 
     result = np.empty(4)
-    randomness._fill(Given(), np.zeros(4), result, 1.0, 2.0**-40)
+    randomness._Room(4).fill(Given(), np.zeros(4), result, 1.0, 2.0**-40)
     assert np.hypot(result[0], result[2]) == pytest.approx(radius, abs=0.01)
 
 

@@ -1,0 +1,147 @@
+"""`fedaipc doctor`: what this PC can do, and what a job would take and cost here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedaipc.cli.config import Overrides
+from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
+
+if TYPE_CHECKING:
+    from fedaipc.doctor.forecast import Forecast
+    from fedaipc.doctor.machine import Machine
+    from fedaipc.doctor.probe import Speed
+
+_SAMPLE = 192  # texts that are measured
+
+
+def doctor(
+    source: Source = None,
+    text: Text = None,
+    label: Label = None,
+    by: By = None,
+    pcs: Pcs = None,
+    overrides: Overrides = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="price table; a copy of fedaipc/doctor/prices.toml, edited")
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="later jobs with this model use what was found")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """Measure this PC, and say what a job would take and cost here and on a rented GPU.
+
+    Takes about a minute. Example: fedaipc doctor simulations/demo.toml
+    """
+    from fedaipc.data.prepare import prepare_simulation
+    from fedaipc.doctor.forecast import forecast, read_prices
+    from fedaipc.doctor.machine import PowerMeter, this_machine
+    from fedaipc.doctor.probe import probe
+    from fedaipc.doctor.saved import save as keep
+    from fedaipc.model.classifier import Classifier
+
+    settings = read_settings(source, overrides, {}, text=text, label=label, by=by, pcs=pcs)
+    table = read_prices(prices)
+    machine = this_machine()
+    data = prepare_simulation(settings.data, settings.federation.pcs)
+    step = max(1, len(data.train) // _SAMPLE)
+    sample = data.train.texts[::step][:_SAMPLE]
+    with Console(stderr=True).status("measuring") as status:
+        meter = PowerMeter()
+        speeds = probe(settings, sample, status.update)
+        watts = meter.watts()
+    own = next(speed for speed in speeds if speed.precision == settings.speed.precision)
+    saved = keep(settings, machine.processor, own) if save else None
+    parameters = Classifier(settings.model, data.labels).layout.size
+    future = forecast(
+        settings,
+        own,
+        records=len(data.train),
+        held_back=len(data.validation) + len(data.test),
+        parameters=parameters,
+        prices=table,
+        watts=watts,
+    )
+    if as_json:
+        report: dict[str, Any] = {
+            "machine": asdict(machine),
+            "speeds": [asdict(speed) for speed in speeds],
+            "speed_up": _speed_up(speeds),
+            "parameters": parameters,
+            "forecast": asdict(future),
+        }
+        typer.echo(json.dumps(report, indent=2, allow_nan=False, default=str))
+        return
+    console = Console(highlight=False)
+    _show_machine(console, machine)
+    _show_speeds(console, speeds)
+    _show_forecast(console, future, settings.federation.pcs)
+    if saved is not None:
+        console.print(f"saved in {saved}", markup=False)
+
+
+def _speed_up(speeds: list[Speed]) -> float | None:
+    """R = t_CPU / t_GPU of private training: None without a GPU."""
+    cpu = [speed.private for speed in speeds if speed.device == "cpu"]
+    other = [speed.private for speed in speeds if speed.device != "cpu"]
+    return max(other) / max(cpu) if cpu and other else None
+
+
+def _show_machine(console: Console, machine: Machine) -> None:
+    gib = 2**30
+    console.print(f"processor   {machine.processor}, {machine.cores} cores", markup=False)
+    console.print(f"features    {', '.join(machine.features)}")
+    console.print(
+        f"memory      {machine.memory_bytes / gib:.1f} GiB, {machine.free_bytes / gib:.1f} free"
+    )
+    console.print(f"GPU         {'; '.join(machine.devices) or 'none that torch can use'}")
+    if machine.idle:
+        console.print(f"not used    {', '.join(machine.idle)}: torch cannot train on it")
+
+
+def _show_speeds(console: Console, speeds: list[Speed]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("device", "precision", "threads", "micro-batch", "frozen", "ordinary", "private"):
+        table.add_column(name, justify="left" if name in {"device", "precision"} else "right")
+    for speed in speeds:
+        frozen = "" if speed.frozen is None else f"{speed.frozen:,.0f}"
+        table.add_row(
+            speed.device, speed.precision, str(speed.threads), str(speed.micro_batch), frozen,
+            f"{speed.ordinary:,.0f}", f"{speed.private:,.0f}",
+        )  # fmt: skip
+    console.print("\ntexts per second (frozen layers once per text; then a step of training)")
+    console.print(table)
+    best = speeds[0]
+    console.print(
+        f"fastest: --set speed.device={best.device.split(':')[0]} "
+        f"--set speed.precision={best.precision} --set speed.threads={best.threads} "
+        f"--set speed.micro_batch={best.micro_batch}",
+        markup=False,
+    )
+    if (ratio := _speed_up(speeds)) is not None:
+        console.print(f"R = t_CPU / t_GPU = {ratio:.1f}")
+
+
+def _show_forecast(console: Console, future: Forecast, pcs: int) -> None:
+    source = "measured" if future.watts_measured else "from the price table"
+    console.print(
+        f"\nthis job, all {pcs} PCs simulated here: {future.minutes:,.1f} minutes, "
+        f"{future.watt_hours:,.1f} Wh at {future.watts:.0f} W ({source}), ${future.dollars:.4f}"
+    )
+    console.print(f"on a fleet: {future.fleet_minutes:,.2f} minutes of each PC like this one")
+    console.print(
+        f"vectors: {future.bytes_up / 2**20:,.1f} MiB up, {future.bytes_down / 2**20:,.1f} MiB down"
+    )
+    for gpu in future.gpus:
+        line = f"GPU {gpu.name}: cheaper than this PC's hours if R is above {gpu.break_even:,.0f}"
+        if gpu.dollars is not None and gpu.hours is not None:
+            line += f"; R = {gpu.speed_up:.1f}, {gpu.hours * 60:,.1f} minutes, ${gpu.dollars:.4f}"
+        console.print(line, markup=False)

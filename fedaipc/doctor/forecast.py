@@ -1,0 +1,149 @@
+"""From texts per second to minutes, bytes, watt-hours and money of a job."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, ValidationError
+
+from fedaipc.config import Section
+from fedaipc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedaipc.config import Settings
+    from fedaipc.doctor.probe import Speed
+
+Money = Annotated[float, Field(ge=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=1e9)]
+
+
+class PcPrice(Section):
+    """Of this PC."""
+
+    watts: Rate
+    dollars_per_kwh: Money
+    dollars_per_hour: Money = 0.0
+
+
+class GpuPrice(Section):
+    """Of a rented GPU; `texts_per_second` as measured there for the same job, if it was."""
+
+    name: str = Field(min_length=1, max_length=80)
+    dollars_per_hour: Money
+    watts: Rate
+    texts_per_second: Rate | None = None
+
+
+class Prices(Section):
+    """A price table."""
+
+    pc: PcPrice
+    gpu: tuple[GpuPrice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCost:
+    """The same job on a rented GPU. R is how many times as fast as this PC it is.
+
+    `break_even` is the R from which on the GPU is cheaper than this PC's hours.
+    """
+
+    name: str
+    break_even: float
+    speed_up: float | None
+    hours: float | None
+    dollars: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Of a whole job. `fleet_minutes` is what one PC of a real fleet computes for its own texts."""
+
+    texts: int
+    minutes: float
+    fleet_minutes: float
+    bytes_up: int
+    bytes_down: int
+    watts: float
+    watts_measured: bool
+    watt_hours: float
+    dollars: float
+    gpus: tuple[GpuCost, ...]
+
+
+def read_prices(path: Path | None) -> Prices:
+    """The table at `path`, or the one that comes with fedaipc. Raises ConfigError."""
+    name = "prices.toml" if path is None else str(path)
+    try:
+        text = (
+            files("fedaipc.doctor").joinpath("prices.toml").read_text(encoding="utf-8")
+            if path is None
+            else path.read_text(encoding="utf-8")
+        )
+        return Prices.model_validate(tomllib.loads(text))
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{name}: {where}: {first['msg']}") from None
+
+
+def forecast(
+    settings: Settings,
+    speed: Speed,
+    *,
+    records: int,
+    held_back: int,
+    parameters: int,
+    prices: Prices,
+    watts: float | None,
+) -> Forecast:
+    """What the job takes, where this PC computes everything (`minutes`) or its share of it.
+
+    `records` are the training texts of all PCs, `held_back` those of validation and test,
+    `parameters` the trained ones. `watts` is this PC's measured power, None where the table has to
+    do. Bytes are of the vectors alone; sealing adds about 0.9 KiB per PC of a group and round.
+    """
+    federation, privacy = settings.federation, settings.privacy
+    cohort = federation.cohort_size(federation.pcs)
+    passes = federation.rounds * settings.training.local_steps * privacy.sampling_rate
+    passes *= cohort / federation.pcs
+    rate = speed.private if privacy.mode != "none" else speed.ordinary
+    once = 0.0 if speed.frozen is None else 1 / speed.frozen
+    seconds = records * (once + passes / rate) + held_back * once
+    fleet = records / federation.pcs * (once + passes / rate)
+    power = watts or prices.pc.watts
+    hours = seconds / 3600
+    pc_hour = power / 1000 * prices.pc.dollars_per_kwh + prices.pc.dollars_per_hour
+    vector = parameters * cohort * federation.rounds
+    return Forecast(
+        texts=records,
+        minutes=seconds / 60,
+        fleet_minutes=fleet / 60,
+        bytes_up=vector * settings.sealing.bits // 8,
+        bytes_down=vector * 4,
+        watts=power,
+        watts_measured=watts is not None,
+        watt_hours=hours * power,
+        dollars=hours * pc_hour,
+        gpus=tuple(_on_gpu(gpu, rate, hours, pc_hour) for gpu in prices.gpu),
+    )
+
+
+def _on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost:
+    ratio = None if gpu.texts_per_second is None else gpu.texts_per_second / rate
+    return GpuCost(
+        name=gpu.name,
+        break_even=gpu.dollars_per_hour / pc_hour if pc_hour else float("inf"),
+        speed_up=ratio,
+        hours=None if ratio is None else hours / ratio,
+        dollars=None if ratio is None else hours / ratio * gpu.dollars_per_hour,
+    )

@@ -1,0 +1,184 @@
+"""How fast this PC trains, measured with the code that trains."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+import torch
+
+from fedaipc.doctor.machine import features
+from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.model.device import Device, choose_device
+from fedaipc.model.inputs import make_inputs
+from fedaipc.privacy.plan import make_plan
+from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.privacy.training import train_round, usual_micro_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+
+    from fedaipc.config import Settings
+    from fedaipc.model.inputs import Inputs
+    from fedaipc.privacy.plan import PrivacyPlan
+
+_PROBES = 3  # of each kind; the median counts
+_WORTH = 1.03  # how much faster a larger micro-batch must be
+_MEMORY_SHARE = 0.5  # of what is free now
+_SIZES = (8, 16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Texts per second of one way to compute; `frozen` is the part that is computed once."""
+
+    device: str
+    precision: str
+    threads: int
+    micro_batch: int
+    frozen: float | None
+    ordinary: float
+    private: float
+
+
+def probe(
+    settings: Settings, texts: Sequence[str], say: Callable[[str], None] = lambda _: None
+) -> list[Speed]:
+    """Measure `texts`, a sample of the job's, on every device here; the best way comes first.
+
+    Threads and micro-batch are found by measuring: the fewest and the smallest that are within 3 %
+    of the best. The micro-batch never changes the logical batch. Raises ModelError.
+    """
+    labels = settings.data.labels or ("no", "yes")
+    classifier = Classifier(settings.model, labels)
+    kinds = [
+        name
+        for name, there in (
+            ("cuda", torch.cuda.is_available()),
+            ("xpu", torch.xpu.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+            ("cpu", True),
+        )
+        if there and settings.speed.device in {"auto", name}
+    ]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for kind in kinds:
+            for precision in _precisions(kind):
+                speed = settings.speed.model_copy(update={"device": kind, "precision": precision})
+                say(f"measuring {kind}, {precision}")
+                found.append(_measure(settings, classifier, choose_device(speed), texts))
+    finally:
+        torch.set_num_threads(before)
+    return sorted(found, key=lambda speed: -speed.private)
+
+
+def _precisions(kind: str) -> tuple[str, ...]:
+    """A processor without instructions for bfloat16 would only be slower with it."""
+    quick = kind != "cpu" or any("bfloat16" in one or "AMX" in one for one in features())
+    return ("float32", "bfloat16") if quick else ("float32",)
+
+
+def _measure(
+    settings: Settings, classifier: Classifier, device: Device, texts: Sequence[str]
+) -> Speed:
+    classifier.use(device)
+    start = read_vector(classifier)
+    step = replace(make_plan(settings), sampling_rate=1.0, local_steps=1)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        inputs = make_inputs(classifier, texts, Path(folder))
+        frozen = len(texts) / (time.perf_counter() - started)
+
+        def rate(micro_batch: int, *, private: bool) -> float:
+            plan = replace(
+                step,
+                mode="local" if private else "none",
+                noise_multiplier=(step.noise_multiplier or 1.0) if private else None,
+            )
+            return statistics.median(
+                _one(settings, plan, classifier, inputs, start, micro_batch) for _ in range(_PROBES)
+            )
+
+        usual = settings.speed.micro_batch or usual_micro_batch(classifier)
+        rate(usual, private=True)  # warms up
+        threads = torch.get_num_threads()
+        if device.torch.type == "cpu" and not settings.speed.threads:
+            threads = _threads(lambda: rate(usual, private=True))
+        size = usual
+        if not settings.speed.micro_batch and not classifier.pooled:
+            size = _micro_batch(lambda size: rate(size, private=True))
+        return Speed(
+            device=str(device.torch),
+            precision=device.dtype,
+            threads=threads,
+            micro_batch=size,
+            frozen=frozen if classifier.has_frozen_part else None,
+            ordinary=rate(size, private=False),
+            private=rate(size, private=True),
+        )
+
+
+def _one(
+    settings: Settings,
+    plan: PrivacyPlan,
+    classifier: Classifier,
+    inputs: Inputs,
+    start: npt.NDArray[np.float32],
+    micro_batch: int,
+) -> float:
+    """Texts per second of one step over all `inputs`."""
+    started = time.perf_counter()
+    train_round(
+        classifier,
+        inputs,
+        np.zeros(len(inputs), dtype=np.int64),
+        start,
+        plan=plan,
+        training=settings.training,
+        size_class=len(inputs),
+        micro_batch=micro_batch,
+        random=SecureRandom(),
+    )
+    return len(inputs) / (time.perf_counter() - started)
+
+
+def _threads(rate: Callable[[], float]) -> int:
+    """The fewest threads that are within 3 % of the best; left set."""
+    most = max(1, psutil.cpu_count(logical=True) or 1)
+    counts = sorted({1, 2, most // 2, psutil.cpu_count(logical=False) or most, most} - {0})
+    found = {}
+    for count in (count for count in counts if count <= most):
+        torch.set_num_threads(count)
+        found[count] = rate()
+    best = max(found.values())
+    chosen = min(count for count, speed in found.items() if speed * _WORTH >= best)
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def _micro_batch(rate: Callable[[int], float]) -> int:
+    """The smallest micro-batch within 3 % of the best, of those that memory has room for."""
+    process, found = psutil.Process(), {}
+    for size in _SIZES:
+        free, used = psutil.virtual_memory().available, process.memory_info().rss
+        try:
+            found[size] = rate(size)
+        except (RuntimeError, MemoryError):  # as torch says that memory ran out
+            break
+        grown = process.memory_info().rss - used
+        if 2 * grown > _MEMORY_SHARE * free:  # the next size takes twice as much
+            break
+    if not found:
+        return 1
+    best = max(found.values())
+    return min(size for size, speed in found.items() if speed * _WORTH >= best)

@@ -1,0 +1,180 @@
+"""Warm-up: ordinary training on public texts, which gives private training a better base.
+
+The result is an ordinary transformers model, to be named as `model.base`. No PC's text
+is used, so it costs no privacy. Noise and clipping act on a head over mean-pooled states; so that
+they act evenly, the last LayerNorm is shifted and scaled until the mean-pooled states of the public
+texts have mean 0 and root mean square norm 1, and the head is set back accordingly: the model
+computes what it did before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch.nn.functional import cross_entropy
+
+from fedaipc.errors import ModelError
+from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.model.export import export
+from fedaipc.model.inputs import make_inputs
+from fedaipc.model.load import WARM_UP, base_hash, warm_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from fedaipc.config import ModelSettings, WarmUpSettings
+    from fedaipc.data.records import Records
+    from fedaipc.model.device import Device
+    from fedaipc.model.inputs import Inputs
+
+_VERSION = 1  # of the procedure: a change gives new models
+_RISING, _DECAY, _LONGEST_GRADIENT = 0.1, 0.01, 1.0
+
+
+def warmed_up(
+    settings: WarmUpSettings,
+    model: ModelSettings,
+    labels: tuple[str, ...],
+    records: Records,
+    device: Device,
+    on_step: Callable[[int, int], None] = lambda *_: None,
+) -> str:
+    """`model.base` after training on `records`; found again if this machine has it already.
+
+    Raises ModelError: the base cannot be loaded, or training fails.
+    """
+    base = WARM_UP + _key(settings, model, labels, records)
+    folder = warm_folder(base)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new.") as temporary:
+                made = Path(temporary) / "model"
+                _train(settings, model, labels, records, device, on_step, made)
+                made.replace(folder)
+    return base
+
+
+def _train(
+    settings: WarmUpSettings,
+    model: ModelSettings,
+    labels: tuple[str, ...],
+    records: Records,
+    device: Device,
+    on_step: Callable[[int, int], None],
+    folder: Path,
+) -> None:
+    whole = model.model_copy(update={"method": "full"})
+    classifier = Classifier(whole, labels)
+    classifier.use(device)
+    number = {label: i for i, label in enumerate(labels)}
+    targets = np.array([number[label] for label in records.labels], dtype=np.int64)
+    inputs = make_inputs(classifier, records.texts, None)
+    optimizer, schedule = _optimizer(classifier, settings, len(inputs))
+    total = settings.passes * -(-len(inputs) // settings.batch)
+    classifier.train()
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    for step, chosen in enumerate(_order(settings, inputs)):
+        optimizer.zero_grad()
+        for part, batch in inputs.batches(settings.batch, device.torch, chosen):
+            logits = classifier(batch)[: len(part)]
+            truth = torch.from_numpy(targets[part]).to(device.torch)
+            (cross_entropy(logits, truth, reduction="sum") / len(chosen)).backward()
+        torch.nn.utils.clip_grad_norm_(trained, _LONGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        on_step(step + 1, total)
+    classifier.eval()
+    if not all(bool(torch.isfinite(p).all()) for p in trained):
+        raise ModelError("the warm-up diverged: choose a smaller warm_up.learning_rate")
+    if model.pooling == "mean":
+        _centre(classifier, inputs)
+    export(folder, whole, labels, classifier.layout, read_vector(classifier))
+
+
+def _order(settings: WarmUpSettings, inputs: Inputs) -> Iterator[npt.NDArray[np.int64]]:
+    """Texts of each step: a new random order in each pass."""
+    random = np.random.default_rng([settings.seed, _VERSION])
+    for _ in range(settings.passes):
+        order = random.permutation(len(inputs))
+        for start in range(0, len(order), settings.batch):
+            yield order[start : start + settings.batch]
+
+
+def _optimizer(
+    classifier: Classifier, settings: WarmUpSettings, texts: int
+) -> tuple[torch.optim.Optimizer, Any]:
+    head, body = [], []
+    for name, parameter in classifier.trainable():
+        if "classifier" in name:
+            head.append(parameter)
+        elif ".embeddings." not in name:  # few texts would move few of them
+            body.append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": body, "lr": settings.learning_rate},
+            {"params": head, "lr": settings.head_learning_rate},
+        ],
+        weight_decay=_DECAY,
+        fused=True,
+    )
+    total = settings.passes * -(-texts // settings.batch)
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / (_RISING * total)) * (1 - step / total)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+@torch.no_grad()
+def _centre(classifier: Classifier, inputs: Inputs) -> None:
+    """Shift and scale the last LayerNorm; see the module's text."""
+    found: dict[str, torch.Tensor] = {}
+    head = classifier.hf.classifier
+
+    def keep(_module: object, given: tuple[torch.Tensor, ...]) -> None:
+        found["pooled"] = given[0]
+
+    handle = head.register_forward_pre_hook(keep)
+    pooled = []
+    for part, batch in inputs.batches(128, classifier.device):
+        classifier(batch)
+        pooled.append(found["pooled"][: len(part)].float())
+    handle.remove()
+    states = torch.cat(pooled)
+    mean = states.mean(0)
+    scale = (states - mean).square().sum(1).mean().sqrt()
+    norms = [m for m in classifier.hf.base_model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    last = norms[-1]
+    head.bias += head.weight @ mean
+    head.weight *= scale
+    last.weight.div_(scale)
+    last.bias.copy_((last.bias - mean) / scale)
+
+
+def _key(
+    settings: WarmUpSettings, model: ModelSettings, labels: tuple[str, ...], records: Records
+) -> str:
+    digest = hashlib.sha256()
+    what = {
+        "version": _VERSION,
+        "warm-up": settings.model_dump(mode="json", exclude={"source"}),
+        "base": base_hash(model.base, model.keep_layers),
+        "pooling": model.pooling,
+        "max_length": model.max_length,
+        "seed": model.seed,
+        "labels": labels,
+    }
+    digest.update(json.dumps(what).encode())
+    for text, label in zip(records.texts, records.labels, strict=True):
+        digest.update(hashlib.sha256(f"{label}\n{text}".encode()).digest())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""All benchmarks, each in a process of its own, then the tables of the documents.
+
+    .venv/bin/python scripts/bench/all.py            every benchmark as committed, about an hour
+    .venv/bin/python scripts/bench/all.py --quick    those of one PC, fewer repeats, ten minutes
+
+Result files lie in results/ beside this. Nothing else should run on the machine meanwhile. Exit
+code 1 where a benchmark misses what is required of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+QUICK = {"clipping": ["--quick"], "sealing": []}
+FULL: dict[str, list[str]] = {
+    "clipping": [],
+    "sealing": [],
+    "sealed_round": [],
+    "ring": [],
+    "memory": [],
+    "sealed_demo": [],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="All benchmarks.")
+    parser.add_argument("--quick", action="store_true", help="fewer benchmarks and repeats")
+    chosen = QUICK if parser.parse_args().quick else FULL
+    missed = []
+    for name, options in chosen.items():
+        print(f"== {name}", flush=True)
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *options], check=False)
+        if done.returncode:
+            missed.append(name)
+        print(f"== {name}: {time.monotonic() - started:.0f} s", flush=True)
+    subprocess.run([sys.executable, str(HERE.parent / "readme_table.py")], check=True)
+    if missed:
+        sys.exit(f"missed what is required: {', '.join(missed)}")
+
+
+if __name__ == "__main__":
+    main()

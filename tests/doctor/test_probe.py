@@ -1,0 +1,133 @@
+"""The probe measures real training, and takes the least that is as fast as the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fedaipc.config import settings_from
+from fedaipc.doctor import probe as module
+from fedaipc.doctor.machine import PowerMeter, this_machine
+from fedaipc.doctor.probe import Speed, _micro_batch, _threads, probe
+from tests.model.tiny import TEXTS, shared_folder
+
+
+@pytest.fixture(autouse=True)
+def _threads_back() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def made(method: str, **privacy: object):
+    return settings_from(
+        {
+            "model": {"base": str(shared_folder("bert")), "method": method, "max_length": 16},
+            "privacy": {"epsilon": 8.0, **privacy},
+            "speed": {"device": "cpu"},
+        }
+    )
+
+
+@pytest.mark.parametrize("method", ["head", "lora", "full"])
+def test_every_speed_is_measured_by_training_and_the_best_comes_first(method: str) -> None:
+    before = torch.get_num_threads()
+    found = probe(made(method), TEXTS)
+    assert {speed.precision for speed in found} == set(module._precisions("cpu"))
+    assert found[0].private == max(speed.private for speed in found)
+    for speed in found:
+        assert speed.device == "cpu"
+        assert min(speed.ordinary, speed.private) > 0
+        assert (speed.frozen is None) == (method == "full")
+        assert (
+            speed.micro_batch == 256 if method == "head" else speed.micro_batch in {8, 16, 32, 64}
+        )
+    assert torch.get_num_threads() == before
+
+
+def test_bfloat16_is_measured_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module._precisions("cuda") == ("float32", "bfloat16")
+    monkeypatch.setattr(module, "features", lambda: ("AVX2",))
+    assert module._precisions("cpu") == ("float32",)
+    monkeypatch.setattr(module, "features", lambda: ("AVX512", "bfloat16 (AVX-512)"))
+    assert module._precisions("cpu") == ("float32", "bfloat16")
+
+
+def test_settings_that_are_given_are_kept() -> None:
+    settings = settings_from(
+        {
+            "model": {"base": str(shared_folder("bert")), "method": "lora", "max_length": 16},
+            "privacy": {"mode": "none"},
+            "speed": {"device": "cpu", "micro_batch": 5, "threads": 1},
+        }
+    )
+    for speed in probe(settings, TEXTS):
+        assert (speed.micro_batch, speed.threads) == (5, 1)
+
+
+def test_the_fewest_threads_within_three_percent_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.psutil, "cpu_count", lambda *, logical: 8 if logical else 4)
+    speeds = {1: 50.0, 2: 90.0, 4: 100.0, 8: 102.0}
+    assert _threads(lambda: speeds[torch.get_num_threads()]) == 4
+    assert torch.get_num_threads() == 4
+
+
+def test_the_smallest_micro_batch_within_three_percent_is_taken() -> None:
+    assert _micro_batch({8: 70.0, 16: 98.0, 32: 100.0, 64: 99.0}.__getitem__) == 16
+
+
+def test_memory_that_runs_out_ends_the_search() -> None:
+    def rate(size: int) -> float:
+        if size > 16:
+            raise MemoryError
+        return float(size)
+
+    assert _micro_batch(rate) == 16
+
+    def never(size: int) -> float:
+        raise RuntimeError("not enough memory")
+
+    assert _micro_batch(never) == 1
+
+
+def test_a_machine_says_what_it_has() -> None:
+    machine = this_machine()
+    assert machine.processor
+    assert machine.cores >= 1
+    assert 0 < machine.free_bytes <= machine.memory_bytes
+    assert machine.features[0] == torch.backends.cpu.get_cpu_capability()
+
+
+def test_power_is_read_where_the_system_tells(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedaipc.doctor import machine
+
+    monkeypatch.setattr(machine, "_RAPL", tmp_path)
+    assert PowerMeter().watts() is None
+    package = tmp_path / "intel-rapl:0"
+    package.mkdir()
+    (package / "energy_uj").write_text("1000000\n")
+    now = iter([10.0, 12.0])
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(now))
+    meter = PowerMeter()
+    (package / "energy_uj").write_text("31000000\n")
+    assert meter.watts() == pytest.approx(15.0)
+
+
+def test_what_was_saved_fills_what_a_job_leaves_open(tmp_path, monkeypatch) -> None:
+    from fedaipc.doctor.saved import save, with_saved
+
+    monkeypatch.setenv("FEDAIPC_CACHE", str(tmp_path / "cache"))
+    settings = made("lora")
+    assert with_saved(settings, "mine") == settings
+    save(settings, "mine", Speed("cpu", "float32", 3, 32, None, 1.0, 1.0))
+    filled = with_saved(settings, "mine").speed
+    assert (filled.threads, filled.micro_batch) == (3, 32)
+    assert with_saved(settings, "another processor") == settings
+    assert with_saved(made("full"), "mine") == made("full")
+    given = settings_from({**settings.model_dump(exclude_none=True),
+                           "speed": {"device": "cpu", "threads": 1}})  # fmt: skip
+    assert (with_saved(given, "mine").speed.threads, given.speed.micro_batch) == (1, 0)
+    (tmp_path / "cache" / "doctor.json").write_text("{broken")
+    assert with_saved(settings, "mine") == settings
