@@ -113,11 +113,15 @@ class ModelFacts(Section):
 
 
 class WarmUpFacts(Section):
-    """Public texts on which `base` was trained, not privately, before any PC was asked."""
+    """Public texts on which `base` was trained, not privately, before any PC was asked.
+
+    `seconds` is about 0 where the warmed-up base was there already.
+    """
 
     base: str
     source: str
     texts: Number
+    seconds: Amount
 
 
 class DataFacts(Section):

@@ -27,12 +27,31 @@ from fedaipc.federation.simulation import prepare, simulate
 from fedaipc.results import Results
 
 HERE = Path(__file__).parent
-CLAIMS = {  # name: what it is, its config
-    "alone-by-domain": ("each PC alone, not private, one domain each", "alone-by-domain"),
-    "alone-iid": ("each PC alone, not private, mixed texts", "alone-iid"),
-    "central": ("all texts in one place, not private", "central"),
-    "federated": ("20 PCs, not private", "federated"),
-    "private-8": ("20 PCs, epsilon 8", "demo"),
+OPEN = ("privacy.mode=none",)
+EPSILON_3 = ("privacy.epsilon=3.0", "privacy.lifetime_epsilon=3.0", "training.learning_rate=0.5")
+EPSILON_1 = ("privacy.epsilon=1.0", "privacy.lifetime_epsilon=1.0", "training.learning_rate=0.25")
+IID = ("data.partition=iid",)
+WARM, MIXED = "20 PCs, warmed-up base", "20 PCs, warmed-up base, mixed texts"
+CLAIMS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # name: what it is, config, changes
+    "alone-by-domain": ("each PC alone, not private, one domain each", "alone-by-domain", ()),
+    "alone-iid": ("each PC alone, not private, mixed texts", "alone-iid", ()),
+    "central": ("all texts in one place, not private", "central", ()),
+    "federated": ("20 PCs, not private", "federated", ()),
+    "private-8": ("20 PCs, epsilon 8", "demo", ()),
+    # The base as it is before any PC is asked: a step too short to move it.
+    "public-only": (
+        "public reviews alone, no PC asked",
+        "warm-up",
+        (*OPEN, "federation.rounds=1", "training.learning_rate=1e-9"),
+    ),
+    "warm-open": (f"{WARM}, not private", "warm-up", OPEN),
+    "warm-8": (f"{WARM}, epsilon 8", "warm-up", ()),
+    "warm-3": (f"{WARM}, epsilon 3", "warm-up", EPSILON_3),
+    "warm-1": (f"{WARM}, epsilon 1", "warm-up", EPSILON_1),
+    "warm-open-iid": (f"{MIXED}, not private", "warm-up", (*OPEN, *IID)),
+    "warm-8-iid": (f"{MIXED}, epsilon 8", "warm-up", IID),
+    "warm-3-iid": (f"{MIXED}, epsilon 3", "warm-up", (*EPSILON_3, *IID)),
+    "warm-1-iid": (f"{MIXED}, epsilon 1", "warm-up", (*EPSILON_1, *IID)),
 }
 
 
@@ -55,7 +74,8 @@ def _run(claim: str, seed: int, scratch: Path) -> dict[str, Any]:
     over = [f"data.seed={seed}", f'output.folder="{scratch / "runs"}"', "output.plots=false",
             f'speed.cache_folder="{scratch / "cache"}"', "output.keep_pc_state=false",
             "evaluation.every=100000", "speed.threads=1"]  # fmt: skip
-    settings = load_settings(HERE / f"{CLAIMS[claim][1]}.toml", over)
+    _, config, changes = CLAIMS[claim]
+    settings = load_settings(HERE / f"{config}.toml", [*changes, *over])
     if claim.startswith("alone"):
         scores = [_accuracies(_once(settings, [pc])) for pc in range(settings.federation.pcs)]
         run = {

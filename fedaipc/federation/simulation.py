@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,10 +171,15 @@ def _warm_up(
     if not len(public):
         raise DataError("warm_up.source: nothing is left but texts of the validation and test sets")
     label_list(public, data.labels, what="warm_up.source")
-    device = choose_device(settings.speed)
+    started, device = time.monotonic(), choose_device(settings.speed)
     base = warmed_up(wanted, before, data.labels, public, device, on_step)
     model = before.model_copy(update={"base": base, "keep_layers": None})
-    facts = WarmUpFacts(base=before.base, source=wanted.source, texts=len(public))
+    facts = WarmUpFacts(
+        base=before.base,
+        source=wanted.source,
+        texts=len(public),
+        seconds=time.monotonic() - started,
+    )
     # Without the source: who runs the resolved settings again starts from the same base.
     return settings.model_copy(update={"model": model, "warm_up": WarmUpSettings()}), facts
 

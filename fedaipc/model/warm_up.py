@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fedaipc.model.inputs import Inputs
 
 _VERSION = 1  # of the procedure: a change gives new models
-_RISING, _DECAY, _LONGEST_GRADIENT = 0.1, 0.01, 1.0
+_RISING, _DECAY, _LONGEST_GRADIENT, _SMOOTHING = 0.1, 0.01, 1.0, 0.1
 
 
 def warmed_up(
@@ -88,7 +88,8 @@ def _train(
         for part, batch in inputs.batches(settings.batch, device.torch, chosen):
             logits = classifier(batch)[: len(part)]
             truth = torch.from_numpy(targets[part]).to(device.torch)
-            (cross_entropy(logits, truth, reduction="sum") / len(chosen)).backward()
+            loss = cross_entropy(logits, truth, reduction="sum", label_smoothing=_SMOOTHING)
+            (loss / len(chosen)).backward()
         torch.nn.utils.clip_grad_norm_(trained, _LONGEST_GRADIENT)
         optimizer.step()
         schedule.step()

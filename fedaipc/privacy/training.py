@@ -192,9 +192,10 @@ def _optimizer(classifier: Classifier, training: TrainingSettings) -> torch.opti
         for parameters, rate in ((head, head_rate), (body, training.learning_rate))
         if parameters
     ]
+    fused = classifier.device.type in {"cpu", "cuda"}  # one pass over a parameter, not several
     if training.optimizer == "adam":
-        return torch.optim.Adam(groups)
-    return torch.optim.SGD(groups)
+        return torch.optim.Adam(groups, fused=fused)
+    return torch.optim.SGD(groups, fused=fused)
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def summary(results: Results) -> RenderableType:
         start = (
             "" if results.start is None else f": validation accuracy {results.start.accuracy:.3f}"
         )
-        row("warm-up", f"{warm.base} on {warm.texts:,} public texts of {warm.source}{start}")
+        took = f", {words.duration_text(warm.seconds)}" if warm.seconds >= 1 else ""
+        row("warm-up", f"{warm.base} on {warm.texts:,} public texts of {warm.source}{took}{start}")
     row("data", f"{data.source}, {len(data.labels)} labels, {_sizes(results)}")
     row("PCs", _pc_line(results))
     row("rounds", _round_line(results))

@@ -291,6 +291,23 @@ def test_the_real_messages_are_whole_and_clean(spam: Path) -> None:
     _assert_clean(row["text"] for row in rows)
 
 
+def test_the_public_reviews_are_whole_clean_and_of_another_source(sentiment: Path) -> None:
+    rows = _rows(fetch_asset("short-reviews"))
+    assert Counter(row["label"] for row in rows) == {"positive": 1_152, "negative": 879}
+    _assert_clean(row["text"] for row in rows)
+    assert not any("<br" in row["text"] for row in rows)
+
+    def letters(text: str) -> str:
+        return "".join(sign for sign in text.lower() if sign.isalnum())
+
+    # A warm-up on texts that PCs train or are tested on would prove nothing.
+    reviews = [letters(row["text"]) for row in rows]
+    private = {letters(row["text"]) for row in _rows(sentiment)}
+    assert not private & set(reviews)
+    joined = "\n".join(reviews)
+    assert [text for text in private if len(text) >= 40 and text in joined] == []
+
+
 def _assert_clean(texts: Any) -> None:
     for text in texts:
         assert text == text.strip() != ""
