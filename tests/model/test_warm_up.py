@@ -34,7 +34,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def warm(family: str = "bert", records: Records = RECORDS, **changes: object) -> Path:
-    wanted = {"source": "x", "passes": 8, "learning_rate": 3e-3, **changes}
+    wanted = {"source": "x", "passes": 14, "learning_rate": 3e-3, **changes}
     model = settings(shared_folder(family), method="head")
     base = warmed_up(WarmUpSettings.model_validate(wanted), model, LABELS, records, DEVICE)
     return warm_folder(base)
