@@ -21,7 +21,11 @@ from fedaipc.results import Results
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "simulations" / "results"
 BENCH = ROOT / "scripts" / "bench" / "results"
-ORDER = ("alone-by-domain", "alone-iid", "central", "federated", "private-8")
+ORDER = (
+    "alone-by-domain", "alone-iid", "central", "federated", "private-8",
+    "public-only", "warm-open", "warm-8", "warm-3", "warm-1",
+    "warm-open-iid", "warm-8-iid", "warm-3-iid", "warm-1-iid",
+)  # fmt: skip
 
 
 def main() -> None:

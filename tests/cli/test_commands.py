@@ -193,7 +193,9 @@ def test_a_target_that_no_noise_reaches_is_refused(fedaipc: Callable[..., Ran]) 
 def test_assets_list_and_fetch_agree(fedaipc: Callable[..., Ran], spam: Path) -> None:
     listed = fedaipc("assets", "list")
     rows = json.loads(fedaipc("assets", "list", "--json").out)
-    assert {row["name"] for row in rows} == {"minilm-l6", "sentiment-4", "sms-spam"}
+    assert {row["name"] for row in rows} == {
+        "minilm-l6", "sentiment-4", "sms-spam", "short-reviews",
+    }  # fmt: skip
     assert all(row["name"] in listed.out and row["licence"] in listed.out for row in rows)
     assert [row["cached"] for row in rows if row["name"] == "sms-spam"] == [True]
     assert json.loads(fedaipc("assets", "fetch", "sms-spam", "--json").out) == {

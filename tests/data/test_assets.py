@@ -251,7 +251,9 @@ def test_without_pip_uv_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_asset_says_where_it_comes_from_and_under_which_licence() -> None:
-    assert [asset.name for asset in list_assets()] == ["minilm-l6", "sentiment-4", "sms-spam"]
+    assert [asset.name for asset in list_assets()] == [
+        "minilm-l6", "sentiment-4", "sms-spam", "short-reviews",
+    ]  # fmt: skip
     for asset in list_assets():
         assert "==" in asset.package
         assert len(asset.wheel_sha256) == 64
