@@ -34,9 +34,12 @@ def made(method: str, **privacy: object):
 @pytest.mark.parametrize("method", ["head", "lora", "full"])
 def test_every_speed_is_measured_by_training_and_the_best_comes_first(method: str) -> None:
     before = torch.get_num_threads()
-    found = probe(made(method), TEXTS)
+    settings = made(method)
+    found = probe(settings, TEXTS)
+    passes = settings.federation.rounds * settings.privacy.sampling_rate
     assert {speed.precision for speed in found} == set(module._precisions("cpu"))
-    assert found[0].private == max(speed.private for speed in found)
+    times = [speed.seconds(passes) for speed in found]
+    assert times == sorted(times)
     for speed in found:
         assert speed.device == "cpu"
         assert min(speed.ordinary, speed.private) > 0
@@ -53,6 +56,11 @@ def test_bfloat16_is_measured_where_the_processor_has_it(monkeypatch: pytest.Mon
     assert module._precisions("cpu") == ("float32",)
     monkeypatch.setattr(module, "features", lambda: ("AVX512", "bfloat16 (AVX-512)"))
     assert module._precisions("cpu") == ("float32", "bfloat16")
+
+
+def test_a_job_takes_its_frozen_layers_once_and_its_passes() -> None:
+    assert Speed("cpu", "float32", 2, 16, 100.0, 1.0, 50.0).seconds(10) == pytest.approx(0.21)
+    assert Speed("cpu", "float32", 2, 16, None, 1.0, 50.0).seconds(10) == pytest.approx(0.2)
 
 
 def test_settings_that_are_given_are_kept() -> None:
