@@ -56,8 +56,7 @@ class Speed:
 def probe(
     settings: Settings, texts: Sequence[str], say: Callable[[str], None] = lambda _: None
 ) -> list[Speed]:
-    """Measure `texts`, a sample of the job's, on every device here; what is best for the whole job comes
-    first.
+    """Measure `texts`, a sample of the job's, on every device here; the best for the job is first.
 
     Threads and micro-batch are found by measuring: the fewest and the smallest that are within 3 %
     of the best. The micro-batch never changes the logical batch. Raises ModelError.
