@@ -141,7 +141,11 @@ def _show_forecast(console: Console, future: Forecast, pcs: int) -> None:
         f"vectors: {future.bytes_up / 2**20:,.1f} MiB up, {future.bytes_down / 2**20:,.1f} MiB down"
     )
     for gpu in future.gpus:
-        line = f"GPU {gpu.name}: cheaper than this PC's hours if R is above {gpu.break_even:,.0f}"
+        line = f"GPU {gpu.name}: "
+        if gpu.break_even is None:
+            line += "never cheaper than this PC's hours, which cost nothing"
+        else:
+            line += f"cheaper than this PC's hours if R is above {gpu.break_even:,.0f}"
         if gpu.dollars is not None and gpu.hours is not None:
             line += f"; R = {gpu.speed_up:.1f}, {gpu.hours * 60:,.1f} minutes, ${gpu.dollars:.4f}"
         console.print(line, markup=False)

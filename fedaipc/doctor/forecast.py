@@ -50,11 +50,12 @@ class Prices(Section):
 class GpuCost:
     """The same job on a rented GPU. R is how many times as fast as this PC it is.
 
-    `break_even` is the R from which on the GPU is cheaper than this PC's hours.
+    `break_even` is the R from which on the GPU is cheaper than this PC's hours; None where these
+    cost nothing.
     """
 
     name: str
-    break_even: float
+    break_even: float | None
     speed_up: float | None
     hours: float | None
     dollars: float | None
@@ -142,7 +143,7 @@ def _on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost
     ratio = None if gpu.texts_per_second is None else gpu.texts_per_second / rate
     return GpuCost(
         name=gpu.name,
-        break_even=gpu.dollars_per_hour / pc_hour if pc_hour else float("inf"),
+        break_even=gpu.dollars_per_hour / pc_hour if pc_hour else None,
         speed_up=ratio,
         hours=None if ratio is None else hours / ratio,
         dollars=None if ratio is None else hours / ratio * gpu.dollars_per_hour,

@@ -77,7 +77,7 @@ def probe(
     found = []
     try:
         for kind in kinds:
-            for precision in _precisions(kind):
+            for precision in _precisions(kind, settings.speed.precision):
                 speed = settings.speed.model_copy(update={"device": kind, "precision": precision})
                 say(f"measuring {kind}, {precision}")
                 found.append(_measure(settings, classifier, choose_device(speed), texts))
@@ -88,9 +88,13 @@ def probe(
     return sorted(found, key=lambda speed: speed.seconds(passes))
 
 
-def _precisions(kind: str) -> tuple[str, ...]:
+def _precisions(kind: str, asked: str) -> tuple[str, ...]:
     """A processor without instructions for bfloat16 would only be slower with it."""
-    quick = kind != "cpu" or any("bfloat16" in one or "AMX" in one for one in features())
+    quick = (
+        asked == "bfloat16"
+        or kind != "cpu"
+        or any("bfloat16" in one or "AMX" in one for one in features())
+    )
     return ("float32", "bfloat16") if quick else ("float32",)
 
 

@@ -53,6 +53,11 @@ def choose_device(speed: SpeedSettings) -> Device:
     return Device(torch.device(name), speed.precision, f"{why}; {speed.precision}: {digits}")
 
 
+def has_fused_steps(device: torch.device) -> bool:
+    """Whether torch's optimizers can take one pass over a parameter there, in place of several."""
+    return device.type in {"cpu", "cuda"}
+
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
 _KEPT = 1 << 30  # bytes
 

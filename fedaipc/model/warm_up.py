@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from fedaipc.errors import ModelError
 from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.model.device import has_fused_steps
 from fedaipc.model.export import export
 from fedaipc.model.inputs import make_inputs
 from fedaipc.model.load import WARM_UP, base_hash, warm_folder
@@ -57,7 +59,11 @@ def warmed_up(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new.") as temporary:
+            for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(
+                dir=folder.parent, prefix=f".{folder.name}."
+            ) as temporary:
                 made = Path(temporary) / "model"
                 _train(settings, model, labels, records, device, on_step, made)
                 made.replace(folder)
@@ -126,7 +132,7 @@ def _optimizer(
             {"params": head, "lr": settings.head_learning_rate},
         ],
         weight_decay=_DECAY,
-        fused=True,
+        fused=has_fused_steps(classifier.device),
     )
     total = settings.passes * -(-texts // settings.batch)
 

@@ -122,6 +122,10 @@ class Layer(ABC):
 
     def measure(self, grams: Grams) -> None:
         """Find the sizes; call it once all gradients of a backward pass are there."""
+        if self.sizes is not None:
+            raise ModelError(
+                f"{self.name}: a second backward pass; fetch or zero the gradients of the first"
+            )
         self._uses = [use for use in self._uses if use.grad is not None]
         if not self._uses:
             return
@@ -149,6 +153,12 @@ class Layer(ABC):
         """Per trained parameter: the sum of factors[i] times the gradient of row chosen[i]."""
         for parameter, kept in self._kept:
             yield parameter, _weighted_sum(factors, kept[chosen])
+        if self._uses:
+            yield self.module.weight, self._product(factors, chosen)
+
+    def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
+        """That sum for a weight whose per-example gradients were not formed."""
+        raise NotImplementedError
 
     @abstractmethod
     def _measure(self, grams: Grams) -> Sizes:
@@ -194,18 +204,14 @@ class Linear(Layer):
             sizes.append(_paired(a, torch.bmm(g, g.mT), width + outputs + 8))
         return _joined(sizes)
 
-    def sums(
-        self, factors: Tensor, chosen: Tensor | slice
-    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        yield from super().sums(factors, chosen)
-        if self._uses:
-            inputs, grads = (values[chosen].float() for values in self._rows())
-            each = factors.to(grads.device, torch.float32)[:, None, None]
-            if inputs.shape[2] < grads.shape[2]:  # fold the factors into the smaller one
-                inputs = inputs * each
-            else:
-                grads = grads * each
-            yield self.module.weight, grads.flatten(0, 1).mT @ inputs.flatten(0, 1)
+    def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
+        inputs, grads = (values[chosen].float() for values in self._rows())
+        each = factors.to(grads.device, torch.float32)[:, None, None]
+        if inputs.shape[2] < grads.shape[2]:  # fold the factors into the smaller one
+            inputs = inputs * each
+        else:
+            grads = grads * each
+        return grads.flatten(0, 1).mT @ inputs.flatten(0, 1)
 
 
 class Embedding(Layer):
@@ -236,18 +242,11 @@ class Embedding(Layer):
             sizes.append(_paired(equal, torch.bmm(g, g.mT), width + 8))
         return _joined(sizes)
 
-    def sums(
-        self, factors: Tensor, chosen: Tensor | slice
-    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        yield from super().sums(factors, chosen)
-        if self._uses:
-            ids, grads = self._grads()
-            scaled = grads[chosen] * factors.to(grads.device, torch.float32)[:, None, None]
-            whole = torch.zeros_like(self.module.weight, dtype=torch.float32)
-            yield (
-                self.module.weight,
-                whole.index_add_(0, ids[chosen].flatten(), scaled.flatten(0, 1)),
-            )
+    def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
+        ids, grads = self._grads()
+        scaled = grads[chosen] * factors.to(grads.device, torch.float32)[:, None, None]
+        whole = torch.zeros_like(self.module.weight, dtype=torch.float32)
+        return whole.index_add_(0, ids[chosen].flatten(), scaled.flatten(0, 1))
 
     def _grads(self) -> tuple[Tensor, Tensor]:
         ids, grads = self._rows()

@@ -82,7 +82,7 @@ class SecureRandom:
         blocks = [
             (slice(start, start + _BLOCK), self.key()) for start in range(0, len(values), _BLOCK)
         ]
-        threads = min(torch.get_num_threads(), len(blocks))
+        threads = max(1, min(torch.get_num_threads(), len(blocks)))
 
         def fill(first: int) -> None:
             room = _Room(min(_CHUNK, len(values)))

@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedaipc.model.classifier import read_vector, write_vector
+from fedaipc.model.device import has_fused_steps
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.randomness import SecureRandom
@@ -192,7 +193,7 @@ def _optimizer(classifier: Classifier, training: TrainingSettings) -> torch.opti
         for parameters, rate in ((head, head_rate), (body, training.learning_rate))
         if parameters
     ]
-    fused = classifier.device.type in {"cpu", "cuda"}  # one pass over a parameter, not several
+    fused = has_fused_steps(classifier.device)
     if training.optimizer == "adam":
         return torch.optim.Adam(groups, fused=fused)
     return torch.optim.SGD(groups, fused=fused)

@@ -74,6 +74,16 @@ def test_a_gpu_is_cheaper_from_the_break_even_speed_up_on() -> None:
     assert hours / measured.break_even * 2.0 == pytest.approx(made().dollars)
 
 
+def test_hours_that_cost_nothing_have_no_break_even() -> None:
+    free = PRICES.model_copy(update={"pc": PcPrice(watts=50, dollars_per_kwh=0)})
+    settings = settings_from({"privacy": {"epsilon": 8.0}})
+    future = forecast(
+        settings, SPEED, records=10, held_back=0, parameters=1, prices=free, watts=None
+    )
+    assert [gpu.break_even for gpu in future.gpus] == [None, None]
+    assert future.dollars == 0
+
+
 def test_the_table_that_comes_along_can_be_read() -> None:
     prices = read_prices(None)
     assert prices.pc.watts > 0

@@ -37,7 +37,7 @@ def test_every_speed_is_measured_by_training_and_the_best_comes_first(method: st
     settings = made(method)
     found = probe(settings, TEXTS)
     passes = settings.federation.rounds * settings.privacy.sampling_rate
-    assert {speed.precision for speed in found} == set(module._precisions("cpu"))
+    assert {speed.precision for speed in found} == set(module._precisions("cpu", "float32"))
     times = [speed.seconds(passes) for speed in found]
     assert times == sorted(times)
     for speed in found:
@@ -51,11 +51,12 @@ def test_every_speed_is_measured_by_training_and_the_best_comes_first(method: st
 
 
 def test_bfloat16_is_measured_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module._precisions("cuda") == ("float32", "bfloat16")
+    assert module._precisions("cuda", "float32") == ("float32", "bfloat16")
     monkeypatch.setattr(module, "features", lambda: ("AVX2",))
-    assert module._precisions("cpu") == ("float32",)
+    assert module._precisions("cpu", "float32") == ("float32",)
+    assert module._precisions("cpu", "bfloat16") == ("float32", "bfloat16")  # it was asked for
     monkeypatch.setattr(module, "features", lambda: ("AVX512", "bfloat16 (AVX-512)"))
-    assert module._precisions("cpu") == ("float32", "bfloat16")
+    assert module._precisions("cpu", "float32") == ("float32", "bfloat16")
 
 
 def test_a_job_takes_its_frozen_layers_once_and_its_passes() -> None:

@@ -451,6 +451,16 @@ def test_gradients_that_nobody_fetched_are_not_mixed_with_the_next() -> None:
     wrapped(inputs)
 
 
+@pytest.mark.usefixtures("_way")
+def test_a_second_backward_pass_is_refused() -> None:
+    """Its gradients would be summed beside the first's, and the two norms only added in squares."""
+    wrapped = BookKeepingModule(nn.Linear(4, 2).train())
+    outputs = wrapped(torch.randn(ROWS, 4, generator=seeded(0)))
+    outputs.sum().backward(retain_graph=True)
+    with pytest.raises(ModelError, match="second backward pass"):
+        outputs.sum().backward()
+
+
 def test_an_input_changed_in_place_is_noticed() -> None:
     inputs = torch.randn(ROWS, 4, generator=seeded(0))
     wrapped = BookKeepingModule(nn.Linear(4, 2).train())

@@ -164,6 +164,10 @@ def test_what_leaves_is_the_rounded_value_plus_whole_steps_of_the_lattice(kind: 
     assert np.array_equal(got - alone, np.rint(values / spacing) * spacing)
 
 
+def test_nothing_gets_no_noise() -> None:
+    assert len(SecureRandom(KEY).noisy(np.zeros(0), 1.0, 2.0**-20)) == 0
+
+
 def test_noise_on_a_coarse_lattice_is_the_rounded_gaussian() -> None:
     """Cell by cell: each multiple of the spacing as often as the Gaussian falls into its cell."""
     steps = np.rint(normal(SecureRandom(KEY), 1_000_000, 1.0, 0.5) / 0.5).astype(int)
