@@ -4,11 +4,6 @@ Names as in Bu et al. 2022 (arXiv 2210.00038): A (B, T, d) goes into a layer, G 
 gradient of the summed loss by what comes out; B examples of T tokens. An example's gradient of a
 linear layer is G^T A, so its norm needs no gradient: |G^T A|^2 is the sum over all pairs of tokens
 of (A A^T) * (G G^T). The sum over examples, each with its factor, is one product.
-
-No norm is too small. Where a sum of products stands in for a norm, an error bound is added: a
-float32 dot product of n terms is off by at most n u |x| |y| in any order of summation, u = 2^-24
-(Higham 2002, section 3.1), hence A A^T * G G^T by (d + p + 8) u times the square of the gross size
-S = sum over t of |A_t| |G_t|. What is too small for float32 is covered by a floor on |A_t|, |G_t|.
 """
 
 from __future__ import annotations
@@ -23,40 +18,12 @@ from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare
 from torch import nn
 
 from fedaipc.errors import ModelError
+from fedaipc.privacy import norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
-
-_UNIT = 1.01 * 2.0**-24  # rounding of float32; the 1 % covers products of bounds
-_FLOOR = 2.0**-100  # of a squared length: far above what float32 loses, far below any clip bound
-_BLOCK = 1024  # values whose squares are added in float32
-_SMALL = 1 << 14  # values of one example's gradient that are kept, and added up in float64
-_SCRATCH = 1 << 24  # bytes of token-by-token products at a time
-_KEPT = 1 << 26  # bytes of larger per-example gradients of one layer that may be kept
-_CACHE = 1 << 18  # values that stay in a core's second-level cache
-_WIDENED = 1 << 23  # values that are held in float64 at a time
-# What it costs to form one value of a per-example gradient and read it twice, in multiply-adds.
-# Measured with scripts/bench/clipping.py; a wrong value costs time only.
-_NEAR, _FAR = 24, 95
-
-
-@dataclass(slots=True)
-class Sizes:
-    """Of each example's gradient, float64 of shape (B,), on the processor.
-
-    `square` is at least the squared norm. `gross` is the gross size where a sum of products stands
-    in for the gradient, 0 elsewhere.
-    """
-
-    square: Tensor
-    gross: Tensor
-
-    def add(self, other: Sizes) -> None:
-        """Of two sets of parameters together."""
-        self.square += other.square
-        self.gross = torch.hypot(self.gross, other.gross)
 
 
 @dataclass(slots=True)
@@ -92,7 +59,7 @@ class Layer(ABC):
         self.name = name
         self.module: Any = module
         self.parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
-        self.sizes: Sizes | None = None
+        self.sizes: norms.Sizes | None = None
         self._uses: list[Use] = []
         self._kept: list[tuple[nn.Parameter, Tensor]] = []  # per-example gradients (B, ...)
 
@@ -145,14 +112,14 @@ class Layer(ABC):
             )
         self.sizes = self._measure(grams)
         for _, kept in self._kept:
-            self.sizes.square += _squares(kept)
+            self.sizes.square += norms.squares(kept)
 
     def sums(
         self, factors: Tensor, chosen: Tensor | slice
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Per trained parameter: the sum of factors[i] times the gradient of row chosen[i]."""
         for parameter, kept in self._kept:
-            yield parameter, _weighted_sum(factors, kept[chosen])
+            yield parameter, norms.weighted_sum(factors, kept[chosen])
         if self._uses:
             yield self.module.weight, self._product(factors, chosen)
 
@@ -161,8 +128,8 @@ class Layer(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def _measure(self, grams: Grams) -> Sizes:
-        """Sizes of what is not kept; puts what is kept into `_kept`."""
+    def _measure(self, grams: Grams) -> norms.Sizes:
+        """norms.Sizes of what is not kept; puts what is kept into `_kept`."""
 
     def _drop_uses(self) -> None:
         """Let go of what the hooks of the backward pass still point to."""
@@ -178,7 +145,7 @@ class Layer(ABC):
 class Linear(Layer):
     """y = x W^T + b. Also LoRA's two factors, which are linear layers of their own."""
 
-    def _measure(self, grams: Grams) -> Sizes:
+    def _measure(self, grams: Grams) -> norms.Sizes:
         module = self.module
         inputs, grads = self._rows()
         grads = grads.float()
@@ -186,23 +153,23 @@ class Linear(Layer):
             self._kept.append((module.bias, grads.sum(1)))
         if not module.weight.requires_grad:
             self._drop_uses()
-            return _nothing(len(grads))
+            return norms.nothing(len(grads))
         same = inputs.float()
         (rows, tokens, width), outputs = same.shape, grads.shape[2]
-        if is_instantiated(rows, tokens, width, outputs):
+        if norms.is_instantiated(rows, tokens, width, outputs):
             self._kept.append((module.weight, torch.bmm(grads.mT, same)))
             self._drop_uses()
-            return _nothing(rows)
+            return norms.nothing(rows)
         sizes = []
-        size = max(1, _SCRATCH // (8 * tokens * tokens))
+        size = max(1, norms.SCRATCH // (8 * tokens * tokens))
         for start in range(0, rows, size):
             g = grads[start : start + size]
             if size < rows:
                 a = torch.bmm(same[start : start + size], same[start : start + size].mT)
             else:
                 a = grams.gram(same)
-            sizes.append(_paired(a, torch.bmm(g, g.mT), width + outputs + 8))
-        return _joined(sizes)
+            sizes.append(norms.paired(a, torch.bmm(g, g.mT), width + outputs + 8))
+        return norms.joined(sizes)
 
     def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
         inputs, grads = (values[chosen].float() for values in self._rows())
@@ -225,22 +192,22 @@ class Embedding(Layer):
             )
         self._padding = self.module.padding_idx
 
-    def _measure(self, grams: Grams) -> Sizes:
+    def _measure(self, grams: Grams) -> norms.Sizes:
         del grams
         ids, grads = self._grads()
         (rows, tokens, width), count = grads.shape, self.module.weight.shape[0]
-        if count * width <= _SMALL:
+        if count * width <= norms.SMALL:
             kept = grads.new_zeros(rows, count, width)
             kept.scatter_add_(1, ids[:, :, None].expand_as(grads), grads)
             self._kept.append((self.module.weight, kept))
             self._drop_uses()
-            return _nothing(rows)
+            return norms.nothing(rows)
         sizes = []
-        size = max(1, _SCRATCH // (8 * tokens * tokens))
+        size = max(1, norms.SCRATCH // (8 * tokens * tokens))
         for g, i in zip(grads.split(size), ids.split(size), strict=True):
             equal = (i[:, :, None] == i[:, None, :]).to(g.dtype)
-            sizes.append(_paired(equal, torch.bmm(g, g.mT), width + 8))
-        return _joined(sizes)
+            sizes.append(norms.paired(equal, torch.bmm(g, g.mT), width + 8))
+        return norms.joined(sizes)
 
     def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
         ids, grads = self._grads()
@@ -259,7 +226,7 @@ class Embedding(Layer):
 class LayerNorm(Layer):
     """y = w * normal(x) + b."""
 
-    def _measure(self, grams: Grams) -> Sizes:
+    def _measure(self, grams: Grams) -> norms.Sizes:
         del grams
         module = self.module
         inputs, grads = self._rows()
@@ -271,7 +238,7 @@ class LayerNorm(Layer):
         if module.bias is not None and module.bias.requires_grad:
             self._kept.append((module.bias, grads.sum(1)))
         self._drop_uses()
-        return _nothing(len(grads))
+        return norms.nothing(len(grads))
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         inner = len(self.module.normalized_shape)
@@ -300,7 +267,7 @@ class Other(Layer):
         if hasattr(self.module, "ft_compute_sample_grad"):
             del self.module.ft_compute_sample_grad
 
-    def _measure(self, grams: Grams) -> Sizes:
+    def _measure(self, grams: Grams) -> norms.Sizes:
         del grams
         total: dict[nn.Parameter, Tensor] = {}
         for use in self._uses:
@@ -311,7 +278,7 @@ class Other(Layer):
                     total[parameter] = gradient if before is None else before + gradient
         self._kept = list(total.items())
         self._drop_uses()
-        return _nothing(len(self._kept[0][1]))
+        return norms.nothing(len(self._kept[0][1]))
 
 
 _KINDS: dict[type[nn.Module], type[Layer]] = {
@@ -341,25 +308,6 @@ def trained_layers(module: nn.Module, name: str = "") -> Iterator[Layer]:
         yield from trained_layers(child, f"{name}.{inner}" if name else inner)
 
 
-def is_instantiated(rows: int, tokens: int, width: int, outputs: int) -> bool:
-    """Whether a linear layer's per-example gradients are formed and kept.
-
-    Else their norms come from products of tokens. Both follow from public shapes alone.
-    """
-    values = width * outputs
-    if values <= _SMALL:
-        return True
-    if 4 * rows * values > _KEPT:
-        return False
-    cost = values * (_NEAR if values <= _CACHE else _FAR)
-    return cost < tokens * tokens * (width + outputs)
-
-
-def double(values: Tensor) -> Tensor:
-    """In float64; Apple's devices have none, so from there by way of the processor."""
-    return (values.cpu() if values.device.type == "mps" else values).double()
-
-
 def _tokens(values: Tensor | None) -> Tensor:
     """(B, ..., n) as (B, T, n); ids (B, ...) as (B, T)."""
     assert values is not None  # noqa: S101 - uses without a gradient were dropped
@@ -382,53 +330,3 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return (one.data_ptr(), one.shape, one.stride()) == (
         other.data_ptr(), other.shape, other.stride()
     )  # fmt: skip
-
-
-def _nothing(rows: int) -> Sizes:
-    return Sizes(torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64))
-
-
-def _joined(sizes: list[Sizes]) -> Sizes:
-    if len(sizes) == 1:
-        return sizes[0]
-    return Sizes(torch.cat([s.square for s in sizes]), torch.cat([s.gross for s in sizes]))
-
-
-def _paired(a: Tensor, g: Tensor, terms: int) -> Sizes:
-    """Sizes from A A^T and G G^T, (B, T, T) both; `terms` is the length of their dot products."""
-    if a.device.type == "mps":
-        product = double(a * g).sum((1, 2))
-    else:
-        product = (a * g).sum((1, 2), dtype=torch.float64).cpu()
-    own = [double(m.diagonal(dim1=1, dim2=2)).clamp(min=_FLOOR) for m in (a, g)]
-    gross = (own[0] * own[1]).sqrt().sum(1).cpu()
-    return Sizes(product.clamp(min=0.0) + terms * _UNIT * gross * gross, gross)
-
-
-def _squares(kept: Tensor) -> Tensor:
-    """Squared norms of the float32 rows of (B, ...), right to 2^-12: float64, on the processor.
-
-    Squares are added in float32 in blocks only: over 12 million equal values torch's own norm is
-    0.9 % too small.
-    """
-    rows = kept.reshape(len(kept), kept.shape[1:].numel()).float()
-    if rows.shape[1] <= _SMALL:
-        return double(rows).square().sum(1).cpu()
-    whole = rows.shape[1] - rows.shape[1] % _BLOCK
-    blocks = rows[:, :whole].unflatten(1, (-1, _BLOCK)).norm(2, dim=2)
-    parts = torch.cat([blocks, rows[:, whole:].norm(2, dim=1, keepdim=True)], 1)
-    return double(parts).square().sum(1).cpu()
-
-
-def _weighted_sum(factors: Tensor, rows: Tensor) -> Tensor:
-    """The sum of factors[i] * rows[i], shape of one row; in float64 where a row is small."""
-    if rows.shape[1:].numel() > _SMALL:
-        return torch.tensordot(factors.to(rows), rows, dims=1)
-    if rows.numel() <= _WIDENED:
-        each = double(rows)
-        return torch.tensordot(factors.to(each.device), each, dims=1)
-    total = double(torch.zeros_like(rows[:0].sum(0)))
-    size = max(1, _WIDENED // max(1, total.numel()))
-    for some, part in zip(factors.to(total.device).split(size), rows.split(size), strict=True):
-        total += torch.tensordot(some, double(part), dims=1)
-    return total

@@ -9,7 +9,7 @@ import torch
 from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
 
 from fedaipc.errors import ModelError
-from fedaipc.privacy.layers import double
+from fedaipc.privacy.norms import double
 
 if TYPE_CHECKING:
     from fedaipc.privacy.bookkeeping import BookKeepingModule

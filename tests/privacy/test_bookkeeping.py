@@ -18,22 +18,22 @@ from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGr
 from torch import nn
 
 from fedaipc.errors import ModelError
-from fedaipc.privacy import layers
+from fedaipc.privacy import norms
 from fedaipc.privacy.bookkeeping import ROUNDING_MARGIN, BookKeepingModule
-from fedaipc.privacy.layers import is_instantiated
+from fedaipc.privacy.norms import is_instantiated
 
 ROWS = 5
 WAYS = {
-    "kept": {"_SMALL": 1 << 14},
-    "by tokens": {"_SMALL": -1, "_KEPT": 0},
-    "by tokens, a row at a time": {"_SMALL": -1, "_KEPT": 0, "_SCRATCH": 1},
-    "formed and summed in float32": {"_SMALL": -1, "_NEAR": 0},
+    "kept": {"SMALL": 1 << 14},
+    "by tokens": {"SMALL": -1, "KEPT": 0},
+    "by tokens, a row at a time": {"SMALL": -1, "KEPT": 0, "SCRATCH": 1},
+    "formed and summed in float32": {"SMALL": -1, "_NEAR": 0},
 }
 
 
 @pytest.fixture(params=WAYS)
 def _way(request: pytest.FixtureRequest):
-    with mock.patch.multiple(layers, **WAYS[request.param]):
+    with mock.patch.multiple(norms, **WAYS[request.param]):
         yield
 
 
@@ -303,7 +303,7 @@ def test_tokens_that_cancel_each_other_do_not_pass_the_bound(
     assert total.norm() <= bound
     # What leaves is the direction of the true gradient, as far as float32 can tell.
     assert torch.isfinite(total).all()
-    if layers._KEPT:
+    if norms.KEPT:
         return  # here what was formed, rounding included, is what is clipped and summed
     # Above, rounding is in the total too; the factor is safe for the true gradient as well.
     wrapped = backward(
@@ -332,26 +332,26 @@ def test_norms_of_millions_of_equal_values_are_not_too_small(value: float) -> No
     """Torch's own float32 norm of such a row falls short by up to 0.9 %: the bound would break."""
     size = 6_000_000
     exact = float(np.float32(value)) ** 2 * size
-    square = layers._squares(torch.full((1, size), value)).item()
+    square = norms.squares(torch.full((1, size), value)).item()
     assert exact * (1 - 2**-12) <= square <= exact * (1 + 2**-12)
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 3000])
 def test_norms_by_blocks_equal_norms_in_float64(size: int) -> None:
     rows = torch.randn(5, size, generator=seeded(0))
-    assert torch.allclose(layers._squares(rows), rows.double().square().sum(1), rtol=1e-6, atol=0)
+    assert torch.allclose(norms.squares(rows), rows.double().square().sum(1), rtol=1e-6, atol=0)
 
 
 def test_a_broken_norm_is_caught() -> None:
     """Without the error bound, cancelling tokens would pass for nothing."""
 
-    def paired(a: torch.Tensor, g: torch.Tensor, terms: int) -> layers.Sizes:
+    def paired(a: torch.Tensor, g: torch.Tensor, terms: int) -> norms.Sizes:
         product = (a * g).sum((1, 2), dtype=torch.float64)
-        return layers.Sizes(product.clamp(min=0.0), torch.zeros_like(product))
+        return norms.Sizes(product.clamp(min=0.0), torch.zeros_like(product))
 
     rng = np.random.default_rng(0)
     worst = 0.0
-    with mock.patch.multiple(layers, _SMALL=-1, _KEPT=0, _paired=paired):
+    with mock.patch.multiple(norms, SMALL=-1, KEPT=0, paired=paired):
         for _ in range(20):
             rows = (1e3 * (rng.normal(size=16) + 1e-4 * rng.normal(size=(30, 16)))).astype("f4")
             signs = rng.normal(size=30)
@@ -536,4 +536,4 @@ def test_memory_of_per_example_gradients_is_bounded() -> None:
         for tokens in (1, 32, 512):
             for width, outputs in ((384, 384), (768, 3072), (384, 30522)):
                 if is_instantiated(rows, tokens, width, outputs):
-                    assert 4 * rows * width * outputs <= layers._KEPT
+                    assert 4 * rows * width * outputs <= norms.KEPT

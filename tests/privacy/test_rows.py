@@ -18,7 +18,7 @@ import torch
 from fedaipc.config import TrainingSettings
 from fedaipc.model.classifier import Batch, Classifier, read_vector
 from fedaipc.model.inputs import Inputs, make_inputs
-from fedaipc.privacy import layers, training
+from fedaipc.privacy import norms, training
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.plan import PrivacyPlan
@@ -215,7 +215,7 @@ def check_last_bits(method: str = "full", family: str = "bert") -> None:
 def test_a_record_moves_the_sum_by_its_own_contribution_to_the_last_bit(
     method: str, family: str, kept: int
 ) -> None:
-    with mock.patch.multiple(layers, _SMALL=kept, _KEPT=kept):
+    with mock.patch.multiple(norms, SMALL=kept, KEPT=kept):
         check_last_bits(method, family)
 
 

@@ -23,9 +23,9 @@ from torch.nn.functional import cross_entropy
 from fedaipc.config import TrainingSettings
 from fedaipc.model.classifier import Batch, Classifier, read_vector, write_vector
 from fedaipc.model.inputs import Inputs, make_inputs
-from fedaipc.privacy import bookkeeping, layers, training
+from fedaipc.privacy import bookkeeping, norms, training
 from fedaipc.privacy.bookkeeping import ROUNDING_MARGIN, BookKeepingModule
-from fedaipc.privacy.layers import Sizes
+from fedaipc.privacy.norms import Sizes
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
@@ -71,7 +71,7 @@ def _one_thread() -> Iterator[None]:
 @contextmanager
 def by_tokens() -> Iterator[None]:
     """Layers of a tiny model are treated as those of a large one: no per-example gradients."""
-    with mock.patch.multiple(layers, _SMALL=-1, _KEPT=0):
+    with mock.patch.multiple(norms, SMALL=-1, KEPT=0):
         yield
 
 
@@ -333,7 +333,7 @@ def _fault_norms_of_tokens_alone(patch: pytest.MonkeyPatch) -> None:
         square = (a * g).diagonal(dim1=1, dim2=2).sum(1).double()
         return Sizes(square, torch.zeros_like(square))
 
-    patch.setattr(layers, "_paired", paired)
+    patch.setattr(norms, "paired", paired)
 
 
 def _fault_noise_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
