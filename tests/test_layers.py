@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": _GROUND | {"results", "data"},
     "privacy": _GROUND | {"results", "data", "model"},
     "sealing": {"errors"},
-    "doctor": _LEARNING,
+    "doctor": _LEARNING | {"sealing"},
     "federation": _LEARNING | {"sealing"},
     "report": _GROUND | {"results"},
     "cli": _LEARNING | {"sealing", "federation", "report", "doctor"},

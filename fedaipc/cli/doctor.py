@@ -83,7 +83,8 @@ def doctor(
     console = Console(highlight=False)
     _show_machine(console, machine)
     _show_speeds(console, speeds)
-    _show_forecast(console, future, settings.federation.pcs)
+    warm_up = settings.warm_up.source is not None
+    _show_forecast(console, future, settings.federation.pcs, warm_up=warm_up)
     if saved is not None:
         console.print(f"saved in {saved}", markup=False)
 
@@ -130,7 +131,7 @@ def _show_speeds(console: Console, speeds: list[Speed]) -> None:
         console.print(f"R = t_CPU / t_GPU = {ratio:.1f}")
 
 
-def _show_forecast(console: Console, future: Forecast, pcs: int) -> None:
+def _show_forecast(console: Console, future: Forecast, pcs: int, *, warm_up: bool) -> None:
     source = "measured" if future.watts_measured else "from the price table"
     console.print(
         f"\nthis job, all {pcs} PCs simulated here: {future.minutes:,.1f} minutes, "
@@ -138,8 +139,10 @@ def _show_forecast(console: Console, future: Forecast, pcs: int) -> None:
     )
     console.print(f"on a fleet: {future.fleet_minutes:,.2f} minutes of each PC like this one")
     console.print(
-        f"vectors: {future.bytes_up / 2**20:,.1f} MiB up, {future.bytes_down / 2**20:,.1f} MiB down"
+        f"traffic: {future.bytes_up / 2**20:,.1f} MiB up, {future.bytes_down / 2**20:,.1f} MiB down"
     )
+    if warm_up:
+        console.print("the warm-up on public texts, once, is not in these figures")
     for gpu in future.gpus:
         line = f"GPU {gpu.name}: "
         if gpu.break_even is None:

@@ -11,12 +11,16 @@ from pydantic import Field, ValidationError
 
 from fedaipc.config import Section
 from fedaipc.errors import ConfigError
+from fedaipc.sealing.dealing import blob_bytes
+from fedaipc.sealing.roster import MOST_IN_A_GROUP
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fedaipc.config import Settings
     from fedaipc.doctor.probe import Speed
+
+_LEAF_AND_CHECK, _KEYS, _FRAMES = 112, 330, 1300  # bytes; see sealing/SPEC.md
 
 Money = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=1e9)]
@@ -111,7 +115,7 @@ def forecast(
 
     `records` are the training texts of all PCs, `held_back` those of validation and test,
     `parameters` the trained ones. `watts` is this PC's measured power, None where the table has to
-    do. Bytes are of the vectors alone; sealing adds about 0.9 KiB per PC of a group and round.
+    do. Bytes are of all PCs and rounds, sealing included, to within a tenth.
     """
     federation, privacy = settings.federation, settings.privacy
     cohort = federation.cohort_size(federation.pcs)
@@ -124,19 +128,31 @@ def forecast(
     power = watts or prices.pc.watts
     hours = seconds / 3600
     pc_hour = power / 1000 * prices.pc.dollars_per_kwh + prices.pc.dollars_per_hour
-    vector = parameters * cohort * federation.rounds
+    up, down = _round_bytes(settings, cohort, parameters)
     return Forecast(
         texts=records,
         minutes=seconds / 60,
         fleet_minutes=fleet / 60,
-        bytes_up=vector * settings.sealing.bits // 8,
-        bytes_down=vector * 4,
+        bytes_up=up * cohort * federation.rounds,
+        bytes_down=down * cohort * federation.rounds,
         watts=power,
         watts_measured=watts is not None,
         watt_hours=hours * power,
         dollars=hours * pc_hour,
         gpus=tuple(_on_gpu(gpu, rate, hours, pc_hour) for gpu in prices.gpu),
     )
+
+
+def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, int]:
+    """Of one PC in one round, up and down."""
+    up, down = parameters * settings.sealing.bits // 8, parameters * 4
+    if settings.sealing.mode == "none":
+        return up, down
+    group = cohort // -(-cohort // MOST_IN_A_GROUP)
+    blob = blob_bytes(group)
+    # Up: a blob, a leaf and a check value for each PC of the group. Down: everybody's keys, then,
+    # when the group agrees and when it unmasks, everybody's blob for this PC.
+    return up + group * (blob + _LEAF_AND_CHECK) + _FRAMES, down + group * (_KEYS + 2 * blob)
 
 
 def _on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost:

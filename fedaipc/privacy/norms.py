@@ -3,8 +3,8 @@
 Where a sum of products stands in for a norm, an error bound is added: a float32 dot product of n
 terms is off by at most n u |x| |y| in any order of summation, u = 2^-24 (Higham 2002, section 3.1),
 hence A A^T * G G^T by (d + p + 8) u times the square of the gross size S = sum over t of
-|A_t| |G_t|. What is too small for float32 is covered by a floor on |A_t| and |G_t|. A, G, d, p and t
-are those of layers.py.
+|A_t| |G_t|. What is too small for float32 is covered by a floor on |A_t| and |G_t|. The letters are
+those of layers.py.
 """
 
 from __future__ import annotations

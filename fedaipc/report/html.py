@@ -220,7 +220,7 @@ def _model(results: Results) -> str:
     model, data = results.model, results.data
     trained = f"{model.trainable_parameters:,} of {model.total_parameters:,}"
     rows: list[tuple[str, object]] = [
-        ("base model", model.base),
+        ("base model", words.base_text(results)),
         ("method", f"{model.method}, {model.pooling} pooling"),
         ("parameters trained", trained),
         ("device", f"{model.device}, {model.dtype}: {model.reason}"),

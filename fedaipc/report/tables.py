@@ -43,15 +43,12 @@ def summary(results: Results) -> RenderableType:
         row("validation", f"accuracy {score.accuracy:.3f}, loss {words.loss_text(score)}")
     row(
         "model",
-        f"{model.base}, {model.method}, {model.trainable_parameters:,} of "
+        f"{words.base_text(results)}, {model.method}, {model.trainable_parameters:,} of "
         f"{model.total_parameters:,} parameters trained",
     )
-    if (warm := results.warm_up) is not None:
-        start = (
-            "" if results.start is None else f": validation accuracy {results.start.accuracy:.3f}"
-        )
-        took = f", {words.duration_text(warm.seconds)}" if warm.seconds >= 1 else ""
-        row("warm-up", f"{warm.base} on {warm.texts:,} public texts of {warm.source}{took}{start}")
+    if results.warm_up is not None and results.start is not None:
+        took = words.duration_text(results.warm_up.seconds)
+        row("warm-up", f"{took}; validation accuracy {results.start.accuracy:.3f} before round 1")
     row("data", f"{data.source}, {len(data.labels)} labels, {_sizes(results)}")
     row("PCs", _pc_line(results))
     row("rounds", _round_line(results))
@@ -83,7 +80,7 @@ def per_class(results: Results) -> RenderableType:
 
 def compare(runs: Sequence[Results]) -> RenderableType:
     """Several runs, one line each, in the order given."""
-    bases = {run.model.base for run in runs}
+    bases = {words.base_text(run) for run in runs}
     title = "Runs" if len(bases) > 1 else f"Runs on {words.printable(*bases)}"
     table = Table(
         title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
@@ -98,7 +95,11 @@ def compare(runs: Sequence[Results]) -> RenderableType:
         unfinished = "" if run.status == "finished" else f" [{run.status}]"
         table.add_row(
             _text(name + unfinished),
-            _text(run.model.method if len(bases) == 1 else f"{run.model.base} {run.model.method}"),
+            _text(
+                run.model.method
+                if len(bases) == 1
+                else f"{words.base_text(run)} {run.model.method}"
+            ),
             f"{words.pc_count(run):,}",
             f"{words.done_rounds(run):,}",
             words.epsilon_text(words.spent_epsilon(run))

@@ -143,12 +143,20 @@ def is_simulation(results: Results) -> bool:
     return any(pc.examples is not None for pc in results.pcs)
 
 
+def base_text(results: Results) -> str:
+    """The base model, and what it was warmed up on."""
+    warm = results.warm_up
+    if warm is None:
+        return results.model.base
+    return f"{warm.base}, warmed up on {warm.texts:,} public texts of {warm.source}"
+
+
 def headline(results: Results) -> str:
     """What was trained, on how many PCs, how good it is, and what it cost in privacy."""
     model, test = results.model, results.test
     kind = "simulated PC" if is_simulation(results) else "PC"
     trained = (
-        f"{model.base} ({model.method}, {model.pooling} pooling) was fine-tuned on "
+        f"{base_text(results)} ({model.method}, {model.pooling} pooling) was fine-tuned on "
         f"{count_text(pc_count(results), kind)} over {count_text(done_rounds(results), 'round')}."
     )
     parts = [trained]

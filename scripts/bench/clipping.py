@@ -343,7 +343,9 @@ def main() -> None:
     parser.add_argument(
         "parts", nargs="*", help=f"of {', '.join(PARTS)}: the others stay as they are; else all"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and rivals")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repeats and rivals; writes nothing"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -362,7 +364,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "opacus", "transformers")},
     }
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if not arguments.quick:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({k: report[k] for k in ("whole_steps", "noise")}, indent=1))
     kept = True
     for name, subject in report["subjects"].items():

@@ -119,7 +119,7 @@ def test_a_warm_up_on_public_texts_gives_the_base_and_is_told(
     assert (first.warm_up.base, first.warm_up.source) == ("minilm-l6", "public.csv")
     assert 0 < first.warm_up.texts <= 60
     assert first.start is not None
-    assert f"validation accuracy {first.start.accuracy:.3f}" in ran.out
+    assert f"validation accuracy {first.start.accuracy:.3f} before round 1" in ran.out
 
     again = simulate(*warm)  # the same base, made once
     assert "warm-up: the base" not in again.out

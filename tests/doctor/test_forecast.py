@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fedaipc.config import settings_from
+from fedaipc.config import load_settings, settings_from
 from fedaipc.doctor.forecast import GpuPrice, PcPrice, Prices, forecast, read_prices
 from fedaipc.doctor.probe import Speed
 from fedaipc.errors import ConfigError
+from fedaipc.results import Results
+
+SIMULATIONS = Path(__file__).parent.parent.parent / "simulations"
 
 SPEED = Speed("cpu", "float32", 2, 16, frozen=100.0, ordinary=250.0, private=200.0)
 PRICES = Prices(
@@ -52,9 +55,29 @@ def test_without_privacy_the_ordinary_speed_counts_and_without_frozen_layers_no_
     assert made(unfrozen).minutes == pytest.approx(30 * 12_000 / 200 / 60)
 
 
-def test_bytes_are_those_of_the_vectors() -> None:
-    assert made().bytes_up == 770 * 3 * 10 * 30
-    assert made().bytes_down == 770 * 4 * 10 * 30
+def test_bytes_in_the_open_are_those_of_the_vectors() -> None:
+    settings = settings_from(
+        {
+            "privacy": {"epsilon": 8.0},
+            "federation": {"pcs": 10, "rounds": 30},
+            "sealing": {"mode": "none", "bits": 24},
+        }
+    )
+    future = forecast(
+        settings, SPEED, records=10, held_back=0, parameters=770, prices=PRICES, watts=None
+    )
+    assert future.bytes_up == 770 * 3 * 10 * 30
+    assert future.bytes_down == 770 * 4 * 10 * 30
+
+
+def test_sealed_bytes_are_those_of_the_committed_demo_to_within_a_tenth() -> None:
+    run = Results.model_validate_json((SIMULATIONS / "results" / "demo.json").read_text("utf-8"))
+    future = forecast(
+        load_settings(SIMULATIONS / "demo.toml"), SPEED, records=10, held_back=0,
+        parameters=run.model.trainable_parameters, prices=PRICES, watts=None,
+    )  # fmt: skip
+    assert future.bytes_up == pytest.approx(sum(r.bytes_up for r in run.rounds), rel=0.1)
+    assert future.bytes_down == pytest.approx(sum(r.bytes_down for r in run.rounds), rel=0.1)
 
 
 def test_measured_watts_go_before_the_table() -> None:

@@ -316,6 +316,26 @@ def test_tokens_that_cancel_each_other_do_not_pass_the_bound(
     assert not math.isfinite(norm) or norm >= np.linalg.norm(exact) * (1 - 1e-3) - 1e-3 * bound
 
 
+def test_gradients_whose_squares_vanish_beside_huge_inputs_do_not_pass_the_bound() -> None:
+    """|G|^2 is 0 in float32, |A| |G| is a thousand times the bound."""
+    rows = torch.full((1, 2, 16), 1e18)
+    signs = torch.full((1, 2, 1), 1e-24)
+    with mock.patch.multiple(norms, **WAYS["by tokens"]):
+        total = clipped_sum_of(rows, 1e-9, (16,), signs)
+    assert total.norm() <= 1e-9
+
+
+@pytest.mark.parametrize("rest", [0.2, 0.01, 0.001])
+def test_an_example_whose_tokens_cancel_is_scaled_down_further(rest: float) -> None:
+    """Two tokens of length 1 that add up to `rest`: at most 16 C of what is added may cancel."""
+    rows = torch.tensor([[[1.0, 0.0], [1.0, rest]]])
+    signs = torch.tensor([[[1.0], [-1.0]]])
+    with mock.patch.multiple(norms, **WAYS["by tokens"]):
+        total = clipped_sum_of(rows, 1e-3, (2,), signs)
+    expected = min(1.0, 16 * rest / 2)  # of the bound
+    assert float(total.norm()) == pytest.approx(expected * 1e-3, rel=0.05)
+
+
 @pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
 def test_a_gradient_that_is_not_finite_contributes_nothing_at_all(value: float) -> None:

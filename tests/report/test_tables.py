@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fedaipc.cli.report import report
 from fedaipc.errors import OutputError
 from fedaipc.report import tables, words
+from fedaipc.results import Score, WarmUpFacts
 from tests.report.factory import begun_results, make_results
 
 if TYPE_CHECKING:
@@ -164,3 +165,13 @@ def test_command_compares(tmp_path: Path, app: typer.Typer) -> None:
 def test_command_refuses_a_folder_without_results(tmp_path: Path, app: typer.Typer) -> None:
     done = CliRunner().invoke(app, [str(tmp_path / "gone")])
     assert isinstance(done.exception, OutputError)
+
+
+def test_a_warm_up_is_told_with_where_it_left_the_model() -> None:
+    warm = WarmUpFacts(base="minilm-l6", source="short-reviews", texts=2031, seconds=125.0)
+    start = Score(accuracy=0.765, macro_f1=0.76, loss=0.5, examples=2000)
+    text = _shown(tables.summary(make_results(warm_up=warm, start=start)))
+    assert "minilm-l6, warmed up on 2,031 public texts of short-reviews" in text
+    took = words.duration_text(125.0)
+    assert f"{took}; validation accuracy 0.765 before round 1" in text
+    assert "warmed up" not in _shown(tables.summary(make_results()))
