@@ -4,8 +4,9 @@
     .venv/bin/python scripts/bench/all.py            every benchmark as committed, about an hour
     .venv/bin/python scripts/bench/all.py --quick    what clipping and noise cost, a few minutes
 
-Result files lie in results/ beside this; a quick run prints and leaves them as they are. Nothing else should run on the machine meanwhile. Exit
-code 1 where a benchmark misses what is required of it.
+Result files lie in results/ beside this; a quick run prints and leaves them as they are. Nothing
+else should run on the machine meanwhile. Exit code 1 where a benchmark misses what is required of
+it.
 """
 
 from __future__ import annotations
