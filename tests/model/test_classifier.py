@@ -260,3 +260,20 @@ def test_the_longest_text_a_model_takes_works_and_one_more_is_refused(
     assert inputs.lengths().tolist() == [most]
     assert np.isfinite(logits(model, inputs, 1)).all()
     assert f"at most {most} tokens" in refused(base, max_length=most + 1)
+
+
+def test_in_bfloat16_states_are_averaged_and_classified_in_float32() -> None:
+    model = Classifier(settings(shared_folder("bert"), method="full"), LABELS)
+    model.half_precision = True
+    seen = {}
+
+    def note(_module: object, given: tuple[torch.Tensor, ...], logits: torch.Tensor) -> None:
+        seen["kinds"] = {given[0].dtype, logits.dtype}
+        # A value that bfloat16 has would end in zeros.
+        seen["digits"] = given[0].detach() - given[0].detach().bfloat16().float()
+
+    model.hf.classifier.register_forward_hook(note)
+    _, batch = next(make_inputs(model, TEXTS, None).batches(8, torch.device("cpu")))
+    assert model(batch).dtype == torch.float32
+    assert seen["kinds"] == {torch.float32}
+    assert seen["digits"].abs().max() > 0

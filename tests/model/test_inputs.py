@@ -158,7 +158,10 @@ def test_other_texts_or_another_model_have_another_cache(
     make_inputs(classifier, ["w1", " w2w3"], tmp_path)
     shorter = settings(shared_folder("bert"), method=classifier.settings.method, max_length=5)
     make_inputs(Classifier(shorter, LABELS), TEXTS, tmp_path)
-    assert len(list(tmp_path.glob("*.states.npy"))) == 6
+    rougher = Classifier(settings(shared_folder("bert"), method=classifier.settings.method), LABELS)
+    rougher.half_precision = True
+    make_inputs(rougher, TEXTS, tmp_path)
+    assert len(list(tmp_path.glob("*.states.npy"))) == 7
 
 
 @pytest.mark.parametrize("kept", [0, 60, 200])
