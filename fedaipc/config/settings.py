@@ -155,6 +155,9 @@ class PrivacySettings(Section):
         1.0, ge=LEAST_CLIP, le=MOST_CLIP, description="L2 bound C on one record's gradient"
     )
     sampling_rate: Share = Field(0.1, description="Poisson sampling rate q of one local step")
+    exact_sums: bool = Field(
+        False, description="last-k and full: add records up in float64, so that no rounding counts"
+    )
     lifetime_epsilon: float = Field(
         8.0, gt=0, le=1000, description="what each simulated owner allows for good"
     )
@@ -283,7 +286,7 @@ class SpeedSettings(Section):
     )
     threads: int = Field(0, ge=0, le=1024, description="0: as torch chooses")
     micro_batch: int = Field(
-        0, ge=0, le=65_536, description="examples in memory at once; 0: as the method needs"
+        0, ge=0, le=65_536, description="rows in memory at once, up to a power of two; 0: as usual"
     )
     cache_frozen: bool = Field(True, description="compute frozen lower layers once per text")
     cache_folder: str | None = Field(None, description="share that cache (simulation only)")

@@ -188,10 +188,22 @@ def _opened(path: Path, skip: bool) -> TextIO:
 
 def _listed(column: pa.ChunkedArray, skip: bool) -> list[object]:
     kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    if not skip or column.type not in kinds:
+    if not skip:
         return list(column.to_pylist())
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if column.type not in kinds:
+        return [_single(value) for value in column]
     raw = column.cast(kinds[column.type]).to_pylist()
     return [None if v is None else v.decode("utf-8", "surrogateescape") for v in raw]
+
+
+def _single(value: pa.Scalar) -> object:
+    """None for what Python has no value for, as a time in the year 300,000."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):
+        return None
 
 
 def _read_folder(path: Path, skip: bool) -> Records:

@@ -50,6 +50,7 @@ class Job(Section):
     noise_multiplier: float | None = Field(ge=LEAST_NOISE, le=MOST_NOISE)
     sampling_rate: float = Field(gt=0, le=1)
     delta: float = Field(gt=0, lt=0.01)
+    exact_sums: bool
     rounds: int = Field(ge=1)
     most_attempts: int = Field(ge=1)
     cohort: int = Field(ge=1)
@@ -75,6 +76,7 @@ class Job(Section):
             sampling_rate=self.sampling_rate,
             local_steps=self.training.local_steps,
             delta=self.delta,
+            exact_sums=self.exact_sums,
         )
 
     @classmethod
@@ -107,6 +109,7 @@ def make_job(
         noise_multiplier=plan.noise_multiplier,
         sampling_rate=plan.sampling_rate,
         delta=plan.delta,
+        exact_sums=plan.exact_sums,
         rounds=federation.rounds,
         most_attempts=federation.rounds + federation.spare_attempts,
         cohort=federation.cohort_size(federation.pcs),

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from fedaipc.data.sources import read_records
-from fedaipc.errors import RoundError
+from fedaipc.errors import ModelError, RoundError
 from fedaipc.federation.job import SignedJob
 from fedaipc.federation.pc import LEDGER_FILE
 from fedaipc.federation.policy import check_policy
@@ -182,7 +183,8 @@ class Trainer:
     def _rehearse(self, job: Job, classifier: Classifier) -> None:
         """Once per process and model. Raises RoundError where this machine cannot do the job."""
         speed = self._pc.owner.speed
-        key = (classifier.layout.hash, job.model.max_length, speed)
+        threads = torch.get_num_threads()  # which decides where a matrix product is cut
+        key = (classifier.layout.hash, job.model.max_length, job.exact_sums, threads, speed)
         if key in _rehearsed:
             return
         try:
@@ -194,6 +196,8 @@ class Trainer:
                 training=job.training,
                 micro_batch=speed.micro_batch,
             )
+        except ModelError as error:
+            raise RoundError(str(error)) from None
         except (RuntimeError, MemoryError) as error:
             self._pc.note(f"round {self._request.round}: refused: {_shown(error)}")
             raise RoundError(
@@ -239,7 +243,7 @@ class Trainer:
 
 
 _EXAMPLES_KEPT = 256  # PCs of one process; mostly file-backed, so this is a bound on open files
-_rehearsed: set[tuple[str, int, SpeedSettings]] = set()
+_rehearsed: set[tuple[str, int, bool, int, SpeedSettings]] = set()
 _Key = tuple[str, str, tuple[tuple[str, int, int], ...]]
 _examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict()
 

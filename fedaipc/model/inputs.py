@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from fedaipc.model.classifier import Classifier
 
-_FREEZE_BATCH = 16
+FREEZE_BATCH = 16  # rows
+_MOST_CHARACTERS = 64  # of a text for each token that it may have: more can hardly count
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -65,46 +66,70 @@ class Inputs:
         step = max(4, -(-self.most // 4))
         return np.minimum(-(-self.lengths().clip(1) // step) * step, max(self.most, 1))
 
-    def batch(self, indices: npt.NDArray[np.int64], size: int, device: torch.device) -> Batch:
-        """The texts at `indices`, all of one width, in the first of `size` + 1 rows.
+    def batch(
+        self,
+        indices: npt.NDArray[np.int64],
+        rows: int,
+        device: torch.device,
+        width: int | None = None,
+    ) -> Batch:
+        """The texts at `indices` in the first of `rows` rows of `width` tokens.
 
-        The rows behind them are padding that stands for no text, one at least.
+        By default all are of one width. The rows behind them are padding that stands for no text.
         """
         if self.offsets is None:
-            pooled = np.zeros((size + 1, self.rows.shape[1]), dtype=np.float32)
+            pooled = np.zeros((rows, self.rows.shape[1]), dtype=np.float32)
             pooled[: len(indices)] = self.rows[indices]
             return Batch(torch.from_numpy(pooled).to(device), None)
-        width = int(self.widths()[indices[0]])
+        width = int(self.widths()[indices[0]]) if width is None else width
         start, length = self.offsets[indices], self.lengths()[indices]
         column = np.arange(width)
         there = column < length[:, None]
         kind = np.int64 if self.is_tokens else np.float32
-        values = np.zeros((size + 1, width, *self.rows.shape[1:]), dtype=kind)
+        values = np.zeros((rows, width, *self.rows.shape[1:]), dtype=kind)
         values[: len(indices)][there] = self.rows[(start[:, None] + column)[there]]
-        mask = np.zeros((size + 1, width), dtype=np.int64)
+        mask = np.zeros((rows, width), dtype=np.int64)
         mask[: len(indices)] = there
         mask[~mask.any(1), 0] = 1  # attention to nothing at all would be NaN
         return Batch(torch.from_numpy(values).to(device), torch.from_numpy(mask).to(device))
 
     def batches(
-        self, size: int, device: torch.device, chosen: npt.NDArray[np.int64] | None = None
+        self,
+        size: int,
+        device: torch.device,
+        chosen: npt.NDArray[np.int64] | None = None,
+        most_tokens: int | None = None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
-        """The `chosen` texts (by default all), each once: (at most `size` indices, batch).
+        """The `chosen` texts (by default all), each once: (indices, batch of `batch_rows` rows).
 
         What a model computes for one text must not depend on which others are there, not even in
         the last bits, which hostile weights can blow up. So the shape of a batch follows from the
-        text's own length and from public numbers: `size` + 1 rows however few are filled, and
-        the width of the text itself. The last row is always padding, because transformers leaves
-        the mask out where a batch has none.
+        text's own length and from public numbers: so many rows however few are filled, and the
+        width of the text itself. The last row is always padding, because transformers leaves the
+        mask out where a batch has none.
         """
         if chosen is None:
             chosen = np.arange(len(self))
         widths = self.widths()[chosen]
         for width in np.unique(widths):
-            alike = chosen[widths == width]
-            for start in range(0, len(alike), size):
-                indices = alike[start : start + size]
-                yield indices, self.batch(indices, size, device)
+            alike, rows = chosen[widths == width], batch_rows(size, int(width), most_tokens)
+            for start in range(0, len(alike), rows - 1):
+                indices = alike[start : start + rows - 1]
+                yield indices, self.batch(indices, rows, device)
+
+
+def batch_rows(size: int, width: int = 1, most_tokens: int | None = None) -> int:
+    """Rows of a batch for a wish of `size`: the next power of two, 2 at least.
+
+    Matrix products compute the rows behind the last multiple of some block by another kernel, with
+    other last bits: on two threads of an x86 rows 8 and 9 of 10. With a power of two there are
+    none, on any machine that was tried; `check_rows` finds out on this one. With `most_tokens` no
+    more rows than hold so many tokens.
+    """
+    rows = max(2, 1 << (size - 1).bit_length())
+    while most_tokens is not None and rows > 2 and rows * width > most_tokens:
+        rows //= 2
+    return rows
 
 
 def make_inputs(classifier: Classifier, texts: Sequence[str], cache_folder: Path | None) -> Inputs:
@@ -147,14 +172,16 @@ def longest_input(classifier: Classifier, *, cached: bool) -> Inputs:
     tokens = Inputs(np.zeros(most, dtype=np.int32), offsets, most)
     if not (cached and classifier.has_frozen_part):
         return tokens
-    batch = tokens.batch(np.zeros(1, dtype=np.int64), _FREEZE_BATCH, classifier.device)
+    batch = tokens.batch(np.zeros(1, dtype=np.int64), batch_rows(FREEZE_BATCH), classifier.device)
     states = classifier.freeze_through(batch).values.cpu().numpy()
     return Inputs(states[:1], None, most) if classifier.pooled else Inputs(states[0], offsets, most)
 
 
 def _tokenise(classifier: Classifier, texts: Sequence[str]) -> Inputs:
+    most = _MOST_CHARACTERS * classifier.settings.max_length
     encoded = classifier.tokenizer(
-        list(texts),
+        # Tokenizers read a text to its end: one of 20 MB takes gigabytes.
+        [text[:most] for text in texts],
         truncation=True,
         max_length=classifier.settings.max_length,
         return_attention_mask=False,
@@ -184,7 +211,7 @@ def _freeze(classifier: Classifier, tokens: Inputs, states: Path, offsets: Path)
             with Path(name).open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, Path(name).stat().st_size)
         lengths = tokens.lengths()
-        for indices, batch in tokens.batches(_FREEZE_BATCH, classifier.device):
+        for indices, batch in tokens.batches(FREEZE_BATCH, classifier.device):
             result = classifier.freeze_through(batch)
             values = result.values[: len(indices)].cpu().numpy()
             if result.mask is None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedaipc.config import ModelSettings
 
 OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")  # positions start behind the padding's
+_ACTIVATIONS = ("gelu", "relu")  # others were seen to have another kernel for their last values
 FAMILIES = ("bert", "distilbert", *OFFSET_FAMILIES)
 WARM_UP = "warm-up:"  # a base that this machine warmed up; what follows is its key
 
@@ -139,6 +140,12 @@ def _configure(config: Any, settings: ModelSettings, labels: tuple[str, ...]) ->
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
+    activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
+    if activation not in _ACTIVATIONS:
+        raise ModelError(
+            f"model.base = {settings.base}: its activation, {activation}, may be computed in other "
+            f"last bits by a text's place in a batch; take a base with {' or '.join(_ACTIVATIONS)}"
+        )
     # Dropout would need a generator per PC and helps no private training: it is off.
     for name in (
         "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from fedaipc.model.device import Device
     from fedaipc.model.inputs import Inputs
 
-_VERSION = 1  # of the procedure: a change gives new models
+_VERSION = 2  # of the procedure: a change gives new models
+_ALIKE = 16  # batches whose texts are sorted by length together, so that little is padding
 _RISING, _DECAY, _LONGEST_GRADIENT, _SMOOTHING = 0.1, 0.01, 1.0, 0.1
 
 
@@ -89,18 +90,19 @@ def _train(
     total = settings.passes * -(-len(inputs) // settings.batch)
     classifier.train()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
+    words = classifier.hf.base_model.embeddings.requires_grad_(False)
     for step, chosen in enumerate(_order(settings, inputs)):
         optimizer.zero_grad()
-        for part, batch in inputs.batches(settings.batch, device.torch, chosen):
-            logits = classifier(batch)[: len(part)]
-            truth = torch.from_numpy(targets[part]).to(device.torch)
-            loss = cross_entropy(logits, truth, reduction="sum", label_smoothing=_SMOOTHING)
-            (loss / len(chosen)).backward()
+        width = int(inputs.lengths()[chosen].max())
+        logits = classifier(inputs.batch(chosen, len(chosen), device.torch, width))
+        truth = torch.from_numpy(targets[chosen]).to(device.torch)
+        cross_entropy(logits, truth, label_smoothing=_SMOOTHING).backward()
         torch.nn.utils.clip_grad_norm_(trained, _LONGEST_GRADIENT)
         optimizer.step()
         schedule.step()
         on_step(step + 1, total)
     classifier.eval()
+    words.requires_grad_(True)  # back into the flat vector
     if not all(bool(torch.isfinite(p).all()) for p in trained):
         raise ModelError("the warm-up diverged: choose a smaller warm_up.learning_rate")
     if model.pooling == "mean":
@@ -109,12 +111,17 @@ def _train(
 
 
 def _order(settings: WarmUpSettings, inputs: Inputs) -> Iterator[npt.NDArray[np.int64]]:
-    """Texts of each step: a new random order in each pass."""
+    """Texts of each step: a new random order in each pass, texts of like length together."""
     random = np.random.default_rng([settings.seed, _VERSION])
+    lengths, size = inputs.lengths(), settings.batch
     for _ in range(settings.passes):
         order = random.permutation(len(inputs))
-        for start in range(0, len(order), settings.batch):
-            yield order[start : start + settings.batch]
+        for start in range(0, len(order), _ALIKE * size):
+            part = order[start : start + _ALIKE * size]
+            part[:] = part[np.argsort(lengths[part], kind="stable")]
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        for step in random.permutation(len(steps)):
+            yield steps[step]
 
 
 def _optimizer(

@@ -40,11 +40,20 @@ class BookKeepingModule(AbstractGradSampleModule):
     """
 
     def __init__(
-        self, module: nn.Module, *, loss_reduction: Literal["sum", "mean"] = "sum"
+        self,
+        module: nn.Module,
+        *,
+        loss_reduction: Literal["sum", "mean"] = "sum",
+        exact_sums: bool = False,
     ) -> None:
-        """Raises ModelError where two layers share a parameter, or a layer mixes examples."""
+        """With `exact_sums` all sums over examples are in float64: slower, right to 2^-20 C.
+
+        Raises ModelError where two layers share a parameter, or a layer mixes examples.
+        """
         super().__init__(module, loss_reduction=loss_reduction)
         self._layers = list(trained_layers(module))
+        for layer in self._layers:
+            layer.exact = exact_sums
         self._grams = Grams()
         _check_shared(self._layers)
         self._trained = [p for layer in self._layers for p in layer.parameters]

@@ -60,6 +60,7 @@ class Layer(ABC):
         self.module: Any = module
         self.parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
         self.sizes: norms.Sizes | None = None
+        self.exact = False  # sums over examples in float64
         self._uses: list[Use] = []
         self._kept: list[tuple[nn.Parameter, Tensor]] = []  # per-example gradients (B, ...)
 
@@ -119,7 +120,7 @@ class Layer(ABC):
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Per trained parameter: the sum of factors[i] times the gradient of row chosen[i]."""
         for parameter, kept in self._kept:
-            yield parameter, norms.weighted_sum(factors, kept[chosen])
+            yield parameter, norms.weighted_sum(factors, kept[chosen], exact=self.exact)
         if self._uses:
             yield self.module.weight, self._product(factors, chosen)
 
@@ -130,6 +131,9 @@ class Layer(ABC):
     @abstractmethod
     def _measure(self, grams: Grams) -> norms.Sizes:
         """norms.Sizes of what is not kept; puts what is kept into `_kept`."""
+
+    def _wide(self, values: Tensor) -> Tensor:
+        return norms.double(values) if self.exact else values.float()
 
     def _drop_uses(self) -> None:
         """Let go of what the hooks of the backward pass still point to."""
@@ -172,8 +176,8 @@ class Linear(Layer):
         return norms.joined(sizes)
 
     def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
-        inputs, grads = (values[chosen].float() for values in self._rows())
-        each = factors.to(grads.device, torch.float32)[:, None, None]
+        inputs, grads = (self._wide(values[chosen]) for values in self._rows())
+        each = factors.to(grads)[:, None, None]
         if inputs.shape[2] < grads.shape[2]:  # fold the factors into the smaller one
             inputs = inputs * each
         else:
@@ -211,8 +215,10 @@ class Embedding(Layer):
 
     def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
         ids, grads = self._grads()
-        scaled = grads[chosen] * factors.to(grads.device, torch.float32)[:, None, None]
-        whole = torch.zeros_like(self.module.weight, dtype=torch.float32)
+        grads = self._wide(grads[chosen])
+        scaled = grads * factors.to(grads)[:, None, None]
+        whole = torch.zeros_like(self.module.weight, dtype=grads.dtype, device=grads.device)
+        ids = ids.to(grads.device)
         return whole.index_add_(0, ids[chosen].flatten(), scaled.flatten(0, 1))
 
     def _grads(self) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Norms of per-example gradients that rounding cannot make too small, and their weighted sums.
 
 Where a sum of products stands in for a norm, an error bound is added: a float32 dot product of n
-terms is off by at most n u |x| |y| in any order of summation, u = 2^-24 (Higham 2002, section 3.1),
+terms is off by at most n u |x| |y| in any order of summation, u = 2^-24 (Jeannerod and Rump 2013),
 hence A A^T * G G^T by (d + p + 8) u times the square of the gross size S = sum over t of
 |A_t| |G_t|. What is too small for float32 is covered by a floor on |A_t| and |G_t|. The letters are
 those of layers.py.
@@ -81,7 +81,9 @@ def paired(a: Tensor, g: Tensor, terms: int) -> Sizes:
         product = (a * g).sum((1, 2), dtype=torch.float64).cpu()
     own = [double(m.diagonal(dim1=1, dim2=2)).clamp(min=_FLOOR) for m in (a, g)]
     gross = (own[0] * own[1]).sqrt().sum(1).cpu()
-    return Sizes(product.clamp(min=0.0) + terms * _UNIT * gross * gross, gross)
+    # A product may overflow below 0 where the diagonal does not: then the size is not known.
+    product = torch.where(product.isfinite(), product.clamp(min=0.0), torch.inf)
+    return Sizes(product + terms * _UNIT * gross * gross, gross)
 
 
 def squares(kept: Tensor) -> Tensor:
@@ -99,9 +101,9 @@ def squares(kept: Tensor) -> Tensor:
     return double(parts).square().sum(1).cpu()
 
 
-def weighted_sum(factors: Tensor, rows: Tensor) -> Tensor:
-    """The sum of factors[i] * rows[i], shape of one row; in float64 where a row is small."""
-    if rows.shape[1:].numel() > SMALL:
+def weighted_sum(factors: Tensor, rows: Tensor, *, exact: bool = False) -> Tensor:
+    """The sum of factors[i] * rows[i], one row; in float64 where `exact` or a row is small."""
+    if rows.shape[1:].numel() > SMALL and not exact:
         return torch.tensordot(factors.to(rows), rows, dims=1)
     if rows.numel() <= _WIDENED:
         each = double(rows)

@@ -41,7 +41,7 @@ class PrivacyPlan:
 
     `clip` is the L2 bound C on one record's gradient; the noise on the sum over a sample has
     standard deviation noise_multiplier * clip in each coordinate. In mode "none" there is neither
-    clip nor noise.
+    clip nor noise. `exact_sums`: sums over records in float64 (docs/privacy.md, Clipping).
     """
 
     mode: Literal["local", "none"]
@@ -50,6 +50,7 @@ class PrivacyPlan:
     sampling_rate: float
     local_steps: int
     delta: float
+    exact_sums: bool = False
 
     def __post_init__(self) -> None:
         if (self.mode == "local") != (self.noise_multiplier is not None):
@@ -92,6 +93,7 @@ def make_plan(settings: Settings) -> PrivacyPlan:
         sampling_rate=privacy.sampling_rate,
         local_steps=local_steps,
         delta=privacy.delta,
+        exact_sums=privacy.exact_sums,
     )
 
 

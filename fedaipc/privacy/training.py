@@ -23,6 +23,7 @@ from fedaipc.model.device import has_fused_steps
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.privacy.rows import check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _USUAL_BATCH, _HEAD_BATCH = 16, 256  # rows; a batch is computed whole, however few are filled
 _NO_TEXT = -100
+# Sums over a batch in float32 are off by more the longer they are (docs/privacy.md).
+_MOST_TOKENS = 2048
 
 
 def train_round(
@@ -63,7 +66,7 @@ def train_round(
     if plan.noise_multiplier is None:
         _train_plain(classifier, optimizer, inputs, targets, plan, micro_batch, random)
     else:
-        with _book_keeping(classifier) as module:
+        with _book_keeping(classifier, plan) as module:
             private = PrivateOptimizer(
                 optimizer,
                 module=module,
@@ -94,11 +97,22 @@ def rehearse(
     training: TrainingSettings,
     micro_batch: int,
 ) -> None:
-    """Train a step on `longest`, one text of the greatest length, and forget it.
+    """Check the rows of batches, then train a step on `longest`, the longest text there can be.
 
     Memory must run out here or not at all: where it ran out for the length of one record, that
-    record would take the contributions of all others with it.
+    record would take the contributions of all others with it. Raises ModelError (`check_rows`).
     """
+    with _book_keeping(classifier, plan) as module:
+        check_rows(
+            classifier,
+            module,
+            lambda logits: cross_entropy(
+                logits, logits.new_zeros(len(logits)).long(), reduction="sum"
+            ),
+            micro_batch or usual_micro_batch(classifier),
+            _most_tokens(plan),
+            cached=not longest.is_tokens,
+        )
     train_round(
         classifier,
         longest,
@@ -129,7 +143,8 @@ def _train_privately(
             optimizer.step_on_nothing()
             continue
         left = len(sample)
-        for part, batch in inputs.batches(micro_batch, classifier.device, sample):
+        most = _most_tokens(plan)
+        for part, batch in inputs.batches(micro_batch, classifier.device, sample, most):
             _loss(classifier, module, inputs, batch, targets[part]).backward()
             left -= len(part)
             optimizer.take(len(part))
@@ -199,11 +214,15 @@ def _optimizer(classifier: Classifier, training: TrainingSettings) -> torch.opti
     return torch.optim.SGD(groups, fused=fused)
 
 
+def _most_tokens(plan: PrivacyPlan) -> int | None:
+    return None if plan.exact_sums else _MOST_TOKENS
+
+
 @contextmanager
-def _book_keeping(classifier: Classifier) -> Iterator[BookKeepingModule]:
+def _book_keeping(classifier: Classifier, plan: PrivacyPlan) -> Iterator[BookKeepingModule]:
     """Per-example gradients of the trained part; the hooks are gone again whatever happens."""
     classifier.train()
-    module = BookKeepingModule(classifier, loss_reduction="sum")
+    module = BookKeepingModule(classifier, loss_reduction="sum", exact_sums=plan.exact_sums)
     try:
         yield module
     finally:

@@ -190,3 +190,28 @@ def test_a_bad_file_of_a_folder_costs_no_other(tmp_path: Path) -> None:
 def test_a_file_without_one_usable_record_is_an_empty_one(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("text,label\n ,a\n")
     assert _lenient(tmp_path / name) == ()
+
+
+def _dictionary(values: list[bytes]) -> pa.ChunkedArray:
+    raw = pa.array(values, pa.binary())
+    text = pa.StringArray.from_buffers(len(raw), raw.buffers()[1], raw.buffers()[2])
+    codes = pa.array(range(len(values)), pa.int32())
+    return pa.chunked_array([pa.DictionaryArray.from_arrays(codes, text)])
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_category_that_is_not_utf8_costs_no_other(tmp_path: Path, column: str) -> None:
+    values = {"text": [b"one", b"two", b"three"], "label": [b"a", b"b", b"c"]}
+    values[column][1] = b"caf\xe9"
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({name: _dictionary(v) for name, v in values.items()}), path)
+    assert _lenient(path) == ("one", "three")
+
+
+@pytest.mark.parametrize("when", [2**60, 1_700_000_000_000_000_001])
+def test_a_time_that_python_does_not_know_costs_no_other(tmp_path: Path, when: int) -> None:
+    unit = "ms" if when == 2**60 else "ns"
+    labels = pa.array([0, when, 0], pa.timestamp(unit))
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"text": ["one", "two", "three"], "label": labels}), path)
+    assert set(_lenient(path)) >= {"one", "three"}

@@ -12,7 +12,7 @@ import torch
 
 from fedaipc.model import inputs as module
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.inputs import Inputs, longest_input, make_inputs
+from fedaipc.model.inputs import Inputs, batch_rows, longest_input, make_inputs
 from tests.model.tiny import LABELS, TEXTS, settings, shared_folder
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_tokens_are_the_tokenizers_own(classifier: Classifier) -> None:
 
 def test_a_batch_has_all_its_rows_however_few_are_filled() -> None:
     inputs = Inputs(np.arange(1, 11, dtype=np.int32), np.array([0, 3, 4, 10]), most=8)
-    batch = inputs.batch(np.array([1, 0]), 3, CPU)
+    batch = inputs.batch(np.array([1, 0]), 4, CPU)
     assert batch.values.tolist() == [[4, 0, 0, 0], [1, 2, 3, 0], [0] * 4, [0] * 4]
     assert batch.mask.tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
     assert batch.values.dtype == torch.int64
@@ -50,7 +50,7 @@ def test_a_batch_has_all_its_rows_however_few_are_filled() -> None:
 def test_padded_states_are_zero() -> None:
     rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2)
     inputs = Inputs(rows, np.array([0, 1, 6]), most=5)
-    first, second = inputs.batch(np.array([0]), 1, CPU), inputs.batch(np.array([1]), 1, CPU)
+    first, second = inputs.batch(np.array([0]), 2, CPU), inputs.batch(np.array([1]), 2, CPU)
     assert first.values.tolist() == [[[1, 2], *[[0, 0]] * 3], [[0, 0]] * 4]
     assert second.values[0].tolist() == rows[1:].tolist()
 
@@ -58,7 +58,7 @@ def test_padded_states_are_zero() -> None:
 def test_a_text_without_any_token_is_a_row_like_another() -> None:
     inputs = Inputs(np.array([5, 6], dtype=np.int32), np.array([0, 0, 2]), most=8)
     assert inputs.widths().tolist() == [4, 4]
-    batch = inputs.batch(np.array([0, 1]), 2, CPU)
+    batch = inputs.batch(np.array([0, 1]), 3, CPU)
     assert batch.mask.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
 
 
@@ -73,7 +73,7 @@ def test_the_longest_input_is_as_wide_as_any_can_be(classifier: Classifier) -> N
 
 def test_pooled_states_are_filled_up_with_zeros() -> None:
     rows = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
-    batch = Inputs(rows, None).batch(np.array([2, 0]), 3, CPU)
+    batch = Inputs(rows, None).batch(np.array([2, 0]), 4, CPU)
     assert batch.values.tolist() == [[5, 6], [1, 2], [0, 0], [0, 0]]
     assert batch.mask is None
 
@@ -95,11 +95,41 @@ def test_batches_hold_every_text_once(classifier: Classifier, tmp_path: Path) ->
     for inputs in (make_inputs(classifier, TEXTS, None), make_inputs(classifier, TEXTS, tmp_path)):
         seen = [(indices, batch) for indices, batch in inputs.batches(5, CPU)]
         assert sorted(np.concatenate([indices for indices, _ in seen])) == list(range(len(TEXTS)))
-        assert {len(batch.values) for _, batch in seen} == {6}
+        assert {len(batch.values) for _, batch in seen} == {8}
+        assert max(len(indices) for indices, _ in seen) <= 7  # one row is padding
         chosen = np.array([7, 2, 11])
         seen = [indices for indices, _ in inputs.batches(2, CPU, chosen)]
         assert sorted(np.concatenate(seen)) == [2, 7, 11]
-        assert max(map(len, seen)) <= 2
+        assert max(map(len, seen)) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "most", "rows"),
+    [
+        (1, 1, None, 2), (2, 1, None, 2), (3, 1, None, 4), (16, 64, None, 16), (17, 64, None, 32),
+        (64, 64, 2048, 32), (64, 65, 2048, 16), (64, 4096, 2048, 2), (16, 64, 2048, 16),
+    ],
+)  # fmt: skip
+def test_rows_are_a_power_of_two_within_the_tokens(
+    size: int, width: int, most: int | None, rows: int
+) -> None:
+    assert batch_rows(size, width, most) == rows
+
+
+def test_a_text_of_any_length_is_cut_before_it_is_tokenised(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = type(classifier.tokenizer).__call__
+
+    def watched(self: object, texts: list[str], **named: object) -> object:
+        seen.extend(map(len, texts))
+        return real(self, texts, **named)
+
+    monkeypatch.setattr(type(classifier.tokenizer), "__call__", watched)
+    long = make_inputs(classifier, ["w1 " * 1_000_000, "w2"], None)
+    assert max(seen) == 64 * classifier.settings.max_length
+    assert long.lengths().tolist() == [classifier.settings.max_length, 3]
 
 
 def test_inputs_of_a_pc_without_texts_have_no_batches() -> None:
@@ -118,11 +148,11 @@ def test_frozen_states_are_those_of_each_text_alone(classifier: Classifier, tmp_
     tokens, frozen = make_inputs(classifier, TEXTS, None), make_inputs(classifier, TEXTS, tmp_path)
     for number in range(len(TEXTS)):
         indices = np.array([number])
-        batch = tokens.batch(indices, 1, CPU)
+        batch = tokens.batch(indices, 2, CPU)
         alone = classifier.freeze_through(batch).values[0]
         if batch.mask is not None and not classifier.pooled:
             alone = alone * batch.mask[0, :, None]
-        assert torch.allclose(frozen.batch(indices, 1, CPU).values[0], alone, atol=1e-5)
+        assert torch.allclose(frozen.batch(indices, 2, CPU).values[0], alone, atol=1e-5)
 
 
 def test_the_second_time_nothing_is_computed(
@@ -191,7 +221,7 @@ def test_a_crash_while_freezing_leaves_nothing_behind(
             raise KeyboardInterrupt
         return real(batch)
 
-    monkeypatch.setattr(module, "_FREEZE_BATCH", 5)
+    monkeypatch.setattr(module, "FREEZE_BATCH", 5)
     with monkeypatch.context() as patch:
         patch.setattr(classifier, "freeze_through", crash)
         with pytest.raises(KeyboardInterrupt):

@@ -557,3 +557,49 @@ def test_memory_of_per_example_gradients_is_bounded() -> None:
             for width, outputs in ((384, 384), (768, 3072), (384, 30522)):
                 if is_instantiated(rows, tokens, width, outputs):
                     assert 4 * rows * width * outputs <= norms.KEPT
+
+
+def test_products_that_overflow_below_nothing_leave_the_example_out() -> None:
+    """Off the diagonal -inf, on it just finite: a sum of -inf is no reason to call it small."""
+    a = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    g = torch.tensor([[[3e38, math.inf], [math.inf, 3e38]]])
+    assert norms.paired(a, g, 16).square.isinf().all()
+
+
+# Sums in float64
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("padding", [False, True])
+def test_exact_sums_are_those_of_float64(way: str, padding: bool) -> None:
+    """Many examples that all but cancel: float32 keeps few digits of their sum, float64 all."""
+    rows, gap = 4096, 2.0**-20
+    with mock.patch.multiple(norms, **WAYS[way]):
+        net = nn.Embedding(3, 8, padding_idx=0 if padding else None)
+        ids = torch.ones(rows, 4, dtype=torch.long)
+        signs = torch.where(torch.arange(rows) % 2 == 0, 1.0, -(1.0 + gap)).view(-1, 1, 1)
+        found = {}
+        for exact in (False, True):
+            net.train()
+            wrapped = BookKeepingModule(net, exact_sums=exact)
+            (wrapped(ids) * signs).sum().backward()
+            found[exact] = dict(wrapped.clipped_sums(1e6))[net.weight].double()[1, 0].item()
+            wrapped.remove_hooks()
+    exactly = -rows / 2 * gap * 4
+    assert found[True] == pytest.approx(exactly, rel=1e-9)
+
+
+@pytest.mark.usefixtures("_way")
+def test_exact_sums_of_every_kind_of_layer_are_in_float64_and_equal_the_others() -> None:
+    ids = torch.randint(1, 12, (ROWS, 6), generator=seeded(3))
+    found = {}
+    for exact in (False, True):
+        net = Net([4, 12], again=1, padding=False, seed=0)
+        net.train()
+        wrapped = BookKeepingModule(net, exact_sums=exact)
+        weigh(0)(wrapped(ids % 4)).backward()
+        found[exact] = [total for _, total in wrapped.clipped_sums(0.5)]
+        wrapped.remove_hooks()
+    assert {total.dtype for total in found[True]} == {torch.float64}
+    for rough, fine in zip(found[False], found[True], strict=True):
+        assert torch.allclose(rough.double(), fine, atol=1e-6)

@@ -1,0 +1,127 @@
+"""Whether this machine computes a record alike in every row of a batch.
+
+The clip bound holds for a record's own contribution. If a matrix product or an activation gives a
+row other last bits by its place in the batch, then removing one record changes the contributions of
+those behind it, and hostile weights can blow last bits up to many times the bound. Libraries do
+that: they compute the rows behind the last whole block, or the values at the end of a thread's
+share, by another kernel. Which rows follows from shapes, threads and machine and not from values,
+so it is found out with public values before any record is touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedaipc.errors import ModelError
+from fedaipc.model.classifier import write_vector
+from fedaipc.model.inputs import FREEZE_BATCH, Inputs, batch_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedaipc.model.classifier import Classifier
+    from fedaipc.privacy.bookkeeping import BookKeepingModule
+
+_SPREAD = 0.05  # of the public random weights
+
+
+def check_rows(
+    classifier: Classifier,
+    module: BookKeepingModule,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    micro_batch: int,
+    most_tokens: int | None,
+    *,
+    cached: bool,
+) -> None:
+    """Fill all rows of a batch with one text, for every width that a text can have, and compare.
+
+    Inputs and output gradients of every trained layer, the norms and, with `cached`, the frozen
+    states must be equal in all rows to the last bit. `loss` makes a number of the logits. Sets the
+    trained parameters to random values. Raises ModelError where rows differ.
+    """
+    random = np.random.default_rng()  # public values; nothing hangs on which
+    size = classifier.layout.size
+    write_vector(classifier, random.normal(0, _SPREAD, size).astype(np.float32))
+    seen: list[tuple[str, torch.Tensor]] = []
+    handles = [
+        layer.register_forward_hook(_noting(name, seen))
+        for name, layer in classifier.named_modules()
+        if any(True for _ in layer.parameters(recurse=False))
+    ]
+    try:
+        for width in _widths(classifier):
+            tokens = _one_text(classifier, width, random)
+            states = tokens
+            if classifier.has_frozen_part:
+                frozen = classifier.freeze_through(_filled(classifier, tokens, FREEZE_BATCH, None))
+                _compare("frozen layers", frozen.values)
+                if cached:
+                    states = _as_inputs(classifier, frozen.values[0].cpu().numpy(), tokens)
+            batch = _filled(classifier, states, micro_batch, most_tokens)
+            if classifier.has_frozen_part and not cached:
+                batch = classifier.freeze_through(batch)
+            seen.clear()
+            module.zero_grad()
+            loss(module(batch)).backward()
+            for name, values in seen:
+                _compare(name, values)
+            _compare("norms", module.norms())
+    finally:
+        seen.clear()
+        module.zero_grad()
+        while handles:
+            handles.pop().remove()
+
+
+def _noting(name: str, seen: list[tuple[str, torch.Tensor]]) -> Any:
+    def note(_module: object, given: tuple[Any, ...], output: Any) -> None:
+        seen.extend((name, value) for value in given if isinstance(value, torch.Tensor))
+        if isinstance(output, torch.Tensor):
+            seen.append((name, output.detach()))
+            if output.requires_grad:
+                output.register_hook(lambda grad: seen.append((name, grad)))
+
+    return note
+
+
+def _compare(name: str, values: torch.Tensor) -> None:
+    """All rows but the last, which is always padding."""
+    rows = values[:-1]
+    if len(values) > 1 and not torch.equal(rows, rows[:1].expand_as(rows)):
+        raise ModelError(
+            f"{name}: this machine computes a record by its place in the batch, so that one record "
+            "would move the others' contributions; set speed.micro_batch to 16, or speed.threads "
+            "to another number"
+        )
+
+
+def _widths(classifier: Classifier) -> list[int]:
+    """All that texts are padded to."""
+    most = classifier.settings.max_length
+    lengths = Inputs(np.zeros(0, np.int32), np.arange(most + 1).cumsum(), most)
+    return sorted({int(width) for width in lengths.widths()})
+
+
+def _one_text(classifier: Classifier, width: int, random: np.random.Generator) -> Inputs:
+    """Random tokens; one less than there is room for, so that a mask is in play."""
+    length = max(1, width - 1)
+    most = classifier.hf.config.vocab_size
+    ids = random.integers(0, most, length, dtype=np.int32)
+    return Inputs(ids, np.array([0, length]), classifier.settings.max_length)
+
+
+def _as_inputs(classifier: Classifier, states: Any, tokens: Inputs) -> Inputs:
+    if classifier.pooled:
+        return Inputs(states[None], None, tokens.most)
+    length = int(tokens.lengths()[0])
+    return Inputs(states[:length], tokens.offsets, tokens.most)
+
+
+def _filled(classifier: Classifier, text: Inputs, size: int, most_tokens: int | None) -> Any:
+    width = int(text.widths()[0])
+    rows = batch_rows(size, width, most_tokens)
+    return text.batch(np.zeros(rows, dtype=np.int64), rows, classifier.device)

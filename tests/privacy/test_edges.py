@@ -1,0 +1,232 @@
+"""A record's place in a batch: libraries compute the last rows by another kernel, we must not care.
+
+The weights here make the last bits of a matrix product decide a whole clipped gradient. With rows
+as they used to be (one more than the micro-batch), taking one record out moved the sum by up to 22
+times the clip bound, on two threads of an x86.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from fedaipc.config import TrainingSettings
+from fedaipc.errors import ModelError
+from fedaipc.model import inputs as inputs_module
+from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.model.inputs import Inputs, longest_input, make_inputs
+from fedaipc.model.load import quiet
+from fedaipc.privacy import rows, training
+from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy.plan import PrivacyPlan
+from fedaipc.privacy.randomness import SecureRandom
+from tests.model.tiny import LABELS, WORDS, _word_piece, settings, shared_folder
+from tests.privacy.test_rows import Everything, Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CLIP, COUNT, WIDTH = 0.05, 36, 128
+PLAN = PrivacyPlan(
+    mode="local", clip=CLIP, noise_multiplier=2.0, sampling_rate=1.0, local_steps=1, delta=1e-5
+)
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def wide() -> tuple[Classifier, np.ndarray]:
+    """Wide enough for the kernels that real models meet."""
+    from pathlib import Path
+
+    folder = Path(mkdtemp(prefix="wide-"))
+    config = BertConfig(
+        vocab_size=50, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=2 * WIDTH, max_position_embeddings=32,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.random.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+        _word_piece().save_pretrained(folder)
+    classifier = Classifier(settings(folder, method="bitfit"), LABELS)
+    return classifier, read_vector(classifier)
+
+
+def rounding_alone() -> np.ndarray:
+    """States that do not depend on the text; below the head nothing but rounding, times 2^60.
+
+    All rows of the head are one, so the gradient by its input is their sum of p - y, which is 0
+    but for its last bits.
+    """
+    classifier, start = wide()
+    weights, rng = Weights(classifier, start), np.random.default_rng(1)
+    weights["layer.0.output.LayerNorm.weight"][...] = 0
+    weights["layer.0.output.LayerNorm.bias"][...] = 0
+    weights["classifier.weight"][...] = 2.0**60 * rng.normal(size=WIDTH)
+    weights["classifier.bias"][...] = rng.normal(size=3)
+    return weights.vector
+
+
+def clipped_sum(texts: list[str], targets: np.ndarray, micro_batch: int) -> np.ndarray:
+    classifier = wide()[0]
+    sums: list[np.ndarray] = []
+    real = PrivateOptimizer.add_noise
+
+    def watched(self: PrivateOptimizer) -> None:
+        sums.append(np.concatenate([p.summed_grad.double().numpy().ravel() for p in self.params]))
+        real(self)
+
+    with mock.patch.object(PrivateOptimizer, "add_noise", watched):
+        training.train_round(
+            classifier, make_inputs(classifier, texts, None), targets, rounding_alone(),
+            plan=PLAN, training=TrainingSettings(learning_rate=1.0), size_class=1,
+            micro_batch=micro_batch, random=Everything(),
+        )  # fmt: skip
+    return sums[0]
+
+
+def check_removal(micro_batch: int) -> None:
+    """One text, many times; labels tell the last row of each micro-batch apart."""
+    texts = [" ".join(WORDS[:3])] * COUNT
+    targets = np.where(np.arange(COUNT) % micro_batch == micro_batch - 1, 0, 1)
+    whole = clipped_sum(texts, targets, micro_batch)
+    part = clipped_sum(texts[1:], targets[1:], micro_batch)
+    assert np.linalg.norm(whole - part) <= CLIP
+
+
+def one_row_more(size: int, width: int = 1, most_tokens: int | None = None) -> int:
+    return size + 1
+
+
+def has_edges() -> bool:
+    """Whether this machine computes some rows of a product by another kernel."""
+    alike = torch.randn(1, WIDTH).expand(10, WIDTH).contiguous()
+    product = torch.nn.functional.linear(alike, torch.randn(WIDTH, WIDTH))
+    return not torch.equal(product, product[:1].expand_as(product))
+
+
+@pytest.mark.parametrize("micro_batch", [6, 9, 16])
+def test_no_place_in_a_batch_makes_a_record_move_the_others(micro_batch: int) -> None:
+    check_removal(micro_batch)
+
+
+def test_with_one_row_more_than_the_micro_batch_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_edges():
+        pytest.skip("no such kernels on this machine with so many threads")
+    monkeypatch.setattr(inputs_module, "batch_rows", one_row_more)
+    with pytest.raises(AssertionError):
+        check_removal(9)
+
+
+# The guard
+
+
+def rehearse(method: str, micro_batch: int = 0, family: str = "bert", *, cached: bool) -> None:
+    classifier = Classifier(settings(shared_folder(family), method=method), LABELS)
+    training.rehearse(
+        classifier, longest_input(classifier, cached=cached), read_vector(classifier),
+        plan=PLAN, training=TrainingSettings(learning_rate=1.0), micro_batch=micro_batch,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-k", "full"])
+def test_the_guard_lets_this_machine_train(method: str, family: str, cached: bool) -> None:
+    rehearse(method, family=family, cached=cached)
+
+
+class LastBit(torch.autograd.Function):
+    """Gives the rows from `first` on other last bits, on the way there or on the way back."""
+
+    @staticmethod
+    def forward(ctx, values, first, backwards):
+        ctx.first = first if backwards else None
+        return values if backwards else _moved(values, first)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad if ctx.first is None else _moved(grad, ctx.first), None, None
+
+
+def _moved(values: torch.Tensor, first: int) -> torch.Tensor:
+    moved = values.clone()
+    moved[first:] = torch.nextafter(moved[first:], torch.tensor(torch.inf))
+    return moved
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-k", "full"])
+def test_the_guard_refuses_a_machine_that_tells_rows_apart(
+    method: str, backwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == "head" and backwards:
+        pytest.skip("nothing comes back to a head's input")
+    real = torch.nn.Linear.forward
+
+    def forward(self: torch.nn.Linear, values: torch.Tensor) -> torch.Tensor:
+        return LastBit.apply(real(self, values), 5, backwards)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+    with pytest.raises(ModelError, match=r"by its place in the batch.*speed\.micro_batch to 16"):
+        rehearse(method, 8, cached=True)
+
+
+def test_the_guard_looks_at_frozen_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Classifier.freeze_through
+
+    def forward(self: Classifier, tokens):
+        found = real(self, tokens)
+        return type(found)(_moved(found.values, 5), found.mask)
+
+    monkeypatch.setattr(Classifier, "freeze_through", forward)
+    with pytest.raises(ModelError, match="frozen layers"):
+        rehearse("head", cached=True)
+
+
+def test_the_guard_finds_the_rows_that_the_attack_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_edges():
+        pytest.skip("no such kernels on this machine with so many threads")
+    for module in (inputs_module, rows):
+        monkeypatch.setattr(module, "batch_rows", one_row_more)
+    classifier = wide()[0]
+    with pytest.raises(ModelError, match="by its place"):
+        training.rehearse(
+            classifier, longest_input(classifier, cached=True), wide()[1],
+            plan=PLAN, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
+        )  # fmt: skip
+
+
+def test_a_base_with_an_activation_that_tells_rows_apart_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, hidden_act="gelu_pytorch_tanh",
+    )  # fmt: skip
+    with quiet():
+        BertModel(config).save_pretrained(tmp_path)
+        _word_piece().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"gelu_pytorch_tanh.* take a base with gelu or relu"):
+        Classifier(settings(tmp_path), LABELS)
+
+
+def test_empty_inputs_and_secure_randomness_are_no_special_case() -> None:
+    classifier, start = wide()
+    training.train_round(
+        classifier, Inputs.nothing(), np.zeros(0, dtype=np.int64), start, plan=PLAN,
+        training=TrainingSettings(learning_rate=1.0), size_class=1, micro_batch=3,
+        random=SecureRandom(),
+    )  # fmt: skip
