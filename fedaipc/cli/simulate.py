@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fedaipc.config import Settings
-    from fedaipc.federation.simulation import Run
     from fedaipc.results import RoundResult
+    from fedaipc.simulation.simulation import Run
 
 
 def simulate(
@@ -63,10 +63,10 @@ def simulate(
     """
     from fedaipc.doctor.machine import processor_name
     from fedaipc.doctor.saved import with_saved
-    from fedaipc.federation import simulation
     from fedaipc.report.html import write_all
     from fedaipc.report.tables import per_class, summary
     from fedaipc.results import Results
+    from fedaipc.simulation import simulation
 
     console = Console()
     if resume is not None:
@@ -140,7 +140,7 @@ def simulate(
 
 
 def _announce(console: Console, run: Run) -> None:
-    from fedaipc.federation.server_app import DATA_FILE
+    from fedaipc.coordinator.server_app import DATA_FILE
     from fedaipc.report.words import NOT_SEALED
 
     settings = run.settings

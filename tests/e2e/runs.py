@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedaipc.federation import server_app
+from fedaipc.coordinator import server_app
 from fedaipc.federation.job import Job
-from fedaipc.federation.pc import LEDGER_FILE
-from fedaipc.federation.simulation import pc_folder
+from fedaipc.pc.pc import LEDGER_FILE
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import charged_epsilon
+from fedaipc.simulation.simulation import pc_folder
 
 if TYPE_CHECKING:
-    from fedaipc.federation.simulation import Run
+    from fedaipc.simulation.simulation import Run
 
 
 def quiet(_: object) -> None:

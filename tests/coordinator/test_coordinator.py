@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 
+from fedaipc.coordinator import exchange, membership
+from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.errors import BudgetExhausted, RoundError
-from fedaipc.federation import exchange, membership
-from fedaipc.federation.checkpoint import Checkpoint
 from fedaipc.federation.messages import EXHAUSTED, REFUSED, encode_refusal, encode_update
-from tests.federation import fakes
-from tests.federation.fakes import SIZE, Answer, FakeGrid, Ran, attempt, roster_of
+from tests.coordinator import fakes
+from tests.coordinator.fakes import SIZE, Answer, FakeGrid, Ran, attempt, roster_of
 
 if TYPE_CHECKING:
     from pathlib import Path

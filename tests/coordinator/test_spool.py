@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from fedaipc.coordinator.spool import Spool
 from fedaipc.errors import OutputError
-from fedaipc.federation.spool import Spool
 from fedaipc.sealing.aggregator import Aggregator
 from fedaipc.sealing.committee import Agreement, Unmask, agree, release
 from fedaipc.sealing.dealing import Upload, deal, open_shares

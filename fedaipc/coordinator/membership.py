@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedaipc.config import FederationSettings
-    from fedaipc.federation.exchange import Exchange
+    from fedaipc.coordinator.exchange import Exchange
     from fedaipc.federation.job import Job
     from fedaipc.sealing.roster import Roster
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flwr.app import Error, RecordDict
 
+from fedaipc.coordinator import exchange, membership
 from fedaipc.errors import BudgetExhausted, RoundError
-from fedaipc.federation import exchange, membership, vault
 from fedaipc.federation.messages import (
     AGREE,
     EXHAUSTED,
@@ -28,12 +28,13 @@ from fedaipc.federation.messages import (
     encode_refusal,
     encode_update,
 )
-from fedaipc.federation.pc import Pc
+from fedaipc.pc import vault
+from fedaipc.pc.pc import Pc
 from fedaipc.sealing import dealing, tree
 from fedaipc.sealing.committee import Release
 from fedaipc.sealing.dealing import Upload, list_hash
 from fedaipc.sealing.roster import Bundle
-from tests.federation.fakes import SIZE, Answer, FakeGrid, FakePc, Ran, attempt, roster_of, run
+from tests.coordinator.fakes import SIZE, Answer, FakeGrid, FakePc, Ran, attempt, roster_of, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,7 +31,7 @@ from fedaipc.federation.messages import (
     encode_refusal,
     encode_update,
 )
-from fedaipc.federation.pc import Pc, SimulatedDropOut
+from fedaipc.pc.pc import Pc, SimulatedDropOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def _told(pc: Pc) -> Iterator[None]:
 
 
 def _mask(pc: Pc, request: MaskRequest) -> RecordDict:
-    from fedaipc.federation.trainer import Trainer  # loads torch; the other stages need none
+    from fedaipc.pc.trainer import Trainer  # loads torch; the other stages need none
 
     trainer = Trainer(pc, request)
     try:

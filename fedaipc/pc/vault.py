@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from filelock import FileLock, Timeout
 
 from fedaipc.errors import FedaipcError, RoundError, SealingError
-from fedaipc.federation.admission import read_roster
 from fedaipc.files import Stamp, stamp, write_atomic, write_private
 from fedaipc.sealing.dealing import Keys
 from fedaipc.sealing.keys import KEY_BYTES, ExchangeKey, SigningKey
-from fedaipc.sealing.roster import Bundle, Roster
+from fedaipc.sealing.roster import Bundle, Roster, read_roster
 from fedaipc.sealing.terms import Terms
 
 if TYPE_CHECKING:

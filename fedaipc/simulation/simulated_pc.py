@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
 from fedaipc.errors import PrivacyError
-from fedaipc.federation.pc import LEDGER_FILE, OWNER_FILE
 from fedaipc.files import write_text
+from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import check_delta, size_class
 from fedaipc.results import PcResult
@@ -15,9 +15,9 @@ from fedaipc.results import PcResult
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fedaipc.admission.key import Admission
     from fedaipc.config import PrivacySettings, Settings
     from fedaipc.data.records import Records
-    from fedaipc.federation.admission import Admission
     from fedaipc.privacy.plan import PrivacyPlan
 
 _RECORDS_FILE = "records.parquet"

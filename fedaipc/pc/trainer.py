@@ -20,12 +20,12 @@ import torch
 from fedaipc.data.sources import read_records
 from fedaipc.errors import ModelError, RoundError
 from fedaipc.federation.job import SignedJob
-from fedaipc.federation.pc import LEDGER_FILE
-from fedaipc.federation.policy import check_policy
 from fedaipc.federation.round_terms import hash_vector, make_terms
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
+from fedaipc.pc.pc import LEDGER_FILE
+from fedaipc.pc.policy import check_policy
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.plan import check_delta
 from fedaipc.privacy.randomness import SecureRandom
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fedaipc.config import ModelSettings, OwnerSettings, SpeedSettings
     from fedaipc.federation.job import Job
     from fedaipc.federation.messages import MaskRequest
-    from fedaipc.federation.pc import Pc
+    from fedaipc.pc.pc import Pc
     from fedaipc.sealing.dealing import Keys
     from fedaipc.sealing.roster import Roster
 

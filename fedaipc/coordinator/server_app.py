@@ -21,11 +21,10 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedaipc
 from fedaipc.config import Settings, load_settings
+from fedaipc.coordinator.checkpoint import Checkpoint
+from fedaipc.coordinator.coordinator import Coordinator
+from fedaipc.coordinator.evaluation import Evaluation
 from fedaipc.errors import BudgetExhausted, EncodingError, OutputError
-from fedaipc.federation.admission import ROSTER_FILE, read_roster
-from fedaipc.federation.checkpoint import Checkpoint
-from fedaipc.federation.coordinator import Coordinator
-from fedaipc.federation.evaluation import Evaluation
 from fedaipc.federation.job import Job, SignedJob
 from fedaipc.federation.round_terms import colluding_members, job_thresholds, update_bound
 from fedaipc.model.classifier import Classifier, read_vector
@@ -46,6 +45,7 @@ from fedaipc.results import (
     RoundResult,
     SealingFacts,
 )
+from fedaipc.sealing.roster import ROSTER_FILE, read_roster
 
 if TYPE_CHECKING:
     from collections.abc import Callable

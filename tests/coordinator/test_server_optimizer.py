@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fedaipc.config import FederationSettings
+from fedaipc.coordinator.checkpoint import FILE, Checkpoint, next_attempt
+from fedaipc.coordinator.server_optimizer import ServerOptimizer
 from fedaipc.errors import OutputError, RoundError
-from fedaipc.federation.checkpoint import FILE, Checkpoint, next_attempt
-from fedaipc.federation.server_optimizer import ServerOptimizer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from fedaipc.admission.key import Admission
 from fedaipc.config import WarmUpSettings, load_settings, to_toml
+from fedaipc.coordinator import server_app
 from fedaipc.data.prepare import deduplicate, label_list, prepare_simulation
 from fedaipc.data.sources import read_records
 from fedaipc.errors import (
@@ -29,23 +31,23 @@ from fedaipc.errors import (
     RoundError,
     SealingError,
 )
-from fedaipc.federation import flower_engine, server_app
-from fedaipc.federation.admission import ROSTER_FILE, Admission
-from fedaipc.federation.client_app import app as client_app
-from fedaipc.federation.client_app import pc_folder
-from fedaipc.federation.flower_adapter import run_in_process
 from fedaipc.federation.job import Job, SignedJob, make_job
 from fedaipc.federation.round_terms import check_sealing
-from fedaipc.federation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
-from fedaipc.federation.vault import Vault
 from fedaipc.files import write_text
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.model.load import is_local
 from fedaipc.model.warm_up import warmed_up
+from fedaipc.pc.client_app import app as client_app
+from fedaipc.pc.client_app import pc_folder
+from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import filter_order, make_plan
 from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult, WarmUpFacts
+from fedaipc.sealing.roster import ROSTER_FILE
+from fedaipc.simulation import flower_engine
+from fedaipc.simulation.flower_adapter import run_in_process
+from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -36,7 +36,7 @@ import tomli_w
 
 import fedaipc
 from fedaipc.errors import EngineError
-from fedaipc.federation.processes import (
+from fedaipc.simulation.processes import (
     JOB_MARK,
     alive,
     marked,
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
     Scalar = str | int | float | bool
 
-SERVER_APP = "fedaipc.federation.server_app:app"
-CLIENT_APP = "fedaipc.federation.client_app:app"
+SERVER_APP = "fedaipc.coordinator.server_app:app"
+CLIENT_APP = "fedaipc.pc.client_app:app"
 
 _CONNECTION = "own"  # the name of the SuperLink in the job's own Flower home
 _START_SECONDS = 90.0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.federation.fakes import FakePc
+from tests.coordinator.fakes import FakePc
 
 if TYPE_CHECKING:
     from collections.abc import Callable

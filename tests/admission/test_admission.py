@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fedaipc.admission.key import Admission
 from fedaipc.errors import EncodingError, SealingError
-from fedaipc.federation.admission import ROSTER_FILE, Admission, read_roster
 from fedaipc.sealing.keys import SigningKey
+from fedaipc.sealing.roster import ROSTER_FILE, read_roster
 
 if TYPE_CHECKING:
     from pathlib import Path

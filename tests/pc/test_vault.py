@@ -21,9 +21,9 @@ import pytest
 from filelock import FileLock
 
 from fedaipc.errors import RoundError, SealingError
-from fedaipc.federation import vault as module
 from fedaipc.federation.round_terms import make_terms
-from fedaipc.federation.vault import Vault
+from fedaipc.pc import vault as module
+from fedaipc.pc.vault import Vault
 from fedaipc.sealing.keys import ExchangeKey, SigningKey
 from fedaipc.sealing.roster import Bundle, Roster
 from tests.federation.parts import ADMISSION, signed, tiny_job
@@ -649,7 +649,7 @@ _MEMBER = """
 import dataclasses, os, signal, sys
 from pathlib import Path
 from fedaipc.errors import SealingError
-from fedaipc.federation.vault import Vault
+from fedaipc.pc.vault import Vault
 
 folder, run, number, set_hash, when = sys.argv[1:]
 vault = Vault(Path(folder))

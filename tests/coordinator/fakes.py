@@ -11,10 +11,9 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedaipc.config import OwnerSettings, to_toml
+from fedaipc.coordinator.checkpoint import Checkpoint
+from fedaipc.coordinator.coordinator import Coordinator
 from fedaipc.errors import BudgetExhausted, RoundError
-from fedaipc.federation.checkpoint import Checkpoint
-from fedaipc.federation.coordinator import Coordinator
-from fedaipc.federation.flower_adapter import ensure_message_identity
 from fedaipc.federation.job import SignedJob, make_job
 from fedaipc.federation.messages import (
     AGREE,
@@ -26,12 +25,13 @@ from fedaipc.federation.messages import (
     encode_answer,
     encode_update,
 )
-from fedaipc.federation.pc import OWNER_FILE, Pc
-from fedaipc.federation.vault import Vault
+from fedaipc.pc.pc import OWNER_FILE, Pc
+from fedaipc.pc.vault import Vault
 from fedaipc.results import Score
 from fedaipc.sealing.dealing import deal
 from fedaipc.sealing.roster import Roster
 from fedaipc.sealing.terms import Terms
+from fedaipc.simulation.flower_adapter import ensure_message_identity
 from tests.federation.parts import ADMISSION, LABELS, sent, tiny
 
 if TYPE_CHECKING:

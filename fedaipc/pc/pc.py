@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from fedaipc.config import load_owner
 from fedaipc.federation.messages import Description
-from fedaipc.federation.vault import Vault
 from fedaipc.files import stamp
+from fedaipc.pc.vault import Vault
 from fedaipc.sealing.committee import Agreement, Proposal, Unmask, agree, release
 
 if TYPE_CHECKING:

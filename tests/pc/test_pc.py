@@ -26,6 +26,7 @@ import pytest
 import tomli_w
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedaipc.admission.key import Admission
 from fedaipc.config import RUN, Policy
 from fedaipc.data.records import Records
 from fedaipc.errors import (
@@ -38,13 +39,7 @@ from fedaipc.errors import (
     RoundError,
     SealingError,
 )
-from fedaipc.federation import pc as pc_module
 from fedaipc.federation import round_terms
-from fedaipc.federation import trainer as module
-from fedaipc.federation import vault as vault_module
-from fedaipc.federation.admission import ROSTER_FILE, Admission, read_roster
-from fedaipc.federation.client_app import PC_FAILED, app, pc_folder
-from fedaipc.federation.flower_adapter import InProcessGrid
 from fedaipc.federation.job import Job, SignedJob
 from fedaipc.federation.messages import (
     AGREE,
@@ -60,11 +55,14 @@ from fedaipc.federation.messages import (
     decode_answer,
     decode_update,
 )
-from fedaipc.federation.pc import LEDGER_FILE, LOG_FILE, OWNER_FILE, Pc
 from fedaipc.federation.round_terms import hash_vector, make_terms
-from fedaipc.federation.simulation import prepare
-from fedaipc.federation.vault import Vault
 from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.pc import pc as pc_module
+from fedaipc.pc import trainer as module
+from fedaipc.pc import vault as vault_module
+from fedaipc.pc.client_app import PC_FAILED, app, pc_folder
+from fedaipc.pc.pc import LEDGER_FILE, LOG_FILE, OWNER_FILE, Pc
+from fedaipc.pc.vault import Vault
 from fedaipc.privacy import training
 from fedaipc.privacy.accountant import Mechanism
 from fedaipc.privacy.ledger import Charge, Ledger
@@ -72,8 +70,10 @@ from fedaipc.privacy.plan import charged_epsilon
 from fedaipc.sealing.committee import Agreement, Proposal, Release, Unmask, read_answer
 from fedaipc.sealing.dealing import Upload
 from fedaipc.sealing.keys import SigningKey
-from fedaipc.sealing.roster import Bundle, Roster
+from fedaipc.sealing.roster import ROSTER_FILE, Bundle, Roster, read_roster
 from fedaipc.sealing.terms import OPEN, Terms
+from fedaipc.simulation.flower_adapter import InProcessGrid
+from fedaipc.simulation.simulation import prepare
 from tests.federation.parts import on_the_wire, tiny
 from tests.model.tiny import make_folder
 from tests.model.tiny import settings as model_settings
@@ -1327,8 +1327,8 @@ def test_a_set_of_a_round_that_was_asked_before_a_newer_one_is_refused(
 ONLY_A_WORD = """
 import json, sys
 from flwr.app import Message
-from fedaipc.federation.client_app import app
-from fedaipc.federation.flower_adapter import InProcessGrid
+from fedaipc.pc.client_app import app
+from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.federation.messages import AGREE, SETUP, UNMASK, MemberRequest, SetupRequest
 
 told = json.load(sys.stdin)

@@ -9,9 +9,9 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
+from fedaipc.coordinator.quarrels import to_leave_out
 from fedaipc.errors import BadDealer, EncodingError, SealingError
 from fedaipc.federation.messages import AGREE, UNMASK, MemberRequest, decode_answer
-from fedaipc.federation.quarrels import to_leave_out
 from fedaipc.sealing.committee import Agreement, Release, Unmask, read_answer
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flwr.app import RecordDict
 
-    from fedaipc.federation.spool import Spool
+    from fedaipc.coordinator.spool import Spool
     from fedaipc.sealing.aggregator import Aggregator
     from fedaipc.sealing.committee import Proposal
 

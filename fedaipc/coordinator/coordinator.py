@@ -11,20 +11,20 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fedaipc.coordinator.checkpoint import Checkpoint, next_attempt
+from fedaipc.coordinator.exchange import Exchange
+from fedaipc.coordinator.membership import Membership
+from fedaipc.coordinator.quarrels import to_leave_out
+from fedaipc.coordinator.server_optimizer import ServerOptimizer
+from fedaipc.coordinator.sums import OpenSum, SealedSum
 from fedaipc.errors import BudgetExhausted, EncodingError, RoundError, SealingError
-from fedaipc.federation.checkpoint import Checkpoint, next_attempt
-from fedaipc.federation.exchange import Exchange
-from fedaipc.federation.membership import Membership
 from fedaipc.federation.messages import (
     EXHAUSTED,
     MASK,
     MaskRequest,
     decode_update,
 )
-from fedaipc.federation.quarrels import to_leave_out
 from fedaipc.federation.round_terms import hash_vector, make_terms
-from fedaipc.federation.server_optimizer import ServerOptimizer
-from fedaipc.federation.sums import OpenSum, SealedSum
 from fedaipc.privacy.plan import charged_epsilon, filter_order
 from fedaipc.results import RoundResult, Traffic
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedaipc.config import Settings
-    from fedaipc.federation.evaluation import Evaluation
+    from fedaipc.coordinator.evaluation import Evaluation
     from fedaipc.federation.job import SignedJob
     from fedaipc.sealing.roster import Roster
     from fedaipc.sealing.terms import Terms

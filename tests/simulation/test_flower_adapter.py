@@ -29,8 +29,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedaipc.errors import EngineError
-from fedaipc.federation import flower_adapter, flower_engine, processes
-from fedaipc.federation.flower_adapter import (
+from fedaipc.simulation import flower_adapter, flower_engine, processes
+from fedaipc.simulation.flower_adapter import (
     CLIENT_CRASHED,
     CLIENT_RAISED,
     MESSAGE_UNKNOWN,
@@ -38,7 +38,7 @@ from fedaipc.federation.flower_adapter import (
     ensure_message_identity,
     run_in_process,
 )
-from fedaipc.federation.flower_engine import run_on_flower_simulation
+from fedaipc.simulation.flower_engine import run_on_flower_simulation
 
 RUN_CONFIG = {"rate": 0.5, "name": "a b", "flag": True}
 app = ClientApp()
@@ -436,7 +436,7 @@ def main(grid, context):
     grid.send_and_receive([Message(RecordDict(), node, "query.hang") for node in nodes])
 
 if __name__ == "__main__":
-    from fedaipc.federation.flower_engine import run_on_flower_simulation
+    from fedaipc.simulation.flower_engine import run_on_flower_simulation
     run_on_flower_simulation(
         run_config={},
         num_pcs=1,

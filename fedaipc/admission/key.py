@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from fedaipc.errors import SealingError
 from fedaipc.files import write_atomic
 from fedaipc.sealing.keys import KEY_BYTES, SigningKey
-from fedaipc.sealing.roster import Roster
+from fedaipc.sealing.roster import ROSTER_FILE, Roster, read_roster
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-_KEY_FILE, ROSTER_FILE = "admission.key", "roster.bin"
+KEY_FILE = "admission.key"
 
 
 class Admission:
@@ -32,7 +32,7 @@ class Admission:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        path = folder / _KEY_FILE
+        path = folder / KEY_FILE
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomic(path, SigningKey().secret(), private=True)
@@ -67,14 +67,3 @@ class Admission:
         content = self.key.public + roster.encode()
         write_atomic(path, content)
         return content
-
-
-def read_roster(content: bytes) -> tuple[bytes, Roster]:
-    """The admission key's public half, and the list that it signed.
-
-    Raises SealingError or EncodingError.
-    """
-    if len(content) < KEY_BYTES:
-        raise SealingError("the list of members is cut off")
-    admission = content[:KEY_BYTES]
-    return admission, Roster.decode(content[KEY_BYTES:], admission)

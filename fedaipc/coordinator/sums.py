@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedaipc.coordinator.opening import Opening
+from fedaipc.coordinator.spool import Spool
 from fedaipc.errors import EncodingError, SealingError
-from fedaipc.federation.opening import Opening
-from fedaipc.federation.spool import Spool
 from fedaipc.sealing.aggregator import Aggregator
 from fedaipc.sealing.dealing import Upload
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from fedaipc.federation.opening import Ask
+    from fedaipc.coordinator.opening import Ask
     from fedaipc.sealing.terms import Terms
 
 
