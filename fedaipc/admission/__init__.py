@@ -1,6 +1,10 @@
 """The holder of a federation's admission key: who belongs to it, and which jobs it runs.
 
-key.py  the key, and the list of members that it signs
+federation.py  the folder of a federation: made once, members come and go
+key.py         the admission key, and the list of members that it signs
+members.py     all PCs that were ever admitted
+letters.py     invites and requests, which people hand to each other
+authority.py   TLS certificates of the federation's own authority
 
 Nothing here runs on the coordinator's server.
 """

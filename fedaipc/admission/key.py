@@ -41,14 +41,15 @@ class Admission:
         except ValueError:
             raise SealingError(f"{path}: damaged; restore it from a copy") from None
 
-    def roster(self, members: Collection[bytes]) -> bytes:
+    def roster(self, members: Collection[bytes], federation: str | None = None) -> bytes:
         """What the coordinator gets: the last list if it has these members, else the next one.
 
-        A new list has a new beacon, drawn here, after its members are final. Raises SealingError
-        where the last list is damaged or not by this key.
+        A new list has a new beacon, drawn here, after its members are final. `federation` names
+        the first list's, else it gets a random name. Raises SealingError where the last list is
+        damaged or not by this key.
         """
         path = self._folder / ROSTER_FILE
-        federation, version = secrets.token_hex(8), 0
+        federation, version = federation or secrets.token_hex(8), 0
         if path.is_file():
             content = path.read_bytes()
             signer, last = read_roster(content)

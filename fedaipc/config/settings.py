@@ -349,6 +349,7 @@ class OwnerSettings(Section):
     size_class: int = Field(ge=1, description="public upper end of the number of records")
     base: str = Field(min_length=1, description="the one base model that this PC trains")
     admission: str = Field(pattern=r"^[0-9a-f]{64}$")
+    server: str | None = Field(None, description="host:port of the coordinator's server")
     policy: Policy = Policy()
     insecure_test_seed: Seed | None = None
     drop_out: float = Field(0.0, ge=0, le=1)
