@@ -3,7 +3,7 @@
 federation.py  the folder of a federation: made once, members come and go
 key.py         the admission key, and the list of members that it signs
 members.py     all PCs that were ever admitted
-letters.py     invites and requests, which people hand to each other
+jobs.py        signed jobs
 authority.py   TLS certificates of the federation's own authority
 
 Nothing here runs on the coordinator's server.

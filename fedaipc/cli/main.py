@@ -15,6 +15,7 @@ from fedaipc.cli import (
     doctor,
     enrol,
     federation,
+    job,
     predict,
     privacy,
     report,
@@ -38,6 +39,7 @@ app.command("leave")(enrol.leave)
 app.command("move-out")(enrol.move_out)
 app.command("move-in")(enrol.move_in)
 app.add_typer(federation.app, name="federation")
+app.add_typer(job.app, name="job")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(assets.app, name="assets")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
@@ -98,7 +97,7 @@ def simulate(
             )
         simulation.check_engine(engine, pc_state)
         settings = with_saved(settings, processor_name())
-        with _WarmUp(console) as warm_up:
+        with WarmUpBar(console) as warm_up:
             run = simulation.prepare(
                 settings,
                 pc_state=pc_state,
@@ -140,12 +139,12 @@ def simulate(
 
 
 def _announce(console: Console, run: Run) -> None:
-    from fedaipc.coordinator.server_app import DATA_FILE
+    from fedaipc.federation.job_folder import read_facts
     from fedaipc.report.words import NOT_SEALED
 
     settings = run.settings
     privacy, federation = settings.privacy, settings.federation
-    facts = json.loads((run.folder / DATA_FILE).read_text(encoding="utf-8"))
+    facts = read_facts(run.folder)
     for reason in facts["not_private"]:
         console.print("[bold red]NOT PRIVATE[/]:", escape(reason), highlight=False)
     if settings.sealing.mode == "none":
@@ -173,7 +172,7 @@ def _base(facts: dict[str, Any], settings: Settings) -> str:
     return settings.model.base if warm is None else f"{warm['base']} warmed up on {warm['source']}"
 
 
-class _WarmUp:
+class WarmUpBar:
     """Shows that the base is trained on public texts first, if it is."""
 
     def __init__(self, console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -24,8 +23,14 @@ from fedaipc.config import Settings, load_settings
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
 from fedaipc.coordinator.evaluation import Evaluation
-from fedaipc.errors import BudgetExhausted, EncodingError, OutputError
-from fedaipc.federation.job import Job, SignedJob
+from fedaipc.errors import BudgetExhausted
+from fedaipc.federation.job_folder import (
+    CONFIG_FILE,
+    TEST_FILE,
+    VALIDATION_FILE,
+    read_facts,
+    read_job,
+)
 from fedaipc.federation.round_terms import colluding_members, job_thresholds, update_bound
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
@@ -45,19 +50,13 @@ from fedaipc.results import (
     RoundResult,
     SealingFacts,
 )
-from fedaipc.sealing.roster import ROSTER_FILE, read_roster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fedaipc.federation.job import Job
     from fedaipc.sealing.roster import Roster
 
-CONFIG_FILE = "config.toml"
-JOB_FILE = "job.json"
-SIGNATURE_FILE = "job.sig"
-DATA_FILE = "data.json"
-VALIDATION_FILE = "validation.parquet"
-TEST_FILE = "test.parquet"
 MODEL_FOLDER = "model"
 EVENT = "fedaipc-round "
 
@@ -210,7 +209,7 @@ def _facts(
     """What is known before the first round; a run that goes on keeps its start and its time."""
     before = Results.load(folder) if (folder / RESULTS_FILE).is_file() else None
     device, privacy, plan = choose_device(settings.speed), settings.privacy, job.plan
-    data = json.loads(_read(folder / DATA_FILE))
+    data = read_facts(folder)
     return Results(
         fedaipc=fedaipc.__version__,
         name=settings.output.name,
@@ -281,21 +280,3 @@ def _cache(settings: Settings, folder: Path) -> Path | None:
     if not settings.speed.cache_frozen:
         return None
     return Path(settings.speed.cache_folder or folder / "cache")
-
-
-def read_job(folder: Path) -> tuple[SignedJob, Roster]:
-    """The job and the members of a run folder. Raises OutputError, RoundError or SealingError."""
-    job = Job.parse(_read(folder / JOB_FILE))
-    signature = _read(folder / SIGNATURE_FILE).strip()
-    try:
-        admission, roster = read_roster((folder / ROSTER_FILE).read_bytes())
-        return SignedJob.read(job.model_dump_json(), bytes.fromhex(signature), admission), roster
-    except (OSError, ValueError, EncodingError) as error:
-        raise OutputError(f"{folder}: job or members cannot be read ({error})") from None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read ({error.strerror}); not a run folder?") from None

@@ -1,6 +1,8 @@
 """What both sides of a round agree on.
 
 job.py          what is asked of a PC; public, the same for all PCs, signed
+job_folder.py   a signed job on the disk
+letters.py      invites and requests, which people hand to each other
 messages.py     requests and replies <-> Flower records
 round_terms.py  the public facts of a round, computed alike on both sides
 """

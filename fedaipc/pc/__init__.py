@@ -5,4 +5,5 @@ pc.py          setup, agree, unmask: its keys and its word; no torch
 trainer.py     mask: check, charge, train, seal
 policy.py      what its owner lets a job ask for
 vault.py       its keys and promises on the disk
+enrol.py       how it comes to belong to a federation, leaves it, or moves
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,31 +18,29 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from fedaipc.admission.key import Admission
-from fedaipc.config import WarmUpSettings, load_settings, to_toml
+from fedaipc.config import load_settings
 from fedaipc.coordinator import server_app
-from fedaipc.data.prepare import deduplicate, label_list, prepare_simulation
-from fedaipc.data.sources import read_records
+from fedaipc.data.prepare import prepare_simulation
 from fedaipc.errors import (
     BudgetExhausted,
-    DataError,
     EngineError,
     OutputError,
     RoundError,
     SealingError,
 )
 from fedaipc.federation.job import Job, SignedJob, make_job
+from fedaipc.federation.job_folder import CONFIG_FILE, JOB_FILE, write_job
 from fedaipc.federation.round_terms import check_sealing
 from fedaipc.files import write_text
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.device import choose_device
 from fedaipc.model.load import is_local
-from fedaipc.model.warm_up import warmed_up
+from fedaipc.model.warm_up import warm_base
 from fedaipc.pc.client_app import app as client_app
 from fedaipc.pc.client_app import pc_folder
 from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import filter_order, make_plan
-from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult, WarmUpFacts
+from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult
 from fedaipc.sealing.roster import ROSTER_FILE
 from fedaipc.simulation import flower_engine
 from fedaipc.simulation.flower_adapter import run_in_process
@@ -53,7 +50,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from fedaipc.config import Settings
-    from fedaipc.data.prepare import SimulatedData
 
 _PLACE_FILE = "pc-state.json"
 _FEDERATION_FOLDER = "federation"  # beside the PCs
@@ -91,27 +87,15 @@ def prepare(
     settings = _with_whole_paths(settings)
     check_sealing(settings)
     data = prepare_simulation(settings.data, settings.federation.pcs)
-    settings, public = _warm_up(settings, data, on_warm_up)
+    settings, public = warm_base(settings, data, on_warm_up)
     layout_hash = Classifier(settings.model, data.labels).layout.hash
     plan = make_plan(settings)
     order = filter_order(plan, settings.federation.rounds, settings.privacy.lifetime_epsilon)
     folder = _new_folder(Path(settings.output.folder), settings.output.name)
     try:
         state = _pc_state(pc_state or folder / "pcs")
-        data.validation.write_parquet(folder / server_app.VALIDATION_FILE)
-        data.test.write_parquet(folder / server_app.TEST_FILE)
-        facts = {
-            "source": settings.data.source,
-            "labels": data.labels,
-            "train": len(data.train),
-            "validation": len(data.validation),
-            "test": len(data.test),
-            "notes": data.notes,
-            "warm_up": None if public is None else public.model_dump(mode="json"),
-        }
         # Relative where the PCs lie within: then the whole folder can be moved.
         write_text(folder / _PLACE_FILE, json.dumps("pcs" if pc_state is None else str(state)))
-        write_text(folder / server_app.CONFIG_FILE, to_toml(settings))
         with _locked(state):
             admission = Admission(state / _FEDERATION_FOLDER)
             parts = [data.train.take(indices) for indices in data.parts]
@@ -132,9 +116,17 @@ def prepare(
                 secrets.token_hex(8),
                 [owner.size_class for owner in owners],
             )
-            _write_job(folder, job, admission, [state / owner.name for owner in owners])
-            facts["not_private"] = _not_private(settings, test_seed, ledgers)
-            write_text(folder / server_app.DATA_FILE, json.dumps(facts, indent=2))
+            identities = [Vault.create(state / owner.name).identity.public for owner in owners]
+            (folder / ROSTER_FILE).write_bytes(admission.roster(identities))
+            write_job(
+                folder,
+                SignedJob.sign(admission.key, job),
+                settings,
+                data,
+                train=len(data.train),
+                warm_up=public,
+                not_private=_not_private(settings, test_seed, ledgers),
+            )
             covered = _covered_rounds(job, ledgers, state)
             # A crash before the last PC has joined leaves them in no run: some would train the
             # old one on the records of the new one, or the other way round.
@@ -153,48 +145,6 @@ def prepare(
     return Run(folder, state, settings, covered)
 
 
-def _warm_up(
-    settings: Settings, data: SimulatedData, on_step: Callable[[int, int], None]
-) -> tuple[Settings, WarmUpFacts | None]:
-    """Settings with the warmed-up base, and what it was; as they were without a warm-up.
-
-    A text that is also in the validation or test set is not trained on.
-    """
-    wanted, before = settings.warm_up, settings.model
-    if wanted.source is None:
-        return settings, None
-    public = read_records(
-        wanted.source,
-        text_column=wanted.text_column,
-        label_column=wanted.label_column,
-        group_column=None,
-    )
-    public, _ = deduplicate(public, data.validation, data.test)
-    if not len(public):
-        raise DataError("warm_up.source: nothing is left but texts of the validation and test sets")
-    label_list(public, data.labels, what="warm_up.source")
-    started, device = time.monotonic(), choose_device(settings.speed)
-    base = warmed_up(wanted, before, data.labels, public, device, on_step)
-    model = before.model_copy(update={"base": base, "keep_layers": None})
-    facts = WarmUpFacts(
-        base=before.base,
-        source=wanted.source,
-        texts=len(public),
-        seconds=time.monotonic() - started,
-    )
-    # Without the source: who runs the resolved settings again starts from the same base.
-    return settings.model_copy(update={"model": model, "warm_up": WarmUpSettings()}), facts
-
-
-def _write_job(folder: Path, job: Job, admission: Admission, pcs: Sequence[Path]) -> None:
-    """What the coordinator gets from the holder of the admission key."""
-    identities = [Vault.create(pc).identity.public for pc in pcs]
-    (folder / ROSTER_FILE).write_bytes(admission.roster(identities))
-    signed = SignedJob.sign(admission.key, job)
-    write_text(folder / server_app.JOB_FILE, job.model_dump_json(indent=2))
-    write_text(folder / server_app.SIGNATURE_FILE, signed.signature.hex())
-
-
 def _with_whole_paths(settings: Settings) -> Settings:
     """Paths that hold from any folder: engines and later commands may run in another one."""
     model, speed = settings.model, settings.speed
@@ -209,14 +159,14 @@ def _with_whole_paths(settings: Settings) -> Settings:
 
 def reopen(folder: Path) -> Run:
     """A run that was cut off. Raises OutputError or RoundError where there is nothing to resume."""
-    if not (folder / server_app.JOB_FILE).is_file():
+    if not (folder / JOB_FILE).is_file():
         raise OutputError(f"{folder}: not a run folder; give the one that the run wrote")
     if _status(folder) == "finished":
         raise RoundError(f"{folder}: this run is finished; there is nothing to resume")
     state = folder.resolve() / json.loads((folder / _PLACE_FILE).read_text(encoding="utf-8"))
     if not state.is_dir():
         raise OutputError(f"{state}: the folder with the state of the PCs is gone")
-    settings = load_settings(folder / server_app.CONFIG_FILE)
+    settings = load_settings(folder / CONFIG_FILE)
     run = Run(folder, state, settings, settings.federation.rounds)
     _check_joined(run)
     return run
@@ -265,7 +215,7 @@ def _check_joined(run: Run) -> None:
         joined = json.loads((run.pc_state / _JOINED_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         joined = None
-    if joined != Job.parse((run.folder / server_app.JOB_FILE).read_text(encoding="utf-8")).run:
+    if joined != Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).run:
         raise RoundError(
             f"{run.pc_state}: these PCs joined another run since and hold its records; start "
             "this one anew"
@@ -326,7 +276,7 @@ def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
 
 def _completed(run: Run) -> Results:
     """results.json with what each PC holds and has spent, read from its own folder."""
-    plan = Job.parse((run.folder / server_app.JOB_FILE).read_text(encoding="utf-8")).plan
+    plan = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).plan
     folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.pcs)]
     pcs = [pc_result(folder, plan) for folder in folders]
     return Results.load(run.folder).model_copy(update={"pcs": tuple(pcs)})
