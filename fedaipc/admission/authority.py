@@ -16,14 +16,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedaipc.errors import AdmissionError
+from fedaipc.federation.server_folder import AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE
 from fedaipc.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-AUTHORITY_FILE, AUTHORITY_KEY_FILE = "authority.pem", "authority.key"
-SERVER_FILE, SERVER_KEY_FILE = "server.pem", "server.key"
+AUTHORITY_KEY_FILE = "authority.key"
 _AUTHORITY_DAYS, _SERVER_DAYS = 3650, 398
 _BEFORE = timedelta(hours=1)  # clocks of PCs may be late
 
@@ -74,14 +74,6 @@ def issue_server(folder: Path, to: Path, names: Sequence[str]) -> None:
     )
     write_atomic(to / SERVER_KEY_FILE, _secret(key), private=True)
     write_atomic(to / SERVER_FILE, certificate.public_bytes(serialization.Encoding.PEM))
-
-
-def server_until(path: Path) -> datetime:
-    """When the certificate ends. Raises AdmissionError where it cannot be read."""
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-    except (OSError, ValueError) as error:
-        raise AdmissionError(f"{path}: the certificate cannot be read ({error})") from None
 
 
 def _certificate(

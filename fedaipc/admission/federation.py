@@ -13,23 +13,23 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationError
-
-from fedaipc.admission.authority import (
-    AUTHORITY_FILE,
-    SERVER_FILE,
-    SERVER_KEY_FILE,
-    issue_server,
-    make_authority,
-    server_until,
-)
+from fedaipc.admission.authority import issue_server, make_authority
 from fedaipc.admission.key import KEY_FILE, Admission
 from fedaipc.admission.members import MEMBER_DAYS, Member, Members
-from fedaipc.config import Section
 from fedaipc.errors import AdmissionError, FedaipcError
 from fedaipc.federation.letters import Invite, Request
+from fedaipc.federation.server_folder import (
+    AUTHORITY_FILE,
+    FACTS_FILE,
+    NODES_FILE,
+    SERVER_FILE,
+    Facts,
+    Node,
+    Nodes,
+    server_until,
+)
 from fedaipc.files import write_atomic
 from fedaipc.sealing.keys import fingerprint
 from fedaipc.sealing.roster import ROSTER_FILE
@@ -38,57 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-FACTS_FILE, NODES_FILE, SERVER_FOLDER = "federation.json", "nodes.json", "server"
+SERVER_FOLDER = "server"
 _DAY = 24 * 3600
-
-
-class Facts(Section):
-    """Public. `address` is host:port as PCs reach it; `admission` the public key in hex."""
-
-    version: Literal[1] = 1
-    federation: str = Field(pattern=r"^[0-9a-f]{16}$")
-    admission: str = Field(pattern=r"^[0-9a-f]{64}$")
-    address: str
-    names: tuple[str, ...] = Field(min_length=1)
-
-    @classmethod
-    def load(cls, folder: Path) -> Facts:
-        """Raises AdmissionError where the folder is none of a federation or its server."""
-        path = folder / FACTS_FILE
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise AdmissionError(
-                f"{folder}: no federation is here; make one with `fedaipc federation init`"
-            ) from None
-        except (OSError, ValidationError) as error:
-            raise AdmissionError(
-                f"{path}: cannot be read ({type(error).__name__}); restore it from a copy"
-            ) from None
-
-
-class Node(Section):
-    """What the server knows of a member: which transport key it lets in."""
-
-    name: str
-    node_key: str
-
-
-class Nodes(Section):
-    """All that the server lets in."""
-
-    nodes: tuple[Node, ...] = ()
-
-    @classmethod
-    def load(cls, folder: Path) -> Nodes:
-        """Raises AdmissionError."""
-        try:
-            return cls.model_validate_json((folder / NODES_FILE).read_bytes())
-        except (OSError, ValidationError) as error:
-            raise AdmissionError(
-                f"{folder / NODES_FILE}: cannot be read ({type(error).__name__}); copy the "
-                "federation's server folder again"
-            ) from None
 
 
 class Federation:
@@ -231,8 +182,3 @@ class Federation:
             raise AdmissionError(f"{self.folder}: cannot be written ({error.strerror})") from None
         except FedaipcError as error:
             raise AdmissionError(str(error)) from None
-
-
-SERVER_FILES = (
-    FACTS_FILE, AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE, ROSTER_FILE, NODES_FILE,
-)  # fmt: skip

@@ -10,6 +10,7 @@ import typer
 from fedaipc import __version__
 from fedaipc.cli import (
     assets,
+    client,
     config,
     data,
     doctor,
@@ -19,6 +20,7 @@ from fedaipc.cli import (
     predict,
     privacy,
     report,
+    server,
     simulate,
 )
 from fedaipc.errors import FedaipcError
@@ -35,6 +37,11 @@ app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.command("enroll")(enrol.enroll)
+app.command("client")(client.client)
+app.command("server")(server.server)
+app.command("train")(server.train)
+app.command("status")(server.status)
+app.command("stop")(server.stop)
 app.command("leave")(enrol.leave)
 app.command("move-out")(enrol.move_out)
 app.command("move-in")(enrol.move_in)

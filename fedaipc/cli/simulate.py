@@ -106,7 +106,7 @@ def simulate(
             )
     _announce(console, run)
     with ExitStack() as open_until_end:
-        watchers = [open_until_end.enter_context(_Display(console, run.settings)).on_round]
+        watchers = [open_until_end.enter_context(Display(console, run.settings)).on_round]
         if run.settings.output.tensorboard:
             from fedaipc.report.tensorboard import Scalars
 
@@ -203,7 +203,7 @@ class WarmUpBar:
         self._bar.update(self._bar.task_ids[0], completed=step)
 
 
-class _Display:
+class Display:
     """A live bar on a terminal, a line per evaluated round elsewhere."""
 
     def __init__(self, console: Console, settings: Settings) -> None:

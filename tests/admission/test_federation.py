@@ -13,10 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 
-from fedaipc.admission import federation as module
-from fedaipc.admission.federation import Facts, Federation, Nodes
+from fedaipc.admission.federation import Federation
 from fedaipc.errors import AdmissionError
 from fedaipc.federation.letters import Invite, Request
+from fedaipc.federation.server_folder import SERVER_FILES, Facts, Nodes
 from fedaipc.sealing.keys import SigningKey
 from fedaipc.sealing.roster import read_roster
 
@@ -43,7 +43,7 @@ def members(federation: Federation) -> tuple[bytes, ...]:
 def test_the_server_gets_all_it_needs_and_no_secret_but_its_own(federation: Federation) -> None:
     federation.admit(request(federation, 1))
     server = federation.folder / "server"
-    assert {path.name for path in server.iterdir()} == set(module.SERVER_FILES)
+    assert {path.name for path in server.iterdir()} == set(SERVER_FILES)
     secrets = [
         (federation.folder / name).read_bytes() for name in ("admission.key", "authority.key")
     ]
