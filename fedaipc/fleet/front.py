@@ -2,7 +2,7 @@
 
 A SuperLink serves its fleet, control and runtime calls on one port, by a server without a time
 limit for slow senders. So the SuperLink stays on loopback and this process faces the network:
-TLS 1.3 only, twelve exact paths, and a limit on everything that a stranger can make grow
+TLS 1.3 only, eight exact paths, and a limit on everything that a stranger can make grow
 (connections, headers, bodies, time). h11 reads and writes HTTP, Python does TLS.
 
 Started by `python -m fedaipc.fleet.front`, which the server's supervisor does. What a PC makes of
@@ -40,23 +40,19 @@ if TYPE_CHECKING:
 TARGETS = frozenset(
     b"/v1/fleet/" + call
     for call in (
-        b"register-node",
         b"activate-node",
         b"deactivate-node",
-        b"unregister-node",
         b"send-node-heartbeat",
         b"pull-messages",
         b"push-messages",
-        b"get-run",
-        b"get-fab",
         b"push-object",
         b"pull-object",
         b"confirm-message-received",
     )
 )
 # Only these headers travel on, either way; and flwr-*. uvicorn would trust an X-Forwarded-For.
-PASS = frozenset({b"content-type", b"content-length", b"accept"})
-# SuperNodes send none of these, and each is a way to make two parsers disagree.
+PASS = frozenset({b"content-type", b"content-length", b"accept", b"date"})
+# PCs send none of these, and each is a way to make two parsers disagree.
 NEVER = frozenset(
     {b"transfer-encoding", b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"}
 )
@@ -231,7 +227,7 @@ class Front:
                 took = round((time.monotonic() - start) * 1000, 1)
                 self.log({"event": "request", "peer": peer} | entry | {"ms": took})
         if client.http.our_state is not h11.DONE or client.http.trailing_data[0]:
-            return False  # asked to close, or sent ahead of the answer, as no SuperNode does
+            return False  # asked to close, or sent ahead of the answer, as no PC does
         client.http.start_next_cycle()
         return True
 
@@ -307,7 +303,7 @@ class Front:
             await link.send(h11.EndOfMessage())
             while isinstance(answer := await link.event(), h11.InformationalResponse):
                 pass
-        # SuperNodes follow redirects, so none may pass.
+        # PCs follow redirects, so none may pass.
         if not isinstance(answer, h11.Response) or 300 <= answer.status_code < 400:
             raise Refused(502, "superlink-answer")
         entry["status"], headers, pace = answer.status_code, passed(answer), Pace(limits)

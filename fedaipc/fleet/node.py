@@ -53,6 +53,7 @@ _SHORTEST, _LONGEST = 0.02, 5.0  # s between two looks for a message
 _PATIENT = 20  # waiting costs at most this part of the time since the last message
 _LONGEST_PAUSE = 60.0  # s between two attempts at a server that is away
 _DOWNLOAD, _UPLOAD = 600.0, 170.0  # s; the SuperLink gives an upload up after 180 s of silence
+_REST = 15.0  # s between two questions whether to work again
 _NODE_FILE = "node.json"
 _BUSY = (502, 503, 504)
 _T = TypeVar("_T")
@@ -70,6 +71,7 @@ class _NotAdmitted(Exception):  # noqa: N818 - a state, not a fault
 class FleetNode:
     """The PC in `folder` at the server with this address; `authority` is a certificate in PEM.
 
+    `may_work` is asked before each look for a message and says why not to work now, if so.
     `serve` returns after `stop`. Raises AdmissionError where the PC's key cannot be read, or
     another process serves this PC.
     """
@@ -81,9 +83,11 @@ class FleetNode:
         key: Path,
         folder: Path,
         app: ClientApp,
+        may_work: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._auth = NodeAuth(key)
-        self._folder, self._app = folder, app
+        self._folder, self._app, self._may_work = folder, app, may_work
+        self._resting = False
         self._fleet = FleetHttpClient.from_server_address(
             address, False, authority,
             interceptors=[RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
@@ -120,6 +124,8 @@ class FleetNode:
     def _loop(self) -> None:
         pause = 0.5
         while not self._stop.is_set():
+            if self._rests():
+                continue
             try:
                 if self._node is None:
                     self._come_online()
@@ -141,6 +147,20 @@ class FleetNode:
                 _log.warning("the server cannot be reached: %s", _why(error))
             self._stop.wait(pause * random.uniform(0.7, 1.3))  # noqa: S311 - no secret
             pause = min(_LONGEST_PAUSE, pause * 2)
+
+    def _rests(self) -> bool:
+        """Whether the owner wants no work now: then the server counts on no answer."""
+        why = self._may_work()
+        if (why is not None) != self._resting:
+            self._resting = why is not None
+            _log.info("at work again" if why is None else f"resting: {why}")
+            if self._resting and self._node is not None:
+                with suppress(httpx.HTTPError):
+                    self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+                self._node = None
+        if self._resting:
+            self._stop.wait(_REST)
+        return self._resting
 
     def _come_online(self) -> None:
         """A node that crashed is online for the SuperLink, which activates no such node. But it

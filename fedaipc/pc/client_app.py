@@ -27,11 +27,14 @@ from fedaipc.federation.messages import (
     MaskRequest,
     MemberRequest,
     SetupRequest,
+    asked_for,
+    contents,
     encode_answer,
     encode_refusal,
     encode_update,
 )
-from fedaipc.pc.pc import Pc, SimulatedDropOut
+from fedaipc.pc import sent
+from fedaipc.pc.pc import LEDGER_FILE, Pc, SimulatedDropOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,28 +50,29 @@ _log = logging.getLogger(__name__)
 @app.query("setup")
 def setup(message: Message, context: Context) -> Message:
     """Public name and key bundle."""
-    return _reply(message, lambda: _setup(_pc(context), SetupRequest.decode(message.content)))
+    return _reply("setup", message, context, lambda pc: _setup(pc, message))
 
 
 @app.train("mask")
 def mask(message: Message, context: Context) -> Message:
     """One round's sealed update; a refusal on public grounds; else nothing but an error code."""
-    return _reply(message, lambda: _mask(_pc(context), MaskRequest.decode(message.content)))
+    return _reply("mask", message, context, lambda pc: _mask(pc, message))
 
 
 @app.query("agree")
 def agree(message: Message, context: Context) -> Message:
     """A member's word on the set of updates to sum."""
-    return _reply(message, lambda: _member(_pc(context), message, unmask=False))
+    return _reply("agree", message, context, lambda pc: _member(pc, message, unmask=False))
 
 
 @app.query("unmask")
 def unmask(message: Message, context: Context) -> Message:
     """A member's shares for the agreed set."""
-    return _reply(message, lambda: _member(_pc(context), message, unmask=True))
+    return _reply("unmask", message, context, lambda pc: _member(pc, message, unmask=True))
 
 
-def _setup(pc: Pc, request: SetupRequest) -> RecordDict:
+def _setup(pc: Pc, message: Message) -> RecordDict:
+    request = SetupRequest.decode(message.content)
     with _told(pc):
         return pc.setup(request).encode()
 
@@ -89,7 +93,8 @@ def _told(pc: Pc) -> Iterator[None]:
         raise
 
 
-def _mask(pc: Pc, request: MaskRequest) -> RecordDict:
+def _mask(pc: Pc, message: Message) -> RecordDict:
+    request = MaskRequest.decode(message.content)
     from fedaipc.pc.trainer import Trainer  # loads torch; the other stages need none
 
     trainer = Trainer(pc, request)
@@ -103,16 +108,37 @@ def _mask(pc: Pc, request: MaskRequest) -> RecordDict:
     return encode_update(trainer.train(admitted))
 
 
-def _reply(message: Message, answer: Callable[[], RecordDict]) -> Message:
-    """The answer, or one fixed code: Flower would send an exception's text to the server."""
+def _reply(
+    stage: str, message: Message, context: Context, answer: Callable[[Pc], RecordDict]
+) -> Message:
+    """The answer, or one fixed code: Flower would send an exception's text to the server.
+
+    A PC at a real server notes what leaves before it leaves.
+    """
     try:
-        return Message(answer(), reply_to=message)
+        pc = _pc(context)
+        records = answer(pc)
+        if pc.owner.server is not None:
+            _note(pc, stage, message, records)
+        return Message(records, reply_to=message)
     except SimulatedDropOut:
         pass
     except (Exception, SystemExit):  # noqa: BLE001 - nothing of it may leave the PC
         # Not into the log either, which in a simulation is the coordinator's.
         _log.warning("a PC could not take part")
     return Message(Error(code=PC_FAILED, reason=""), reply_to=message)
+
+
+def _note(pc: Pc, stage: str, message: Message, records: RecordDict) -> None:
+    epsilon = None
+    if stage == "mask":
+        from fedaipc.privacy.ledger import Ledger  # loads accountants; other stages need none
+
+        ledger = Ledger(pc.folder / LEDGER_FILE)
+        epsilon = None if ledger.unprotected else ledger.spent_epsilon()
+    refused = "refusal" in records
+    kind = f"{stage}, refused" if refused else stage
+    sent.note(pc.folder, kind, *asked_for(message.content), contents(records), epsilon)
 
 
 def _pc(context: Context) -> Pc:
