@@ -138,11 +138,9 @@ def process(log: Path, *command: object) -> Iterator[None]:
     """A `fedaipc` command that runs until the end of the block."""
     words = [str(word) for word in command]
     print(f"$ fedaipc {shlex.join(words)} &", flush=True)
-    group: dict[str, Any] = (
-        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        if sys.platform == "win32"
-        else {"start_new_session": True}
-    )
+    group: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     with log.open("ab") as file:
         child = subprocess.Popen(
             [*FEDAIPC, *words],

@@ -54,12 +54,12 @@ def train(
 
     Example: fedaipc train first-job --server acme-server
     """
-    from fedaipc.fleet.server import RUNS_FOLDER, running, submit, want
+    from fedaipc.fleet.server import run_folder, running, submit, want
 
     if (job is None) == (resume is None):
         raise OutputError("give the folder of a signed job, or --resume with a run's name")
     if resume is not None:
-        run = server / RUNS_FOLDER / resume
+        run = run_folder(server, resume)
         want(run)
     else:
         assert job is not None  # noqa: S101 - see above
@@ -105,9 +105,9 @@ def stop(
 
     Example: fedaipc stop first-job --server acme-server
     """
-    from fedaipc.fleet.server import RUNS_FOLDER, unwant
+    from fedaipc.fleet.server import run_folder, unwant
 
-    unwant(server / RUNS_FOLDER / run)
+    unwant(run_folder(server, run))
     typer.echo(f"{run}: the server stops it; `fedaipc train --resume {run}` goes on")
 
 

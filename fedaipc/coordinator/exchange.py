@@ -72,6 +72,9 @@ class Exchange:
             else:
                 time.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 1.5)
+        forget = getattr(self.grid, "forget", None)
+        if waiting and forget is not None:  # a real server keeps what nobody asks for any more
+            forget(list(waiting))
 
 
 def _parts(

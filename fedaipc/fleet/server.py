@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -30,6 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 import httpx
 from filelock import FileLock, Timeout
 
+from fedaipc.config import NAME
 from fedaipc.errors import AdmissionError, EngineError, OutputError
 from fedaipc.federation.server_folder import (
     NODES_FILE,
@@ -262,10 +264,11 @@ def submit(folder: Path, job: Path, name: str) -> Path:
     """Put a signed job into the server's folder as a wanted run. Raises OutputError."""
     from fedaipc.federation.job_folder import FILES, read_job
 
+    Facts.load(folder)
     missing = [file for file in FILES if not (job / file).is_file()]
     if missing:
         raise OutputError(f"{job}: {missing[0]} is missing; give what `fedaipc job sign` made")
-    target = folder / RUNS_FOLDER / name
+    target = run_folder(folder, name)
     try:
         target.mkdir(parents=True)
     except FileExistsError:
@@ -282,6 +285,13 @@ def submit(folder: Path, job: Path, name: str) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         raise
     return target
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    """Of the run of this name, whether it is there or not. Raises OutputError."""
+    if not re.fullmatch(NAME, name):
+        raise OutputError(f"{name}: a run's name has letters, digits, dots and dashes")
+    return folder / RUNS_FOLDER / name
 
 
 def want(run: Path) -> None:

@@ -41,7 +41,7 @@ class Work:
     def others_load(self) -> float:
         """Share of the whole processor that other processes used since the last call."""
         own = self._own.cpu_percent() / max(1, os.cpu_count() or 1)
-        return max(0.0, psutil.cpu_percent() - own) / 100
+        return max(0.0, float(psutil.cpu_percent()) - float(own)) / 100
 
 
 def _on_battery() -> bool:
