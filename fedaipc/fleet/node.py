@@ -36,9 +36,10 @@ from flwr.proto.node_pb2 import Node as NodeId
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from google.protobuf.message import DecodeError
 
 from fedaipc.errors import AdmissionError, EncodingError
-from fedaipc.files import write_atomic
+from fedaipc.files import write_atomic, write_private
 from fedaipc.fleet.node_auth import NodeAuth
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
 
@@ -54,7 +55,7 @@ _PATIENT = 20  # waiting costs at most this part of the time since the last mess
 _LONGEST_PAUSE = 60.0  # s between two attempts at a server that is away
 _DOWNLOAD, _UPLOAD = 600.0, 170.0  # s; the SuperLink gives an upload up after 180 s of silence
 _REST = 15.0  # s between two questions whether to work again
-_NODE_FILE = "node.json"
+_NODE_FILE, _PROMISE_FILE = "node.json", "promised.bin"
 _BUSY = (502, 503, 504)
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class FleetNode:
             address, False, authority,
             interceptors=[RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
         )  # fmt: skip
-        self._file = folder / _NODE_FILE
+        self._file, self._promised = folder / _NODE_FILE, folder / _PROMISE_FILE
         self._node: NodeId | None = None
         self._heard = time.monotonic()
         self._stop = threading.Event()
@@ -129,6 +130,7 @@ class FleetNode:
             try:
                 if self._node is None:
                     self._come_online()
+                    self._break_promise()
                     _log.info("connected")
                 self._look()
                 pause = 0.5
@@ -216,6 +218,7 @@ class FleetNode:
         try:
             self._handle(answer.messages_list[0], answer.message_object_trees[0])
         except _RunOver:
+            self._promised.unlink(missing_ok=True)
             _log.info("a message's run is over")
         except EncodingError as error:
             _log.warning("%s", error)
@@ -226,16 +229,38 @@ class FleetNode:
         message = unpack(head) if is_whole(tree) else fetch(name, lambda x: self._pull(run, x))
         confirm = ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=name)
         self._call(self._fleet.ConfirmMessageReceived, confirm, patience=30)
+        # A new `Message` reads these; nothing else of Flower's does here.
+        TaskIdentity.run_id, TaskIdentity.task_id = run, 0
+        TaskIdentity.node_id = 0 if self._node is None else self._node.node_id
+        self._promise(message)
         started = time.monotonic()
         reply = self._answer(message)
         del message
         self._send(run, reply, time.monotonic() - started)
+        self._promised.unlink(missing_ok=True)
+
+    def _promise(self, message: Message) -> None:
+        """Keep an error answer at hand: after a crash it spares the round from waiting for us."""
+        code = ErrorCode.CLIENT_APP_CRASHED
+        parcel = pack(Message(Error(code=code, reason=""), reply_to=message))
+        request = PushMessagesRequest(
+            messages_list=[parcel.head], message_object_trees=[parcel.tree],
+            clientapp_runtime_list=[0.0],
+        )  # fmt: skip
+        write_private(self._promised, request.SerializeToString())
+
+    def _break_promise(self) -> None:
+        """Say that the message at hand when this PC was cut off will not be answered."""
+        if not self._promised.is_file():
+            return
+        with suppress(DecodeError, httpx.HTTPStatusError, _RunOver, OSError):
+            request = PushMessagesRequest.FromString(self._promised.read_bytes())
+            request.node.CopyFrom(self._node)
+            self._call(self._fleet.PushMessages, request)
+        self._promised.unlink(missing_ok=True)
 
     def _answer(self, message: Message) -> Message:
         node = 0 if self._node is None else self._node.node_id
-        # A new `Message` reads these; nothing else of Flower's does here.
-        TaskIdentity.run_id, TaskIdentity.node_id = message.metadata.run_id, node
-        TaskIdentity.task_id = 0
         context = Context(
             run_id=message.metadata.run_id,
             node_id=node,
