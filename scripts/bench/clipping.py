@@ -66,7 +66,8 @@ SUBJECTS = {
     "full, 8 x 64": Subject("full", 8, 64, shape="BERT-base", most=1.10),
 }
 WAYS = ("book-keeping", "Opacus hooks", "Opacus ghost", "Opacus functorch")
-PARTS = ("subjects", "whole_steps", "noise")
+EXACT = "book-keeping, exact sums"
+PARTS = ("subjects", "exact", "whole_steps", "noise", "compiled")
 QUICK = ("book-keeping", "Opacus hooks")
 
 
@@ -125,8 +126,8 @@ class Bench:
 
     def clipped(self, way: str) -> Callable[[], None]:
         """Forward, backward and clipped sums, with the way's module around the model."""
-        if way == "book-keeping":
-            book = self.wrapped = BookKeepingModule(self.module)
+        if way in {"book-keeping", EXACT}:
+            book = self.wrapped = BookKeepingModule(self.module, exact_sums=way == EXACT)
 
             def run() -> None:
                 self.loss(book).backward()
@@ -252,6 +253,20 @@ def summary(found: list[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
+def compiled(name: str, repeats: int) -> dict[str, Any]:
+    """An ordinary pass through torch.compile against one without; first calls compile."""
+    floor, bench = Bench(SUBJECTS[name]), Bench(SUBJECTS[name])
+    bench.module = torch.compile(bench.module)  # type: ignore[assignment]
+    first = timed(bench.plain)
+    found = []
+    for _ in range(repeats + 1):
+        pair = timed(floor.plain), timed(bench.plain)
+        floor.zero()
+        bench.zero()
+        found.append(pair)
+    return {**summary(found[1:]), "first_seconds": round(first, 1)}
+
+
 def memory(name: str, way: str) -> int:
     """Peak memory of this process after three passes."""
     bench = Bench(SUBJECTS[name])
@@ -304,6 +319,8 @@ def one(kind: str, *what: str) -> Any:
         return steps(what[0], what[1], int(what[2]), int(what[3]))
     if kind == "memory":
         return memory(what[0], what[1])
+    if kind == "compiled":
+        return compiled(what[0], int(what[1]))
     return noise(int(what[0]), int(what[1]))
 
 
@@ -355,6 +372,12 @@ def main() -> None:
     repeats = "3" if arguments.quick else "9"
     parts: dict[str, Callable[[], Any]] = {
         "subjects": lambda: subjects(repeats, QUICK if arguments.quick else WAYS),
+        "exact": lambda: {
+            name: in_process("pairs", name, EXACT, repeats)
+            for name, subject in SUBJECTS.items()
+            if subject.method == "full"
+        },
+        "compiled": lambda: in_process("compiled", "full, 32 x 64", repeats),
         "whole_steps": lambda: whole_steps(repeats),
         "noise": lambda: in_process("noise", "22700000", repeats),
     }
@@ -366,7 +389,7 @@ def main() -> None:
     }
     if not arguments.quick:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({k: report[k] for k in ("whole_steps", "noise")}, indent=1))
+    print(json.dumps({k: report[k] for k in PARTS[1:]}, indent=1))
     kept = True
     for name, subject in report["subjects"].items():
         ours = subject["ways"]["book-keeping"]

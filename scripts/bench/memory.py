@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-DEMO = HERE.parent.parent / "simulations" / "demo.toml"
+HEAD = HERE.parent.parent / "simulations" / "no-warm-up.toml"
 COUNTS = (20, 200)
 ALLOWED = 1.10
 JOBS: dict[str, tuple[str, ...]] = {
-    "demo": ("federation.rounds=2",),
+    "head": ("federation.rounds=2",),
     "bitfit": ("federation.rounds=2", "model.method=bitfit", "data.limit=3000"),
     # With 20 PCs each sample is ten times larger, which alone takes memory. Here no batch is
     # larger than 4, so what is left is what a PC costs by being there.
@@ -89,7 +89,7 @@ def measured(job: str, pcs: int, folder: Path) -> dict[str, Any]:
 
     started = time.monotonic()
     settings = load_settings(
-        DEMO, [*JOBS[job], f"federation.pcs={pcs}", f"output.folder='{folder}'"]
+        HEAD, [*JOBS[job], f"federation.pcs={pcs}", f"output.folder='{folder}'"]
     )
     run = prepare(settings)
     prepared = peak_memory()
