@@ -36,6 +36,8 @@ source = "sentiment-4"
 limit = 600
 validation_size = 60
 test_size = 60
+[privacy]
+lifetime_epsilon = 100.0   # attempts that a crash cut off are charged, too
 [training]
 local_steps = 2
 [federation]
