@@ -13,7 +13,8 @@
     ├── EncodingError     an update has the wrong size, is not finite or does not fit the ring
     ├── RoundError        a run cannot go on: nobody can take part, a checkpoint does not match
     ├── EngineError       Flower's runtime did not start or did not finish
-    └── OutputError       a run folder cannot be written or read
+    ├── OutputError       a run folder cannot be written or read
+    └── AdmissionError    a federation's folder, letter, member or certificate is not as it must be
 
 Every message is one line that says what was wrong and how to mend it, and never holds a text, a
 label, a count or any other value of a PC's data. `exit_code` is what the command line returns.
@@ -74,6 +75,10 @@ class OutputError(FedaipcError):
 
 class SealingError(FedaipcError):
     exit_code = 13
+
+
+class AdmissionError(FedaipcError):
+    exit_code = 14
 
 
 class BadDealer(SealingError):  # noqa: N818 - it names who is at fault

@@ -28,7 +28,7 @@ def _utc(text: str) -> str:
     return text
 
 
-Engine = Literal["in-process", "flower"]
+Engine = Literal["in-process", "flower", "fleet"]
 UtcTime = Annotated[str, AfterValidator(_utc)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[int, Field(ge=0)]

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from fedaipc.config import Settings, load_settings
-from fedaipc.federation.simulation import prepare, simulate
 from fedaipc.results import Results
+from fedaipc.simulation.simulation import prepare, simulate
 
 HERE = Path(__file__).parent
 OPEN = ("privacy.mode=none",)

@@ -8,7 +8,21 @@ import sys
 import typer
 
 from fedaipc import __version__
-from fedaipc.cli import assets, config, data, doctor, predict, privacy, report, simulate
+from fedaipc.cli import (
+    assets,
+    client,
+    config,
+    data,
+    doctor,
+    enrol,
+    federation,
+    job,
+    predict,
+    privacy,
+    report,
+    server,
+    simulate,
+)
 from fedaipc.errors import FedaipcError
 
 app = typer.Typer(
@@ -22,6 +36,17 @@ app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
+app.command("enroll")(enrol.enroll)
+app.command("server")(server.server)
+app.command("train")(server.train)
+app.command("status")(server.status)
+app.command("stop")(server.stop)
+app.command("leave")(enrol.leave)
+app.command("move-out")(enrol.move_out)
+app.command("move-in")(enrol.move_in)
+app.add_typer(client.app, name="client")
+app.add_typer(federation.app, name="federation")
+app.add_typer(job.app, name="job")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(assets.app, name="assets")

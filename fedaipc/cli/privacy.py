@@ -52,7 +52,7 @@ def ledger(
 def _ledgers(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise LedgerError(f"{folder}: no such folder")
-    from fedaipc.federation.pc import LEDGER_FILE
+    from fedaipc.pc.pc import LEDGER_FILE
 
     place = folder / "pc-state.json"
     if place.is_file():

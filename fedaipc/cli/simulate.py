@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fedaipc.config import Settings
-    from fedaipc.federation.simulation import Run
     from fedaipc.results import RoundResult
+    from fedaipc.simulation.simulation import Run
 
 
 def simulate(
@@ -63,10 +62,10 @@ def simulate(
     """
     from fedaipc.doctor.machine import processor_name
     from fedaipc.doctor.saved import with_saved
-    from fedaipc.federation import simulation
     from fedaipc.report.html import write_all
     from fedaipc.report.tables import per_class, summary
     from fedaipc.results import Results
+    from fedaipc.simulation import simulation
 
     console = Console()
     if resume is not None:
@@ -98,7 +97,7 @@ def simulate(
             )
         simulation.check_engine(engine, pc_state)
         settings = with_saved(settings, processor_name())
-        with _WarmUp(console) as warm_up:
+        with WarmUpBar(console) as warm_up:
             run = simulation.prepare(
                 settings,
                 pc_state=pc_state,
@@ -107,7 +106,7 @@ def simulate(
             )
     _announce(console, run)
     with ExitStack() as open_until_end:
-        watchers = [open_until_end.enter_context(_Display(console, run.settings)).on_round]
+        watchers = [open_until_end.enter_context(Display(console, run.settings)).on_round]
         if run.settings.output.tensorboard:
             from fedaipc.report.tensorboard import Scalars
 
@@ -140,12 +139,12 @@ def simulate(
 
 
 def _announce(console: Console, run: Run) -> None:
-    from fedaipc.federation.server_app import DATA_FILE
+    from fedaipc.federation.job_folder import read_facts
     from fedaipc.report.words import NOT_SEALED
 
     settings = run.settings
     privacy, federation = settings.privacy, settings.federation
-    facts = json.loads((run.folder / DATA_FILE).read_text(encoding="utf-8"))
+    facts = read_facts(run.folder)
     for reason in facts["not_private"]:
         console.print("[bold red]NOT PRIVATE[/]:", escape(reason), highlight=False)
     if settings.sealing.mode == "none":
@@ -173,7 +172,7 @@ def _base(facts: dict[str, Any], settings: Settings) -> str:
     return settings.model.base if warm is None else f"{warm['base']} warmed up on {warm['source']}"
 
 
-class _WarmUp:
+class WarmUpBar:
     """Shows that the base is trained on public texts first, if it is."""
 
     def __init__(self, console: Console) -> None:
@@ -204,7 +203,7 @@ class _WarmUp:
         self._bar.update(self._bar.task_ids[0], completed=step)
 
 
-class _Display:
+class Display:
     """A live bar on a terminal, a line per evaluated round elsewhere."""
 
     def __init__(self, console: Console, settings: Settings) -> None:

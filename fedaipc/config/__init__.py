@@ -28,6 +28,7 @@ from fedaipc.config.settings import (
     Stage,
     TrainingSettings,
     WarmUpSettings,
+    WorkSettings,
 )
 from fedaipc.config.toml import load_owner, load_settings, settings_from, to_toml
 
@@ -53,6 +54,7 @@ __all__ = [
     "Stage",
     "TrainingSettings",
     "WarmUpSettings",
+    "WorkSettings",
     "describe_fields",
     "load_owner",
     "load_settings",

@@ -333,6 +333,16 @@ class Policy(Section):
     most_length: int = Field(512, ge=4, description="tokens of one text")
 
 
+class WorkSettings(Section):
+    """When a PC works for its federation, and how modestly."""
+
+    only_on_mains: bool = Field(False, description="not on battery")
+    most_load: float | None = Field(
+        None, gt=0, le=1, description="not while others use more of the processor than this share"
+    )
+    low_priority: bool = Field(True, description="give way to the owner's own programs")
+
+
 class OwnerSettings(Section):
     """What the owner of one PC decides. Stays on the PC.
 
@@ -349,7 +359,9 @@ class OwnerSettings(Section):
     size_class: int = Field(ge=1, description="public upper end of the number of records")
     base: str = Field(min_length=1, description="the one base model that this PC trains")
     admission: str = Field(pattern=r"^[0-9a-f]{64}$")
+    server: str | None = Field(None, description="host:port of the coordinator's server")
     policy: Policy = Policy()
+    work: WorkSettings = WorkSettings()
     insecure_test_seed: Seed | None = None
     drop_out: float = Field(0.0, ge=0, le=1)
     drop_out_stage: Stage = "mask"

@@ -26,16 +26,39 @@ _MOST_LABELS = 1000
 _WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class SimulatedData:
-    """`parts[i]` holds PC i's indices into `train`. No text is in two of the three sets."""
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class HeldBack:
+    """What the model is measured on. No text is in two sets."""
 
-    train: Records
     validation: Records
     test: Records
     labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class SimulatedData(HeldBack):
+    """And what PCs are given: `parts[i]` holds PC i's indices into `train`."""
+
+    train: Records
     parts: tuple[npt.NDArray[np.int64], ...]
-    notes: tuple[str, ...]
+
+
+def prepare_held_back(settings: DataSettings) -> HeldBack:
+    """The sets of `data.validation` and `data.test`, where nobody here has what PCs train on.
+
+    Raises DataError: one of them is not given or cannot be used, one class only.
+    """
+    missing = "validation" if settings.validation is None else "test"
+    if settings.validation is None or settings.test is None:
+        raise DataError(
+            f"data.{missing} is not given: a real federation is measured on public texts; name "
+            "two files of them in data.validation and data.test"
+        )
+    given = _read_given(settings)
+    labels = label_list(given["validation"], settings.labels, what="data.validation")
+    label_list(given["test"], labels, what="data.test")
+    return HeldBack(validation=given["validation"], test=given["test"], labels=labels)
 
 
 def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:

@@ -13,9 +13,11 @@ here.
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -24,6 +26,8 @@ from fedaipc.config import NAME, RUN
 from fedaipc.errors import EncodingError, RoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
 SETUP, MASK, AGREE, UNMASK = "query.setup", "train.mask", "query.agree", "query.unmask"
@@ -158,6 +162,31 @@ def decode_update(records: RecordDict) -> bytes | str:
     if record is None or "frame" not in record or record["frame"].stype != _RAW:
         raise EncodingError("a PC's answer holds no update")
     return record["frame"].data
+
+
+def contents(records: RecordDict) -> Iterator[bytes]:
+    """Every byte that an answer gives away, by record and key in order."""
+    for name in sorted(records):
+        record: Any = records[name]
+        for key in sorted(record):
+            value = record[key]
+            if isinstance(value, Array):
+                yield value.data
+            else:
+                yield value if isinstance(value, bytes) else str(value).encode()
+
+
+def asked_for(records: RecordDict) -> tuple[str | None, int | None]:
+    """Run and number of a request, as far as it tells."""
+    ask = records.config_records.get("ask", ConfigRecord())
+    run, number = ask.get("run"), ask.get("attempt", ask.get("epoch", ask.get("round")))
+    if run is None:
+        with suppress(ValueError, TypeError, KeyError):
+            run = json.loads(str(ask["job"]))["run"]
+    return (
+        run if isinstance(run, str) and re.fullmatch(RUN, run) else None,
+        number if type(number) is int else None,
+    )
 
 
 def _vector(records: RecordDict) -> npt.NDArray[np.float32]:

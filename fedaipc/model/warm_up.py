@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +22,24 @@ import torch
 from filelock import FileLock
 from torch.nn.functional import cross_entropy
 
-from fedaipc.errors import ModelError
+from fedaipc.config import WarmUpSettings
+from fedaipc.data.prepare import deduplicate, label_list
+from fedaipc.data.sources import read_records
+from fedaipc.errors import DataError, ModelError
 from fedaipc.model.classifier import Classifier, read_vector
-from fedaipc.model.device import has_fused_steps
+from fedaipc.model.device import choose_device, has_fused_steps
 from fedaipc.model.export import export
 from fedaipc.model.inputs import make_inputs
 from fedaipc.model.load import WARM_UP, base_hash, warm_folder
+from fedaipc.results import WarmUpFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
-    from fedaipc.config import ModelSettings, WarmUpSettings
+    from fedaipc.config import ModelSettings, Settings
+    from fedaipc.data.prepare import HeldBack
     from fedaipc.data.records import Records
     from fedaipc.model.device import Device
     from fedaipc.model.inputs import Inputs
@@ -69,6 +75,42 @@ def warmed_up(
                 _train(settings, model, labels, records, device, on_step, made)
                 made.replace(folder)
     return base
+
+
+def warm_base(
+    settings: Settings,
+    held_back: HeldBack,
+    on_step: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[Settings, WarmUpFacts | None]:
+    """Settings with the warmed-up base, and what it was; as they were without a warm-up.
+
+    A text that is also in the validation or test set is not trained on. Raises DataError or
+    ModelError.
+    """
+    wanted, before = settings.warm_up, settings.model
+    if wanted.source is None:
+        return settings, None
+    public = read_records(
+        wanted.source,
+        text_column=wanted.text_column,
+        label_column=wanted.label_column,
+        group_column=None,
+    )
+    public, _ = deduplicate(public, held_back.validation, held_back.test)
+    if not len(public):
+        raise DataError("warm_up.source: nothing is left but texts of the validation and test sets")
+    label_list(public, held_back.labels, what="warm_up.source")
+    started, device = time.monotonic(), choose_device(settings.speed)
+    base = warmed_up(wanted, before, held_back.labels, public, device, on_step)
+    model = before.model_copy(update={"base": base, "keep_layers": None})
+    facts = WarmUpFacts(
+        base=before.base,
+        source=wanted.source,
+        texts=len(public),
+        seconds=time.monotonic() - started,
+    )
+    # Without the source: who runs the resolved settings again starts from the same base.
+    return settings.model_copy(update={"model": model, "warm_up": WarmUpSettings()}), facts
 
 
 def _train(

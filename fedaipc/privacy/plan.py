@@ -117,12 +117,7 @@ def filter_order(plan: PrivacyPlan, rounds: int, lifetime: float) -> float:
     """
     budgets = {order: filter_budget(order, lifetime, plan.delta) for order in ORDERS}
     if not plan.private:
-        order = max(ORDERS, key=lambda order: budgets[order] / order)
-        if budgets[order] <= 0:
-            raise PrivacyError(
-                f"privacy.lifetime_epsilon = {lifetime:g} is too small for any order; raise it"
-            )
-        return order
+        return usual_order(lifetime, plan.delta)
     order, epsilon = best_order([plan.mechanism(rounds)], plan.delta)
     if epsilon <= lifetime:
         return order
@@ -134,6 +129,18 @@ def filter_order(plan: PrivacyPlan, rounds: int, lifetime: float) -> float:
             f"privacy.lifetime_epsilon = {lifetime:g} does not cover a single round at noise "
             f"multiplier {plan.noise_multiplier:.4g}; raise it, or ask for more noise"
         )
+    return order
+
+
+def usual_order(lifetime: float, delta: float) -> float:
+    """The RDP order at which a budget goes furthest for plain Gaussian noise.
+
+    Raises PrivacyError where the budget is too small for any order.
+    """
+    budgets = {order: filter_budget(order, lifetime, delta) for order in ORDERS}
+    order = max(ORDERS, key=lambda order: budgets[order] / order)
+    if budgets[order] <= 0:
+        raise PrivacyError(f"lifetime_epsilon = {lifetime:g} is too small for any order; raise it")
     return order
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROSTER, BUNDLE = 1, 2
+ROSTER_FILE = "roster.bin"  # the admission key's public half, then the list that it signed
 MOST_MEMBERS = 100_000
 MOST_IN_A_GROUP = 100
 _ROSTER_LABEL, _BUNDLE_LABEL = b"fedaipc roster", b"fedaipc bundle"
@@ -105,6 +106,17 @@ class Roster:
     def signed_part(self) -> bytes:
         """What the signature covers: a label and every field."""
         return self._fields(Writer().string(_ROSTER_LABEL)).done()
+
+
+def read_roster(content: bytes) -> tuple[bytes, Roster]:
+    """The admission key's public half, and the list that it signed.
+
+    Raises SealingError or EncodingError.
+    """
+    if len(content) < KEY_BYTES:
+        raise SealingError("the list of members is cut off")
+    admission = content[:KEY_BYTES]
+    return admission, Roster.decode(content[KEY_BYTES:], admission)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

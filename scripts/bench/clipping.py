@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedaipc.config import ModelSettings, SpeedSettings
-from fedaipc.federation.server_app import peak_memory
+from fedaipc.coordinator.server_app import peak_memory
 from fedaipc.model.classifier import Batch, Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.privacy.bookkeeping import BookKeepingModule

@@ -84,8 +84,8 @@ def compared(job: str) -> dict[str, Any]:
 def measured(job: str, pcs: int, folder: Path) -> dict[str, Any]:
     """Run the job in this process; its peak so far, and how much of that is left at the end."""
     from fedaipc.config import load_settings
-    from fedaipc.federation.server_app import peak_memory
-    from fedaipc.federation.simulation import prepare, simulate
+    from fedaipc.coordinator.server_app import peak_memory
+    from fedaipc.simulation.simulation import prepare, simulate
 
     started = time.monotonic()
     settings = load_settings(

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from fedaipc.config import load_settings
-from fedaipc.federation.checkpoint import Checkpoint
+from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.federation.job import Job
-from fedaipc.federation.simulation import prepare, simulate
 from fedaipc.sealing.encoding import Encoding
+from fedaipc.simulation.simulation import prepare, simulate
 
 HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent.parent / "simulations" / "demo.toml"

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from fedaipc.coordinator.sums import SealedSum
 from fedaipc.errors import SealingError
 from fedaipc.federation.messages import AGREE, MemberRequest, encode_answer
-from fedaipc.federation.sums import SealedSum
 from fedaipc.sealing.committee import Proposal, Unmask, agree, release
 from fedaipc.sealing.dealing import Keys, deal
 from fedaipc.sealing.keys import ExchangeKey, SigningKey

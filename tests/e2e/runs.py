@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedaipc.federation import server_app
 from fedaipc.federation.job import Job
-from fedaipc.federation.pc import LEDGER_FILE
-from fedaipc.federation.simulation import pc_folder
+from fedaipc.federation.job_folder import JOB_FILE
+from fedaipc.pc.pc import LEDGER_FILE
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import charged_epsilon
+from fedaipc.simulation.simulation import pc_folder
 
 if TYPE_CHECKING:
-    from fedaipc.federation.simulation import Run
+    from fedaipc.simulation.simulation import Run
 
 
 def quiet(_: object) -> None:
@@ -29,7 +29,7 @@ def ledgers(run: Run) -> dict[str, Ledger]:
 
 
 def job_of(run: Run) -> Job:
-    return Job.parse((run.folder / server_app.JOB_FILE).read_text())
+    return Job.parse((run.folder / JOB_FILE).read_text())
 
 
 def allow(run: Run, number: int, *, rounds: int) -> float:

@@ -18,11 +18,11 @@ from fedaipc.errors import (
     PrivacyError,
     RoundError,
 )
-from fedaipc.federation import simulated_pc, simulation
-from fedaipc.federation.simulation import Run, prepare, reopen, simulate
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
 from fedaipc.privacy.plan import charged_epsilon, filter_order, make_plan
 from fedaipc.results import Results
+from fedaipc.simulation import simulated_pc, simulation
+from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
 from tests.e2e.runs import allow, job_of, ledger, quiet
 from tests.federation.parts import tiny
 

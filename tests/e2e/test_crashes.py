@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fedaipc.coordinator import server_app
 from fedaipc.errors import OutputError, RoundError
-from fedaipc.federation import server_app
-from fedaipc.federation.simulation import Run, prepare, reopen, simulate
 from fedaipc.results import Results
+from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
 from tests.e2e.runs import ledgers, quiet
 from tests.e2e.victim import TRACE, kill
 from tests.federation.parts import tiny

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from fedaipc.errors import BudgetExhausted, EngineError
-from fedaipc.federation import flower_engine, processes
-from fedaipc.federation.simulation import prepare, reopen, simulate
 from fedaipc.results import Results, RoundResult
+from fedaipc.simulation import flower_engine, processes
+from fedaipc.simulation.simulation import prepare, reopen, simulate
 from tests.e2e.runs import allow, ledgers, quiet
 from tests.federation.parts import tiny
 

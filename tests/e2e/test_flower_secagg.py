@@ -45,11 +45,11 @@ from flwr.supercore.primitives.asymmetric import (
 )
 
 from fedaipc.errors import SealingError
-from fedaipc.federation.flower_adapter import InProcessGrid
 from fedaipc.sealing.committee import Agreement, Proposal, Unmask, agree, release
 from fedaipc.sealing.dealing import Upload, deal, pair_key
 from fedaipc.sealing.masks import add_masks
 from fedaipc.sealing.shares import combine
+from fedaipc.simulation.flower_adapter import InProcessGrid
 from tests.sealing.parts import Sum, federation
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fedaipc.errors import ConfigError
-from fedaipc.federation.simulation import prepare, simulate
 from fedaipc.results import Results
+from fedaipc.simulation.simulation import prepare, simulate
 from tests.e2e.runs import quiet
 from tests.federation.parts import tiny
 

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedaipc.federation import trainer as trainer_module
-from fedaipc.federation.flower_adapter import InProcessGrid
 from fedaipc.federation.messages import decode_answer, decode_update
-from fedaipc.federation.simulation import prepare, simulate
+from fedaipc.pc import trainer as trainer_module
 from fedaipc.privacy import training
 from fedaipc.sealing.committee import Agreement, Release
 from fedaipc.sealing.dealing import Upload, blob_bytes
 from fedaipc.sealing.encoding import Encoding
 from fedaipc.sealing.roster import Bundle
+from fedaipc.simulation.flower_adapter import InProcessGrid
+from fedaipc.simulation.simulation import prepare, simulate
 from tests.federation.parts import on_the_wire, tiny
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from flwr.app import Message
 
-    from fedaipc.federation.simulation import Run
     from fedaipc.results import Results, RoundResult
+    from fedaipc.simulation.simulation import Run
 
 CANARY = re.compile(r"zq[a-z]{6}")  # in every text, a word of its own
 LABELS = ("zlnegative", "zlpositive")

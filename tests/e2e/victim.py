@@ -10,9 +10,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from fedaipc.federation import checkpoint, client_app, membership, server_app, trainer, vault
-from fedaipc.federation.simulation import reopen, simulate
+from fedaipc.coordinator import checkpoint, membership, server_app
+from fedaipc.pc import client_app, trainer, vault
 from fedaipc.privacy import ledger, training
+from fedaipc.simulation.simulation import reopen, simulate
 
 # One line for each time a PC starts to train, each update that it sends, and each set that it is
 # bound to.

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedaipc.errors import EncodingError, RoundError, SealingError
-from fedaipc.federation.flower_adapter import ensure_message_identity
 from fedaipc.federation.job import Job, SignedJob
 from fedaipc.federation.messages import (
     REFUSALS,
@@ -32,6 +31,7 @@ from fedaipc.federation.messages import (
     encode_update,
 )
 from fedaipc.sealing.keys import SigningKey
+from fedaipc.simulation.flower_adapter import ensure_message_identity
 from tests.federation.parts import ADMISSION, sent, signed, tiny_job
 
 if TYPE_CHECKING:

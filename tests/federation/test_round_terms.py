@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedaipc.errors import SealingError
-from fedaipc.federation.flower_adapter import ensure_message_identity
 from fedaipc.federation.job import Job, SignedJob
 from fedaipc.federation.messages import MaskRequest
 from fedaipc.federation.round_terms import (
@@ -31,6 +30,7 @@ from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.sealing.keys import ExchangeKey, SigningKey
 from fedaipc.sealing.roster import Bundle, Roster
 from fedaipc.sealing.terms import OPEN, Terms
+from fedaipc.simulation.flower_adapter import ensure_message_identity
 from tests.federation.parts import ADMISSION, sent, signed, tiny_job
 
 if TYPE_CHECKING:

@@ -1,0 +1,86 @@
+"""Sign a job: fix all that PCs are asked for, and all that the coordinator measures it on."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedaipc.data.prepare import prepare_held_back
+from fedaipc.errors import AdmissionError
+from fedaipc.federation.job import Job, SignedJob, make_job
+from fedaipc.federation.job_folder import write_job
+from fedaipc.federation.round_terms import check_sealing
+from fedaipc.model.classifier import Classifier
+from fedaipc.model.load import is_local
+from fedaipc.model.warm_up import warm_base
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedaipc.admission.federation import Federation
+    from fedaipc.config import Settings
+
+
+def sign_job(
+    federation: Federation,
+    settings: Settings,
+    folder: Path,
+    on_warm_up: Callable[[int, int], None] = lambda *_: None,
+) -> Job:
+    """Write a signed job for all present members into the new `folder`.
+
+    `settings.federation.pcs` is replaced by how many members there are. Raises AdmissionError where
+    the folder is taken, ConfigError where so few cannot be sealed, DataError, ModelError,
+    PrivacyError; then no folder is left behind.
+    """
+    if folder.exists():
+        raise AdmissionError(f"{folder}: is there already; give a new folder")
+    members = federation.members.active
+    if not members:
+        raise AdmissionError("the federation has no members yet: admit PCs first")
+    settings = _for_members(settings, len(members))
+    check_sealing(settings)
+    held_back = prepare_held_back(settings.data)
+    settings, warm_up = warm_base(settings, held_back, on_warm_up)
+    layout_hash = Classifier(settings.model, held_back.labels).layout.hash
+    job = make_job(
+        settings,
+        held_back.labels,
+        layout_hash,
+        secrets.token_hex(8),
+        [member.size_class for member in members],
+    )
+    reasons = ['privacy.mode = "none": neither clip nor noise'] if not job.plan.private else []
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            write_job(
+                made,
+                SignedJob.sign(federation.admission.key, job),
+                settings,
+                held_back,
+                train=None,
+                warm_up=warm_up,
+                not_private=reasons,
+            )
+            made.replace(folder)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
+    return job
+
+
+def _for_members(settings: Settings, pcs: int) -> Settings:
+    """Paths that hold from any folder, and as many PCs as there are."""
+    model = settings.model
+    if is_local(model.base):
+        base = str(Path(model.base).expanduser().resolve())
+        model = model.model_copy(update={"base": base})
+    federation = settings.federation.model_copy(update={"pcs": pcs})
+    return settings.model_copy(update={"model": model, "federation": federation})

@@ -1,0 +1,92 @@
+"""`fedaipc client`: a PC at work, and what left it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedaipc.cli.enrol import DEFAULT_FOLDER, PcFolder
+from fedaipc.errors import AdmissionError
+
+app = typer.Typer(help="A PC at work for its federation.", invoke_without_command=True)
+
+
+@app.callback()
+def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
+    """Take part in what the federation trains, until Ctrl-C or SIGTERM.
+
+    Every job is checked against the federation's signature and your policy in owner.toml; only
+    sealed, noisy updates leave. Example: fedaipc client --folder fedaipc-pc
+    """
+    if context.invoked_subcommand is not None:
+        return
+    os.environ["FLWR_HOME"] = str(folder.resolve() / "flwr")
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from fedaipc.config import load_owner
+    from fedaipc.fleet.node import FleetNode
+    from fedaipc.pc.client_app import app as client_app
+    from fedaipc.pc.enrol import AUTHORITY_FILE, NODE_KEY_FILE
+    from fedaipc.pc.pc import OWNER_FILE, Pc
+    from fedaipc.pc.work import Work
+
+    if not (folder / OWNER_FILE).is_file():
+        raise AdmissionError(f"{folder}: no PC is enrolled here; see `fedaipc enroll --help`")
+    owner = load_owner(folder / OWNER_FILE)
+    if owner.server is None:
+        raise AdmissionError(f"{folder / OWNER_FILE}: names no server; enrol this PC anew")
+    Pc(folder)  # its keys can be read
+    node = FleetNode(
+        owner.server,
+        (folder / AUTHORITY_FILE).read_bytes(),
+        folder / NODE_KEY_FILE,
+        folder.resolve(),
+        client_app,
+        Work(owner.work),
+    )
+
+    def stop(*_: object) -> None:
+        typer.echo("stopping")
+        node.stop()
+
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    typer.echo(f"{owner.name} serves {owner.server}; Ctrl-C stops it")
+    node.serve()
+
+
+@app.command()
+def log(
+    folder: PcFolder = DEFAULT_FOLDER,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON lines")] = False,
+) -> None:
+    """Show all that ever left this PC: when, for which run and round, how much, at what epsilon.
+
+    Example: fedaipc client log --folder fedaipc-pc
+    """
+    from fedaipc.pc.sent import read
+
+    entries = read(folder)
+    if as_json:
+        for entry in entries:
+            typer.echo(entry.model_dump_json())
+        return
+    table = Table("time", "kind", "run", "round", "bytes", "SHA-256", "epsilon so far", box=None)
+    for entry in entries:
+        table.add_row(
+            entry.time, entry.kind, entry.run or "-", str(entry.number or "-"),
+            f"{entry.bytes:,}", entry.sha256[:16],
+            "" if entry.epsilon is None else f"{entry.epsilon:.3f}",
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    typer.echo(f"{sum(e.bytes for e in entries):,} bytes in {len(entries)} answers")

@@ -1,0 +1,133 @@
+"""`fedaipc enroll`, `leave`, `move-out`, `move-in`: what the owner of a PC does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedaipc.errors import AdmissionError
+
+if TYPE_CHECKING:
+    from fedaipc.pc.enrol import Enrolled
+
+DEFAULT_FOLDER = Path("fedaipc-pc")
+PcFolder = Annotated[Path, typer.Option("--folder", help="this PC's own folder")]
+
+
+def enroll(
+    invite: Annotated[
+        str | None, typer.Argument(help="the federation's letter: a file, or its text")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="your texts: CSV, JSONL, Parquet or a folder")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="public name of this PC")] = None,
+    text: Annotated[str, typer.Option(help="column with the text")] = "text",
+    label: Annotated[str, typer.Option(help="column with the label")] = "label",
+    base: Annotated[str | None, typer.Option(help="base model; else as the invite says")] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(min=1e-3, max=1e6, help="this PC's budget for life; else as the invite says"),
+    ] = None,
+    folder: PcFolder = DEFAULT_FOLDER,
+    out: Annotated[
+        Path | None, typer.Option(help="file for the request; else it is printed")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="only print the request again")] = False,
+) -> None:
+    """Let this PC ask to belong to a federation: checks your data, makes keys and a ledger.
+
+    Nothing is sent. Example: fedaipc enroll invite.txt --data reviews.csv --name office-1
+    """
+    from fedaipc.federation.letters import Invite
+    from fedaipc.files import write_text
+    from fedaipc.pc.enrol import enroll as enrol_pc
+    from fedaipc.pc.enrol import request_again
+
+    if again:
+        found = request_again(folder)
+    else:
+        if invite is None or data is None or name is None:
+            raise AdmissionError("give the invite, --data and --name (or --again)")
+        letter = Invite.read(_text(invite))
+        typer.echo(f"federation {letter.federation} at {letter.address}")
+        typer.echo(f"its fingerprint {letter.fingerprint}: compare it with what you were told")
+        found = enrol_pc(
+            folder, letter, name=name, source=data, text_column=text, label_column=label,
+            base=base, lifetime_epsilon=epsilon,
+        )  # fmt: skip
+    _show(found, folder)
+    if out is None:
+        typer.echo("\nsend this request to the federation:\n")
+        typer.echo(found.letter, nl=False)
+    else:
+        write_text(out, found.letter.strip())
+        typer.echo(f"send {out} to the federation")
+
+
+def leave(folder: PcFolder = DEFAULT_FOLDER) -> None:
+    """Delete this PC's keys. Its ledger stays: what was spent stays spent.
+
+    Example: fedaipc leave --folder fedaipc-pc
+    """
+    from fedaipc.pc.enrol import leave as leave_federation
+
+    leave_federation(folder)
+    typer.echo(f"{folder}: keys deleted; ask the federation to revoke this PC, too")
+
+
+def move_out(
+    file: Annotated[Path, typer.Argument(help="the secret file to write", show_default=False)],
+    folder: PcFolder = DEFAULT_FOLDER,
+) -> None:
+    """Put this PC's identity and ledger into one file, for another machine.
+
+    Example: fedaipc move-out office-1.pc
+    """
+    from fedaipc.pc.enrol import move_out as move
+
+    move(folder, file)
+    typer.echo(
+        f"wrote {file}: whoever has it is this PC; carry it over, run `fedaipc move-in`, and "
+        "delete it"
+    )
+
+
+def move_in(
+    file: Annotated[Path, typer.Argument(help="what move-out wrote", show_default=False)],
+    folder: PcFolder = DEFAULT_FOLDER,
+) -> None:
+    """Make this machine the PC that was moved out of another.
+
+    Example: fedaipc move-in office-1.pc
+    """
+    from fedaipc.pc.enrol import move_in as move
+
+    move(file, folder)
+    typer.echo(f"{folder}: delete {file}, and see that source in owner.toml finds your texts here")
+
+
+def _text(invite: str) -> str:
+    path = Path(invite)
+    try:
+        if path.is_file():
+            return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        pass  # too long for a name, or no text
+    return invite
+
+
+def _show(found: Enrolled, folder: Path) -> None:
+    request = found.request
+    typer.echo(f"{folder}: {found.records:,} records can be used")
+    if found.other_labels:
+        typer.echo(
+            f"{found.other_labels:,} of them have a label that the federation does not train"
+        )
+    typer.echo(
+        f"{request.name} will tell the federation its name, its keys, and that it holds at most "
+        f"{request.size_class:,} records"
+    )
+    typer.echo(f"this PC's fingerprint {request.fingerprint}: tell it to the federation yourself")

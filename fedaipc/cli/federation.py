@@ -1,0 +1,200 @@
+"""`fedaipc federation`: what the holder of the admission key does, away from the server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedaipc.errors import AdmissionError
+
+if TYPE_CHECKING:
+    from fedaipc.federation.letters import Request
+
+app = typer.Typer(
+    help="Make a federation, invite and admit PCs. Done where the admission key is, not on the "
+    "server.",
+    no_args_is_help=True,
+)
+Folder = Annotated[Path, typer.Argument(help="the federation's folder", show_default=False)]
+Names = Annotated[list[str] | None, typer.Argument(help="names of members", show_default=False)]
+
+
+@app.command()
+def init(
+    folder: Folder,
+    address: Annotated[
+        str, typer.Option(help="host:port at which PCs reach the server", show_default=False)
+    ],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="more host names or addresses of the server; repeat it"),
+    ] = None,
+) -> None:
+    """Make a federation: its admission key, its TLS authority, its server's certificate.
+
+    Example: fedaipc federation init acme --address fleet.acme.example:8443
+    """
+    from fedaipc.admission.federation import SERVER_FOLDER, Federation
+
+    host = _host(address)
+    names = list(dict.fromkeys([host, *(name or [])]))
+    made = Federation.create(folder, address, names)
+    _say(f"made {folder}: keep it safe and off the server; whoever holds it decides who belongs")
+    _say(f"copy {folder / SERVER_FOLDER} to the server, now and after every change of members")
+    _say(f"fingerprint {made.fingerprint}")
+
+
+@app.command()
+def invite(
+    folder: Folder,
+    config: Annotated[
+        Path | None, typer.Option(help="the job that is planned; else fedaipc's defaults")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=365, help="how long it is good")] = 14,
+    out: Annotated[Path | None, typer.Option(help="file; else it is printed")] = None,
+) -> None:
+    """Write a letter that owners of PCs enrol with; it holds no secret.
+
+    Example: fedaipc federation invite acme --out invite.txt
+    """
+    from fedaipc.admission.federation import Federation
+    from fedaipc.config import load_settings, settings_from
+    from fedaipc.files import write_text
+    from fedaipc.privacy.plan import filter_order, make_plan
+
+    settings = settings_from({}) if config is None else load_settings(config)
+    federation, privacy = Federation(folder), settings.privacy
+    letter = federation.invite(
+        days=days,
+        base=settings.model.base,
+        labels=settings.data.labels or (),
+        lifetime_epsilon=privacy.lifetime_epsilon,
+        delta=privacy.delta,
+        order=filter_order(
+            make_plan(settings), settings.federation.rounds, privacy.lifetime_epsilon
+        ),
+    )
+    if out is None:
+        typer.echo(letter, nl=False)
+        return
+    write_text(out, letter.strip())
+    _say(f"wrote {out}; tell owners this fingerprint over another way: {federation.fingerprint}")
+
+
+@app.command()
+def admit(
+    folder: Folder,
+    requests: Annotated[
+        list[Path], typer.Argument(help="files with requests; - reads one", show_default=False)
+    ],
+    days: Annotated[int, typer.Option(min=1, max=3650, help="how long they belong")] = 365,
+    yes: Annotated[bool, typer.Option("--yes", help="the fingerprints were compared")] = False,
+) -> None:
+    """Sign PCs into the list of members, once their owners confirmed the fingerprints.
+
+    Example: fedaipc federation admit acme office-1.txt office-2.txt
+    """
+    from fedaipc.admission.federation import SERVER_FOLDER, Federation
+
+    federation = Federation(folder)
+    letters = [_request(path) for path in requests]
+    for request in letters:
+        _say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}")
+    if not yes and not typer.confirm("Did each owner confirm this fingerprint?"):
+        raise AdmissionError("nobody was admitted: compare the fingerprints first")
+    for request in letters:
+        federation.admit(request, days)
+    _say(f"{len(federation.members.active)} members; copy {folder / SERVER_FOLDER} to the server")
+
+
+@app.command("list")
+def show(folder: Folder) -> None:
+    """Show who belongs, who expired and who was revoked.
+
+    Example: fedaipc federation list acme
+    """
+    from datetime import UTC, datetime
+
+    from fedaipc.admission.federation import Federation
+    from fedaipc.sealing.keys import fingerprint
+
+    federation = Federation(folder)
+    table = Table("PC", "state", "until", "records, at most", "fingerprint", box=None)
+    for member in federation.members.members:
+        until = datetime.fromtimestamp(member.not_after, UTC).date().isoformat()
+        state = member.state if member.state == "member" else f"[red]{member.state}[/]"
+        print_of = fingerprint(bytes.fromhex(member.identity))
+        table.add_row(member.name, state, until, f"{member.size_class:,}", print_of)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    facts = federation.facts
+    _say(f"server {facts.address}, certificate until {federation.server_until():%Y-%m-%d}")
+
+
+@app.command()
+def revoke(folder: Folder, names: Names) -> None:
+    """Leave PCs out of all rounds to come; what they gave to earlier rounds stays in the model.
+
+    Example: fedaipc federation revoke acme office-2
+    """
+    from fedaipc.admission.federation import SERVER_FOLDER, Federation
+
+    federation = Federation(folder)
+    for name in names or []:
+        federation.revoke(name)
+    _say(
+        f"{len(federation.members.active)} members are left; copy {folder / SERVER_FOLDER} to "
+        "the server"
+    )
+
+
+@app.command()
+def renew(
+    folder: Folder,
+    names: Names = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="how long they belong")] = 365,
+    server: Annotated[
+        bool, typer.Option("--server", help="a new key and certificate for the server")
+    ] = False,
+) -> None:
+    """Let members stay for longer, or give the server a new certificate.
+
+    Example: fedaipc federation renew acme office-1 --days 365
+    """
+    from fedaipc.admission.federation import SERVER_FOLDER, Federation
+
+    if not names and not server:
+        raise AdmissionError("nothing to renew: name members, or give --server")
+    federation = Federation(folder)
+    federation.renew(names or [], days)
+    if server:
+        _say(f"the server's certificate is good until {federation.renew_server():%Y-%m-%d}")
+    _say(f"copy {folder / SERVER_FOLDER} to the server")
+
+
+def _request(path: Path) -> Request:
+    from fedaipc.federation.letters import Request
+
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdmissionError(f"{path}: cannot be read ({type(error).__name__})") from None
+    try:
+        return Request.read(text)
+    except AdmissionError as error:
+        raise AdmissionError(f"{path}: {error}") from None
+
+
+def _host(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise AdmissionError(f"--address {address}: give host:port, as fleet.example.org:8443")
+    return host.strip("[]")
+
+
+def _say(line: str) -> None:
+    typer.echo(line)

@@ -1,0 +1,53 @@
+"""`fedaipc job`: sign what PCs will be asked for, away from the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Sign jobs. Done where the admission key is.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `sign` a sub-command."""
+
+
+@app.command()
+def sign(
+    config: Annotated[Path, typer.Argument(help="TOML settings", show_default=False)],
+    federation: Annotated[Path, typer.Option(help="the federation's folder", show_default=False)],
+    out: Annotated[Path, typer.Option(help="folder for the signed job", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value; repeat it", show_default=False),
+    ] = None,
+) -> None:
+    """Sign a job for all present members. Copy the folder it makes to the server.
+
+    The model is measured on data.validation and data.test, public texts that you name.
+
+    Example: fedaipc job sign job.toml --federation acme --out first-job
+    """
+    from fedaipc.admission.federation import Federation
+    from fedaipc.admission.jobs import sign_job
+    from fedaipc.cli.simulate import WarmUpBar
+    from fedaipc.config import load_settings
+    from fedaipc.privacy.plan import planned_epsilon
+
+    settings = load_settings(config, overrides or [])
+    opened = Federation(federation)
+    with WarmUpBar(Console()) as bar:
+        job = sign_job(opened, settings, out, bar.on_step)
+    promise = "NOT PRIVATE"
+    if job.plan.private:
+        epsilon = planned_epsilon(job.plan, job.rounds)["rdp"]
+        promise = f"epsilon {epsilon:.2f} at delta {job.delta:g} over {job.rounds} rounds"
+    sealed = "NOT SEALED" if job.sealing.mode == "none" else "sealed"
+    typer.echo(
+        f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}"
+    )
+    typer.echo(f"base {job.model.base}: every PC needs it; copy {out} to the server")

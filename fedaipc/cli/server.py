@@ -1,0 +1,159 @@
+"""`fedaipc server`, `train`, `status`, `stop`: what runs on the server."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedaipc.errors import OutputError
+
+if TYPE_CHECKING:
+    from fedaipc.results import Results
+
+ServerFolder = Annotated[
+    Path, typer.Option("--server", help="the server's folder", show_default=False)
+]
+_LOOK = 0.5
+
+
+def server(
+    folder: Annotated[
+        Path, typer.Argument(help="what `federation init` made for the server", show_default=False)
+    ],
+    bind: Annotated[str, typer.Option(help="address of this machine to listen on")] = "0.0.0.0",  # noqa: S104 - facing the network is its task
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: a free one")] = 8443,
+) -> None:
+    """Serve a federation until Ctrl-C or SIGTERM: PCs connect, and runs that are wanted go on.
+
+    Example: fedaipc server acme-server --port 8443
+    """
+    from fedaipc.fleet.server import Server
+
+    def say(line: str) -> None:
+        typer.echo(f"{time.strftime('%H:%M:%S')} {line}")
+
+    Server(folder, bind, port, say).serve()
+
+
+def train(
+    job: Annotated[
+        Path | None, typer.Argument(help="what `job sign` made", show_default=False)
+    ] = None,
+    server: ServerFolder = Path(),
+    name: Annotated[str | None, typer.Option(help="of the run; else the job's folder's")] = None,
+    resume: Annotated[str | None, typer.Option(help="name of a run to go on with")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="do not wait for the end")] = False,
+) -> None:
+    """Let the running server train a signed job; watch it. Ctrl-C ends the watching only.
+
+    Example: fedaipc train first-job --server acme-server
+    """
+    from fedaipc.fleet.server import run_folder, running, submit, want
+
+    if (job is None) == (resume is None):
+        raise OutputError("give the folder of a signed job, or --resume with a run's name")
+    if resume is not None:
+        run = run_folder(server, resume)
+        want(run)
+    else:
+        assert job is not None  # noqa: S101 - see above
+        run = submit(server, job, name or job.resolve().name)
+    typer.echo(f"{run}: wanted")
+    if running(server) is None:
+        typer.echo(f"no server runs in {server}: start it with `fedaipc server {server}`")
+        return
+    if not detach:
+        _watch(run)
+
+
+def status(server: ServerFolder = Path()) -> None:
+    """Show whether the server runs, and its runs.
+
+    Example: fedaipc status --server acme-server
+    """
+    from fedaipc.federation.server_folder import Facts, Nodes
+    from fedaipc.fleet.server import RUNS_FOLDER, WANTED_FILE, run_status, running
+    from fedaipc.results import RESULTS_FILE, Results
+
+    facts, found = Facts.load(server), running(server)
+    members = len(Nodes.load(server).nodes)
+    state = "not running" if found is None else f"running on port {found['port']}"
+    typer.echo(f"server of federation {facts.federation}: {state}, {members} members")
+    table = Table("run", "state", "round", "PCs in the last", "accuracy", box=None)
+    for run in sorted((server / RUNS_FOLDER).glob("*/")):
+        word = run_status(run)
+        if word == "running" and not (run / WANTED_FILE).is_file():
+            word = "halted"
+        cells = ["", "", ""]
+        if (run / RESULTS_FILE).is_file():
+            cells = _cells(Results.load(run))
+        table.add_row(run.name, word, *cells)
+    Console().print(table)
+
+
+def stop(
+    run: Annotated[str, typer.Argument(help="name of the run", show_default=False)],
+    server: ServerFolder = Path(),
+) -> None:
+    """Halt a run; `train --resume` goes on from its checkpoint.
+
+    Example: fedaipc stop first-job --server acme-server
+    """
+    from fedaipc.fleet.server import run_folder, unwant
+
+    unwant(run_folder(server, run))
+    typer.echo(f"{run}: the server stops it; `fedaipc train --resume {run}` goes on")
+
+
+def _cells(results: Results) -> list[str]:
+    rounds = results.rounds
+    done = max((r.round for r in rounds if not r.void), default=0)
+    last = f"{rounds[-1].arrived} of {rounds[-1].asked}" if rounds else ""
+    score = results.test or results.validation
+    scores = [r.validation for r in rounds if r.validation is not None]
+    shown = score or (scores[-1] if scores else None)
+    return [
+        f"{done} of {results.privacy.rounds}",
+        last,
+        "" if shown is None else f"{shown.accuracy:.3f}",
+    ]
+
+
+def _watch(run: Path) -> None:
+    """Show rounds as they are written, until the run is over or not wanted any more."""
+    from fedaipc.cli.simulate import Display
+    from fedaipc.config import load_settings
+    from fedaipc.federation.job_folder import CONFIG_FILE
+    from fedaipc.fleet.server import LOG_FILE, WANTED_FILE, run_status
+    from fedaipc.report.html import write_all
+    from fedaipc.report.tables import per_class, summary
+    from fedaipc.results import RESULTS_FILE, Results
+
+    console, seen = Console(), 0
+    settings = load_settings(run / CONFIG_FILE)
+    with ExitStack() as until_end:
+        display = until_end.enter_context(Display(console, settings))
+        while True:
+            over = not (run / WANTED_FILE).is_file()
+            results = Results.load(run) if (run / RESULTS_FILE).is_file() else None
+            for result in results.rounds[seen:] if results else ():
+                display.on_round(result)
+            seen = len(results.rounds) if results else 0
+            if over:
+                break
+            time.sleep(_LOOK)
+    word = run_status(run)
+    if results is None or word not in {"finished", "stopped"}:
+        raise OutputError(f"{run}: halted ({word}); see {run / LOG_FILE}")
+    console.print(summary(results))
+    if results.test is not None:
+        console.print(per_class(results))
+    if settings.output.plots:
+        write_all(results, run)
+        console.print(f"report: {run / 'report.html'}", highlight=False, markup=False)

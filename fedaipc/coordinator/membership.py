@@ -1,0 +1,114 @@
+"""Which PCs are there, and with which keys of the present epoch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedaipc.errors import EncodingError, SealingError
+from fedaipc.federation.messages import SETUP, Description, SetupRequest
+from fedaipc.federation.round_terms import check_class
+from fedaipc.sealing.keys import canonical
+from fedaipc.sealing.roster import Bundle
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+    from fedaipc.config import FederationSettings
+    from fedaipc.coordinator.exchange import Exchange
+    from fedaipc.federation.job import Job
+    from fedaipc.sealing.roster import Roster
+
+_START_SECONDS = 60.0  # for PCs to connect before the first round
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A PC that can take part: where it is, its public name, and its keys of this epoch."""
+
+    node: int
+    name: str
+    bundle: Bundle
+
+
+class Membership:
+    """As the coordinator knows it; `members` are by identity."""
+
+    def __init__(self, federation: FederationSettings, job: Job, roster: Roster) -> None:
+        self.members: dict[bytes, Member] = {}
+        self._federation = federation
+        self._job = job
+        self._roster = roster
+        self._asked: set[int] = set()  # nodes that have answered in this epoch
+        self._epoch = 0
+
+    def refresh(self, exchange: Exchange, attempt: int) -> None:
+        """Ask for keys: all PCs where an epoch begins, else those that come late or again.
+
+        An epoch has the number of its first attempt, so that it grows over restarts too.
+        """
+        nodes = list(exchange.grid.get_node_ids())
+        if not self._epoch:
+            nodes = self._connected(exchange.grid)
+        if not self._epoch or attempt >= self._epoch + self._job.sealing.key_rounds or self._late():
+            self._epoch = attempt
+            self.members.clear()
+            self._asked.clear()
+        request = SetupRequest(self._job.run, self._epoch, self._roster.encode()).encode()
+        unknown = [(node, request) for node in nodes if node not in self._asked]
+        for node, reply in exchange.ask(SETUP, unknown, self._federation.stage_timeout):
+            self._asked.add(node)
+            try:
+                self._admit(node, Description.decode(reply), set(nodes))
+            except (EncodingError, SealingError) as error:
+                _log.warning("a PC is left out: %s", error)
+
+    def present(self) -> set[bytes]:
+        """Whom a round may ask, if the draw chooses them."""
+        if self._federation.only is None:
+            return set(self.members)
+        names = sorted((member.name, pc) for pc, member in self.members.items())
+        return {names[place][1] for place in self._federation.only if place < len(names)}
+
+    def _admit(self, node: int, described: Description, connected: set[int]) -> None:
+        """Raises SealingError where other PCs would refuse a round with it, or it plays another.
+
+        A PC may come back under another node once its old one is gone.
+        """
+        bundle = Bundle.decode(described.bundle)
+        bundle.check(self._roster, self._job.run, self._soon())
+        bundle.check_keys()
+        check_class(self._job, bundle)
+        if bundle.epoch != self._epoch:
+            raise SealingError("a PC answers with keys of another epoch")
+        for identity, other in self.members.items():
+            if identity == bundle.identity and other.node in connected - {node}:
+                raise SealingError("a PC answers with the keys of another one")
+            if identity != bundle.identity and (
+                other.name == described.name
+                or canonical(other.bundle.mask_key) == canonical(bundle.mask_key)
+                or canonical(other.bundle.share_key) == canonical(bundle.share_key)
+            ):
+                raise SealingError(f"two PCs have the name {other.name}, or one key")
+        self.members[bundle.identity] = Member(node, described.name, bundle)
+
+    def _soon(self) -> float:
+        """When a round that begins now may still run."""
+        return time.time() + self._federation.round_timeout
+
+    def _late(self) -> bool:
+        """Whether keys end so soon that a round might outlive them."""
+        soon = self._soon()
+        return any(member.bundle.not_after < soon for member in self.members.values())
+
+    def _connected(self, grid: Grid) -> list[int]:
+        """Where some PCs are still on their way, wait for them a while."""
+        deadline = time.monotonic() + _START_SECONDS
+        nodes = list(grid.get_node_ids())
+        while len(nodes) < self._federation.pcs and time.monotonic() < deadline:
+            time.sleep(0.2)
+            nodes = list(grid.get_node_ids())
+        return nodes

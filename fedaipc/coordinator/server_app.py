@@ -1,0 +1,282 @@
+"""The coordinator as a Flower server app: open the run folder, run, write the results."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+import fedaipc
+from fedaipc.config import Settings, load_settings
+from fedaipc.coordinator.checkpoint import Checkpoint
+from fedaipc.coordinator.coordinator import Coordinator
+from fedaipc.coordinator.evaluation import Evaluation
+from fedaipc.errors import BudgetExhausted
+from fedaipc.federation.job_folder import (
+    CONFIG_FILE,
+    TEST_FILE,
+    VALIDATION_FILE,
+    read_facts,
+    read_job,
+)
+from fedaipc.federation.round_terms import colluding_members, job_thresholds, update_bound
+from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.model.device import choose_device
+from fedaipc.model.export import export
+from fedaipc.model.load import base_hash
+from fedaipc.model.metrics import standard_error
+from fedaipc.privacy.plan import NEIGHBOURS, planned_epsilon
+from fedaipc.results import (
+    RESULTS_FILE,
+    DataFacts,
+    Engine,
+    MachineFacts,
+    ModelFacts,
+    PlannedEpsilon,
+    PrivacyFacts,
+    Results,
+    RoundResult,
+    SealingFacts,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedaipc.federation.job import Job
+    from fedaipc.sealing.roster import Roster
+
+MODEL_FOLDER = "model"
+EVENT = "fedaipc-round "
+
+app = ServerApp()
+_log = logging.getLogger(__name__)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the job of `run-folder`; progress goes to the log, one line a round."""
+    folder = Path(str(context.run_config["run-folder"]))
+    run_job(grid, folder, "flower", _print_event)
+
+
+def make_server_app(folder: Path, on_round: Callable[[RoundResult], None]) -> ServerApp:
+    """The same app with progress by call, for the in-process engine."""
+    local = ServerApp()
+
+    @local.main()
+    def _main(grid: Grid, context: Context) -> None:
+        del context
+        run_job(grid, folder, "in-process", on_round)
+
+    return local
+
+
+def _print_event(result: RoundResult) -> None:
+    # One write, so that no other thread's output lands within the line.
+    sys.stdout.write(f"{EVENT}{result.model_dump_json()}\n")
+    sys.stdout.flush()
+
+
+def run_job(
+    grid: Grid, folder: Path, engine: Engine, on_round: Callable[[RoundResult], None]
+) -> None:
+    """Run or go on with the job in `folder`; leaves results.json, checkpoint and model there."""
+    clock = time.monotonic()
+    settings = load_settings(folder / CONFIG_FILE)
+    signed, roster = read_job(folder)
+    job = signed.job
+    device = choose_device(settings.speed)
+    classifier = Classifier(job.model, job.labels)
+    classifier.use(device)
+    cache = _cache(settings, folder)
+    batch = settings.evaluation.batch
+    validation = Evaluation(classifier, folder / VALIDATION_FILE, cache, batch)
+    checkpoint = Checkpoint.load(folder, job.layout_hash)
+    checkpoint = checkpoint or Checkpoint(
+        layout_hash=job.layout_hash, vector=read_vector(classifier)
+    )
+    results = _facts(settings, job, roster, classifier, folder, engine)
+    if checkpoint.round == 0:
+        start = validation.score(checkpoint.vector)[0]
+        results = results.model_copy(update={"start": start})
+
+    def report(result: RoundResult) -> None:
+        on_round(result)
+        _progress(results, checkpoint, clock).write(folder)
+
+    _progress(results, checkpoint, clock).write(folder)
+    coordinator = Coordinator(
+        folder=folder,
+        settings=settings,
+        job=signed,
+        roster=roster,
+        checkpoint=checkpoint,
+        validation=validation,
+        claims_epsilon=job.plan.private and not results.not_private,
+        on_round=report,
+    )
+    try:
+        coordinator.run(grid)
+    except BudgetExhausted:
+        stopped = _progress(results, checkpoint, clock).model_copy(update={"status": "stopped"})
+        stopped.write(folder)
+        if checkpoint.round:  # what was paid for is worth having
+            _finish(stopped, folder, settings, classifier, checkpoint, validation)
+        raise
+    done = _progress(results, checkpoint, clock).model_copy(update={"status": "finished"})
+    _finish(done, folder, settings, classifier, checkpoint, validation)
+
+
+def _finish(
+    results: Results,
+    folder: Path,
+    settings: Settings,
+    classifier: Classifier,
+    checkpoint: Checkpoint,
+    validation: Evaluation,
+) -> None:
+    """Measure the model on the test set, once; save it, and then the results."""
+    started = time.monotonic()
+    cache, batch = _cache(settings, folder), settings.evaluation.batch
+    test = Evaluation(classifier, folder / TEST_FILE, cache, batch)
+    score, classes = test.score(checkpoint.vector)
+    export(
+        folder / MODEL_FOLDER,
+        classifier.settings,
+        classifier.labels,
+        classifier.layout,
+        checkpoint.vector,
+        results.not_private,
+    )
+    results.model_copy(
+        update={
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": results.seconds + time.monotonic() - started,
+            "validation": validation.score(checkpoint.vector)[0],
+            "test": score,
+            "test_classes": tuple(classes),
+            "standard_error": standard_error(score.accuracy, score.examples),
+            "data": results.data.model_copy(update={"majority": test.majority}),
+            "peak_memory_bytes": peak_memory(),
+        }
+    ).write(folder)
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _progress(results: Results, checkpoint: Checkpoint, clock: float) -> Results:
+    facts = results.model.model_copy(
+        update={"vector_hash": hashlib.sha256(checkpoint.vector.tobytes()).hexdigest()}
+    )
+    return results.model_copy(
+        update={
+            "rounds": tuple(checkpoint.rounds),
+            "seconds": results.seconds + time.monotonic() - clock,
+            "model": facts,
+        }
+    )
+
+
+def _facts(
+    settings: Settings,
+    job: Job,
+    roster: Roster,
+    classifier: Classifier,
+    folder: Path,
+    engine: Engine,
+) -> Results:
+    """What is known before the first round; a run that goes on keeps its start and its time."""
+    before = Results.load(folder) if (folder / RESULTS_FILE).is_file() else None
+    device, privacy, plan = choose_device(settings.speed), settings.privacy, job.plan
+    data = read_facts(folder)
+    return Results(
+        fedaipc=fedaipc.__version__,
+        name=settings.output.name,
+        run_id=job.run,
+        engine=engine,
+        status="running",
+        started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
+        finished=None,
+        seconds=before.seconds if before else 0,
+        resumed=before.resumed + 1 if before else 0,
+        not_private=tuple(data.pop("not_private")),
+        privacy=PrivacyFacts(
+            mode=plan.mode,
+            unit=privacy.unit,
+            neighbours=NEIGHBOURS,
+            delta=plan.delta,
+            clip=plan.clip,
+            noise_multiplier=plan.noise_multiplier,
+            sampling_rate=plan.sampling_rate,
+            local_steps=plan.local_steps,
+            rounds=job.rounds,
+            target_epsilon=privacy.epsilon,
+            planned_epsilon=PlannedEpsilon(**planned_epsilon(plan, job.rounds))
+            if plan.private
+            else None,
+        ),
+        sealing=_sealing(job, roster),
+        model=ModelFacts(
+            base=job.model.base,
+            method=job.model.method,
+            pooling=job.model.pooling,
+            trainable_parameters=classifier.layout.size,
+            total_parameters=classifier.total_parameters,
+            base_hash=base_hash(job.model.base, job.model.keep_layers),
+            layout_hash=job.layout_hash,
+            vector_hash="",
+            device=str(device.torch),
+            dtype=device.dtype,
+            reason=device.reason,
+        ),
+        start=before.start if before else None,
+        warm_up=data.pop("warm_up"),
+        data=DataFacts(majority=None, **data),
+        machine=MachineFacts(
+            cores=os.cpu_count() or 1,
+            threads=torch.get_num_threads(),
+            memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+            processor=platform.processor() or platform.machine(),
+            python=platform.python_version(),
+            **{name: version(name) for name in ("torch", "flwr", "opacus", "transformers")},
+        ),
+    )
+
+
+def _sealing(job: Job, roster: Roster) -> SealingFacts:
+    sealed, members = job.sealing.mode != "none", len(roster.members)
+    group = min(len(group) for group in roster.groups(1, job.cohort))
+    return SealingFacts(
+        mode=job.sealing.mode,
+        bits=job.sealing.bits,
+        bound=update_bound(job),
+        colluding=colluding_members(job.sealing, members) if sealed else None,
+        least=job_thresholds(job, members, group, group).least if sealed else None,
+    )
+
+
+def _cache(settings: Settings, folder: Path) -> Path | None:
+    if not settings.speed.cache_frozen:
+        return None
+    return Path(settings.speed.cache_folder or folder / "cache")

@@ -1,0 +1,84 @@
+"""What the holder of the admission key gives the server. No secret but the server's TLS key.
+
+federation.json             public facts
+authority.pem               the federation's TLS authority, which PCs trust alone
+server.pem, server.key      the server's certificate and key
+roster.bin                  the signed list of members
+nodes.json                  transport keys of the members
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from cryptography import x509
+from pydantic import Field, ValidationError
+
+from fedaipc.config import Section
+from fedaipc.errors import AdmissionError
+from fedaipc.sealing.roster import ROSTER_FILE
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+FACTS_FILE, NODES_FILE = "federation.json", "nodes.json"
+AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE = "authority.pem", "server.pem", "server.key"
+SERVER_FILES = (FACTS_FILE, AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE, ROSTER_FILE, NODES_FILE)
+
+
+class Facts(Section):
+    """Public. `address` is host:port as PCs reach it; `admission` the public key in hex."""
+
+    version: Literal[1] = 1
+    federation: str = Field(pattern=r"^[0-9a-f]{16}$")
+    admission: str = Field(pattern=r"^[0-9a-f]{64}$")
+    address: str
+    names: tuple[str, ...] = Field(min_length=1)
+
+    @classmethod
+    def load(cls, folder: Path) -> Facts:
+        """Raises AdmissionError where the folder is none of a federation or its server."""
+        path = folder / FACTS_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise AdmissionError(
+                f"{folder}: no federation is here; make one with `fedaipc federation init`"
+            ) from None
+        except (OSError, ValidationError) as error:
+            raise AdmissionError(
+                f"{path}: cannot be read ({type(error).__name__}); restore it from a copy"
+            ) from None
+
+
+class Node(Section):
+    """What the server knows of a member: which transport key it lets in."""
+
+    name: str
+    node_key: str
+
+
+class Nodes(Section):
+    """All that the server lets in."""
+
+    nodes: tuple[Node, ...] = ()
+
+    @classmethod
+    def load(cls, folder: Path) -> Nodes:
+        """Raises AdmissionError."""
+        try:
+            return cls.model_validate_json((folder / NODES_FILE).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise AdmissionError(
+                f"{folder / NODES_FILE}: cannot be read ({type(error).__name__}); copy the "
+                "federation's server folder again"
+            ) from None
+
+
+def server_until(path: Path) -> datetime:
+    """When the certificate ends. Raises AdmissionError where it cannot be read."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise AdmissionError(f"{path}: the certificate cannot be read ({error})") from None

@@ -1,0 +1,340 @@
+"""A PC at its federation's server: one process that asks for messages and answers them.
+
+Flower's own SuperNode would start a new Python for every message and run the code that the server
+ships with a run. This one calls the client app that is installed here and fetches no code at all.
+It asks often while messages come and seldom when none do, waits for a server that is away, and
+takes its place again after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+from filelock import FileLock, Timeout
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PullObjectRequest,
+    PushObjectRequest,
+)
+from flwr.proto.node_pb2 import Node as NodeId
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from google.protobuf.message import DecodeError
+
+from fedaipc.errors import AdmissionError, EncodingError
+from fedaipc.files import write_atomic, write_private
+from fedaipc.fleet.node_auth import NodeAuth
+from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from flwr.clientapp import ClientApp
+
+_HEARTBEAT = 10  # s: Flower's least; a node that is silent for twice as long counts as offline
+_SHORTEST, _LONGEST = 0.02, 5.0  # s between two looks for a message
+_PATIENT = 20  # waiting costs at most this part of the time since the last message
+_LONGEST_PAUSE = 60.0  # s between two attempts at a server that is away
+_DOWNLOAD, _UPLOAD = 600.0, 170.0  # s; the SuperLink gives an upload up after 180 s of silence
+_REST = 15.0  # s between two questions whether to work again
+_NODE_FILE, _PROMISE_FILE = "node.json", "promised.bin"
+_BUSY = (502, 503, 504)
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class _RunOver(Exception):  # noqa: N818 - a state, not a fault
+    """The run of a message has ended: drop it."""
+
+
+class _NotAdmitted(Exception):  # noqa: N818 - a state, not a fault
+    """The server does not, or no longer, know this PC's key."""
+
+
+class FleetNode:
+    """The PC in `folder` at the server with this address; `authority` is a certificate in PEM.
+
+    `may_work` is asked before each look for a message and says why not to work now, if so.
+    `serve` returns after `stop`. Raises AdmissionError where the PC's key cannot be read, or
+    another process serves this PC.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        authority: bytes,
+        key: Path,
+        folder: Path,
+        app: ClientApp,
+        may_work: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._auth = NodeAuth(key)
+        self._folder, self._app, self._may_work = folder, app, may_work
+        self._resting = False
+        self._fleet = FleetHttpClient.from_server_address(
+            address, False, authority,
+            interceptors=[RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
+        )  # fmt: skip
+        self._file, self._promised = folder / _NODE_FILE, folder / _PROMISE_FILE
+        self._node: NodeId | None = None
+        self._heard = time.monotonic()
+        self._stop = threading.Event()
+        self._lock = FileLock(folder / ".serving", timeout=0)
+
+    def stop(self) -> None:
+        """Finish the message at hand and return from `serve`; from any thread or signal handler."""
+        self._stop.set()
+
+    def serve(self) -> None:
+        """Until `stop`, whatever the network does."""
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise AdmissionError(f"{self._folder}: another process serves this PC") from None
+        heart = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+        heart.start()
+        try:
+            self._loop()
+        finally:
+            self._stop.set()
+            if self._node is not None:
+                with suppress(httpx.HTTPError):
+                    self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+            heart.join()
+            self._fleet.close()
+            self._lock.release()
+
+    def _loop(self) -> None:
+        pause = 0.5
+        while not self._stop.is_set():
+            if self._rests():
+                continue
+            try:
+                if self._node is None:
+                    self._come_online()
+                    self._break_promise()
+                    _log.info("connected")
+                self._look()
+                pause = 0.5
+                continue
+            except _NotAdmitted:
+                self._node = None
+                _log.warning(
+                    "the server does not admit this PC: ask the federation whether its request was "
+                    "admitted, has expired or was revoked"
+                )
+            except httpx.HTTPStatusError as error:
+                self._node = None
+                _log.warning("the server refuses with status %d", error.response.status_code)
+            except httpx.HTTPError as error:
+                self._node = None  # say at once that we are back
+                _log.warning("the server cannot be reached: %s", _why(error))
+            self._stop.wait(pause * random.uniform(0.7, 1.3))  # noqa: S311 - no secret
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    def _rests(self) -> bool:
+        """Whether the owner wants no work now: then the server counts on no answer."""
+        why = self._may_work()
+        if (why is not None) != self._resting:
+            self._resting = why is not None
+            _log.info("at work again" if why is None else f"resting: {why}")
+            if self._resting and self._node is not None:
+                with suppress(httpx.HTTPError):
+                    self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+                self._node = None
+        if self._resting:
+            self._stop.wait(_REST)
+        return self._resting
+
+    def _come_online(self) -> None:
+        """A node that crashed is online for the SuperLink, which activates no such node. But it
+        takes a heartbeat from it; so the node's number, no secret, is kept on the disk.
+        """
+        number = self._kept()
+        if number is not None:
+            self._node = NodeId(node_id=number)
+            try:
+                self._beat()
+            except _NotAdmitted:  # revoked, or registered anew under another number
+                self._node = None
+                self._file.unlink(missing_ok=True)
+            else:
+                return
+        try:
+            answer = self._call(
+                self._fleet.ActivateNode,
+                ActivateNodeRequest(public_key=self._auth.public, heartbeat_interval=_HEARTBEAT),
+            )
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.PRECONDITION_FAILED:
+                raise _NotAdmitted from None
+            raise
+        self._node = NodeId(node_id=answer.node_id)
+        write_atomic(self._file, json.dumps({"node": answer.node_id}).encode())
+
+    def _kept(self) -> int | None:
+        try:
+            return int(json.loads(self._file.read_text(encoding="utf-8"))["node"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _beat(self) -> None:
+        self._call(
+            self._fleet.SendNodeHeartbeat,
+            SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_HEARTBEAT),
+        )
+
+    def _beat_on(self) -> None:
+        while not self._stop.wait(_HEARTBEAT * random.uniform(0.4, 0.6)):  # noqa: S311
+            if self._node is not None:
+                with suppress(httpx.HTTPError, _NotAdmitted, _RunOver):  # the loop sees it, too
+                    self._beat()
+
+    def _look(self) -> None:
+        """Look for one message and answer it, or wait a while."""
+        answer = self._call(self._fleet.PullMessages, PullMessagesRequest(node=self._node))
+        if not answer.messages_list:
+            idle = time.monotonic() - self._heard
+            self._stop.wait(min(_LONGEST, max(_SHORTEST, idle / _PATIENT)))
+            return
+        try:
+            self._handle(answer.messages_list[0], answer.message_object_trees[0])
+        except _RunOver:
+            self._promised.unlink(missing_ok=True)
+            _log.info("a message's run is over")
+        except EncodingError as error:
+            _log.warning("%s", error)
+        self._heard = time.monotonic()
+
+    def _handle(self, head: Any, tree: Any) -> None:
+        run, name = head.metadata.run_id, head.metadata.message_id
+        message = unpack(head) if is_whole(tree) else fetch(name, lambda x: self._pull(run, x))
+        confirm = ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=name)
+        self._call(self._fleet.ConfirmMessageReceived, confirm, patience=30)
+        # A new `Message` reads these; nothing else of Flower's does here.
+        TaskIdentity.run_id, TaskIdentity.task_id = run, 0
+        TaskIdentity.node_id = 0 if self._node is None else self._node.node_id
+        self._promise(message)
+        started = time.monotonic()
+        reply = self._answer(message)
+        del message
+        self._send(run, reply, time.monotonic() - started)
+        self._promised.unlink(missing_ok=True)
+
+    def _promise(self, message: Message) -> None:
+        """Keep an error answer at hand: after a crash it spares the round from waiting for us."""
+        code = ErrorCode.CLIENT_APP_CRASHED
+        parcel = pack(Message(Error(code=code, reason=""), reply_to=message))
+        request = PushMessagesRequest(
+            messages_list=[parcel.head], message_object_trees=[parcel.tree],
+            clientapp_runtime_list=[0.0],
+        )  # fmt: skip
+        write_private(self._promised, request.SerializeToString())
+
+    def _break_promise(self) -> None:
+        """Say that the message at hand when this PC was cut off will not be answered."""
+        if not self._promised.is_file():
+            return
+        with suppress(DecodeError, httpx.HTTPStatusError, _RunOver, OSError):
+            request = PushMessagesRequest.FromString(self._promised.read_bytes())
+            request.node.CopyFrom(self._node)
+            self._call(self._fleet.PushMessages, request)
+        self._promised.unlink(missing_ok=True)
+
+    def _answer(self, message: Message) -> Message:
+        node = 0 if self._node is None else self._node.node_id
+        context = Context(
+            run_id=message.metadata.run_id,
+            node_id=node,
+            node_config={"pc-folder": str(self._folder)},  # this PC's own, never the server's
+            state=RecordDict(),
+            run_config={},
+        )
+        try:
+            return self._app(message, context)
+        except Exception as error:  # noqa: BLE001 - its text must not leave the PC
+            _log.warning("a message is answered with an error (%s)", type(error).__name__)
+            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            return Message(Error(code=code, reason=""), reply_to=message)
+
+    def _pull(self, run: int, name: str) -> bytes:
+        end, pause = time.monotonic() + _DOWNLOAD, _SHORTEST
+        while time.monotonic() < end:
+            request = PullObjectRequest(node=self._node, run_id=run, object_id=name)
+            answer = self._call(self._fleet.PullObject, request, patience=60)
+            if not answer.object_found:
+                break
+            if answer.object_available:
+                return bytes(answer.object_content)
+            if self._stop.wait(pause):  # the coordinator still uploads
+                break
+            pause = min(1.0, pause * 1.5)
+        raise _RunOver
+
+    def _send(self, run: int, reply: Message, seconds: float) -> None:
+        parcel = pack(reply)
+        request = PushMessagesRequest(
+            node=self._node, messages_list=[parcel.head], message_object_trees=[parcel.tree],
+            clientapp_runtime_list=[seconds],
+        )  # fmt: skip
+        answer = self._call(self._fleet.PushMessages, request, patience=_UPLOAD)
+        for name, content in parcel.take(set(answer.objects_to_push)):
+            push = PushObjectRequest(
+                node=self._node, run_id=run, session_id=answer.session_id, object_id=name,
+                object_content=content,
+            )  # fmt: skip
+            if self._call(self._fleet.PushObject, push, patience=_UPLOAD).stored:
+                continue
+            # A repeated push is refused though the first came through: is it there?
+            look = PullObjectRequest(node=self._node, run_id=run, object_id=name)
+            if not self._call(self._fleet.PullObject, look, patience=30).object_available:
+                raise _RunOver
+
+    def _call(self, method: Callable[[Any], _T], request: Any, patience: float = 0.0) -> _T:
+        """One call; with patience again while the server is away, so only what may be repeated."""
+        end, pause = time.monotonic() + patience, 0.1
+        while True:
+            try:
+                return method(request)
+            except httpx.HTTPStatusError as error:
+                status = error.response.status_code
+                if status == httpx.codes.UNAUTHORIZED:
+                    raise _NotAdmitted from None
+                if status == httpx.codes.FORBIDDEN:
+                    raise _RunOver from None
+                if status not in _BUSY or time.monotonic() > end:
+                    raise
+            except httpx.TransportError:
+                if time.monotonic() > end:
+                    raise
+            if self._stop.wait(pause):
+                raise httpx.TransportError("stopping")
+            pause = min(5.0, pause * 2)
+
+
+def _why(error: httpx.HTTPError) -> str:
+    text = str(error) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            "its certificate is not of this federation's authority, is out of date or is for "
+            "another name"
+        )
+    return text.split("\n", maxsplit=1)[0][:200]

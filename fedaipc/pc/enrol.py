@@ -1,0 +1,240 @@
+"""How a PC comes to belong to a federation, leaves it, or moves to another machine.
+
+All of it happens in the owner's folder: it appears whole or not at all, and what a PC has spent of
+its budget is never lost on the way.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
+from fedaipc.data.sources import read_records
+from fedaipc.errors import AdmissionError, DataError
+from fedaipc.federation.letters import Invite, Request
+from fedaipc.files import write_atomic, write_private, write_text
+from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
+from fedaipc.pc.vault import FOLDER as KEYS_FOLDER
+from fedaipc.pc.vault import Vault
+from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.plan import check_delta, size_class, usual_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fedaipc.data.records import Records
+
+NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE = "node.key", "authority.pem", "federation"
+_REQUEST_SECONDS = 30 * 24 * 3600
+_MOVED = (
+    OWNER_FILE, LEDGER_FILE, NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE,
+    f"{KEYS_FOLDER}/identity.key", f"{KEYS_FOLDER}/roster",
+)  # fmt: skip
+_MOST_BYTES = 1 << 30  # of a file that a PC is moved in
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What the owner is shown: the letter for the federation, and what it was made from.
+
+    `other_labels` is how many records have a label that the federation does not train.
+    """
+
+    request: Request
+    letter: str
+    records: int
+    other_labels: int
+
+
+def enroll(
+    folder: Path,
+    invite: Invite,
+    *,
+    name: str,
+    source: str,
+    text_column: str,
+    label_column: str,
+    base: str | None = None,
+    lifetime_epsilon: float | None = None,
+    policy: Policy | None = None,
+) -> Enrolled:
+    """Check the data, make keys and ledger, and write the request.
+
+    Without `base` and `lifetime_epsilon` the invite's advice counts. Raises AdmissionError where
+    the folder is taken or cannot be written, DataError, PrivacyError or LedgerError; then no folder
+    is left behind.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise AdmissionError(
+            f"{folder}: not empty; give a new folder, or print its letter again with "
+            f"`fedaipc enroll --again --folder {folder}`"
+        )
+    records = read_records(
+        source,
+        text_column=text_column,
+        label_column=label_column,
+        group_column=None,
+        skip_unusable=True,
+    )
+    if not len(records):
+        raise DataError(f"{source}: holds no record that can be used")
+    public_class = size_class(len(records))
+    check_delta(invite.delta, public_class)
+    path = Path(source).expanduser()
+    owner = OwnerSettings(
+        name=name,
+        source=str(path.resolve()) if path.exists() else source,
+        text_column=text_column,
+        label_column=label_column,
+        size_class=public_class,
+        base=base or invite.base,
+        admission=invite.issuer,
+        server=invite.address,
+        policy=policy or Policy(),
+    )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            made = Path(temporary) / "pc"
+            made.mkdir(mode=0o700)
+            _fill(made, owner, invite, lifetime_epsilon or invite.lifetime_epsilon)
+            with suppress(OSError):
+                folder.rmdir()  # an empty one of this name
+            made.replace(folder)
+    except OSError as error:
+        raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
+    return _enrolled(folder, records, invite.labels)
+
+
+def request_again(folder: Path) -> Enrolled:
+    """The letter of a PC that is enrolled: for one that was lost, or whose time is over."""
+    owner = load_owner(folder / OWNER_FILE)
+    records = read_records(
+        owner.source,
+        text_column=owner.text_column,
+        label_column=owner.label_column,
+        group_column=None,
+        skip_unusable=True,
+    )
+    return _enrolled(folder, records, ())
+
+
+def leave(folder: Path) -> None:
+    """Delete the PC's keys; the ledger stays, since what was spent stays spent."""
+    if not (folder / OWNER_FILE).is_file():
+        raise AdmissionError(f"{folder}: no PC is enrolled here")
+    try:
+        shutil.rmtree(folder / KEYS_FOLDER, ignore_errors=False)
+        for name in (NODE_KEY_FILE, OWNER_FILE):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+    except OSError as error:
+        raise AdmissionError(f"{folder}: cannot be changed ({error.strerror})") from None
+
+
+def move_out(folder: Path, file: Path) -> None:
+    """Put identity, ledger and settings into one secret file; this folder is no PC any more.
+
+    Two copies of a PC would each spend the whole budget. Raises AdmissionError.
+    """
+    if not (folder / OWNER_FILE).is_file():
+        raise AdmissionError(f"{folder}: no PC is enrolled here")
+    if file.exists():
+        raise AdmissionError(f"{file}: is there already; give another name")
+    try:
+        write_private(file, b"")  # owner-only rights before the first secret is in it
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in _MOVED:
+                if (folder / name).is_file():
+                    archive.write(folder / name, name)
+        write_atomic(file, file.read_bytes(), private=True)
+        for name in _MOVED:
+            if name != LEDGER_FILE:
+                (folder / name).unlink(missing_ok=True)
+        (folder / LEDGER_FILE).replace(folder / f"{LEDGER_FILE}.moved")
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+    except OSError as error:
+        raise AdmissionError(f"{file}: cannot be written ({error.strerror})") from None
+
+
+def move_in(file: Path, folder: Path) -> None:
+    """Make a PC of what `move_out` wrote. Raises AdmissionError; then no folder is left behind."""
+    if folder.exists() and any(folder.iterdir()):
+        raise AdmissionError(f"{folder}: not empty; give a new folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            made = Path(temporary) / "pc"
+            (made / KEYS_FOLDER).mkdir(parents=True, mode=0o700)
+            for name, content in _contents(file):
+                write_atomic(made / name, content, private=True)
+            Ledger(made / LEDGER_FILE), Vault(made), load_owner(made / OWNER_FILE)
+            with suppress(OSError):
+                folder.rmdir()
+            made.chmod(0o700)
+            made.replace(folder)
+    except OSError as error:
+        raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            if not {OWNER_FILE, LEDGER_FILE} <= sizes.keys() <= set(_MOVED):
+                raise AdmissionError(f"{file}: is not what `fedaipc move-out` writes")
+            if sum(sizes.values()) > _MOST_BYTES:
+                raise AdmissionError(f"{file}: is too large")
+            for name in sizes:
+                yield name, archive.read(name)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise AdmissionError(f"{file}: cannot be read ({error})") from None
+
+
+def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -> None:
+    Vault.create(folder)
+    key = ec.generate_private_key(ec.SECP384R1())  # as Flower's node authentication wants
+    write_atomic(
+        folder / NODE_KEY_FILE,
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        private=True,
+    )
+    order = invite.order  # chosen for the advised budget; another one may have nothing at it
+    if lifetime != invite.lifetime_epsilon:
+        order = usual_order(lifetime, invite.delta)
+    Ledger.create(folder / LEDGER_FILE, lifetime_epsilon=lifetime, delta=invite.delta, order=order)
+    write_text(folder / AUTHORITY_FILE, invite.authority.strip())
+    write_text(folder / FEDERATION_FILE, invite.federation)
+    write_text(folder / OWNER_FILE, to_toml(owner))
+
+
+def _enrolled(folder: Path, records: Records, labels: tuple[str, ...]) -> Enrolled:
+    owner, vault = load_owner(folder / OWNER_FILE), Vault(folder)
+    key = serialization.load_pem_private_key((folder / NODE_KEY_FILE).read_bytes(), password=None)
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    request = Request(
+        federation=(folder / FEDERATION_FILE).read_text(encoding="utf-8").strip(),
+        issuer=vault.identity.public.hex(),
+        not_after=int(time.time()) + _REQUEST_SECONDS,
+        name=owner.name,
+        node_key=public.decode(),
+        size_class=owner.size_class,
+    )
+    other = sum(label not in labels for label in records.labels) if labels else 0
+    return Enrolled(request, request.write(vault.identity), len(records), other)

@@ -1,0 +1,281 @@
+"""A PC's training in a round: check what is asked, charge the ledger, train, seal.
+
+`Trainer.admit` looks at no data, so what it raises may be told. What `train` returns is all that
+leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedaipc.data.sources import read_records
+from fedaipc.errors import ModelError, RoundError
+from fedaipc.federation.job import SignedJob
+from fedaipc.federation.round_terms import hash_vector, make_terms
+from fedaipc.model.classifier import Classifier
+from fedaipc.model.device import choose_device
+from fedaipc.model.inputs import Inputs, longest_input, make_inputs
+from fedaipc.pc.pc import LEDGER_FILE
+from fedaipc.pc.policy import check_policy
+from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.privacy.plan import check_delta
+from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.privacy.training import rehearse, train_round
+from fedaipc.sealing.dealing import deal
+from fedaipc.sealing.terms import Terms
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedaipc.config import ModelSettings, OwnerSettings, SpeedSettings
+    from fedaipc.federation.job import Job
+    from fedaipc.federation.messages import MaskRequest
+    from fedaipc.pc.pc import Pc
+    from fedaipc.sealing.dealing import Keys
+    from fedaipc.sealing.roster import Roster
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A round that was checked and charged. `keys` are None where updates travel open."""
+
+    job: Job
+    terms: Terms
+    keys: Keys | None
+    classifier: Classifier
+
+
+class Trainer:
+    """Of one PC and one request."""
+
+    def __init__(self, pc: Pc, request: MaskRequest) -> None:
+        self._pc = pc
+        self._request = request
+
+    def admit(self) -> Admitted:
+        """Check what is asked, then charge the ledger.
+
+        Raises PrivacyError, SealingError or RoundError where the owner's rules, the round's or
+        the ledger refuse, BudgetExhausted where the budget is spent.
+        """
+        pc, request = self._pc, self._request
+        owner = pc.owner
+        # 1. Check job and round on public facts alone.
+        admission = bytes.fromhex(owner.admission)
+        signed = SignedJob.read(request.job, request.signature, admission)
+        job, ledger = signed.job, Ledger(pc.folder / LEDGER_FILE)
+        pc.vault.expire()
+        terms = self._terms(signed, pc.vault.roster(admission))
+        check_policy(owner.policy, job, terms, ledger)
+        if job.plan.private:
+            check_delta(ledger.delta, owner.size_class)
+        keys = pc.vault.keys(terms) if terms.sealed else None
+        if keys is not None:
+            keys.check(terms.bundles)
+        # The base is the owner's; that both sides have the same one is in the layout's hash.
+        model = job.model.model_copy(update={"base": owner.base})
+        classifier = shared_classifier(model, job.labels, owner)
+        if classifier.layout.hash != job.layout_hash:
+            raise RoundError("the coordinator trains another base model or another part of it")
+        size, vector = classifier.layout.size, request.vector
+        if vector.shape != (size,) or not np.isfinite(vector).all():
+            raise RoundError("the global vector does not fit the model or is not finite")
+        if job.plan.private:
+            self._rehearse(job, classifier)
+        # 2. From here on this PC is a member of its group, whether or not it can pay.
+        if terms.sealed:
+            pc.vault.keep(terms, request.terms)
+        # 3. Charge the ledger; when this returns the charge is on the disk.
+        ledger.charge(
+            Charge(
+                run=job.run,
+                round=request.round,
+                attempt=terms.number,
+                mechanism=job.plan.mechanism() if job.plan.private else None,
+                clip=job.clip,
+                seeded=owner.insecure_test_seed is not None,
+            )
+        )
+        return Admitted(job, terms, keys, classifier)
+
+    def train(self, admitted: Admitted) -> bytes:
+        """The sealed update as a frame, or the encoded one where the round is open.
+
+        To fail or not to fail would be an answer without noise. So where the data or the training
+        on it fails in a private mode, the update is that of a PC without data: noise alone, and
+        the reason stays in the PC's own log.
+        """
+        self._pc.vanish("mask", admitted.terms.number)
+        # 4. Train with randomness that only this PC knows.
+        words = self._words(admitted)
+        # 5. Mask.
+        if admitted.keys is None:
+            return bytes(admitted.terms.encoding.pack(words))
+        return deal(admitted.terms, admitted.keys, words).encode()
+
+    def _words(self, admitted: Admitted) -> npt.NDArray[Any]:
+        try:
+            return self._trained(admitted, *self._examples(admitted))
+        except Exception as error:
+            if not admitted.job.plan.private:
+                raise
+            self._pc.note(f"round {self._request.round}: trained on nothing: {_shown(error)}")
+        return self._trained(admitted, Inputs.nothing(), np.zeros(0, dtype=np.int64))
+
+    def _trained(
+        self, admitted: Admitted, examples: Inputs, targets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[Any]:
+        """The encoded update."""
+        owner, terms = self._pc.owner, admitted.terms
+        update = train_round(
+            admitted.classifier,
+            examples,
+            targets,
+            self._request.vector,
+            plan=admitted.job.plan,
+            training=admitted.job.training,
+            size_class=owner.size_class,
+            micro_batch=owner.speed.micro_batch,
+            random=self._random("training"),
+        )
+        weight = terms.weights[terms.place(self._pc.vault.identity.public)]
+        return terms.encoding.encode(update, weight, self._random("rounding").key())
+
+    def _random(self, purpose: str) -> SecureRandom:
+        seed = self._pc.owner.insecure_test_seed
+        if seed is None:
+            return SecureRandom()
+        # By round, not by attempt: so a resumed run can be compared with an unbroken one.
+        return SecureRandom.for_test(seed, self._pc.owner.name, self._request.round, purpose)
+
+    def _terms(self, signed: SignedJob, roster: Roster) -> Terms:
+        """Those of this PC's group, which must be what the coordinator states."""
+        request, job = self._request, signed.job
+        stated = Terms.decode(request.terms)
+        own = self._pc.vault.identity.public
+        if job.not_after < time.time():
+            raise RoundError("the job is out of date: have it signed again")
+        if request.round > job.rounds or stated.number > job.most_attempts:
+            raise RoundError("the coordinator asks for more rounds than its job states")
+        groups = roster.groups(stated.number, job.cohort)
+        group = next((group for group in groups if own in group), None)
+        if group is None:
+            raise RoundError("the public draw did not choose this PC for the round")
+        terms = make_terms(
+            signed, roster, stated.number, group, stated.bundles, hash_vector(request.vector),
+            len(request.vector),
+        )  # fmt: skip
+        if terms != stated:
+            raise RoundError("the coordinator states other terms than its job has")
+        terms.check(roster, group, time.time())
+        terms.place(own)
+        return terms
+
+    def _rehearse(self, job: Job, classifier: Classifier) -> None:
+        """Once per process and model. Raises RoundError where this machine cannot do the job."""
+        speed = self._pc.owner.speed
+        threads = torch.get_num_threads()  # which decides where a matrix product is cut
+        key = (classifier.layout.hash, job.model.max_length, job.exact_sums, threads, speed)
+        if key in _rehearsed:
+            return
+        try:
+            rehearse(
+                classifier,
+                longest_input(classifier, cached=speed.cache_frozen),
+                self._request.vector,
+                plan=job.plan,
+                training=job.training,
+                micro_batch=speed.micro_batch,
+            )
+        except ModelError as error:
+            raise RoundError(str(error)) from None
+        except (RuntimeError, MemoryError) as error:
+            self._pc.note(f"round {self._request.round}: refused: {_shown(error)}")
+            raise RoundError(
+                "this PC cannot train one batch of this job; give it more memory, or set a "
+                "smaller speed.micro_batch in its owner.toml"
+            ) from None
+        _rehearsed.add(key)
+
+    def _examples(self, admitted: Admitted) -> tuple[Inputs, npt.NDArray[np.int64]]:
+        """The PC's texts as model inputs and their class numbers, read once per process."""
+        owner, folder = self._pc.owner, self._pc.folder
+        classifier = admitted.classifier
+        source = str(folder / owner.source) if owner.source.startswith("./") else owner.source
+        key = (str(folder.resolve()), classifier.layout.hash, _stamp(source))
+        if key in _examples:
+            _examples.move_to_end(key)
+            return _examples[key]
+        # A record that cannot be read is left out too: it must not cost the others.
+        records = read_records(
+            source,
+            text_column=owner.text_column,
+            label_column=owner.label_column,
+            group_column=None,
+            skip_unusable=True,
+        )
+        number = {label: i for i, label in enumerate(admitted.job.labels)}
+        # A record whose label the job does not list is left out. To fail instead would tell a
+        # coordinator that lies about labels, and without any noise, whether the PC holds one.
+        records = records.take(i for i, label in enumerate(records.labels) if label in number)
+        targets = np.array([number[label] for label in records.labels], dtype=np.int64)
+        cache = folder / "cache"
+        if owner.speed.cache_folder is not None:
+            cache = Path(owner.speed.cache_folder)
+        if len(records):
+            frozen = cache if owner.speed.cache_frozen else None
+            inputs = make_inputs(classifier, records.texts, frozen)
+        else:  # noise alone, as in any round whose sample is empty
+            inputs = Inputs.nothing()
+        _examples[key] = inputs, targets
+        if len(_examples) > _EXAMPLES_KEPT:
+            _examples.popitem(last=False)
+        return _examples[key]
+
+
+_EXAMPLES_KEPT = 256  # PCs of one process; mostly file-backed, so this is a bound on open files
+_rehearsed: set[tuple[str, int, bool, int, SpeedSettings]] = set()
+_Key = tuple[str, str, tuple[tuple[str, int, int], ...]]
+_examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict()
+
+
+def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
+    """What shows that a file, or one in a folder, was replaced since it was read."""
+    path = Path(source).expanduser()
+    found = []
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        with suppress(OSError):  # gone, or a link to nowhere
+            state = file.stat()
+            found.append((str(file), state.st_mtime_ns, state.st_size))
+    return tuple(found)
+
+
+def _shown(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
+    except Exception:  # noqa: BLE001 - an exception that cannot be printed must not stop a round
+        return type(error).__name__
+
+
+def shared_classifier(
+    model: ModelSettings, labels: tuple[str, ...], owner: OwnerSettings
+) -> Classifier:
+    """One copy of the model for all simulated PCs of this process; a round sets all it trains."""
+    device = choose_device(owner.speed)
+    classifier = _classifier(model, labels)
+    classifier.use(device)
+    return classifier
+
+
+@lru_cache(maxsize=2)
+def _classifier(model: ModelSettings, labels: tuple[str, ...]) -> Classifier:
+    return Classifier(model, labels)

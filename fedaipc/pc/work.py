@@ -1,0 +1,58 @@
+"""Whether a PC works now, and how modestly: its owner's wishes, by what psutil can tell.
+
+The one module that asks the operating system for its load, power supply and priorities.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from fedaipc.config import WorkSettings
+
+
+class Work:
+    """Call it before each piece of work: None, or why not now."""
+
+    def __init__(self, settings: WorkSettings) -> None:
+        self._settings = settings
+        self._own = psutil.Process()
+        psutil.cpu_percent()  # the first answer of each means nothing
+        self._own.cpu_percent()
+        if settings.low_priority:
+            _give_way(self._own)
+
+    def __call__(self) -> str | None:
+        """Cheap enough to ask often."""
+        if self._settings.only_on_mains and _on_battery():
+            return "on battery"
+        most = self._settings.most_load
+        if most is not None:
+            others = self.others_load()
+            if others > most:
+                return f"others use {others:.0%} of the processor"
+        return None
+
+    def others_load(self) -> float:
+        """Share of the whole processor that other processes used since the last call."""
+        own = self._own.cpu_percent() / max(1, os.cpu_count() or 1)
+        return max(0.0, float(psutil.cpu_percent()) - float(own)) / 100
+
+
+def _on_battery() -> bool:
+    """A PC without a battery is on mains."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return battery is not None and battery.power_plugged is False
+
+
+def _give_way(process: psutil.Process) -> None:
+    with suppress(psutil.Error, OSError):
+        if sys.platform == "win32":
+            process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+        else:
+            process.nice(10)

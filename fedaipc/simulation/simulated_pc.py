@@ -1,0 +1,122 @@
+"""One simulated PC: its owner's file, its records, its ledger, and what it has in the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
+from fedaipc.errors import PrivacyError
+from fedaipc.files import write_text
+from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
+from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.plan import check_delta, size_class
+from fedaipc.results import PcResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedaipc.admission.key import Admission
+    from fedaipc.config import PrivacySettings, Settings
+    from fedaipc.data.records import Records
+    from fedaipc.privacy.plan import PrivacyPlan
+
+_RECORDS_FILE = "records.parquet"
+_NEW = ".new"
+
+
+def owner_settings(
+    folder: Path, records: int, settings: Settings, admission: Admission, test_seed: int | None
+) -> OwnerSettings:
+    """What the owner of the PC in `folder` decides; size class, delta and budget stay for life."""
+    privacy, federation = settings.privacy, settings.federation
+    public_class = size_class(records)
+    enrolled = (folder / OWNER_FILE).is_file()
+    if enrolled:
+        public_class = load_owner(folder / OWNER_FILE).size_class
+        if records > public_class:
+            raise PrivacyError(
+                f"{folder}: enrolled with size class {public_class}, which is fixed, and now "
+                "holds more records; use a new --pc-state"
+            )
+    if enrolled or (folder / LEDGER_FILE).is_file():
+        ledger = Ledger(folder / LEDGER_FILE)
+        for name, now, kept in (
+            ("delta", privacy.delta, ledger.delta),
+            ("lifetime_epsilon", privacy.lifetime_epsilon, ledger.lifetime_epsilon),
+        ):
+            if now != kept:
+                raise PrivacyError(
+                    f"{folder}: its ledger has {name} {kept:g} for good; give --set "
+                    f"privacy.{name}={kept:g}, or use a new --pc-state"
+                )
+    if privacy.mode != "none":
+        check_delta(privacy.delta, public_class)
+    return OwnerSettings(
+        name=folder.name,
+        source=f"./{_RECORDS_FILE}",
+        size_class=public_class,
+        base=settings.model.base,
+        admission=admission.key.public.hex(),
+        policy=_policy(settings),
+        insecure_test_seed=test_seed,
+        drop_out=federation.drop_out,
+        drop_out_stage=federation.drop_out_stage,
+        drop_out_seed=federation.seed,
+        speed=settings.speed,
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    """Of an owner who wants what this simulation asks for."""
+    usual = Policy()
+    return Policy(
+        allow_not_private=settings.privacy.mode == "none",
+        allow_plain_updates=settings.sealing.mode == "none",
+        most_epsilon=1e9,  # the lifetime budget is the limit here
+        most_local_steps=max(usual.most_local_steps, settings.training.local_steps),
+        most_length=max(usual.most_length, settings.model.max_length),
+    )
+
+
+def prepare_pc(
+    folder: Path, owner: OwnerSettings, records: Records, privacy: PrivacySettings, order: float
+) -> Ledger:
+    """Write what the PC will hold beside what it holds; make its ledger if it has none yet."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not (folder / LEDGER_FILE).is_file():
+        Ledger.create(
+            folder / LEDGER_FILE,
+            lifetime_epsilon=privacy.lifetime_epsilon,
+            delta=privacy.delta,
+            order=order,
+        )
+    records.write_parquet(folder / f"{_RECORDS_FILE}{_NEW}")
+    write_text(folder / f"{OWNER_FILE}{_NEW}", to_toml(owner))
+    return Ledger(folder / LEDGER_FILE)
+
+
+def join_run(folder: Path) -> None:
+    """Let the PC hold what `prepare_pc` wrote."""
+    for name in (_RECORDS_FILE, OWNER_FILE):
+        (folder / f"{name}{_NEW}").replace(folder / name)
+
+
+def pc_result(folder: Path, plan: PrivacyPlan) -> PcResult:
+    """What the PC holds and has spent, read from its own folder."""
+    import pyarrow.parquet as pq
+
+    owner, ledger = load_owner(folder / OWNER_FILE), Ledger(folder / LEDGER_FILE)
+    table = pq.read_table(folder / _RECORDS_FILE)
+    exhausted = plan.private and not ledger.covers(plan.mechanism())
+    groups = table["group"].unique().to_pylist() if "group" in table.column_names else []
+    return PcResult(
+        name=owner.name,
+        size_class=owner.size_class,
+        examples=table.num_rows,
+        groups=tuple(sorted(g for g in groups if g is not None)),
+        epsilon=None if ledger.unprotected else ledger.spent_epsilon(),
+        lifetime_epsilon=ledger.lifetime_epsilon,
+        filter_order=ledger.order,
+        charges=len(ledger.charges),
+        state="exhausted" if exhausted else "active" if ledger.charges else "absent",
+    )

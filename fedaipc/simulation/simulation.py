@@ -1,0 +1,339 @@
+"""Many PCs on one machine: lay out their folders, run a job on them, complete the results.
+
+The simulator plays every owner, so it alone knows what each PC holds. The coordinator and the PCs
+are the same code as over real PCs, and see no more of each other than they would there.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from fedaipc.admission.key import Admission
+from fedaipc.config import load_settings
+from fedaipc.coordinator import server_app
+from fedaipc.data.prepare import prepare_simulation
+from fedaipc.errors import (
+    BudgetExhausted,
+    EngineError,
+    OutputError,
+    RoundError,
+    SealingError,
+)
+from fedaipc.federation.job import Job, SignedJob, make_job
+from fedaipc.federation.job_folder import CONFIG_FILE, JOB_FILE, write_job
+from fedaipc.federation.round_terms import check_sealing
+from fedaipc.files import write_text
+from fedaipc.model.classifier import Classifier
+from fedaipc.model.load import is_local
+from fedaipc.model.warm_up import warm_base
+from fedaipc.pc.client_app import app as client_app
+from fedaipc.pc.client_app import pc_folder
+from fedaipc.pc.vault import Vault
+from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.plan import filter_order, make_plan
+from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult
+from fedaipc.sealing.roster import ROSTER_FILE
+from fedaipc.simulation import flower_engine
+from fedaipc.simulation.flower_adapter import run_in_process
+from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from fedaipc.config import Settings
+
+_PLACE_FILE = "pc-state.json"
+_FEDERATION_FOLDER = "federation"  # beside the PCs
+_JOINED_FILE = "joined-run.json"  # beside the PCs: the run whose records they hold
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A prepared run: its folder, where its PCs live, and how many rounds all can afford."""
+
+    folder: Path
+    pc_state: Path
+    settings: Settings
+    covered_rounds: int
+
+
+def prepare(
+    settings: Settings,
+    *,
+    pc_state: Path | None = None,
+    test_seed: int | None = None,
+    on_warm_up: Callable[[int, int], None] = lambda *_: None,
+) -> Run:
+    """Warm up the base where the settings say so, make the run folder and enrol the PCs.
+
+    PCs live in the run folder, or in `pc_state`, where a PC that is there already keeps its size
+    class and its ledger with all it has spent. `test_seed` makes every PC's randomness repeatable
+    and the result NOT PRIVATE. `on_warm_up` gets the step and the number of steps.
+
+    Raises ConfigError, DataError, AssetError, ModelError, PrivacyError (a PC that is there already
+    has another delta or budget in its ledger, or a smaller size class; all budgets are spent),
+    LedgerError, RoundError or OutputError; then no run folder is left behind, and the PCs hold what
+    they held.
+    """
+    settings = _with_whole_paths(settings)
+    check_sealing(settings)
+    data = prepare_simulation(settings.data, settings.federation.pcs)
+    settings, public = warm_base(settings, data, on_warm_up)
+    layout_hash = Classifier(settings.model, data.labels).layout.hash
+    plan = make_plan(settings)
+    order = filter_order(plan, settings.federation.rounds, settings.privacy.lifetime_epsilon)
+    folder = _new_folder(Path(settings.output.folder), settings.output.name)
+    try:
+        state = _pc_state(pc_state or folder / "pcs")
+        # Relative where the PCs lie within: then the whole folder can be moved.
+        write_text(folder / _PLACE_FILE, json.dumps("pcs" if pc_state is None else str(state)))
+        with _locked(state):
+            admission = Admission(state / _FEDERATION_FOLDER)
+            parts = [data.train.take(indices) for indices in data.parts]
+            owners = [
+                owner_settings(
+                    pc_folder(state, number), len(records), settings, admission, test_seed
+                )
+                for number, records in enumerate(parts)
+            ]
+            ledgers = [
+                prepare_pc(state / owner.name, owner, records, settings.privacy, order)
+                for owner, records in zip(owners, parts, strict=True)
+            ]
+            job = make_job(
+                settings,
+                data.labels,
+                layout_hash,
+                secrets.token_hex(8),
+                [owner.size_class for owner in owners],
+            )
+            identities = [Vault.create(state / owner.name).identity.public for owner in owners]
+            (folder / ROSTER_FILE).write_bytes(admission.roster(identities))
+            write_job(
+                folder,
+                SignedJob.sign(admission.key, job),
+                settings,
+                data,
+                train=len(data.train),
+                warm_up=public,
+                not_private=_not_private(settings, test_seed, ledgers),
+            )
+            covered = _covered_rounds(job, ledgers, state)
+            # A crash before the last PC has joined leaves them in no run: some would train the
+            # old one on the records of the new one, or the other way round.
+            write_text(state / _JOINED_FILE, json.dumps(None))
+            for owner in owners:
+                join_run(state / owner.name)
+            write_text(state / _JOINED_FILE, json.dumps(job.run))
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out or free space"
+        ) from None
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Run(folder, state, settings, covered)
+
+
+def _with_whole_paths(settings: Settings) -> Settings:
+    """Paths that hold from any folder: engines and later commands may run in another one."""
+    model, speed = settings.model, settings.speed
+    if is_local(model.base):
+        base = str(Path(model.base).expanduser().resolve())
+        model = model.model_copy(update={"base": base})
+    if speed.cache_folder is not None:
+        whole = str(Path(speed.cache_folder).expanduser().resolve())
+        speed = speed.model_copy(update={"cache_folder": whole})
+    return settings.model_copy(update={"model": model, "speed": speed})
+
+
+def reopen(folder: Path) -> Run:
+    """A run that was cut off. Raises OutputError or RoundError where there is nothing to resume."""
+    if not (folder / JOB_FILE).is_file():
+        raise OutputError(f"{folder}: not a run folder; give the one that the run wrote")
+    if _status(folder) == "finished":
+        raise RoundError(f"{folder}: this run is finished; there is nothing to resume")
+    state = folder.resolve() / json.loads((folder / _PLACE_FILE).read_text(encoding="utf-8"))
+    if not state.is_dir():
+        raise OutputError(f"{state}: the folder with the state of the PCs is gone")
+    settings = load_settings(folder / CONFIG_FILE)
+    run = Run(folder, state, settings, settings.federation.rounds)
+    _check_joined(run)
+    return run
+
+
+def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) -> Results:
+    """Run the job to its end and complete results.json with what only a simulator knows.
+
+    Raises BudgetExhausted, RoundError, EngineError or OutputError; results so far and the
+    checkpoint are kept, and `simulate(reopen(folder), ...)` goes on.
+    """
+    with _locked(run.folder), _locked(run.pc_state):
+        _check_joined(run)
+        try:
+            if engine == "in-process":
+                _run_in_process(run, on_round)
+            else:
+                _run_on_flower(run, on_round)
+        finally:
+            folders = [pc_folder(run.pc_state, n) for n in range(run.settings.federation.pcs)]
+            for folder in folders:
+                with suppress(SealingError):
+                    Vault(folder).forget_keys()
+            if (run.folder / RESULTS_FILE).is_file():
+                results = _completed(run)
+                results.write(run.folder)
+        for folder in (run.folder, *folders):
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+    if not run.settings.output.keep_pc_state:
+        shutil.rmtree(run.folder / "pcs", ignore_errors=True)
+    return results
+
+
+def check_engine(engine: Engine, pc_state: Path | None) -> None:
+    """Raise EngineError where the engine cannot work with PCs in `pc_state`, None for the run's."""
+    if engine == "flower" and flower_engine.uses_cluster() and pc_state is None:
+        raise EngineError(
+            "RAY_ADDRESS is set: the PCs' state must lie in a folder that all machines of the "
+            "cluster share; give it with --pc-state"
+        )
+
+
+def _check_joined(run: Run) -> None:
+    """Raise RoundError where the PCs got the records of another run since."""
+    try:
+        joined = json.loads((run.pc_state / _JOINED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        joined = None
+    if joined != Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).run:
+        raise RoundError(
+            f"{run.pc_state}: these PCs joined another run since and hold its records; start "
+            "this one anew"
+        )
+
+
+def _run_in_process(run: Run, on_round: Callable[[RoundResult], None]) -> None:
+    run_in_process(
+        server_app.make_server_app(run.folder, on_round),
+        client_app,
+        node_configs=[{} for _ in range(run.settings.federation.pcs)],
+        run_config={"pc-state": str(run.pc_state)},
+    )
+
+
+def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
+    within = run.pc_state.is_relative_to(run.folder.resolve())
+    check_engine("flower", None if within else run.pc_state)
+
+    def on_log(line: str) -> None:
+        _, found, event = line.partition(server_app.EVENT)
+        if found:
+            with suppress(ValidationError):  # a line that another process broke into
+                on_round(RoundResult.model_validate_json(event.strip()))
+
+    starts = _starts(run.folder)
+    try:
+        flower_engine.run_on_flower_simulation(
+            run_config={
+                "run-folder": str(run.folder.resolve()),
+                "pc-state": str(run.pc_state),
+            },
+            num_pcs=run.settings.federation.pcs,
+            cpus_per_pc=run.settings.speed.threads or 1,
+            on_log=on_log,
+        )
+    except EngineError:
+        # The app's own error stayed in another process; the results say whether it was this one.
+        if _status(run.folder) == "stopped" and _starts(run.folder) > starts:
+            raise BudgetExhausted(
+                "too few PCs can afford another round; the last checkpoint stands"
+            ) from None
+        raise
+
+
+def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
+    """How many rounds every PC can afford. Raises BudgetExhausted where none affords one."""
+    if not job.plan.private:
+        return job.rounds
+    mechanism = job.plan.mechanism()
+    if not any(ledger.covers(mechanism) for ledger in ledgers):
+        raise BudgetExhausted(
+            f"{state}: no PC can afford a round at this noise, their lifetime budgets are spent; "
+            "use a new --pc-state, or ask for more noise"
+        )
+    return min(ledger.rounds_left(mechanism) for ledger in ledgers)
+
+
+def _completed(run: Run) -> Results:
+    """results.json with what each PC holds and has spent, read from its own folder."""
+    plan = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).plan
+    folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.pcs)]
+    pcs = [pc_result(folder, plan) for folder in folders]
+    return Results.load(run.folder).model_copy(update={"pcs": tuple(pcs)})
+
+
+def _pc_state(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be made ({error.strerror}); choose another --pc-state"
+        ) from None
+    return folder.resolve()
+
+
+def _status(folder: Path) -> str | None:
+    return Results.load(folder).status if (folder / RESULTS_FILE).is_file() else None
+
+
+def _starts(folder: Path) -> int:
+    """How often the job in `folder` was begun."""
+    return Results.load(folder).resumed + 1 if (folder / RESULTS_FILE).is_file() else 0
+
+
+def _not_private(settings: Settings, test_seed: int | None, ledgers: Sequence[Ledger]) -> list[str]:
+    reasons = []
+    if any(ledger.unprotected for ledger in ledgers):
+        reasons.append("PCs that took part in rounds without privacy, or with a test seed, before")
+    if settings.privacy.mode == "none":
+        reasons.append('privacy.mode = "none": neither clip nor noise')
+    if test_seed is not None:
+        reasons.append("insecure test seed: whoever knows it can remove the noise")
+    return reasons
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """parent/name, or parent/name-2 and so on where that is taken."""
+    for number in range(1, 100_000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be made ({error.strerror}); choose another --out"
+            ) from None
+        return folder
+    raise OutputError(f"{parent}: too many runs named {name}; choose another --name")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RoundError(f"{folder}: another process is running this job") from None
+    except PermissionError:
+        raise OutputError(f"{folder}: cannot be written; choose another --out") from None

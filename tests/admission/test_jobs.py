@@ -1,0 +1,118 @@
+"""Signed jobs: by the admission key, for the members there are, measured on public texts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fedaipc.admission.federation import Federation
+from fedaipc.admission.jobs import sign_job
+from fedaipc.config import settings_from
+from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, SealingError
+from fedaipc.federation.job_folder import FILES, read_facts, read_job
+from fedaipc.federation.letters import Request
+from fedaipc.sealing.keys import SigningKey
+from tests.model.tiny import shared_folder
+
+if TYPE_CHECKING:
+    from fedaipc.config import Settings
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    made = Federation.create(tmp_path / "acme", "fleet.example:8443", ["fleet.example"])
+    for number, size in ((1, 64), (2, 256), (3, 128)):
+        made.admit(
+            Request(
+                federation=made.facts.federation,
+                issuer=SigningKey(bytes([number]) * 32).public.hex(),
+                not_after=int(time.time()) + 1000,
+                name=f"pc-{number}",
+                node_key=f"ecdsa-sha2-nistp384 {'A' * number}",
+                size_class=size,
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    for name in ("validation", "test"):
+        rows = [f"{name} w{n},{('no', 'yes')[n % 2]}" for n in range(12)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(rows))
+    return settings_from(
+        {
+            "model": {"base": str(shared_folder("bert")), "method": "head", "max_length": 16},
+            "privacy": {"epsilon": 8.0},
+            "federation": {"pcs": 20, "rounds": 3},
+            "data": {
+                "validation": str(tmp_path / "validation.csv"), "test": str(tmp_path / "test.csv"),
+            },
+        }
+    )  # fmt: skip
+
+
+def test_a_job_is_for_the_members_there_are_and_can_be_read_with_their_list(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    job = sign_job(federation, settings, tmp_path / "first")
+    assert (job.cohort, job.smallest_class, job.largest_class) == (3, 64, 256)
+    folder = tmp_path / "first"
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    (folder / "roster.bin").write_bytes((federation.folder / "server" / "roster.bin").read_bytes())
+    signed, roster = read_job(folder)
+    assert signed.job == job
+    assert len(roster.members) == 3
+    assert read_facts(folder)["train"] is None
+
+
+def test_a_changed_job_is_refused(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    sign_job(federation, settings, tmp_path / "first")
+    folder = tmp_path / "first"
+    (folder / "roster.bin").write_bytes((federation.folder / "server" / "roster.bin").read_bytes())
+    text = (folder / "job.json").read_text()
+    (folder / "job.json").write_text(text.replace('"rounds": 3', '"rounds": 4'))
+    with pytest.raises(SealingError, match="the job: the signature is wrong"):
+        read_job(folder)
+
+
+def test_a_job_of_another_federation_is_refused(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    sign_job(federation, settings, tmp_path / "first")
+    other = Federation.create(tmp_path / "other", "o:1", ["o"])
+    roster = (other.folder / "server" / "roster.bin").read_bytes()
+    (tmp_path / "first" / "roster.bin").write_bytes(roster)
+    with pytest.raises((SealingError, OutputError)):
+        read_job(tmp_path / "first")
+
+
+def test_every_job_is_another_run(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    first = sign_job(federation, settings, tmp_path / "first")
+    assert first.run != sign_job(federation, settings, tmp_path / "second").run
+    with pytest.raises(AdmissionError, match="already"):
+        sign_job(federation, settings, tmp_path / "first")
+
+
+def test_nothing_is_left_of_a_job_that_cannot_be_signed(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    data = settings.data.model_copy(update={"test": None})
+    with pytest.raises(DataError, match=r"data\.test is not given: a real federation"):
+        sign_job(federation, settings.model_copy(update={"data": data}), tmp_path / "first")
+    federation.revoke("pc-1")
+    with pytest.raises(ConfigError, match="ask more PCs"):
+        sign_job(federation, settings, tmp_path / "first")
+    for name in ("pc-2", "pc-3"):
+        federation.revoke(name)
+    with pytest.raises(AdmissionError, match="no members yet"):
+        sign_job(federation, settings, tmp_path / "first")
+    assert not (tmp_path / "first").exists()
+    assert not list(tmp_path.glob(".first*"))

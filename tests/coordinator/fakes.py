@@ -1,0 +1,237 @@
+"""PCs with real keys and no model, and a grid that answers in any order, twice, or never."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedaipc.config import OwnerSettings, to_toml
+from fedaipc.coordinator.checkpoint import Checkpoint
+from fedaipc.coordinator.coordinator import Coordinator
+from fedaipc.errors import BudgetExhausted, RoundError
+from fedaipc.federation.job import SignedJob, make_job
+from fedaipc.federation.messages import (
+    AGREE,
+    MASK,
+    SETUP,
+    MaskRequest,
+    MemberRequest,
+    SetupRequest,
+    encode_answer,
+    encode_update,
+)
+from fedaipc.pc.pc import OWNER_FILE, Pc
+from fedaipc.pc.vault import Vault
+from fedaipc.results import Score
+from fedaipc.sealing.dealing import deal
+from fedaipc.sealing.roster import Roster
+from fedaipc.sealing.terms import Terms
+from fedaipc.simulation.flower_adapter import ensure_message_identity
+from tests.federation.parts import ADMISSION, LABELS, sent, tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from fedaipc.results import RoundResult
+
+SIZE = 5
+Answer = RecordDict | Error | None
+
+
+class FakePc:
+    """A PC whose updates are drawn from its number and the round; its keys and records are real.
+
+    `answer` may replace what it says in a stage; it gets the request and says `pc.usual(request)`
+    where it wants to answer as ever.
+    """
+
+    def __init__(self, folder: Path, number: int, size_class: int | None = None) -> None:
+        self.number = number
+        self.node = 2**63 + 7 * number
+        self.name = f"pc-{number}"
+        self.size_class = size_class or 32 << (number % 3)
+        self.folder = folder / f"pc-{number:04d}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.identity = Vault.create(self.folder).identity.public
+        self.asked: list[MaskRequest] = []
+        self.asked_member: list[str] = []
+        self.setup: Callable[[SetupRequest], Answer] | None = None
+        self.mask: Callable[[MaskRequest], Answer] | None = None
+        self.member: Callable[[str, MemberRequest], Answer] | None = None
+        self.describe()
+
+    def describe(self) -> None:
+        """Write the owner's file."""
+        owner = OwnerSettings(
+            name=self.name, source="none", size_class=self.size_class, base="none",
+            admission=ADMISSION.public.hex(),
+        )  # fmt: skip
+        (self.folder / OWNER_FILE).write_text(to_toml(owner))
+
+    def update(self, number: int) -> np.ndarray:
+        """Different for every PC and round, the same in every run."""
+        draw = np.random.default_rng([self.number, number])
+        return draw.normal(size=SIZE).astype(np.float32)
+
+    def words(self, request: MaskRequest) -> tuple[Terms, np.ndarray]:
+        """The round's terms, and the encoded update."""
+        terms = Terms.decode(request.terms)
+        weight = terms.weights[terms.place(self.identity)]
+        dither = bytes([self.number % 256, request.round % 256]) * 16
+        return terms, terms.encoding.encode(self.update(request.round), weight, dither)
+
+    def usual_mask(self, request: MaskRequest) -> RecordDict:
+        terms, words = self.words(request)
+        if not terms.sealed:
+            return encode_update(bytes(terms.encoding.pack(words)))
+        vault = Pc(self.folder).vault
+        vault.keep(terms, request.terms)
+        return encode_update(deal(terms, vault.keys(terms), words).encode())
+
+    def usual_member(self, stage: str, request: MemberRequest) -> RecordDict:
+        pc = Pc(self.folder)
+        return encode_answer(pc.agree(request) if stage == AGREE else pc.unmask(request))
+
+    def reply(self, message: Message) -> Answer:
+        stage = message.metadata.message_type
+        if stage == SETUP:
+            described = SetupRequest.decode(message.content)
+            return (
+                self.setup(described) if self.setup else Pc(self.folder).setup(described).encode()
+            )
+        if stage == MASK:
+            request = MaskRequest.decode(message.content)
+            self.asked.append(request)
+            return (self.mask or self.usual_mask)(request)
+        self.asked_member.append(stage)
+        asked = MemberRequest.decode(message.content)
+        return (self.member or self.usual_member)(stage, asked)
+
+
+class FakeGrid(Grid):
+    """Holds replies back, mixes, repeats and invents them."""
+
+    def __init__(self, pcs: Iterable[FakePc], *, seed: int = 0, batch: int = 2, noise: int = 0):
+        ensure_message_identity()
+        self.pcs = {pc.node: pc for pc in pcs}
+        self.random = random.Random(seed)
+        self.batch = batch
+        self.noise = noise  # how many old replies are repeated with every pull
+        self.waiting: dict[str, Message] = {}
+        self.told: list[Message] = []
+        self.count = 0
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **named: Any) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Any:
+        raise NotImplementedError("it would hold all replies at once")
+
+    def get_node_ids(self) -> list[int]:
+        nodes = list(self.pcs)
+        self.random.shuffle(nodes)
+        return nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        for message in messages:
+            self.count += 1
+            name = f"message-{self.count}"
+            message.metadata.__dict__["_message_id"] = name
+            self.waiting[name] = sent(message)
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        names = [name for name in message_ids if name in self.waiting]
+        self.random.shuffle(names)
+        replies = []
+        for name in names[: self.batch]:
+            message = self.waiting[name]
+            answer = self.pcs[message.metadata.dst_node_id].reply(message)
+            if answer is None:
+                continue
+            del self.waiting[name]
+            reply = sent(Message(answer, reply_to=message))
+            if isinstance(answer, Error):
+                reply.metadata.__dict__["_src_node_id"] = 1  # as Flower's SuperLink may say
+            replies.append(reply)
+        again = [self.random.choice(self.told) for _ in range(self.noise) if self.told]
+        self.told += replies
+        return [*again, *replies, *replies] if self.noise else replies
+
+
+class Ruler:
+    """Stands for the validation set."""
+
+    def __init__(self) -> None:
+        self.scored = 0
+
+    def score(self, vector: np.ndarray) -> tuple[Score, list]:
+        self.scored += 1
+        return Score(accuracy=0.5, macro_f1=0.5, loss=float(np.abs(vector).sum()), examples=1), []
+
+
+@dataclass
+class Ran:
+    """What a run left."""
+
+    checkpoint: Checkpoint
+    error: Exception | None
+    scored: int
+    rounds: list[RoundResult] = field(default_factory=list)
+
+
+def attempt(request: MaskRequest) -> int:
+    return Terms.decode(request.terms).number
+
+
+def roster_of(members: Iterable[FakePc], version: int = 1) -> Roster:
+    return Roster.sign(
+        ADMISSION, federation="fakes", version=version, beacon=bytes(32),
+        members=[pc.identity for pc in members],
+    )  # fmt: skip
+
+
+def run(folder: Path, grid: FakeGrid, *changes: str, members: Iterable[FakePc] = ()) -> Ran:
+    """Run a job over the PCs of the grid; what is left, with the error that ended it.
+
+    `members` are on the list too but not connected.
+    """
+    folder.mkdir(exist_ok=True)
+    everybody = [*grid.pcs.values(), *members]
+    settings = tiny(f"federation.pcs={len(everybody)}", "sealing.bound=1e4", *changes)
+    classes = [pc.size_class for pc in everybody]
+    job = make_job(settings, LABELS, "0" * 64, "0123456789abcdef", classes)
+    checkpoint = Checkpoint.load(folder, "0" * 64) or Checkpoint(
+        layout_hash="0" * 64, vector=np.zeros(SIZE, np.float32)
+    )
+    rounds: list[RoundResult] = []
+    ruler: Any = Ruler()
+    coordinator = Coordinator(
+        folder=folder,
+        settings=settings,
+        job=SignedJob.sign(ADMISSION, job),
+        roster=roster_of(everybody),
+        checkpoint=checkpoint,
+        validation=ruler,
+        claims_epsilon=True,
+        on_round=rounds.append,
+    )
+    error = None
+    try:
+        coordinator.run(grid)
+    except (RoundError, BudgetExhausted) as caught:
+        error = caught
+    return Ran(checkpoint, error, ruler.scored, rounds)

@@ -1,0 +1,260 @@
+"""A federation of real processes over TLS: the simulation's model, and what may go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from fedaipc.config import load_owner, load_settings, to_toml
+from fedaipc.files import write_text
+from fedaipc.pc.sent import read as read_sent
+from fedaipc.privacy.ledger import Ledger
+from fedaipc.results import Results
+from fedaipc.simulation.simulation import prepare, simulate
+from scripts import fleet_demo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.slow
+PCS = 4
+CONFIG = """
+[model]
+base = "minilm-l6"
+keep_layers = 1
+method = "head"
+[data]
+source = "sentiment-4"
+limit = 600
+validation_size = 60
+test_size = 60
+[privacy]
+lifetime_epsilon = 100.0   # attempts that a crash cut off are charged, too
+[training]
+local_steps = 2
+[federation]
+pcs = 4
+rounds = 3
+round_timeout = 15         # after which a PC that was killed is not waited for
+stage_timeout = 10
+[output]
+plots = false
+[speed]
+threads = 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays() -> Iterator[None]:
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    yield
+    left = [
+        p for p in psutil.Process().children(recursive=True)
+        if p.pid not in before and "resource_tracker" not in " ".join(p.cmdline())
+    ]  # fmt: skip
+    assert left == []
+
+
+@pytest.fixture
+def config(tmp_path: Path, minilm: Path) -> Path:
+    del minilm
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_a_fleet_trains_the_model_that_a_simulation_trains(tmp_path: Path, config: Path) -> None:
+    fleet = tmp_path / "fleet"
+    fleet.mkdir()
+    real = fleet_demo.demo(fleet, config, PCS, None, [], seed=7)
+    assert (real.engine, real.status, len(real.rounds)) == ("fleet", "finished", 3)
+    settings = load_settings(config, [f"output.folder='{tmp_path / 'runs'}'"])
+    run = prepare(settings, test_seed=7)
+    simulated = simulate(run, "in-process", lambda _: None)
+    assert real.model.vector_hash == simulated.model.vector_hash
+    assert real.test == simulated.test
+    assert real.sealing.mode == "secagg"
+    _check_what_left(fleet, real)
+    log = (fleet / "acme" / "server" / "state" / "front.log").read_text()
+    assert "/v1/fleet/pull-messages" in log
+    assert "get-fab" not in log  # no PC ever asks for code
+
+
+def _check_what_left(fleet: Path, results: Results) -> None:
+    """Each PC's log has every answer, and as many bytes as the coordinator counted."""
+    logs = [read_sent(fleet / f"pc-{number:04d}") for number in range(PCS)]
+    for log in logs:
+        kinds = [entry.kind for entry in log]
+        assert kinds.count("mask") == 3
+        assert kinds[0] == "setup"
+        assert {entry.run for entry in log} == {results.run_id}
+    sent = sum(entry.bytes for log in logs for entry in log if entry.kind == "mask")
+    counted = sum(r.traffic["mask"].up for r in results.rounds)
+    assert sent == pytest.approx(counted, rel=0.02)
+    for number, log in enumerate(logs):
+        ledger = Ledger(fleet / f"pc-{number:04d}" / "ledger.jsonl")
+        assert len(ledger.charges) == 3
+        assert not [entry for entry in log if entry.epsilon is not None]  # a test seed protects not
+
+
+class Fleet:
+    """A server and clients that a test can kill."""
+
+    def __init__(self, out: Path, config: Path, rounds: int) -> None:
+        self.out = out
+        out.mkdir()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        job = fleet_demo.give_out_texts(out, config, [f"federation.rounds={rounds}"])
+        self.port = fleet_demo.free_port()
+        fleet_demo.enrol_all(out, job, PCS, self.port)
+        self.server = out / "acme" / "server"
+        for number in range(PCS):
+            path = out / f"pc-{number:04d}" / "owner.toml"
+            owner = load_owner(path)
+            speed = owner.speed.model_copy(update={"threads": 1})
+            write_text(path, to_toml(owner.model_copy(update={"speed": speed})))
+
+    def start_server(self) -> None:
+        self._start("server", "server", self.server, "--bind", "127.0.0.1", "--port", self.port)
+        fleet_demo.wait_for(self.server / "state" / "running.json")
+
+    def start_client(self, number: int) -> None:
+        name = f"pc-{number:04d}"
+        self._start(name, "client", "--folder", self.out / name)
+
+    def _start(self, name: str, *command: object) -> None:
+        with (self.out / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [*fleet_demo.FEDAIPC, *map(str, command)], stdout=log, stderr=log,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        process = self.processes.pop(name)
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+
+    def command(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*fleet_demo.FEDAIPC, *map(str, words)], capture_output=True, text=True, check=False
+        )
+
+    def results(self) -> Results | None:
+        folder = self.server / "runs" / "first-job"
+        return Results.load(folder) if (folder / "results.json").is_file() else None
+
+    def wait_for_round(self, number: int, seconds: float = 120) -> Results:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            results = self.results()
+            if results is not None:
+                done = max((r.round for r in results.rounds if not r.void), default=0)
+                if done >= number:
+                    return results
+            time.sleep(0.2)
+        logs = [path.read_text()[-2000:] for path in sorted(self.out.rglob("*.log"))]
+        raise AssertionError("\n".join([f"round {number} does not come", *logs]))
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            assert process.wait(60) == 0
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, config: Path) -> Iterator[Fleet]:
+    made = Fleet(tmp_path / "fleet", config, rounds=8)
+    try:
+        yield made
+        made.stop()
+    finally:
+        for name in list(made.processes):
+            if made.processes[name].poll() is None:
+                made.kill(name)
+
+
+def test_killed_pcs_and_killed_servers_cost_time_and_nothing_else(fleet: Fleet) -> None:
+    fleet.start_server()
+    for number in range(PCS):
+        fleet.start_client(number)
+    assert fleet.command("train", fleet.out / "first-job", "--server", fleet.server,
+                         "--detach").returncode == 0  # fmt: skip
+    fleet.wait_for_round(2)
+    fleet.kill("pc-0001")
+    fleet.start_client(1)
+    after = fleet.wait_for_round(4)
+    fleet.kill("server")
+    fleet.start_server()
+    assert fleet.wait_for_round(8, 200).resumed >= 1
+    end = time.monotonic() + 60
+    while (results := fleet.results()) is None or results.status == "running":
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert results.status == "finished"
+    assert results.rounds[: len(after.rounds)] == after.rounds
+    for number in range(PCS):
+        ledger = Ledger(fleet.out / f"pc-{number:04d}" / "ledger.jsonl")
+        attempts = [charge.attempt for charge in ledger.charges]
+        assert len(attempts) == len(set(attempts))
+        assert not ledger.unprotected
+
+
+def test_a_revoked_pc_is_shut_out_while_the_server_runs(fleet: Fleet) -> None:
+    fleet.start_server()
+    fleet.start_client(0)
+    _wait_for_line(fleet.out / "pc-0000.log", "connected")
+    assert fleet.command("federation", "revoke", fleet.out / "acme", "pc-0000").returncode == 0
+    _wait_for_line(fleet.out / "pc-0000.log", "does not admit this PC")
+
+
+def test_another_authoritys_server_gets_nothing(fleet: Fleet) -> None:
+    """Who answers at the address without the federation's certificate."""
+    do = fleet_demo.do
+    other = fleet.out / "other"
+    do("federation", "init", other, "--address", f"localhost:{fleet.port}")
+    fleet.server, real = other / "server", fleet.server
+    fleet.start_server()
+    fleet.start_client(0)
+    _wait_for_line(fleet.out / "pc-0000.log", "certificate is not of this federation's authority")
+    assert read_sent(fleet.out / "pc-0000") == []
+    fleet.server = real
+
+
+def test_a_second_server_and_a_second_client_are_refused(fleet: Fleet) -> None:
+    fleet.start_server()
+    fleet.start_client(0)
+    _wait_for_line(fleet.out / "pc-0000.log", "connected")
+    again = fleet.command("server", fleet.server, "--bind", "127.0.0.1", "--port", "0")
+    assert (again.returncode, again.stderr.count("\n")) == (11, 1)
+    twice = fleet.command("client", "--folder", fleet.out / "pc-0000")
+    assert (twice.returncode, twice.stderr.count("\n")) == (14, 1)
+    assert "another process serves this PC" in twice.stderr
+
+
+def _wait_for_line(path: Path, words: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.is_file() and words in path.read_text():
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{words!r} is not in {path.read_text() if path.is_file() else path}")
+
+
+def test_the_demo_script_is_what_people_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.fleet_demo", "2"],
+        capture_output=True, text=True, check=False, cwd=fleet_demo.ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "three PCs at least" in done.stderr

@@ -1,0 +1,194 @@
+"""Enrolment: data checked, keys and ledger made, a request written; or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fedaipc.admission.federation import Federation
+from fedaipc.config import Policy, load_owner
+from fedaipc.errors import AdmissionError, DataError, FedaipcError, PrivacyError
+from fedaipc.federation.letters import Invite, Request
+from fedaipc.pc.enrol import Enrolled, enroll, leave, move_in, move_out, request_again
+from fedaipc.pc.pc import Pc
+from fedaipc.pc.vault import Vault
+from fedaipc.privacy.ledger import Ledger
+
+SECRET = "zq7private"
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    return Federation.create(tmp_path / "acme", "fleet.example:8443", ["fleet.example"])
+
+
+@pytest.fixture
+def invite(federation: Federation) -> Invite:
+    return Invite.read(
+        federation.invite(
+            days=3, base="minilm-l6", labels=("no", "yes"), lifetime_epsilon=8.0, delta=1e-5,
+            order=4.0,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.csv"
+    lines = [f"{SECRET} {n},{('no', 'yes', 'maybe')[n % 3]}" for n in range(90)]
+    path.write_text("body,stars\n" + "\n".join(lines))
+    return path
+
+
+def enrolled(folder: Path, invite: Invite, data: Path, **changes: object) -> Enrolled:
+    values = {"name": "office-1", "source": str(data), "text_column": "body",
+              "label_column": "stars", **changes}  # fmt: skip
+    return enroll(folder, invite, **values)  # type: ignore[arg-type]
+
+
+def test_a_pc_is_made_and_its_request_can_be_admitted(
+    tmp_path: Path, federation: Federation, invite: Invite, data: Path
+) -> None:
+    found = enrolled(tmp_path / "pc", invite, data)
+    assert (found.records, found.other_labels) == (90, 30)
+    member = federation.admit(Request.read(found.letter))
+    owner, vault = load_owner(tmp_path / "pc" / "owner.toml"), Vault(tmp_path / "pc")
+    assert member.identity == vault.identity.public.hex()
+    assert (owner.admission, owner.server) == (federation.facts.admission, "fleet.example:8443")
+    assert (owner.size_class, member.size_class) == (128, 128)
+    assert owner.policy == Policy()
+    assert Ledger(tmp_path / "pc" / "ledger.jsonl").lifetime_epsilon == 8.0
+    roster = (federation.folder / "server" / "roster.bin").read_bytes()[32:]
+    Pc(tmp_path / "pc").vault.pin(roster, bytes.fromhex(owner.admission))
+
+
+def test_what_leaves_holds_no_text_no_label_and_no_count(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    found = enrolled(tmp_path / "pc", invite, data)
+    said = json.dumps(found.request.model_dump(mode="json"))
+    assert SECRET not in said
+    assert "maybe" not in said
+    assert "90" not in json.dumps({**found.request.model_dump(mode="json"), "issuer": "",
+                                   "node_key": "", "not_after": 0, "federation": ""})  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+def test_keys_are_the_owners_alone(tmp_path: Path, invite: Invite, data: Path) -> None:
+    enrolled(tmp_path / "pc", invite, data)
+    assert stat.S_IMODE((tmp_path / "pc").stat().st_mode) == 0o700
+    for name in ("node.key", "sealing/identity.key", "ledger.jsonl"):
+        assert stat.S_IMODE((tmp_path / "pc" / name).stat().st_mode) == 0o600
+
+
+def test_the_owners_own_choices_count(tmp_path: Path, invite: Invite, data: Path) -> None:
+    policy = Policy(most_epsilon=2.0)
+    enrolled(tmp_path / "pc", invite, data, base="other", lifetime_epsilon=3.0, policy=policy)
+    owner = load_owner(tmp_path / "pc" / "owner.toml")
+    assert (owner.base, owner.policy) == ("other", policy)
+    assert Ledger(tmp_path / "pc" / "ledger.jsonl").lifetime_epsilon == 3.0
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"source": "nowhere.csv"}, DataError),
+        ({"text_column": "text"}, DataError),
+        ({"lifetime_epsilon": 1e-9}, FedaipcError),
+        ({"name": "no name"}, Exception),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_leaves_no_folder(
+    tmp_path: Path, invite: Invite, data: Path, change: dict[str, object], kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        enrolled(tmp_path / "pc", invite, data, **change)
+    assert not (tmp_path / "pc").exists()
+    assert not list(tmp_path.glob(".pc.*"))
+
+
+def test_a_delta_too_large_for_the_data_is_refused(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    loose = invite.model_copy(update={"delta": 0.005})
+    with pytest.raises(PrivacyError, match="delta"):
+        enrolled(tmp_path / "pc", loose, data)
+
+
+def test_no_pc_is_made_over_another(tmp_path: Path, invite: Invite, data: Path) -> None:
+    enrolled(tmp_path / "pc", invite, data)
+    before = (tmp_path / "pc" / "sealing" / "identity.key").read_bytes()
+    with pytest.raises(AdmissionError, match="--again"):
+        enrolled(tmp_path / "pc", invite, data)
+    assert (tmp_path / "pc" / "sealing" / "identity.key").read_bytes() == before
+
+
+def test_the_request_can_be_had_again(tmp_path: Path, invite: Invite, data: Path) -> None:
+    first = enrolled(tmp_path / "pc", invite, data)
+    second = request_again(tmp_path / "pc")
+    assert second.request.model_copy(update={"not_after": 0}) == first.request.model_copy(
+        update={"not_after": 0}
+    )
+
+
+def test_who_leaves_keeps_the_ledger_and_no_key(tmp_path: Path, invite: Invite, data: Path) -> None:
+    enrolled(tmp_path / "pc", invite, data)
+    leave(tmp_path / "pc")
+    left = {path.name for path in (tmp_path / "pc").rglob("*") if path.is_file()}
+    assert "ledger.jsonl" in left
+    assert not left & {"identity.key", "node.key", "owner.toml"}
+    with pytest.raises(AdmissionError, match="no PC"):
+        leave(tmp_path / "pc")
+
+
+def test_a_pc_moves_with_all_it_has_spent(tmp_path: Path, invite: Invite, data: Path) -> None:
+    enrolled(tmp_path / "old", invite, data)
+    ledger = (tmp_path / "old" / "ledger.jsonl").read_bytes()
+    identity = Vault(tmp_path / "old").identity.public
+    move_out(tmp_path / "old", tmp_path / "file.pc")
+    if os.name != "nt":
+        assert stat.S_IMODE((tmp_path / "file.pc").stat().st_mode) == 0o600
+    with pytest.raises(FedaipcError):  # two copies would spend the budget twice
+        Pc(tmp_path / "old")
+    move_in(tmp_path / "file.pc", tmp_path / "new")
+    assert Pc(tmp_path / "new").vault.identity.public == identity
+    assert (tmp_path / "new" / "ledger.jsonl").read_bytes() == ledger
+    with pytest.raises(AdmissionError, match="not empty"):
+        move_in(tmp_path / "file.pc", tmp_path / "new")
+    with pytest.raises(AdmissionError, match="no PC"):
+        move_out(tmp_path / "old", tmp_path / "again.pc")
+
+
+@pytest.mark.parametrize("kind", ["no zip", "other files", "outside", "damaged ledger", "cut"])
+def test_a_file_that_is_no_moved_pc_is_refused(
+    tmp_path: Path, invite: Invite, data: Path, kind: str
+) -> None:
+    enrolled(tmp_path / "old", invite, data)
+    file = tmp_path / "file.pc"
+    move_out(tmp_path / "old", file)
+    if kind == "no zip":
+        file.write_bytes(b"hello")
+    elif kind == "cut":
+        file.write_bytes(file.read_bytes()[:-200])
+    else:
+        with zipfile.ZipFile(file) as archive:
+            content = {name: archive.read(name) for name in archive.namelist()}
+        if kind == "other files":
+            del content["ledger.jsonl"]
+        elif kind == "outside":
+            content["../evil"] = b"x"
+        else:
+            content["ledger.jsonl"] = b"{}\n"
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, part in content.items():
+                archive.writestr(name, part)
+    with pytest.raises(FedaipcError):
+        move_in(file, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "evil").exists()

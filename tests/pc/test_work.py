@@ -1,0 +1,52 @@
+"""When a PC rests: on battery, or while its owner needs it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from fedaipc.config import WorkSettings
+from fedaipc.pc.work import Work
+
+
+def work(**settings: object) -> Work:
+    return Work(WorkSettings.model_validate({"low_priority": False, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("battery", "why"),
+    [
+        (None, None),
+        (SimpleNamespace(power_plugged=True), None),
+        (SimpleNamespace(power_plugged=None), None),
+        (SimpleNamespace(power_plugged=False), "on battery"),
+    ],
+)
+def test_on_battery_it_rests_where_the_owner_wants(
+    battery: object, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)
+    assert work(only_on_mains=True)() == why
+    assert work()() is None
+
+
+def test_it_gives_way_to_others_and_does_not_count_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_percent", lambda: 90.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    busy = work(most_load=0.5)
+    monkeypatch.setattr(busy._own, "cpu_percent", lambda: 20.0)
+    assert busy() == "others use 80% of the processor"
+    monkeypatch.setattr(busy._own, "cpu_percent", lambda: 170.0)
+    assert busy() is None
+    assert work()() is None
+
+
+def test_a_low_priority_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(psutil.Process, "nice", lambda _self, value: asked.append(value))
+    Work(WorkSettings())
+    assert len(asked) == 1
+    work()
+    assert len(asked) == 1
