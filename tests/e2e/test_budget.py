@@ -18,6 +18,7 @@ from fedaipc.errors import (
     PrivacyError,
     RoundError,
 )
+from fedaipc.federation import job_folder
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
 from fedaipc.privacy.plan import charged_epsilon, filter_order, make_plan
 from fedaipc.results import Results
@@ -258,7 +259,7 @@ def test_a_disk_that_fills_up_while_a_run_is_prepared_changes_no_pc(
                     full(path), real(path, content, **named)
                 ),
             )  # fmt: skip
-        for module in (simulation, simulated_pc):
+        for module in (job_folder, simulation, simulated_pc):
             real_write = module.write_text
             patch.setattr(
                 module, "write_text", lambda path, t, real=real_write: (full(path), real(path, t))
