@@ -135,6 +135,9 @@ def _privacy(results: Results) -> Text:
         return line.append(f": {words.printable(words.reasons_text(results))}", style="not bold")
     privacy = results.privacy
     spent = words.epsilon_text(words.spent_epsilon(results))
+    if results.engine == "fleet" and results.rounds:
+        # What PCs spent before is in their own ledgers, which nobody here can see.
+        spent = f"{words.epsilon_text(results.rounds[-1].epsilon)} in this run"
     return _text(
         f"epsilon {spent} at delta {words.delta_text(privacy.delta)}, per {privacy.unit}, "
         f"mode {privacy.mode}"

@@ -175,3 +175,10 @@ def test_a_warm_up_is_told_with_where_it_left_the_model() -> None:
     took = words.duration_text(125.0)
     assert f"{took}; validation accuracy 0.765 before round 1" in text
     assert "warmed up" not in _shown(tables.summary(make_results()))
+
+
+def test_a_fleets_epsilon_is_that_of_the_run() -> None:
+    """Ledgers of real PCs are their owners'."""
+    run = make_results(engine="fleet").model_copy(update={"pcs": ()})
+    spent = words.epsilon_text(run.rounds[-1].epsilon)
+    assert f"epsilon {spent} in this run at delta" in _shown(tables.summary(run))
