@@ -147,6 +147,9 @@ class FleetNode:
             except httpx.HTTPError as error:
                 self._node = None  # say at once that we are back
                 _log.warning("the server cannot be reached: %s", _why(error))
+            except Exception as error:  # noqa: BLE001 - whatever a server answers, or a full disk
+                self._node = None
+                _log.warning("this PC could not go on (%s)", type(error).__name__)
             self._stop.wait(pause * random.uniform(0.7, 1.3))  # noqa: S311 - no secret
             pause = min(_LONGEST_PAUSE, pause * 2)
 
@@ -205,7 +208,7 @@ class FleetNode:
     def _beat_on(self) -> None:
         while not self._stop.wait(_HEARTBEAT * random.uniform(0.4, 0.6)):  # noqa: S311
             if self._node is not None:
-                with suppress(httpx.HTTPError, _NotAdmitted, _RunOver):  # the loop sees it, too
+                with suppress(Exception):  # the loop sees it, too
                     self._beat()
 
     def _look(self) -> None:

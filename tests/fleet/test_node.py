@@ -1,0 +1,132 @@
+"""A PC's loop goes on whatever the server answers, and answers what it was asked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse, PushMessagesResponse
+from google.protobuf.message import DecodeError
+
+from fedaipc.admission.authority import make_authority
+from fedaipc.fleet import node as module
+from fedaipc.fleet.node import FleetNode
+from fedaipc.fleet.wire import pack, unpack
+from fedaipc.simulation.flower_adapter import ensure_message_identity
+from tests.fleet.test_node_auth import key_file
+
+ensure_message_identity()
+
+
+class FakeFleet:
+    """Answers pulls with what is in `script`, one thing a call: an exception, or an answer."""
+
+    def __init__(self, script: list[Any]) -> None:
+        self.script, self.pushed = script, []
+
+    def ActivateNode(self, _: Any) -> Any:  # noqa: N802 - Flower's name
+        return ActivateNodeResponse(node_id=7)
+
+    def PullMessages(self, _: Any) -> Any:  # noqa: N802
+        found = self.script.pop(0) if self.script else PullMessagesResponse()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def PushMessages(self, request: Any) -> Any:  # noqa: N802
+        self.pushed.append(unpack(request.messages_list[0]))
+        return PushMessagesResponse()
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_: SimpleNamespace(stored=True)
+
+
+def asked() -> PullMessagesResponse:
+    message = Message(
+        RecordDict({"ask": ConfigRecord({"x": 1})}), dst_node_id=7, message_type="query.setup"
+    )
+    parcel = pack(message)
+    return PullMessagesResponse(messages_list=[parcel.head], message_object_trees=[parcel.tree])
+
+
+def answer(message: Message, _: Any) -> Message:
+    return Message(RecordDict({"answer": ConfigRecord({"y": 2})}), reply_to=message)
+
+
+def refusal(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://localhost")
+    return httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
+
+
+def serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: list[Any], app: Any = answer
+) -> FakeFleet:
+    """Run a node until it has answered once."""
+    make_authority(tmp_path, "test")
+    node = FleetNode(
+        "localhost:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
+        tmp_path, app,
+    )  # fmt: skip
+    fake = FakeFleet(script)
+    monkeypatch.setattr(node, "_fleet", fake)
+    monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    thread = threading.Thread(target=node.serve, daemon=True)
+    thread.start()
+    end = time.monotonic() + 20
+    while not fake.pushed and thread.is_alive() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert thread.is_alive()
+    node.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    return fake
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        *(refusal(status) for status in (400, 401, 403, 404, 412, 500, 503)),
+        httpx.ConnectError("away"), DecodeError("no protobuf"), OSError("disk full"),
+        PullMessagesResponse(messages_list=asked().messages_list),  # no tree
+    ],
+    ids=lambda t: f"{type(t).__name__} {getattr(getattr(t, 'response', None), 'status_code', '')}",
+)  # fmt: skip
+def test_no_answer_of_a_server_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any
+) -> None:
+    fake = serve(tmp_path, monkeypatch, [trouble, asked()])
+    assert fake.pushed[0].content.config_records["answer"]["y"] == 2
+    assert not (tmp_path / "promised.bin").exists()
+
+
+def test_an_app_that_fails_answers_with_a_code_and_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Message:
+        raise ValueError("zq7private")
+
+    fake = serve(tmp_path, monkeypatch, [asked()], fails)
+    assert fake.pushed[0].has_error()
+    assert "zq7" not in str(fake.pushed[0].error)
+
+
+def test_what_it_was_cut_off_from_is_answered_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(message: Message, _: Any) -> Message:
+        kept.append((tmp_path / "promised.bin").read_bytes())
+        return answer(message, _)
+
+    kept: list[bytes] = []
+    serve(tmp_path, monkeypatch, [asked()], dies)
+    (tmp_path / "promised.bin").write_bytes(kept[0])
+    fake = serve(tmp_path, monkeypatch, [])
+    assert fake.pushed[0].has_error()
+    assert not (tmp_path / "promised.bin").exists()
