@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from fedaipc.admission.authority import issue_server, make_authority
 from fedaipc.admission.key import KEY_FILE, Admission
 from fedaipc.admission.members import MEMBER_DAYS, Member, Members
@@ -32,7 +34,7 @@ from fedaipc.federation.server_folder import (
 )
 from fedaipc.files import write_atomic
 from fedaipc.sealing.keys import fingerprint
-from fedaipc.sealing.roster import ROSTER_FILE
+from fedaipc.sealing.roster import ROSTER_FILE, read_roster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +70,14 @@ class Federation:
         """Keys, authority, an empty list of members. Raises AdmissionError where one is there."""
         if folder.exists() and any(folder.iterdir()):
             raise AdmissionError(f"{folder}: not empty; give a new folder")
+        try:
+            Facts(federation="0" * 16, admission="0" * 64, address=address, names=tuple(names))
+        except ValidationError:
+            raise AdmissionError(
+                f"{', '.join([address, *names])}: give host names or addresses in letters, digits, "
+                "dots and dashes, and host:port as the address; a name with other letters in its "
+                "xn-- form"
+            ) from None
         try:
             (folder / SERVER_FOLDER).mkdir(parents=True, mode=0o700)
             folder.chmod(0o700)
@@ -115,8 +125,14 @@ class Federation:
             order=order,
         ).write(self.admission.key)
 
-    def admit(self, request: Request, days: int = MEMBER_DAYS) -> Member:
-        """Sign a PC into the list of members. Raises AdmissionError."""
+    def admit(self, requests: Sequence[Request], days: int = MEMBER_DAYS) -> None:
+        """Sign PCs into the list of members: all, or none. Raises AdmissionError."""
+        members = self.members
+        for request in requests:
+            members = members.with_new(self._member(request, members, days))
+        self._change(members)
+
+    def _member(self, request: Request, members: Members, days: int) -> Member:
         if request.federation != self.facts.federation:
             raise AdmissionError(f"{request.name}: this request is for another federation")
         now = int(time.time())
@@ -128,10 +144,9 @@ class Federation:
             admitted=now,
             not_after=now + days * _DAY,
         )
-        before = next((m for m in self.members.members if m.identity == member.identity), None)
+        before = next((m for m in members.members if m.identity == member.identity), None)
         if before is not None and before.size_class != member.size_class:
             raise AdmissionError(f"{request.name}: a member's size class is fixed for life")
-        self._change(self.members.with_new(member))
         return member
 
     def revoke(self, name: str) -> Member:
@@ -145,7 +160,7 @@ class Federation:
         members = self.members
         until = int(time.time()) + days * _DAY
         for name in names:
-            members = members.with_changed(members.named(name), not_after=until)
+            members = members.with_renewed(members.named(name), until)
         self._change(members)
 
     def renew_server(self) -> datetime:
@@ -173,6 +188,7 @@ class Federation:
         nodes = Nodes(nodes=tuple(Node(name=m.name, node_key=m.node_key) for m in active))
         try:
             roster = self.admission.roster(identities, self.facts.federation)
+            self.roster_version = read_roster(roster)[1].version
             server.mkdir(exist_ok=True, mode=0o700)
             write_atomic(server / ROSTER_FILE, roster)
             write_atomic(server / NODES_FILE, nodes.model_dump_json(indent=1).encode())

@@ -52,6 +52,7 @@ def sign_job(
         layout_hash,
         secrets.token_hex(8),
         [member.size_class for member in members],
+        federation.roster_version,
     )
     reasons = ['privacy.mode = "none": neither clip nor noise'] if not job.plan.private else []
     try:

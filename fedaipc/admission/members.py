@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from fedaipc.config import NAME, Section
 from fedaipc.errors import AdmissionError
 from fedaipc.files import write_atomic
+from fedaipc.sealing.keys import fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,11 @@ class Member(Section):
             return "revoked"
         return "expired" if self.not_after < time.time() else "member"
 
+    @property
+    def fingerprint(self) -> str:
+        """What the owner of the PC sees there, too."""
+        return fingerprint(bytes.fromhex(self.identity))
+
 
 class Members(Section):
     """All that were ever admitted, in the order of admission."""
@@ -61,15 +67,30 @@ class Members(Section):
         return tuple(member for member in self.members if member.state == "member")
 
     def named(self, name: str) -> Member:
-        """Raises AdmissionError where there is none of this name."""
-        for member in self.members:
-            if member.name == name and not member.revoked:
-                return member
-        raise AdmissionError(f"no member is called {name}: `fedaipc federation list` shows all")
+        """By name or fingerprint; of several with one name, who belongs now.
+
+        Raises AdmissionError where there is none, or it is not clear who is meant.
+        """
+        found = [m for m in self.members if not m.revoked and name in (m.name, m.fingerprint)]
+        found = [m for m in found if m.state == "member"] or found
+        if not found:
+            raise AdmissionError(f"no member is called {name}: `fedaipc federation list` shows all")
+        if len(found) > 1:
+            raise AdmissionError(
+                f"{len(found)} PCs were called {name}, and none of them belongs now: give the "
+                'fingerprint that `fedaipc federation list` shows, in quotes'
+            )
+        return found[0]
 
     def with_changed(self, old: Member, **changes: object) -> Members:
         new = old.model_copy(update=changes)
         return Members(members=tuple(new if m == old else m for m in self.members))
+
+    def with_renewed(self, old: Member, not_after: int) -> Members:
+        """Raises AdmissionError where its name or key went to another member meanwhile."""
+        new = old.model_copy(update={"not_after": not_after})
+        self.with_new(new)
+        return self.with_changed(old, not_after=not_after)
 
     def with_new(self, member: Member) -> Members:
         """Raises AdmissionError where name or key are taken, or the key was revoked."""

@@ -21,7 +21,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Folder = Annotated[Path, typer.Argument(help="the federation's folder", show_default=False)]
-Names = Annotated[list[str] | None, typer.Argument(help="names of members", show_default=False)]
+Names = Annotated[
+    list[str] | None, typer.Argument(help="names or fingerprints of members", show_default=False)
+]
 
 
 @app.command()
@@ -107,8 +109,7 @@ def admit(
         _say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}")
     if not yes and not typer.confirm("Did each owner confirm this fingerprint?"):
         raise AdmissionError("nobody was admitted: compare the fingerprints first")
-    for request in letters:
-        federation.admit(request, days)
+    federation.admit(letters, days)
     _say(f"{len(federation.members.active)} members; copy {folder / SERVER_FOLDER} to the server")
 
 
@@ -121,15 +122,13 @@ def show(folder: Folder) -> None:
     from datetime import UTC, datetime
 
     from fedaipc.admission.federation import Federation
-    from fedaipc.sealing.keys import fingerprint
 
     federation = Federation(folder)
     table = Table("PC", "state", "until", "records, at most", "fingerprint", box=None)
     for member in federation.members.members:
         until = datetime.fromtimestamp(member.not_after, UTC).date().isoformat()
         state = member.state if member.state == "member" else f"[red]{member.state}[/]"
-        print_of = fingerprint(bytes.fromhex(member.identity))
-        table.add_row(member.name, state, until, f"{member.size_class:,}", print_of)
+        table.add_row(member.name, state, until, f"{member.size_class:,}", member.fingerprint)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     facts = federation.facts
     _say(f"server {facts.address}, certificate until {federation.server_until():%Y-%m-%d}")
@@ -145,7 +144,8 @@ def revoke(folder: Folder, names: Names) -> None:
 
     federation = Federation(folder)
     for name in names or []:
-        federation.revoke(name)
+        gone = federation.revoke(name)
+        _say(f"revoked {gone.name}, {gone.fingerprint}")
     _say(
         f"{len(federation.members.active)} members are left; copy {folder / SERVER_FOLDER} to "
         "the server"

@@ -36,7 +36,8 @@ class Job(Section):
     """One training job. A PC compares `layout_hash` with the model that it built itself.
 
     `cohort` is how many PCs a round asks; their size classes lie from `smallest_class` to
-    `largest_class`; `not_after` is in seconds since 1970.
+    `largest_class`; no list of members older than version `least_roster` may be used, so that who was
+    revoked before stays out; `not_after` is in seconds since 1970.
     """
 
     version: Literal[1] = 1
@@ -58,6 +59,7 @@ class Job(Section):
     largest_class: int = Field(ge=1, le=2**40)
     weighting: Literal["equal", "size-class"]
     sealing: SealingSettings
+    least_roster: int = Field(ge=1)
     not_after: int = Field(ge=0)
 
     @model_validator(mode="after")
@@ -94,6 +96,7 @@ def make_job(
     layout_hash: str,
     run: str,
     size_classes: Collection[int],
+    least_roster: int,
 ) -> Job:
     """Fix a job's public parameters. Raises PrivacyError where the target cannot be met."""
     plan = make_plan(settings)
@@ -117,6 +120,7 @@ def make_job(
         largest_class=max(size_classes),
         weighting=federation.weighting,
         sealing=settings.sealing,
+        least_roster=least_roster,
         not_after=int(time.time()) + _VALID_SECONDS,
     )
 

@@ -15,10 +15,12 @@ import re
 import time
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from fedaipc.config import NAME, Section
 from fedaipc.errors import AdmissionError, SealingError
+from fedaipc.federation.node_key import NodeKey  # noqa: TC001 - pydantic reads it
+from fedaipc.federation.server_folder import ADDRESS
 from fedaipc.sealing.keys import SigningKey, fingerprint, verify
 
 _KEY = r"^[0-9a-f]{64}$"
@@ -92,7 +94,7 @@ class Invite(Letter):
     kind = "invite"
     issuer_name = "the federation"
 
-    address: str = Field(pattern=r"^[A-Za-z0-9.:\[\]-]+:[0-9]{1,5}$", max_length=300)
+    address: str = Field(pattern=ADDRESS, max_length=300)
     authority: str = Field(max_length=4000)
     base: str = Field(min_length=1, max_length=300)
     labels: tuple[str, ...] = ()
@@ -111,8 +113,15 @@ class Request(Letter):
     issuer_name = "the PC's owner"
 
     name: str = Field(max_length=80, pattern=NAME)
-    node_key: str = Field(max_length=500, pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$")
+    node_key: NodeKey
     size_class: int = Field(ge=1, le=2**40)
+
+    @field_validator("size_class")
+    @classmethod
+    def _power_of_two(cls, size: int) -> int:
+        if size & (size - 1):
+            raise ValueError("a size class is a power of two")
+        return size
 
 
 def _encoded(content: bytes) -> str:

@@ -9,7 +9,7 @@ nodes.json                  transport keys of the members
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cryptography import x509
 from pydantic import Field, ValidationError
@@ -27,14 +27,18 @@ AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE = "authority.pem", "server.pem", "s
 SERVER_FILES = (FACTS_FILE, AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE, ROSTER_FILE, NODES_FILE)
 
 
+ADDRESS = r"^[A-Za-z0-9.:\[\]-]+:[0-9]{1,5}$"  # host:port
+_HOST = r"^[A-Za-z0-9.:-]+$"
+
+
 class Facts(Section):
     """Public. `address` is host:port as PCs reach it; `admission` the public key in hex."""
 
     version: Literal[1] = 1
     federation: str = Field(pattern=r"^[0-9a-f]{16}$")
     admission: str = Field(pattern=r"^[0-9a-f]{64}$")
-    address: str
-    names: tuple[str, ...] = Field(min_length=1)
+    address: str = Field(pattern=ADDRESS, max_length=300)
+    names: tuple[Annotated[str, Field(pattern=_HOST, max_length=253)], ...] = Field(min_length=1)
 
     @classmethod
     def load(cls, folder: Path) -> Facts:

@@ -238,9 +238,13 @@ class FleetNode:
         self._promise(message)
         started = time.monotonic()
         reply = self._answer(message)
+        kind = message.metadata.message_type
         del message
-        self._send(run, reply, time.monotonic() - started)
+        worked = time.monotonic() - started
+        self._send(run, reply, worked)
         self._promised.unlink(missing_ok=True)
+        sent = time.monotonic() - started - worked
+        _log.info("%.40r: worked %.3f s, sent in %.3f s", kind, worked, sent)
 
     def _promise(self, message: Message) -> None:
         """Keep an error answer at hand: after a crash it spares the round from waiting for us."""

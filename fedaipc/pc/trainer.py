@@ -164,6 +164,8 @@ class Trainer:
         own = self._pc.vault.identity.public
         if job.not_after < time.time():
             raise RoundError("the job is out of date: have it signed again")
+        if roster.version < job.least_roster:
+            raise RoundError("the list of members is older than the job: who was revoked is on it")
         if request.round > job.rounds or stated.number > job.most_attempts:
             raise RoundError("the coordinator asks for more rounds than its job states")
         groups = roster.groups(stated.number, job.cohort)

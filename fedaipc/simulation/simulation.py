@@ -41,7 +41,7 @@ from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import filter_order, make_plan
 from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult
-from fedaipc.sealing.roster import ROSTER_FILE
+from fedaipc.sealing.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
 from fedaipc.simulation.flower_adapter import run_in_process
 from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
@@ -109,15 +109,17 @@ def prepare(
                 prepare_pc(state / owner.name, owner, records, settings.privacy, order)
                 for owner, records in zip(owners, parts, strict=True)
             ]
+            identities = [Vault.create(state / owner.name).identity.public for owner in owners]
+            roster = admission.roster(identities)
+            (folder / ROSTER_FILE).write_bytes(roster)
             job = make_job(
                 settings,
                 data.labels,
                 layout_hash,
                 secrets.token_hex(8),
                 [owner.size_class for owner in owners],
+                read_roster(roster)[1].version,
             )
-            identities = [Vault.create(state / owner.name).identity.public for owner in owners]
-            (folder / ROSTER_FILE).write_bytes(admission.roster(identities))
             write_job(
                 folder,
                 SignedJob.sign(admission.key, job),

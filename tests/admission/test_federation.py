@@ -19,6 +19,7 @@ from fedaipc.federation.letters import Invite, Request
 from fedaipc.federation.server_folder import SERVER_FILES, Facts, Nodes
 from fedaipc.sealing.keys import SigningKey
 from fedaipc.sealing.roster import read_roster
+from tests.admission.parts import node_key
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def request(to: Federation, number: int, **changes: object) -> Request:
         "federation": to.facts.federation,
         "issuer": SigningKey(bytes([number]) * 32).public.hex(),
         "not_after": int(time.time()) + 1000, "name": f"pc-{number}",
-        "node_key": f"ecdsa-sha2-nistp384 {'A' * number}", "size_class": 64,
+        "node_key": node_key(number), "size_class": 64,
     }  # fmt: skip
     return Request.model_validate({**values, **changes})
 
@@ -41,7 +42,7 @@ def members(federation: Federation) -> tuple[bytes, ...]:
 
 
 def test_the_server_gets_all_it_needs_and_no_secret_but_its_own(federation: Federation) -> None:
-    federation.admit(request(federation, 1))
+    federation.admit([request(federation, 1)])
     server = federation.folder / "server"
     assert {path.name for path in server.iterdir()} == set(SERVER_FILES)
     secrets = [
@@ -55,7 +56,7 @@ def test_the_server_gets_all_it_needs_and_no_secret_but_its_own(federation: Fede
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
 def test_only_the_owner_can_read_what_is_secret(federation: Federation) -> None:
-    federation.admit(request(federation, 1))
+    federation.admit([request(federation, 1)])
     for name in ("admission.key", "authority.key", "members.json", "server/server.key"):
         assert stat.S_IMODE((federation.folder / name).stat().st_mode) == 0o600
     assert stat.S_IMODE(federation.folder.stat().st_mode) == 0o700
@@ -115,7 +116,7 @@ def test_a_new_certificate_replaces_the_old_one(federation: Federation) -> None:
 
 def test_members_come_and_go(federation: Federation) -> None:
     for number in (1, 2, 3):
-        federation.admit(request(federation, number))
+        federation.admit([request(federation, number)])
     assert len(members(federation)) == len(Nodes.load(federation.folder / "server").nodes) == 3
     federation.revoke("pc-2")
     gone = SigningKey(bytes([2]) * 32).public
@@ -134,7 +135,7 @@ def test_every_change_gives_a_newer_list_and_no_change_the_same(federation: Fede
         return read_roster((federation.folder / "server" / "roster.bin").read_bytes())[1].version
 
     seen = [version()]
-    federation.admit(request(federation, 1))
+    federation.admit([request(federation, 1)])
     seen.append(version())
     Federation(federation.folder)
     assert version() == seen[-1]
@@ -145,8 +146,8 @@ def test_every_change_gives_a_newer_list_and_no_change_the_same(federation: Fede
 def test_members_expire_and_can_be_renewed(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federation.admit(request(federation, 1), days=10)
-    federation.admit(request(federation, 2), days=100)
+    federation.admit([request(federation, 1)], days=10)
+    federation.admit([request(federation, 2)], days=100)
     later = time.time() + 20 * 86400
     monkeypatch.setattr(time, "time", lambda: later)
     opened = Federation(federation.folder)
@@ -161,7 +162,7 @@ def test_a_crash_between_two_files_is_mended_when_it_is_opened_again(
 ) -> None:
     monkeypatch.setattr(Federation, "_publish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        federation.admit(request(federation, 1))
+        federation.admit([request(federation, 1)])
     assert members(federation) == ()
     monkeypatch.undo()
     Federation(federation.folder)
@@ -169,8 +170,8 @@ def test_a_crash_between_two_files_is_mended_when_it_is_opened_again(
 
 
 def test_a_pc_may_ask_again_with_the_same_keys(federation: Federation) -> None:
-    federation.admit(request(federation, 1), days=10)
-    federation.admit(request(federation, 1), days=20)
+    federation.admit([request(federation, 1)], days=10)
+    federation.admit([request(federation, 1)], days=20)
     assert len(federation.members.members) == 1
 
 
@@ -190,19 +191,87 @@ def test_a_pc_may_ask_again_with_the_same_keys(federation: Federation) -> None:
 def test_who_cannot_be_admitted(
     federation: Federation, change: dict[str, object], why: str
 ) -> None:
-    federation.admit(request(federation, 1))
+    federation.admit([request(federation, 1)])
     before = members(federation)
     with pytest.raises(AdmissionError, match=why):
-        federation.admit(request(federation, 1, **change))
+        federation.admit([request(federation, 1, **change)])
     assert members(federation) == before
 
 
 def test_who_was_revoked_does_not_come_back_with_the_same_key(federation: Federation) -> None:
-    federation.admit(request(federation, 1))
+    federation.admit([request(federation, 1)])
     federation.revoke("pc-1")
     with pytest.raises(AdmissionError, match="revoked"):
-        federation.admit(request(federation, 1))
-    federation.admit(request(federation, 4, name="pc-1"))  # the name is free again
+        federation.admit([request(federation, 1)])
+    federation.admit([request(federation, 4, name="pc-1")])  # the name is free again
+
+
+def test_of_two_with_one_name_the_one_that_belongs_is_meant(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation.admit([request(federation, 1)], days=10)
+    later = time.time() + 20 * 86400
+    monkeypatch.setattr(time, "time", lambda: later)
+    opened = Federation(federation.folder)
+    opened.admit([request(federation, 2, name="pc-1")])
+    old, new = opened.members.members
+    with pytest.raises(AdmissionError, match="another member is called pc-1"):
+        opened.renew([old.fingerprint])
+    assert opened.revoke("pc-1").fingerprint == new.fingerprint
+    assert [m.state for m in opened.members.members] == ["expired", "revoked"]
+    assert members(opened) == ()
+    opened.renew([old.fingerprint])  # nobody has the name now
+    assert [m.state for m in opened.members.members] == ["member", "revoked"]
+
+
+def test_a_name_of_two_that_are_gone_is_not_guessed(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, day in ((1, 0), (2, 20)):
+        now = 1.8e9 + day * 86400
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        opened = Federation(federation.folder)
+        opened.admit([request(federation, number, name="pc-1")], days=10)
+    monkeypatch.setattr(time, "time", lambda: 1.8e9 + 40 * 86400)
+    opened = Federation(federation.folder)
+    with pytest.raises(AdmissionError, match="give the fingerprint"):
+        opened.renew(["pc-1"])
+
+
+def test_all_of_several_are_admitted_or_none(federation: Federation) -> None:
+    federation.admit([request(federation, 1)])
+    with pytest.raises(AdmissionError, match="another member"):
+        federation.admit([request(federation, 2), request(federation, 3, name="pc-1")])
+    assert len(members(federation)) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "names"),
+    [("fleet_x:8443", ["x"]), ("host name:8443", ["x"]), ("flöt.example:1", ["flöt.example"]),
+     ("a.example:1", ["a b"])],
+)  # fmt: skip
+def test_a_name_that_no_certificate_holds_is_refused_before_anything_is_made(
+    tmp_path: Path, address: str, names: list[str]
+) -> None:
+    with pytest.raises(AdmissionError, match="letters, digits"):
+        Federation.create(tmp_path / "new", address, names)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"node_key": "ecdsa-sha2-nistp384 AAAA"}, {"node_key": node_key(1) + " a comment"},
+        {"node_key": node_key(1).replace("nistp384", "nistp256")}, {"node_key": "x" * 600},
+        {"size_class": 3}, {"size_class": 0}, {"size_class": 2**41},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_request_with_a_key_that_the_server_cannot_read_is_no_request(
+    federation: Federation, change: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match="1 validation error"):
+        request(federation, 1, **change)
 
 
 def test_an_invite_names_this_federation(federation: Federation) -> None:
@@ -218,7 +287,7 @@ def test_an_invite_names_this_federation(federation: Federation) -> None:
 
 @pytest.mark.parametrize("name", ["federation.json", "members.json", "admission.key"])
 def test_a_damaged_folder_is_one_line(federation: Federation, name: str) -> None:
-    federation.admit(request(federation, 1))
+    federation.admit([request(federation, 1)])
     (federation.folder / name).write_bytes(b"{")
     with pytest.raises(AdmissionError) as caught:
         Federation(federation.folder)

@@ -15,6 +15,7 @@ from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, 
 from fedaipc.federation.job_folder import FILES, read_facts, read_job
 from fedaipc.federation.letters import Request
 from fedaipc.sealing.keys import SigningKey
+from tests.admission.parts import node_key
 from tests.model.tiny import shared_folder
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 def federation(tmp_path: Path) -> Federation:
     made = Federation.create(tmp_path / "acme", "fleet.example:8443", ["fleet.example"])
     for number, size in ((1, 64), (2, 256), (3, 128)):
-        made.admit(
+        made.admit([
             Request(
                 federation=made.facts.federation,
                 issuer=SigningKey(bytes([number]) * 32).public.hex(),
                 not_after=int(time.time()) + 1000,
                 name=f"pc-{number}",
-                node_key=f"ecdsa-sha2-nistp384 {'A' * number}",
+                node_key=node_key(number),
                 size_class=size,
             )
-        )
+        ])
     return made
 
 

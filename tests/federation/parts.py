@@ -37,7 +37,7 @@ def tiny(*changes: str) -> Settings:
 
 
 def tiny_job(*changes: str, layout_hash: str = "0" * 64) -> Job:
-    return make_job(tiny(*changes), LABELS, layout_hash, "0123456789abcdef", (32, 64))
+    return make_job(tiny(*changes), LABELS, layout_hash, "0123456789abcdef", (32, 64), 1)
 
 
 def signed(job: Job) -> SignedJob:

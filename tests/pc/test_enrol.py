@@ -56,7 +56,8 @@ def test_a_pc_is_made_and_its_request_can_be_admitted(
 ) -> None:
     found = enrolled(tmp_path / "pc", invite, data)
     assert (found.records, found.other_labels) == (90, 30)
-    member = federation.admit(Request.read(found.letter))
+    federation.admit([Request.read(found.letter)])
+    (member,) = federation.members.active
     owner, vault = load_owner(tmp_path / "pc" / "owner.toml"), Vault(tmp_path / "pc")
     assert member.identity == vault.identity.public.hex()
     assert (owner.admission, owner.server) == (federation.facts.admission, "fleet.example:8443")

@@ -1,0 +1,37 @@
+"""The key by which Flower's transport knows a PC: ECDSA P-384, as Flower's documents want it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_public_key,
+)
+from pydantic import AfterValidator, Field
+
+
+def pem(key: str) -> bytes:
+    """An OpenSSH public key as Flower compares it, byte by byte.
+
+    Raises ValueError where it is none on P-384, or not in the one form that such a key has.
+    """
+    try:
+        public = load_ssh_public_key(key.encode("ascii"))
+    except Exception as error:  # the PC's bytes: the parser raises many kinds
+        raise ValueError(f"no OpenSSH key ({type(error).__name__})") from None
+    if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != "secp384r1":
+        raise ValueError("no key on P-384")
+    if public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() != key:
+        raise ValueError("not in canonical form")
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _checked(key: str) -> str:
+    pem(key)
+    return key
+
+
+NodeKey = Annotated[str, Field(max_length=500), AfterValidator(_checked)]
