@@ -12,6 +12,7 @@
     │   └── BadDealer     one PC's shares do not give the key that it used
     ├── EncodingError     an update has the wrong size, is not finite or does not fit the ring
     ├── RoundError        a run cannot go on: nobody can take part, a checkpoint does not match
+    │   └── RunOver       and waiting will not help: every PC refuses, no attempt is left
     ├── EngineError       Flower's runtime did not start or did not finish
     ├── OutputError       a run folder cannot be written or read
     └── AdmissionError    a federation's folder, letter, member or certificate is not as it must be
@@ -63,6 +64,10 @@ class EncodingError(FedaipcError):
 
 class RoundError(FedaipcError):
     exit_code = 10
+
+
+class RunOver(RoundError):  # noqa: N818 - it names a state, not a fault
+    pass
 
 
 class EngineError(FedaipcError):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Stamp = tuple[int, int, int]
 
@@ -14,11 +18,16 @@ def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
 
     `private` gives the file owner-only rights. Raises OSError; then the old file is untouched.
     """
+    replace_atomic(path, lambda temporary: temporary.write_bytes(content), private=private)
+
+
+def replace_atomic(path: Path, write: Callable[[Path], object], *, private: bool = False) -> None:
+    """As `write_atomic`, where `write` fills the file that is to be `path`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        write(Path(name))
+        with Path(name).open("r+b") as file:
             os.fsync(file.fileno())
         Path(name).chmod(0o600 if private else 0o644)
         Path(name).replace(path)

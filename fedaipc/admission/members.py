@@ -78,7 +78,7 @@ class Members(Section):
         if len(found) > 1:
             raise AdmissionError(
                 f"{len(found)} PCs were called {name}, and none of them belongs now: give the "
-                'fingerprint that `fedaipc federation list` shows, in quotes'
+                "fingerprint that `fedaipc federation list` shows, in quotes"
             )
         return found[0]
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,8 @@ from rich.table import Table
 
 from fedaipc.cli.enrol import DEFAULT_FOLDER, PcFolder
 from fedaipc.errors import AdmissionError
+
+_BESIDE_MODEL = 64 * 2**20  # bytes of a message beside the part of the model that is trained
 
 app = typer.Typer(help="A PC at work for its federation.", invoke_without_command=True)
 
@@ -33,7 +36,9 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from fedaipc.config import load_owner
+    from fedaipc.data.sources import local_path
     from fedaipc.fleet.node import FleetNode
+    from fedaipc.model.load import weights_bytes
     from fedaipc.pc.client_app import app as client_app
     from fedaipc.pc.enrol import AUTHORITY_FILE, NODE_KEY_FILE
     from fedaipc.pc.pc import OWNER_FILE, Pc
@@ -51,11 +56,14 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
         folder / NODE_KEY_FILE,
         folder.resolve(),
         client_app,
-        Work(owner.work),
+        # Twice, since weights may be stored by half, and adapters come with large ranks.
+        largest=2 * weights_bytes(owner.base) + _BESIDE_MODEL,
+        may_work=Work(owner.work, local_path(owner.source)),
     )
 
-    def stop(*_: object) -> None:
-        typer.echo("stopping")
+    def stop(number: int, _: object) -> None:
+        typer.echo("stopping after the message at hand; once more stops at once")
+        signal.signal(number, signal.SIG_DFL)
         node.stop()
 
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
@@ -67,15 +75,21 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
 
 @app.command()
 def log(
-    folder: PcFolder = DEFAULT_FOLDER,
+    context: typer.Context,
+    folder: PcFolder | None = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON lines")] = False,
 ) -> None:
     """Show all that ever left this PC: when, for which run and round, how much, at what epsilon.
 
     Example: fedaipc client log --folder fedaipc-pc
     """
+    from fedaipc.pc.pc import LEDGER_FILE
     from fedaipc.pc.sent import read
 
+    if folder is None:  # given before the word "log", or not at all
+        folder = Path(context.parent.params["folder"]) if context.parent else DEFAULT_FOLDER
+    if not (folder / LEDGER_FILE).is_file():  # which outlives `fedaipc leave`
+        raise AdmissionError(f"{folder}: no PC is enrolled here; give its --folder")
     entries = read(folder)
     if as_json:
         for entry in entries:

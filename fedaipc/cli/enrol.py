@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedaipc.pc.enrol import Enrolled
 
 DEFAULT_FOLDER = Path("fedaipc-pc")
+_SHORTEST_LETTER = 200  # characters; below it is a name of a file
 PcFolder = Annotated[Path, typer.Option("--folder", help="this PC's own folder")]
 
 
@@ -67,13 +68,18 @@ def enroll(
         typer.echo(f"send {out} to the federation")
 
 
-def leave(folder: PcFolder = DEFAULT_FOLDER) -> None:
+def leave(
+    folder: PcFolder = DEFAULT_FOLDER,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
     """Delete this PC's keys. Its ledger stays: what was spent stays spent.
 
     Example: fedaipc leave --folder fedaipc-pc
     """
     from fedaipc.pc.enrol import leave as leave_federation
 
+    if not yes and not typer.confirm(f"Delete the keys of the PC in {folder} for good?"):
+        raise AdmissionError(f"{folder}: left as it is")
     leave_federation(folder)
     typer.echo(f"{folder}: keys deleted; ask the federation to revoke this PC, too")
 
@@ -90,8 +96,7 @@ def move_out(
 
     move(folder, file)
     typer.echo(
-        f"wrote {file}: whoever has it is this PC; carry it over, run `fedaipc move-in`, and "
-        "delete it"
+        f"wrote {file}: whoever has it is this PC; carry it over and run `fedaipc move-in`, once"
     )
 
 
@@ -106,7 +111,10 @@ def move_in(
     from fedaipc.pc.enrol import move_in as move
 
     move(file, folder)
-    typer.echo(f"{folder}: delete {file}, and see that source in owner.toml finds your texts here")
+    typer.echo(
+        f"{folder}: is the PC now, and {file} is deleted: two of one PC would spend its budget "
+        "twice; see that source in owner.toml finds your texts here"
+    )
 
 
 def _text(invite: str) -> str:
@@ -116,6 +124,8 @@ def _text(invite: str) -> str:
             return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
         pass  # too long for a name, or no text
+    if len(invite) < _SHORTEST_LETTER and not invite.startswith("fedaipc-"):
+        raise AdmissionError(f"{invite}: no such file; give the invite's file, or its text")
     return invite
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedaipc.errors import OutputError
@@ -28,6 +31,14 @@ def server(
     ],
     bind: Annotated[str, typer.Option(help="address of this machine to listen on")] = "0.0.0.0",  # noqa: S104 - facing the network is its task
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0: a free one")] = 8443,
+    per_address: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=10_000,
+            help="connections from one address; raise it where many PCs share one",
+        ),
+    ] = 64,
 ) -> None:
     """Serve a federation until Ctrl-C or SIGTERM: PCs connect, and runs that are wanted go on.
 
@@ -38,7 +49,8 @@ def server(
     def say(line: str) -> None:
         typer.echo(f"{time.strftime('%H:%M:%S')} {line}")
 
-    Server(folder, bind, port, say).serve()
+    os.umask(0o077)  # database and logs are nobody else's
+    Server(folder, bind, port, per_address, say).serve()
 
 
 def train(
@@ -54,7 +66,7 @@ def train(
 
     Example: fedaipc train first-job --server acme-server
     """
-    from fedaipc.fleet.server import run_folder, running, submit, want
+    from fedaipc.fleet.runs import run_folder, running, submit, want
 
     if (job is None) == (resume is None):
         raise OutputError("give the folder of a signed job, or --resume with a run's name")
@@ -66,10 +78,12 @@ def train(
         run = submit(server, job, name or job.resolve().name)
     typer.echo(f"{run}: wanted")
     if running(server) is None:
-        typer.echo(f"no server runs in {server}: start it with `fedaipc server {server}`")
-        return
-    if not detach:
-        _watch(run)
+        typer.echo(_not_running(server))
+    elif not detach:
+        try:
+            _watch(run, server)
+        except KeyboardInterrupt:
+            typer.echo(f"the run goes on; `fedaipc stop {run.name} --server {server}` halts it")
 
 
 def status(server: ServerFolder = Path()) -> None:
@@ -78,23 +92,24 @@ def status(server: ServerFolder = Path()) -> None:
     Example: fedaipc status --server acme-server
     """
     from fedaipc.federation.server_folder import Facts, Nodes
-    from fedaipc.fleet.server import RUNS_FOLDER, WANTED_FILE, run_status, running
+    from fedaipc.fleet.runs import RUNS_FOLDER, run_status, running, why
     from fedaipc.results import RESULTS_FILE, Results
 
     facts, found = Facts.load(server), running(server)
     members = len(Nodes.load(server).nodes)
     state = "not running" if found is None else f"running on port {found['port']}"
     typer.echo(f"server of federation {facts.federation}: {state}, {members} members")
-    table = Table("run", "state", "round", "PCs in the last", "accuracy", box=None)
+    table = Table("run", "state", "round", "PCs in the last", "accuracy", "why", box=None)
     for run in sorted((server / RUNS_FOLDER).glob("*/")):
         word = run_status(run)
-        if word == "running" and not (run / WANTED_FILE).is_file():
-            word = "halted"
+        if word == "running" and found is None:
+            word = "waiting"
         cells = ["", "", ""]
         if (run / RESULTS_FILE).is_file():
             cells = _cells(Results.load(run))
-        table.add_row(run.name, word, *cells)
-    Console().print(table)
+        reason = "" if word == "finished" else why(run) or ""
+        table.add_row(run.name, word, *cells, escape(reason))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def stop(
@@ -105,10 +120,15 @@ def stop(
 
     Example: fedaipc stop first-job --server acme-server
     """
-    from fedaipc.fleet.server import run_folder, unwant
+    from fedaipc.fleet.runs import run_folder, running, unwant
 
     unwant(run_folder(server, run))
-    typer.echo(f"{run}: the server stops it; `fedaipc train --resume {run}` goes on")
+    what = "is halted" if running(server) is None else "the server halts it"
+    typer.echo(f"{run}: {what}; `fedaipc train --resume {run} --server {server}` goes on")
+
+
+def _not_running(server: Path) -> str:
+    return f"no server runs in {server}; the run begins with `fedaipc server {server}`"
 
 
 def _cells(results: Results) -> list[str]:
@@ -125,17 +145,21 @@ def _cells(results: Results) -> list[str]:
     ]
 
 
-def _watch(run: Path) -> None:
-    """Show rounds as they are written, until the run is over or not wanted any more."""
+def _watch(run: Path, server: Path) -> None:
+    """Show rounds as they are written, until the run is over or not wanted any more.
+
+    Raises OutputError where it halted, BudgetExhausted where the PCs' budgets ended it.
+    """
     from fedaipc.cli.simulate import Display
     from fedaipc.config import load_settings
+    from fedaipc.errors import BudgetExhausted
     from fedaipc.federation.job_folder import CONFIG_FILE
-    from fedaipc.fleet.server import LOG_FILE, WANTED_FILE, run_status
+    from fedaipc.fleet.runs import LOG_FILE, WANTED_FILE, run_status, running, why
     from fedaipc.report.html import write_all
     from fedaipc.report.tables import per_class, summary
     from fedaipc.results import RESULTS_FILE, Results
 
-    console, seen = Console(), 0
+    console, seen, told, server_there = Console(), 0, None, True
     settings = load_settings(run / CONFIG_FILE)
     with ExitStack() as until_end:
         display = until_end.enter_context(Display(console, settings))
@@ -147,13 +171,23 @@ def _watch(run: Path) -> None:
             seen = len(results.rounds) if results else 0
             if over:
                 break
+            reason = why(run)
+            if reason is not None and reason != told:
+                console.print(f"the server tries again: {reason}", markup=False)
+            told = reason
+            there = running(server) is not None
+            if there != server_there:
+                console.print("the server is back" if there else _not_running(server), markup=False)
+            server_there = there
             time.sleep(_LOOK)
     word = run_status(run)
     if results is None or word not in {"finished", "stopped"}:
-        raise OutputError(f"{run}: halted ({word}); see {run / LOG_FILE}")
+        raise OutputError(f"{run}: halted: {why(run) or f'see {run / LOG_FILE}'}")
     console.print(summary(results))
     if results.test is not None:
         console.print(per_class(results))
     if settings.output.plots:
         write_all(results, run)
         console.print(f"report: {run / 'report.html'}", highlight=False, markup=False)
+    if word == "stopped":
+        raise BudgetExhausted(why(run) or "the PCs' budgets for life do not cover another round")

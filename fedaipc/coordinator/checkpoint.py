@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from fedaipc.errors import OutputError, RoundError
-from fedaipc.files import write_atomic
+from fedaipc.files import replace_atomic, write_atomic
 from fedaipc.results import RoundResult
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ class Checkpoint:
             **{f"optimizer.{k}": v for k, v in self.optimizer.items()},
         }
         try:
-            write_atomic(folder / FILE, save(tensors, meta))
-        except OSError as error:
+            replace_atomic(folder / FILE, lambda path: save_file(tensors, path, meta))
+        except (OSError, SafetensorError) as error:
             raise OutputError(
                 f"{folder}: the checkpoint of round {self.round} cannot be written "
-                f"({error.strerror}); the one before it is whole, go on with --resume"
+                f"({getattr(error, 'strerror', None) or error}); the one before it is whole, go on "
+                "with --resume"
             ) from None
 
     @classmethod

@@ -17,7 +17,7 @@ from fedaipc.coordinator.membership import Membership
 from fedaipc.coordinator.quarrels import to_leave_out
 from fedaipc.coordinator.server_optimizer import ServerOptimizer
 from fedaipc.coordinator.sums import OpenSum, SealedSum
-from fedaipc.errors import BudgetExhausted, EncodingError, RoundError, SealingError
+from fedaipc.errors import BudgetExhausted, EncodingError, RoundError, RunOver, SealingError
 from fedaipc.federation.messages import (
     EXHAUSTED,
     MASK,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fedaipc.sealing.terms import Terms
 
 _UPLOADS = "uploads"
+_BESIDE_VECTOR = 2**20  # bytes of an answer beside 32 bits a value: header, shares
 _log = logging.getLogger(__name__)
 
 
@@ -104,6 +105,7 @@ class Coordinator:
         are there or too many attempts were void, OutputError where a file cannot be written.
         """
         self._exchange = Exchange(grid)
+        self._exchange.allow_answers(4 * len(self._checkpoint.vector) + _BESIDE_VECTOR)
         while self._checkpoint.round < self._job.rounds:
             self._round()
         return self._checkpoint
@@ -115,7 +117,7 @@ class Coordinator:
         # 1. A new attempt number, on the disk before anything is sent.
         attempt = self._attempt = next_attempt(self._folder)
         if attempt > self._job.most_attempts:
-            raise RoundError(
+            raise RunOver(
                 f"round {number} is void once more and the job allows only "
                 f"{self._job.most_attempts} attempts; ask for fewer PCs in federation.min_pcs"
             )
@@ -134,7 +136,7 @@ class Coordinator:
         collected = time.monotonic()
         self._exhausted |= tally.exhausted
         if tally.declined == tally.asked and not tally.exhausted:
-            raise RoundError(
+            raise RunOver(
                 "every PC refuses this job: it breaks its owner's rules or is not for this PC's "
                 "model; each PC's own log says why"
             )
@@ -143,8 +145,11 @@ class Coordinator:
         opened = time.monotonic()
         # 5. Too few: the round is void and the model stays as it was. Else move the model.
         if tally.why_void is None:
-            self._checkpoint.vector = self._optimizer.step(self._checkpoint.vector, total.mean())
+            mean = total.mean()
+            del total  # a vector that nothing needs from here on
+            self._checkpoint.vector = self._optimizer.step(self._checkpoint.vector, mean)
             self._checkpoint.round = number
+            del mean
         aggregated = time.monotonic()
         # 6. Evaluate on the public validation set.
         last = number == self._job.rounds
@@ -230,16 +235,11 @@ class Coordinator:
 
         for sender, reply in self._ask(MASK, requests(), self._federation.round_timeout):
             try:
-                answer = decode_update(reply)
-                if isinstance(answer, str):
-                    tally.declined.add(sender)
-                    if answer == EXHAUSTED:
-                        tally.exhausted.add(sender)
-                else:
-                    total.accept(sender, answer)
+                _count(sender, reply, total, tally)
             except (EncodingError, SealingError) as error:
                 # Counted as dropped: a broken upload costs itself alone.
                 _log.warning("%s: %s", self._membership.members[sender].name, error)
+            del reply  # before the next one comes: each holds a vector
 
     def _open(self, total: OpenSum, tally: _Tally) -> None:
         def ask(
@@ -274,6 +274,7 @@ class Coordinator:
 
         for node, reply in self._exchange.ask(stage, by_node(), timeout):
             yield asked[node], reply
+            del reply
 
     def _epsilon(self, *, charged: bool) -> float | None:
         """What a PC that took part in every attempt so far has spent in this run.
@@ -285,3 +286,14 @@ class Coordinator:
         declined = sum(r.declined == r.asked for r in self._checkpoint.rounds)
         attempts = self._attempt - declined - (not charged)
         return charged_epsilon(self._job.plan, attempts, self._order) if attempts else 0.0
+
+
+def _count(sender: bytes, reply: RecordDict, total: OpenSum, tally: _Tally) -> None:
+    """Add an answer to the sum, or to those who declined. Raises EncodingError or SealingError."""
+    answer = decode_update(reply)
+    if isinstance(answer, str):
+        tally.declined.add(sender)
+        if answer == EXHAUSTED:
+            tally.exhausted.add(sender)
+    else:
+        total.accept(sender, answer)

@@ -32,6 +32,12 @@ class Exchange:
         self.bytes_down.clear()
         self.bytes_up.clear()
 
+    def allow_answers(self, size: int) -> None:
+        """Tell a real server how many bytes an answer can have; a larger one will not come."""
+        allow = getattr(self.grid, "allow_uploads", None)
+        if allow is not None:
+            allow(size)
+
     def ask(
         self, stage: str, requests: Iterable[tuple[int, RecordDict]], timeout: float
     ) -> Iterator[tuple[int, RecordDict]]:
@@ -50,6 +56,7 @@ class Exchange:
                 for message in messages
                 if message.metadata.message_id in pushed
             }
+            del messages, part  # each may hold a vector
         deadline = time.monotonic() + timeout
         pause = 0.01
         while waiting and time.monotonic() < deadline:
@@ -66,7 +73,10 @@ class Exchange:
                     self.bytes_up[stage] += _size(reply.content)
                 except EncodingError:
                     continue
-                yield node, reply.content
+                content = reply.content
+                del reply
+                yield node, content
+                del content
             if heard:
                 pause, deadline = 0.01, time.monotonic() + timeout
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
@@ -31,7 +30,12 @@ from fedaipc.federation.job_folder import (
     read_facts,
     read_job,
 )
-from fedaipc.federation.round_terms import colluding_members, job_thresholds, update_bound
+from fedaipc.federation.round_terms import (
+    colluding_members,
+    hash_vector,
+    job_thresholds,
+    update_bound,
+)
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.export import export
@@ -186,9 +190,7 @@ def peak_memory() -> int:
 
 
 def _progress(results: Results, checkpoint: Checkpoint, clock: float) -> Results:
-    facts = results.model.model_copy(
-        update={"vector_hash": hashlib.sha256(checkpoint.vector.tobytes()).hexdigest()}
-    )
+    facts = results.model.model_copy(update={"vector_hash": hash_vector(checkpoint.vector).hex()})
     return results.model_copy(
         update={
             "rounds": tuple(checkpoint.rounds),
@@ -212,7 +214,7 @@ def _facts(
     data = read_facts(folder)
     return Results(
         fedaipc=fedaipc.__version__,
-        name=settings.output.name,
+        name=folder.name if engine == "fleet" else settings.output.name,
         run_id=job.run,
         engine=engine,
         status="running",

@@ -6,7 +6,7 @@ tau^2. All are post-processing: they cost no privacy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,13 +28,16 @@ class ServerOptimizer:
     def step(
         self, vector: npt.NDArray[np.float32], mean: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """The next global vector; `vector` and `mean` of shape (size,) stay as they are."""
+        """The next global vector; all of shape (size,).
+
+        `vector` stays as it is; `mean` is used up, since vectors may be large.
+        """
         s = self._settings
-        direction: npt.NDArray[np.floating] = mean
+        direction: npt.NDArray[Any] = mean
         if s.server_optimizer == "fedavgm":
             momentum = self.state.get("momentum", np.zeros_like(mean))
-            direction = s.server_momentum * momentum + mean
-            self.state["momentum"] = direction
+            mean += s.server_momentum * momentum
+            self.state["momentum"] = direction = mean
         elif s.server_optimizer == "fedadam":
             first = self.state.get("first", np.zeros_like(mean))
             second = self.state.get("second", np.full_like(mean, s.server_tau**2))
@@ -42,4 +45,9 @@ class ServerOptimizer:
             second = s.server_beta2 * second + (1 - s.server_beta2) * mean * mean
             self.state.update(first=first, second=second)
             direction = first / (np.sqrt(second) + s.server_tau)
-        return (vector + s.server_learning_rate * direction).astype(np.float32)
+        kept = any(direction is state for state in self.state.values())
+        moved: npt.NDArray[np.float32] = np.multiply(
+            direction, np.float32(s.server_learning_rate), out=None if kept else direction
+        )
+        moved += vector
+        return moved

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fedaipc.sealing.terms import Terms
 
 
+_CHUNK = 1 << 16  # values
+
+
 class OpenSum:
     """Over groups of PCs that share one encoding; the coordinator can read each update.
 
@@ -62,7 +65,11 @@ class OpenSum:
         weights = [self._terms[pc].weights[self._terms[pc].place(pc)] for pc in self.inside]
         if not weights:
             raise EncodingError("there is no update to average")
-        return (self._encoding.decode(self._total) / sum(weights)).astype(np.float32)
+        mean = np.empty(self._size, np.float32)
+        for start in range(0, self._size, _CHUNK):  # decoded values take twice the memory
+            part = slice(start, start + _CHUNK)
+            mean[part] = self._encoding.decode(self._total[part]) / sum(weights)
+        return mean
 
 
 class SealedSum(OpenSum):

@@ -33,6 +33,11 @@ _LARGEST_FIELD = 10_000_000  # characters
 _COLUMN_NAME = re.compile(r"[^\W\d][\w.-]{0,29}( [\w.-]{1,29})?")
 
 
+def local_path(source: str) -> Path | None:
+    """The file or folder that `source` names; None for what is no place of this machine."""
+    return None if is_asset(source) or source.startswith("hf:") else Path(source).expanduser()
+
+
 def read_records(
     source: str,
     *,

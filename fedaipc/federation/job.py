@@ -36,7 +36,7 @@ class Job(Section):
     """One training job. A PC compares `layout_hash` with the model that it built itself.
 
     `cohort` is how many PCs a round asks; their size classes lie from `smallest_class` to
-    `largest_class`; no list of members older than version `least_roster` may be used, so that who was
+    `largest_class`; a list of members older than version `least_roster` is refused, so that who was
     revoked before stays out; `not_after` is in seconds since 1970.
     """
 

@@ -48,7 +48,7 @@ def write_job(
     held_back.validation.write_parquet(folder / VALIDATION_FILE)
     held_back.test.write_parquet(folder / TEST_FILE)
     facts = {
-        "source": settings.data.source,
+        "source": settings.data.source if train is not None else "the PCs' own texts",
         "labels": held_back.labels,
         "train": train,
         "validation": len(held_back.validation),

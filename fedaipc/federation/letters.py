@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from fedaipc.config import NAME, Section
 from fedaipc.errors import AdmissionError, SealingError
-from fedaipc.federation.node_key import NodeKey  # noqa: TC001 - pydantic reads it
+from fedaipc.federation.node_key import NodeKey
 from fedaipc.federation.server_folder import ADDRESS
 from fedaipc.sealing.keys import SigningKey, fingerprint, verify
 

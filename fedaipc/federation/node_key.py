@@ -13,24 +13,29 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import AfterValidator, Field
 
 
-def pem(key: str) -> bytes:
-    """An OpenSSH public key as Flower compares it, byte by byte.
+def parse(key: str) -> ec.EllipticCurvePublicKey:
+    """An OpenSSH public key.
 
     Raises ValueError where it is none on P-384, or not in the one form that such a key has.
     """
     try:
         public = load_ssh_public_key(key.encode("ascii"))
-    except Exception as error:  # the PC's bytes: the parser raises many kinds
+    except Exception as error:  # noqa: BLE001 - the PC's bytes: the parser raises many kinds
         raise ValueError(f"no OpenSSH key ({type(error).__name__})") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != "secp384r1":
         raise ValueError("no key on P-384")
     if public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() != key:
         raise ValueError("not in canonical form")
-    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return public
+
+
+def pem(key: str) -> bytes:
+    """An OpenSSH public key as Flower compares it, byte by byte. Raises ValueError as `parse`."""
+    return parse(key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _checked(key: str) -> str:
-    pem(key)
+    parse(key)
     return key
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FACTS_FILE, NODES_FILE = "federation.json", "nodes.json"
 AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE = "authority.pem", "server.pem", "server.key"
+STATE_FOLDER = "state"  # what the running server keeps there
 SERVER_FILES = (FACTS_FILE, AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE, ROSTER_FILE, NODES_FILE)
 
 

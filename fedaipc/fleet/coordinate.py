@@ -6,22 +6,34 @@ import json
 import logging
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import BudgetExhausted, FedaipcError
-from fedaipc.fleet.superlink import SECRET_FILE
+from filelock import FileLock
+
+from fedaipc.errors import BudgetExhausted, EngineError, FedaipcError, RoundError, RunOver
+from fedaipc.fleet import lifeline
+from fedaipc.fleet.runs import RUNNING_FILE, tell_why, unwant
+from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from fedaipc.results import RoundResult
 
+_LOCK_FILE = ".coordinating"
+_LOCK_SECONDS = 30.0  # that the last coordinator of this run may take to go
 _log = logging.getLogger("fedaipc")
 
 
 def main() -> int:
-    """Run or go on with the run; the exit code is that of what stopped it."""
+    """Run or go on with the run; the exit code is that of what stopped it.
+
+    What ends it is left in the run's folder. Where trying again would end in the same way, the run
+    is not wanted any more: PCs too few or a SuperLink that is away may come back, all else not.
+    """
+    lifeline.hold()
     folder, state = Path(sys.argv[1]), Path(sys.argv[2])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -32,20 +44,29 @@ def main() -> int:
     for name in ("SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), leave)
+    try:
+        with FileLock(folder / _LOCK_FILE, timeout=_LOCK_SECONDS):
+            _run(folder, state)
+    except FedaipcError as error:
+        _log.error("%s", error)
+        with suppress(OSError):
+            tell_why(folder, str(error))
+        waits = isinstance(error, RoundError | EngineError) and not isinstance(error, RunOver)
+        if not waits and not isinstance(error, BudgetExhausted):  # the results say that it stopped
+            with suppress(FedaipcError, OSError):
+                unwant(folder)
+        return error.exit_code
+    return 0
+
+
+def _run(folder: Path, state: Path) -> None:
     from fedaipc.coordinator.server_app import run_job
     from fedaipc.fleet.grid import FleetGrid
 
-    address = json.loads((state / "running.json").read_text("utf-8"))["superlink"]
-    try:
-        with FleetGrid(address, (state / SECRET_FILE).read_bytes()) as grid:
-            run_job(grid, folder, "fleet", _tell)
-    except BudgetExhausted as error:
-        _log.warning("%s", error)
-        return 0  # the results say so, and nothing is left to try
-    except FedaipcError as error:
-        _log.error("%s", error)
-        return error.exit_code
-    return 0
+    address = json.loads((state / RUNNING_FILE).read_text("utf-8"))["superlink"]
+    secret = (state / SECRET_FILE).read_bytes()
+    with FleetGrid(address, secret, state / UPLOAD_FILE) as grid:
+        run_job(grid, folder, "fleet", _tell)
 
 
 def _tell(result: RoundResult) -> None:

@@ -2,8 +2,9 @@
 
 A SuperLink serves its fleet, control and runtime calls on one port, by a server without a time
 limit for slow senders. So the SuperLink stays on loopback and this process faces the network:
-TLS 1.3 only, eight exact paths, and a limit on everything that a stranger can make grow
-(connections, headers, bodies, time). h11 reads and writes HTTP, Python does TLS.
+TLS 1.3 only, eight exact paths, members only, and a limit on everything that a stranger can make
+grow (connections, headers, bodies, time). Of a request by nobody's key no body is read. h11 reads
+and writes HTTP, Python does TLS.
 
 Started by `python -m fedaipc.fleet.front`, which the server's supervisor does. What a PC makes of
 an answer decides some statuses: it tries again after 502, 503, 504 and broken connections.
@@ -11,6 +12,7 @@ an answer decides some statuses: it tries again after 502, 503, 504 and broken c
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -26,14 +28,19 @@ from typing import TYPE_CHECKING
 
 import h11
 
+from fedaipc.federation.server_folder import SERVER_FILE, SERVER_KEY_FILE
+from fedaipc.fleet import lifeline
+from fedaipc.fleet.admitted import Admitted
 from fedaipc.fleet.limits import Limits, Pace, Refused, allow_files, source
 from fedaipc.fleet.sockets import CHUNK, LINGER, Certificate, Peer, bind, reset_on_close
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from types import FrameType
 
     from fedaipc.fleet.sockets import Log
+
+    IsMember = Callable[[dict[bytes, bytes]], bool]
 
 # Compared byte by byte with what was sent: no decoding, no normalising, no query. That alone ends
 # %2e, //, ;x and absolute-form tricks, whatever the SuperLink would make of them.
@@ -79,8 +86,8 @@ async def superlink(seconds: float) -> AsyncIterator[None]:
         raise Refused(502, f"superlink-{type(error).__name__}") from None
 
 
-def check(request: h11.Request, limits: Limits) -> None:
-    """Raise Refused unless this is just what a PC sends."""
+def check(request: h11.Request, limits: Limits, is_member: IsMember) -> None:
+    """Raise Refused unless this is just what a member's PC sends."""
     if (request.method, request.target) == (b"GET", b"/health"):
         raise Refused(200, "health")  # says nothing but that the front runs
     headers = dict(request.headers)
@@ -103,6 +110,8 @@ def check(request: h11.Request, limits: Limits) -> None:
         raise Refused(411, "length")
     if int(headers[b"content-length"]) > limits.body:
         raise Refused(413, "length")
+    if not is_member(headers):
+        raise Refused(401, "no-member")
 
 
 def passed(message: h11.Request | h11.Response) -> list[tuple[bytes, bytes]]:
@@ -110,7 +119,7 @@ def passed(message: h11.Request | h11.Response) -> list[tuple[bytes, bytes]]:
 
 
 class Front:
-    """Serves connections until `stop` is set."""
+    """Serves connections until `stop` is set; `is_member` judges a request by its headers."""
 
     def __init__(
         self,
@@ -118,9 +127,10 @@ class Front:
         upstream: Upstream,
         log: Log,
         limits: Limits,
+        is_member: IsMember,
     ) -> None:
         self.certificate, self.upstream, self.log = certificate, upstream, log
-        self.limits = limits
+        self.limits, self._is_member = limits, is_member
         self.open: Counter[str] = Counter()  # connections by source
         self.turned_away = 0
         self.tasks: set[asyncio.Task[None]] = set()
@@ -129,7 +139,10 @@ class Front:
 
     async def serve(self, sock: socket.socket) -> None:
         accepting = asyncio.create_task(self._accept(sock))
-        await self.stop.wait()
+        stopping = asyncio.create_task(self.stop.wait())
+        await asyncio.wait([accepting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if accepting.done():  # never by itself: end, and let the supervisor start another
+            accepting.result()
         accepting.cancel()
         await asyncio.wait([accepting])
         sock.close()
@@ -215,7 +228,7 @@ class Front:
             # The path without its query, which could hold anything; and never a header.
             path = request.target.partition(b"?")[0].decode()
             entry |= {"method": request.method.decode()[:16], "path": path[:64]}
-            check(request, self.limits)
+            check(request, self.limits, self._is_member)
             await self._forward(client, request, entry)
         except Refused as error:
             entry = {"status": error.status} | entry | {"why": error.reason}
@@ -330,10 +343,11 @@ class Front:
 
 
 def write_log(entry: dict[str, object]) -> None:
-    """One line of JSON on the standard output."""
+    """One line of JSON on the standard output; a full disk costs the line and nothing else."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    sys.stdout.write(json.dumps({"time": stamp} | entry) + "\n")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.write(json.dumps({"time": stamp} | entry) + "\n")
+        sys.stdout.flush()
 
 
 async def run(front: Front, sock: socket.socket) -> None:
@@ -353,11 +367,21 @@ async def run(front: Front, sock: socket.socket) -> None:
 
 
 def main() -> None:
-    """HOST PORT FOLDER UPSTREAM_PORT; the folder holds server.pem and server.key."""
-    host, port, folder, upstream = sys.argv[1:5]
-    certificate = Certificate(Path(folder) / "server.pem", Path(folder) / "server.key", write_log)
-    front = Front(certificate, Upstream("127.0.0.1", int(upstream)), write_log, Limits())
-    asyncio.run(run(front, bind(host, int(port))))
+    """Serve the server's folder on HOST and PORT."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("superlink", type=int, help="port of it on loopback")
+    parser.add_argument("--per-address", type=int, default=Limits().per_address)
+    chosen = parser.parse_args()
+    lifeline.hold()
+    folder, most = chosen.folder, chosen.per_address
+    limits = Limits(per_address=most, connections=max(Limits().connections, 2 * most))
+    certificate = Certificate(folder / SERVER_FILE, folder / SERVER_KEY_FILE, write_log)
+    upstream = Upstream("127.0.0.1", chosen.superlink)
+    front = Front(certificate, upstream, write_log, limits, Admitted(folder).has_signed)
+    asyncio.run(run(front, bind(chosen.host, chosen.port)))
 
 
 if __name__ == "__main__":

@@ -41,11 +41,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedaipc.errors import EncodingError, EngineError
+from fedaipc.files import write_atomic
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
     from types import TracebackType
 
     from flwr.app import RecordDict
@@ -60,12 +62,14 @@ _log = logging.getLogger(__name__)
 class FleetGrid(Grid):
     """`with FleetGrid(...) as grid:` is one Flower run, completed or failed when it ends.
 
-    Replies come one by one. Not safe for use by several threads. Raises EngineError where the
-    SuperLink is not there, or has given the run up: the job goes on from its checkpoint.
+    `upload_file` tells the SuperLink how large an answer may be. Replies come one by one. Not safe
+    for use by several threads. Raises EngineError where the SuperLink is not there, or has given
+    the run up: the job goes on from its checkpoint.
     """
 
-    def __init__(self, address: str, secret: bytes) -> None:
+    def __init__(self, address: str, secret: bytes, upload_file: Path) -> None:
         self._address, self._secret = address, secret
+        self._upload_file, self._largest = upload_file, 0
         self._over, self._lost, self._away = (threading.Event() for _ in range(3))
         self._uploading: dict[str, tuple[Any, Any]] = {}  # by the request that it answers
         self._run = Run.create_empty(0)
@@ -234,6 +238,11 @@ class FleetGrid(Grid):
         self.forget(waiting)
         return replies
 
+    def allow_uploads(self, size: int) -> None:
+        """Take answers of up to `size` bytes, and let the SuperLink take them; none before."""
+        self._largest = size
+        write_atomic(self._upload_file, str(size).encode(), private=True)
+
     def forget(self, message_ids: Iterable[str]) -> None:
         """Delete messages whose reply is not wanted any more; the SuperLink would keep them."""
         for name in message_ids:
@@ -253,7 +262,7 @@ class FleetGrid(Grid):
             return bytes(answer.object_content)
 
         try:
-            found: Message | bool = fetch(name, pull)
+            found: Message | bool = fetch(name, pull, self._largest)
         except EncodingError as error:
             _log.warning("%s", error)
             found = False

@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
-from filelock import FileLock, Timeout
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.fleet_pb2 import (
@@ -38,10 +37,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from google.protobuf.message import DecodeError
 
-from fedaipc.errors import AdmissionError, EncodingError
+from fedaipc.errors import EncodingError
 from fedaipc.files import write_atomic, write_private
+from fedaipc.fleet.bounded import bounded_client
 from fedaipc.fleet.node_auth import NodeAuth
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
+from fedaipc.pc.pc import serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,9 +73,10 @@ class _NotAdmitted(Exception):  # noqa: N818 - a state, not a fault
 class FleetNode:
     """The PC in `folder` at the server with this address; `authority` is a certificate in PEM.
 
-    `may_work` is asked before each look for a message and says why not to work now, if so.
-    `serve` returns after `stop`. Raises AdmissionError where the PC's key cannot be read, or
-    another process serves this PC.
+    `largest` is the most bytes that a message may have, whoever sends it. `may_work` is asked
+    before each look for a message and says why not to work now. `serve` returns after `stop`.
+    Raises AdmissionError where the PC's key or the certificate cannot be read, or another process
+    serves this PC.
     """
 
     def __init__(
@@ -84,20 +86,24 @@ class FleetNode:
         key: Path,
         folder: Path,
         app: ClientApp,
+        *,
+        largest: int,
         may_work: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._auth = NodeAuth(key)
         self._folder, self._app, self._may_work = folder, app, may_work
+        self._largest = largest
         self._resting = False
-        self._fleet = FleetHttpClient.from_server_address(
-            address, False, authority,
+        self._fleet = FleetHttpClient(
+            f"https://{address}",
             interceptors=[RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
-        )  # fmt: skip
+        )
+        self._fleet._client.close()  # noqa: SLF001
+        self._fleet._client = bounded_client(address, authority)  # noqa: SLF001
         self._file, self._promised = folder / _NODE_FILE, folder / _PROMISE_FILE
         self._node: NodeId | None = None
         self._heard = time.monotonic()
         self._stop = threading.Event()
-        self._lock = FileLock(folder / ".serving", timeout=0)
 
     def stop(self) -> None:
         """Finish the message at hand and return from `serve`; from any thread or signal handler."""
@@ -105,10 +111,10 @@ class FleetNode:
 
     def serve(self) -> None:
         """Until `stop`, whatever the network does."""
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise AdmissionError(f"{self._folder}: another process serves this PC") from None
+        with serving(self._folder):
+            self._serve()
+
+    def _serve(self) -> None:
         heart = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
         heart.start()
         try:
@@ -120,7 +126,6 @@ class FleetNode:
                     self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
             heart.join()
             self._fleet.close()
-            self._lock.release()
 
     def _loop(self) -> None:
         pause = 0.5
@@ -229,7 +234,10 @@ class FleetNode:
 
     def _handle(self, head: Any, tree: Any) -> None:
         run, name = head.metadata.run_id, head.metadata.message_id
-        message = unpack(head) if is_whole(tree) else fetch(name, lambda x: self._pull(run, x))
+        if is_whole(tree):
+            message = unpack(head)
+        else:
+            message = fetch(name, lambda wanted: self._pull(run, wanted), self._largest)
         confirm = ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=name)
         self._call(self._fleet.ConfirmMessageReceived, confirm, patience=30)
         # A new `Message` reads these; nothing else of Flower's does here.

@@ -1,17 +1,19 @@
 """Which keys the SuperLink lets in, and Flower runs: Flower's control API, on loopback.
 
-The SuperLink asks nobody for a password there. `superlink.py` does, with a key that follows from
-the secret in the server's own folder.
+The SuperLink asks nobody for a password there. `superlink.py` wants each call marked by the secret
+in the server's own folder; a mark is good for that call alone, so that whoever takes the port of a
+SuperLink that died learns nothing of use.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from cryptography.hazmat.primitives import serialization
 from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import fab_to_proto
 from flwr.proto.control_pb2 import (
@@ -20,20 +22,33 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
-    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 
+from fedaipc.federation.node_key import pem
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-CONTROL_HEADER = "fedaipc-control-key"
+CONTROL_HEADER = "fedaipc-control-mark"
+_MARK_SECONDS = 60
 
 
-def control_key(secret: bytes) -> str:
-    """What a caller of the control API shows."""
-    return hashlib.sha256(b"fedaipc control key" + secret).hexdigest()
+def control_mark(secret: bytes, path: str, body: bytes, at: int | None = None) -> str:
+    """What a caller of the control API shows with a call; `at` in seconds since 1970, else now."""
+    at = int(time.time()) if at is None else at
+    said = f"fedaipc control {at} {path} ".encode() + hashlib.sha256(body).digest()
+    return f"{at} {hmac.new(secret, said, 'sha256').hexdigest()}"
+
+
+def is_marked(secret: bytes, path: str, body: bytes, mark: str) -> bool:
+    """Whether a mark is for just this call, and from the last minute."""
+    at = mark.partition(" ")[0]
+    if not at.isdecimal() or abs(int(at[:20]) - time.time()) > _MARK_SECONDS:
+        return False
+    expected = control_mark(secret, path, body, int(at))
+    return hmac.compare_digest(expected.encode(), mark.encode())
 
 
 class Registry:
@@ -41,30 +56,27 @@ class Registry:
 
     def __init__(self, address: str, secret: bytes) -> None:
         self._client = ControlHttpClient.from_server_address(
-            address, True, None, interceptors=[_ControlKey(secret)]
+            address, True, None, interceptors=[_ControlMark(secret)]
         )
 
     def let_in(self, keys: Mapping[str, str]) -> tuple[str, ...]:
-        """Register these nodes (OpenSSH public key -> name) and no others; who cannot be.
+        """Register these nodes (OpenSSH public key -> name); names of those that cannot be.
 
-        A key that was shut out once is so for good: such a PC has to enrol anew.
+        Nobody is unregistered, which could never be undone: `admitted.py` keeps out whoever left.
         """
-        wanted = {_pem(key): name for key, name in keys.items()}
         there = {
-            bytes(node.public_key): node.node_id
+            bytes(node.public_key)
             for node in self._client.ListNodes(ListNodesRequest()).nodes_info
             if node.status != "unregistered"
         }
-        for key, node in there.items():
-            if key not in wanted:
-                self._client.UnregisterNode(UnregisterNodeRequest(node_id=node))
         refused = []
-        for key, name in wanted.items():
-            if key not in there:
-                try:
-                    self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
-                except httpx.HTTPStatusError:
-                    refused.append(name)
+        for key, name in keys.items():
+            try:
+                if pem(key) not in there:
+                    request = RegisterNodeRequest(public_key=pem(key), name=name)
+                    self._client.RegisterNode(request)
+            except (httpx.HTTPStatusError, ValueError):
+                refused.append(name)
         return tuple(refused)
 
     def start_run(self, nonce: str) -> tuple[int, str]:
@@ -85,20 +97,15 @@ class Registry:
         self._client.close()
 
 
-class _ControlKey:
+class _ControlMark:
     def __init__(self, secret: bytes) -> None:
-        self._key = control_key(secret)
+        self._secret = secret
 
     def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
-        context.request.headers[CONTROL_HEADER] = self._key
+        request = context.request
+        mark = control_mark(self._secret, request.url.path, request.content)
+        request.headers[CONTROL_HEADER] = mark
         return call_next(context)
-
-
-def _pem(key: str) -> bytes:
-    """As Flower compares it, byte by byte."""
-    return serialization.load_ssh_public_key(key.encode()).public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
 
 
 _PROJECT = """

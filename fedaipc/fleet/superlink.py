@@ -1,23 +1,36 @@
 """Flower's SuperLink on loopback, in plain HTTP: the front does TLS.
 
-Started by `python -m fedaipc.fleet.superlink STATE PORT`. Flower's own command refuses node
-authentication without TLS where it parses its arguments; the app itself does not. What Flower
-leaves open to every user of the machine, the control API, asks for a key here.
+Started by `python -m fedaipc.fleet.superlink FOLDER PORT`. Flower's own command refuses node
+authentication without TLS where it parses its arguments; the app itself does not. A guard around it
+closes what Flower leaves open: the control API to every user of the machine, and to every PC
+messages in another's name, to anybody, of any size.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
 import os
-import secrets
+import sqlite3
 import sys
 import time
+from collections import OrderedDict
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.fleet.registry import CONTROL_HEADER, control_key
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from google.protobuf.message import DecodeError
+
+from fedaipc.federation.server_folder import STATE_FOLDER
+from fedaipc.fleet import lifeline
+from fedaipc.fleet.admitted import Admitted
+from fedaipc.fleet.registry import CONTROL_HEADER, is_marked
+from fedaipc.fleet.wire import CHUNK, MOST_INLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     Scope = dict[str, Any]
     Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -26,9 +39,17 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 SECRET_FILE, DATABASE_FILE = "superexec.secret", "state.db"
+UPLOAD_FILE = "largest_upload"  # bytes of the largest answer that the run at hand can have
 _LARGEST_BODY = 8_000_000  # bytes; Flower sends arrays in chunks of 5 MiB
-_OPEN = ("/v1/fleet/", "/v1/runtime/")
-_CONTROL = "/v1/control/"
+_LARGEST_ANNOUNCED = 2 * MOST_INLINE  # bytes of a message with its records, or with its tree
+_FEW = 16  # objects of a large message beside the chunks of its vector
+_ANSWERS = 3  # to one request: the answer, and word that it will not come after all
+_MOST_REMEMBERED = 20_000
+_SERVER = 1  # the SuperLink's own node number
+_LARGE = "-object"  # ends the calls that carry a chunk, of which Flower makes several copies
+_LARGE_AT_ONCE = 2  # so that its memory does not grow with the PCs
+_FLEET, _RUNTIME, _CONTROL = "/v1/fleet/", "/v1/runtime/", "/v1/control/"
+_PUSH = "/v1/fleet/push-messages"
 _THREADS = 4  # of the server; each has a database connection and memory of its own
 
 
@@ -44,8 +65,8 @@ def environment(state: Path) -> dict[str, str]:
     }
 
 
-def run(state: Path, port: int) -> None:
-    """Serve until the process is told to stop."""
+def run(folder: Path, port: int) -> None:
+    """Serve until the process is told to stop. `folder` is the server's."""
     import uvicorn
     from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -54,6 +75,9 @@ def run(state: Path, port: int) -> None:
     from flwr.superlink.main import create_app
 
     _tune()
+    _escape_logs()
+    state = folder / STATE_FOLDER
+    _shrink(state / DATABASE_FILE)
     secret = (state / SECRET_FILE).read_bytes()
     config = SuperLinkLifespanConfig(
         control_address=f"{HOST}:0",
@@ -80,8 +104,10 @@ def run(state: Path, port: int) -> None:
         runtime_dependency_install=False,
     )
     app: Any = create_app(config, SuperLinkLifespan)
+    gc.collect()
+    gc.freeze()  # so that collecting looks at the objects of requests alone
     uvicorn.run(
-        guarded(app, secret),
+        guarded(app, secret, Admitted(folder), Uploads(state / UPLOAD_FILE)),
         host=HOST,
         port=port,
         workers=1,
@@ -91,13 +117,81 @@ def run(state: Path, port: int) -> None:
     )
 
 
-def guarded(app: App, secret: bytes) -> App:
-    """Fleet and runtime calls as they come, control calls with the key, nothing else.
+class Uploads:
+    """What a PC may announce: one answer at a time, its own, to the coordinator, of a size that the
+    run's answers can have. The coordinator writes that size into the file `limit`.
+    """
+
+    def __init__(self, limit: Path) -> None:
+        self._limit = limit
+        self._answers: OrderedDict[tuple[int, str], set[str]] = OrderedDict()
+
+    def allows(self, body: bytes) -> bool:
+        """Whether `body`, a call to push messages, announces just that.
+
+        That `node` is who calls, the SuperLink knows; that the request was for it, too.
+        """
+        if len(body) > _LARGEST_ANNOUNCED:
+            return False
+        try:
+            request = PushMessagesRequest.FromString(body)
+        except DecodeError:
+            return False
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            return False
+        about = request.messages_list[0].metadata
+        if (about.src_node_id, about.dst_node_id) != (request.node.node_id, _SERVER):
+            return False
+        objects = _count(request.message_object_trees[0])
+        if not about.reply_to_message_id or (objects > 1 and objects > self._most_objects()):
+            return False
+        key = request.node.node_id, about.reply_to_message_id
+        answers = self._answers.setdefault(key, set())
+        if len(self._answers) > _MOST_REMEMBERED:
+            self._answers.popitem(last=False)
+        if len(answers) >= _ANSWERS and about.message_id not in answers:
+            return False
+        answers.add(about.message_id)
+        return True
+
+    def _most_objects(self) -> int:
+        try:
+            return int(self._limit.read_text("ascii")) // CHUNK + _FEW
+        except (OSError, ValueError):
+            return 0
+
+
+def _count(tree: Any) -> int:
+    return 1 + sum(_count(child) for child in tree.children)
+
+
+def guarded(app: App, secret: bytes, admitted: Admitted, uploads: Uploads) -> App:
+    """Members' fleet calls, runtime calls, control calls that are marked, and nothing else.
 
     Bodies are read whole, within a limit: uvicorn hands on pieces of 64 KiB, each of which would
     climb through all of Flower's middleware.
     """
-    expected = control_key(secret).encode()
+    few = asyncio.Semaphore(_LARGE_AT_ONCE)
+
+    async def in_turn(scope: Scope, receive: Receive, send: Send) -> None:
+        events: list[dict[str, Any]] = []
+
+        async def keep(event: dict[str, Any]) -> None:
+            events.append(event)
+
+        async with few:
+            await app(scope, receive, keep)
+        gc.collect()  # what holds a body holds itself, too, and would stay for long
+        for event in events:  # a slow reader must not keep the others waiting
+            await send(event)
+
+    def refusal(path: str, headers: Mapping[bytes, bytes], body: bytes) -> int | None:
+        if path.startswith(_CONTROL):
+            mark = headers.get(CONTROL_HEADER.encode(), b"").decode("latin-1")
+            return None if is_marked(secret, path, body, mark) else 404
+        if path == _PUSH and not uploads.allows(body):
+            return 403
+        return None
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -107,26 +201,32 @@ def guarded(app: App, secret: bytes) -> App:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        path = scope["path"]
-        shown = dict(scope["headers"]).get(CONTROL_HEADER.encode(), b"")
+        path, headers = scope["path"], dict(scope["headers"])
         if path == "/health":
             await _refuse(send, 200)
-        elif path.startswith(_OPEN) or (
-            path.startswith(_CONTROL) and secrets.compare_digest(shown, expected)
-        ):
-            whole = await _whole(receive)
-            if whole is None:
-                await _refuse(send, 413)
-            else:
-                await app(scope, whole, send)
-        else:
+        elif not path.startswith((_FLEET, _RUNTIME, _CONTROL)):
             await _refuse(send, 404)
+        elif len(headers) != len(scope["headers"]):  # which of two would Flower read?
+            await _refuse(send, 400)
+        elif path.startswith(_FLEET) and not admitted.knows(headers):
+            await _refuse(send, 401)
+        else:
+            body = await _whole(receive)
+            status = 413 if body is None else refusal(path, headers, body)
+            if status is not None:
+                await _refuse(send, status)
+            elif body is not None:
+                given = _given(body, receive)
+                if path.endswith(_LARGE):
+                    await in_turn(scope, given, send)
+                else:
+                    await app(scope, given, send)
 
     return guard
 
 
-async def _whole(receive: Receive) -> Receive | None:
-    """The body in one piece; None where it is too large or its sender left."""
+async def _whole(receive: Receive) -> bytes | None:
+    """The body; None where it is too large or its sender left."""
     parts, size, more = [], 0, True
     while more:
         event = await receive()
@@ -137,10 +237,15 @@ async def _whole(receive: Receive) -> Receive | None:
         if size > _LARGEST_BODY:
             return None
         more = event.get("more_body", False)
-    body = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+    return b"".join(parts)
+
+
+def _given(body: bytes, receive: Receive) -> Receive:
+    """What hands on a body that was read already, in one piece."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> dict[str, Any]:
-        return body.pop() if body else await receive()
+        return left.pop() if left else await receive()
 
     return again
 
@@ -148,6 +253,33 @@ async def _whole(receive: Receive) -> Receive | None:
 async def _refuse(send: Send, status: int) -> None:
     await send({"type": "http.response.start", "status": status, "headers": []})
     await send({"type": "http.response.body", "body": b""})
+
+
+def _escape_logs() -> None:
+    """Flower logs what PCs send; to whoever reads the log it must not be more than text."""
+    before = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        with suppress(TypeError, ValueError):  # a wrong format is logging's own to complain about
+            text = record.getMessage()
+            record.msg, record.args = text if text.isprintable() else ascii(text), ()
+        return record
+
+    logging.setLogRecordFactory(factory)
+
+
+def _shrink(database: Path) -> None:
+    """Give the disk back what messages took that are gone."""
+    if not database.is_file():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection:
+        pages, free = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count")
+        )
+        if free > pages // 2:
+            connection.execute("VACUUM")
 
 
 def _tune() -> None:
@@ -174,4 +306,5 @@ def _tune() -> None:
 
 
 if __name__ == "__main__":
+    lifeline.hold()
     run(Path(sys.argv[1]), int(sys.argv[2]))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MOST_INLINE = 200_000  # bytes of records that travel inside their message
+CHUNK = 5 * 2**20  # bytes of an array that are an object
 _MOST_OBJECTS = 10_000
 _MOST_DEPTH = 8
 
@@ -77,20 +78,27 @@ def unpack(head: Any) -> Message:
         raise EncodingError(f"a message cannot be read ({type(error).__name__})") from None
 
 
-def fetch(message_id: str, pull: Callable[[str], bytes]) -> Message:
+def fetch(message_id: str, pull: Callable[[str], bytes], most: int) -> Message:
     """A message object by object. `pull` gives an object's bytes; what it raises comes through.
 
-    Raises EncodingError on bytes that are no message. Flower's own way holds a vector three times.
+    Raises EncodingError on bytes that are no message, or where they are more than `most` in all.
+    Flower's own way holds a vector three times.
     """
     left = _MOST_OBJECTS  # the tree is the sender's word
+    room = most
     not_there: list[Exception] = []
 
     def get(name: str) -> bytes:
+        nonlocal room
         try:
-            return pull(name)
+            content = pull(name)
         except Exception as error:
             not_there.append(error)
             raise
+        room -= len(content)
+        if room < 0:
+            raise EncodingError(f"a message is larger than the {most:,} bytes that it can have")
+        return content
 
     def inflate(name: str, depth: int) -> Any:
         nonlocal left
@@ -102,6 +110,8 @@ def fetch(message_id: str, pull: Callable[[str], bytes]) -> Message:
         if kind == "Array":
             about = json.loads(content[-size:])
             data = bytearray()
+            if about["arraychunk_ids"] != list(range(len(children))):
+                raise EncodingError("an array is not of its chunks, each once")
             for index in about["arraychunk_ids"]:
                 left -= 1
                 if left < 0:

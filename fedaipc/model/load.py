@@ -120,20 +120,28 @@ def is_local(base: str) -> bool:
 def base_hash(base: str, keep_layers: int | None) -> str:
     """SHA-256 over weights, configuration and vocabulary: PCs and coordinator compare it."""
     digest = hashlib.sha256(f"layers {keep_layers}".encode())
-    source = Path(resolve(base))
-    if not source.is_dir():
-        from huggingface_hub import snapshot_download
-
-        with quiet(), _readable(base):
-            source = Path(
-                snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt"])
-            )
+    source = _source(base)
     for path in (*sorted(source.glob("*.safetensors")), source / "config.json"):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"):
         if (source / name).is_file():
             digest.update(hashlib.sha256((source / name).read_bytes()).digest())
     return digest.hexdigest()
+
+
+def weights_bytes(base: str) -> int:
+    """Size of the weights' files. Raises ModelError where they are not here and cannot be had."""
+    return sum(path.stat().st_size for path in _source(base).glob("*.safetensors"))
+
+
+def _source(base: str) -> Path:
+    source = Path(resolve(base))
+    if source.is_dir():
+        return source
+    from huggingface_hub import snapshot_download
+
+    with quiet(), _readable(base):
+        return Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt"]))
 
 
 def _configure(config: Any, settings: ModelSettings, labels: tuple[str, ...]) -> None:

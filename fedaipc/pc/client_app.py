@@ -7,6 +7,8 @@ simulation, where the runtime numbers the nodes, it follows from the run config.
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 PC_FAILED = 100  # the one code for whatever goes wrong: which error it was may depend on data
+
+_HOUR = 3600.0
+_free_answers: deque[float] = deque(maxlen=200)  # when they left, in this process
 
 app = ClientApp()
 _log = logging.getLogger(__name__)
@@ -100,7 +105,8 @@ def _mask(pc: Pc, message: Message) -> RecordDict:
     trainer = Trainer(pc, request)
     try:
         admitted = trainer.admit()
-    except BudgetExhausted:
+    except BudgetExhausted as error:
+        _log.warning("%s: %s", pc.owner.name, error)
         return encode_refusal(EXHAUSTED)
     except (PrivacyError, SealingError, EncodingError, RoundError) as error:
         _log.warning("%s refuses: %s", pc.owner.name, error)
@@ -137,8 +143,18 @@ def _note(pc: Pc, stage: str, message: Message, records: RecordDict) -> None:
         ledger = Ledger(pc.folder / LEDGER_FILE)
         epsilon = None if ledger.unprotected else ledger.spent_epsilon()
     refused = "refusal" in records
+    if refused or stage == "setup":
+        _count_free()
     kind = f"{stage}, refused" if refused else stage
     sent.note(pc.folder, kind, *asked_for(message.content), contents(records), epsilon)
+
+
+def _count_free() -> None:
+    """Of what costs no budget only so much is answered: it must not fill the owner's log."""
+    now = time.monotonic()
+    if len(_free_answers) == _free_answers.maxlen and now - _free_answers[0] < _HOUR:
+        raise RoundError("the server asks too often for what costs no budget")
+    _free_answers.append(now)
 
 
 def _pc(context: Context) -> Pc:

@@ -23,7 +23,7 @@ from fedaipc.data.sources import read_records
 from fedaipc.errors import AdmissionError, DataError
 from fedaipc.federation.letters import Invite, Request
 from fedaipc.files import write_atomic, write_private, write_text
-from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
+from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE, serving
 from fedaipc.pc.vault import FOLDER as KEYS_FOLDER
 from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
@@ -88,6 +88,11 @@ def enroll(
     )
     if not len(records):
         raise DataError(f"{source}: holds no record that can be used")
+    if invite.labels and not set(records.labels) & set(invite.labels):
+        raise DataError(
+            f"{source}: no record has a label that the federation trains: "
+            f"{', '.join(map(ascii, invite.labels))}; is {label_column} the right column?"
+        )
     public_class = size_class(len(records))
     check_delta(invite.delta, public_class)
     path = Path(source).expanduser()
@@ -133,6 +138,11 @@ def leave(folder: Path) -> None:
     """Delete the PC's keys; the ledger stays, since what was spent stays spent."""
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(f"{folder}: no PC is enrolled here")
+    with serving(folder):
+        _leave(folder)
+
+
+def _leave(folder: Path) -> None:
     try:
         shutil.rmtree(folder / KEYS_FOLDER, ignore_errors=False)
         for name in (NODE_KEY_FILE, OWNER_FILE):
@@ -151,6 +161,11 @@ def move_out(folder: Path, file: Path) -> None:
         raise AdmissionError(f"{folder}: no PC is enrolled here")
     if file.exists():
         raise AdmissionError(f"{file}: is there already; give another name")
+    with serving(folder):
+        _move_out(folder, file)
+
+
+def _move_out(folder: Path, file: Path) -> None:
     try:
         write_private(file, b"")  # owner-only rights before the first secret is in it
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -168,7 +183,10 @@ def move_out(folder: Path, file: Path) -> None:
 
 
 def move_in(file: Path, folder: Path) -> None:
-    """Make a PC of what `move_out` wrote. Raises AdmissionError; then no folder is left behind."""
+    """Make a PC of what `move_out` wrote, and delete that: there must be one of a PC.
+
+    Raises AdmissionError; then no folder is left behind.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise AdmissionError(f"{folder}: not empty; give a new folder")
     try:
@@ -183,6 +201,7 @@ def move_in(file: Path, folder: Path) -> None:
                 folder.rmdir()
             made.chmod(0o700)
             made.replace(folder)
+        file.unlink()
     except OSError as error:
         raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
 

@@ -7,18 +7,22 @@ cache. Nothing here loads torch, so that a PC that is only asked for its word an
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from fedaipc.config import load_owner
+from fedaipc.errors import AdmissionError
 from fedaipc.federation.messages import Description
 from fedaipc.files import stamp
 from fedaipc.pc.vault import Vault
 from fedaipc.sealing.committee import Agreement, Proposal, Unmask, agree, release
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fedaipc.config import OwnerSettings, Stage
@@ -94,6 +98,25 @@ class Pc:
             path.touch(mode=0o600)
             with path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[None]:
+    """Hold a PC's folder as a client does while it serves.
+
+    Raises AdmissionError where another process holds it.
+    """
+    lock = FileLock(folder / ".serving", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AdmissionError(
+            f"{folder}: another process serves this PC; stop its `fedaipc client` first"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @lru_cache(maxsize=1024)

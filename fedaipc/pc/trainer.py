@@ -6,6 +6,7 @@ leaves.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from contextlib import suppress
@@ -24,7 +25,7 @@ from fedaipc.federation.round_terms import hash_vector, make_terms
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
-from fedaipc.pc.pc import LEDGER_FILE
+from fedaipc.pc.pc import LEDGER_FILE, LOG_FILE
 from fedaipc.pc.policy import check_policy
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.plan import check_delta
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from fedaipc.pc.pc import Pc
     from fedaipc.sealing.dealing import Keys
     from fedaipc.sealing.roster import Roster
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,10 @@ class Trainer:
         model = job.model.model_copy(update={"base": owner.base})
         classifier = shared_classifier(model, job.labels, owner)
         if classifier.layout.hash != job.layout_hash:
-            raise RoundError("the coordinator trains another base model or another part of it")
+            raise RoundError(
+                f"the coordinator trains another base model or another part of it than this PC's "
+                f"{owner.base}; `base` in owner.toml says which this PC takes"
+            )
         size, vector = classifier.layout.size, request.vector
         if vector.shape != (size,) or not np.isfinite(vector).all():
             raise RoundError("the global vector does not fit the model or is not finite")
@@ -129,6 +136,8 @@ class Trainer:
             if not admitted.job.plan.private:
                 raise
             self._pc.note(f"round {self._request.round}: trained on nothing: {_shown(error)}")
+            if self._pc.owner.server is not None:  # in a simulation the log is the coordinator's
+                _log.warning("trained on nothing: %s says why", self._pc.folder / LOG_FILE)
         return self._trained(admitted, Inputs.nothing(), np.zeros(0, dtype=np.int64))
 
     def _trained(

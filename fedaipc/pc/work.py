@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fedaipc.config import WorkSettings
 
 
 class Work:
-    """Call it before each piece of work: None, or why not now."""
+    """Call it before each piece of work: None, or why not now.
 
-    def __init__(self, settings: WorkSettings) -> None:
-        self._settings = settings
+    `data` are the PC's texts, None where they are no file of its own. While they cannot be found,
+    as on a disk that is not plugged in, no budget is spent on training on nothing.
+    """
+
+    def __init__(self, settings: WorkSettings, data: Path | None = None) -> None:
+        self._settings, self._data = settings, data
         self._own = psutil.Process()
         psutil.cpu_percent()  # the first answer of each means nothing
         self._own.cpu_percent()
@@ -29,6 +35,8 @@ class Work:
 
     def __call__(self) -> str | None:
         """Cheap enough to ask often."""
+        if self._data is not None and not self._data.exists():
+            return f"{self._data} is not there: put it back, or change source in owner.toml"
         if self._settings.only_on_mains and _on_battery():
             return "on battery"
         most = self._settings.most_load

@@ -26,16 +26,18 @@ if TYPE_CHECKING:
 def federation(tmp_path: Path) -> Federation:
     made = Federation.create(tmp_path / "acme", "fleet.example:8443", ["fleet.example"])
     for number, size in ((1, 64), (2, 256), (3, 128)):
-        made.admit([
-            Request(
-                federation=made.facts.federation,
-                issuer=SigningKey(bytes([number]) * 32).public.hex(),
-                not_after=int(time.time()) + 1000,
-                name=f"pc-{number}",
-                node_key=node_key(number),
-                size_class=size,
-            )
-        ])
+        made.admit(
+            [
+                Request(
+                    federation=made.facts.federation,
+                    issuer=SigningKey(bytes([number]) * 32).public.hex(),
+                    not_after=int(time.time()) + 1000,
+                    name=f"pc-{number}",
+                    node_key=node_key(number),
+                    size_class=size,
+                )
+            ]
+        )
     return made
 
 

@@ -17,13 +17,14 @@ import pytest
 from flwr.supernode import fleet_http_client
 
 from fedaipc.admission.authority import issue_server, make_authority
+from fedaipc.fleet import front as module
 from fedaipc.fleet import node
 from fedaipc.fleet.front import TARGETS, Front, Upstream
 from fedaipc.fleet.limits import Limits, source
 from fedaipc.fleet.sockets import Certificate, bind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LIMITS = Limits(
     body=100_000, head=4096, headers=20, connections=20, per_address=8, handshake=0.6,
@@ -42,6 +43,7 @@ class Running:
         self.folder, self.log = folder, []
         self.seen: list[tuple[bytes, dict[bytes, bytes], int]] = []
         self.status = 200
+        self.is_member: Callable[[dict[bytes, bytes]], bool] = lambda _: True
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -60,7 +62,8 @@ class Running:
         certificate = Certificate(
             self.folder / "server.pem", self.folder / "server.key", self.log.append
         )
-        self.front = Front(certificate, Upstream("127.0.0.1", inner), self.log.append, LIMITS)
+        upstream_of = Upstream("127.0.0.1", inner)
+        self.front = Front(certificate, upstream_of, self.log.append, LIMITS, self.is_member)
         self._ready.set()
         await self.front.serve(sock)
         upstream.close()
@@ -326,6 +329,49 @@ def test_a_renewed_certificate_is_taken_and_a_broken_one_is_not(front: Running) 
     assert serial() == first
     issue_server(front.folder, front.folder, ["localhost"])
     assert serial() != first
+
+
+def test_of_a_stranger_no_body_is_read(front: Running) -> None:
+    front.front._is_member = lambda headers: headers.get(b"flwr-public-key") == b"known"
+    assert status(front.ask(post(body=b"y", extra=b"flwr-public-key: known\r\n"))) == 200
+    for extra in (b"", b"flwr-public-key: other\r\n"):
+        head = post(extra=extra).replace(b"Content-Length: 0", b"Content-Length: 90000")
+        assert status(front.ask(head)) == 401  # though not a byte of the body was sent
+    assert len(front.seen) == 1
+
+
+def test_a_full_disk_does_not_end_it(front: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr(front.front, "log", module.write_log)
+    monkeypatch.setattr("sys.stdout", Full())
+    held = [front.connect() for _ in range(LIMITS.per_address)]
+    with contextlib.suppress(OSError):
+        front.connect()  # turned away, and that cannot be logged
+    for one in held:
+        one.close()
+    end = time.monotonic() + 5
+    while front.front.open:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert status(front.ask(post())) == 200
+
+
+def test_when_it_can_accept_no_more_the_process_ends(
+    front: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the supervisor starts another; a front that only waits would serve nobody."""
+
+    async def broken(_: object) -> None:
+        raise RuntimeError("accept")
+
+    monkeypatch.setattr(front.front, "_accept", broken)
+    with pytest.raises(RuntimeError, match="accept"), socket.socket() as sock:
+        asyncio.run(asyncio.wait_for(front.front.serve(sock), 5))
 
 
 def test_the_log_holds_no_header_and_no_query(front: Running) -> None:

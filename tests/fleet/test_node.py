@@ -71,7 +71,7 @@ def serve(
     make_authority(tmp_path, "test")
     node = FleetNode(
         "localhost:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
-        tmp_path, app,
+        tmp_path, app, largest=10**6,
     )  # fmt: skip
     fake = FakeFleet(script)
     monkeypatch.setattr(node, "_fleet", fake)

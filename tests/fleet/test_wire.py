@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
 from fedaipc.simulation.flower_adapter import ensure_message_identity
 
 ensure_message_identity()
+MOST = 10**9
 
 
 def message(values: int, **config: object) -> Message:
@@ -62,7 +64,7 @@ def test_a_large_message_travels_in_pieces(values: int) -> None:
     sent = message(values, run="a")
     name, pieces = objects(sent)
     assert len(pieces) >= 4
-    got = fetch(name, pieces.__getitem__)
+    got = fetch(name, pieces.__getitem__, MOST)
     assert got.content.config_records["ask"]["run"] == "a"
     array = got.content.array_records["model"]["vector"]
     assert np.array_equal(array.numpy(), np.arange(values, dtype=np.float32))
@@ -98,7 +100,7 @@ def test_damaged_pieces_are_an_encoding_error_or_a_message(
         return pieces[wanted]
 
     with suppress(EncodingError):
-        assert isinstance(fetch(name, pull), Message)
+        assert isinstance(fetch(name, pull, MOST), Message)
 
 
 LARGE = message(60_000, run="a")
@@ -107,14 +109,14 @@ LARGE = message(60_000, run="a")
 def test_a_tree_without_end_is_an_encoding_error() -> None:
     name, pieces = objects(LARGE)
     with pytest.raises(EncodingError):
-        fetch(name, lambda _: pieces[name])
+        fetch(name, lambda _: pieces[name], MOST)
 
 
 def test_too_many_pieces_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     name, pieces = objects(LARGE)
     monkeypatch.setattr(wire, "_MOST_OBJECTS", 3)
     with pytest.raises(EncodingError, match="too many"):
-        fetch(name, pieces.__getitem__)
+        fetch(name, pieces.__getitem__, MOST)
 
 
 def test_what_pulling_raises_comes_through() -> None:
@@ -125,4 +127,28 @@ def test_what_pulling_raises_comes_through() -> None:
         raise GoneError
 
     with pytest.raises(GoneError):
-        fetch("x", pull)
+        fetch("x", pull, MOST)
+
+
+def test_a_message_that_is_larger_than_it_can_be_is_not_pulled_to_its_end() -> None:
+    name, pieces = objects(message(3_000_000))
+    size = sum(map(len, pieces.values()))
+    assert isinstance(fetch(name, pieces.__getitem__, size), Message)
+    with pytest.raises(EncodingError, match="larger than"):
+        fetch(name, pieces.__getitem__, size - 1)
+
+
+@pytest.mark.parametrize("order", [[0, 0], [1, 0], [0], [0, 1, 0], [0, 1, 2], [0, 1]])
+def test_an_array_has_each_of_its_chunks_once(order: list[int]) -> None:
+    """One chunk of 5 MiB named a thousand times would be 5 GB in the receiver's memory."""
+    name, pieces = objects(message(2_000_000))
+    victim = next(key for key, piece in pieces.items() if piece.startswith(b"Array "))
+    head, _, body = pieces[victim].partition(b"\0")
+    about = {**json.loads(body), "arraychunk_ids": order}
+    body = json.dumps(about).encode()
+    pieces[victim] = head.rpartition(b" ")[0] + f" {len(body)}".encode() + b"\0" + body
+    if order == [0, 1]:
+        assert isinstance(fetch(name, pieces.__getitem__, MOST), Message)
+        return
+    with pytest.raises(EncodingError, match="each once"):
+        fetch(name, pieces.__getitem__, MOST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -50,3 +51,14 @@ def test_a_low_priority_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked) == 1
     work()
     assert len(asked) == 1
+
+
+def test_it_rests_while_its_texts_are_not_there(tmp_path: Path) -> None:
+    """Else each round would be charged, and trained on nothing."""
+    data = tmp_path / "texts.csv"
+    resting = Work(WorkSettings(low_priority=False), data)
+    why = resting()
+    assert why is not None
+    assert why.startswith(f"{data} is not there")
+    data.touch()
+    assert resting() is None

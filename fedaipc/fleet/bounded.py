@@ -1,0 +1,83 @@
+"""A PC's HTTP to a server that it does not trust: no redirect, no unpacking, no endless answer.
+
+Flower's own client follows redirects to anywhere, which would let a server have its PCs ask other
+machines of their networks, and unpacks a thousandfold what a server compressed.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LARGEST = 9_000_000  # bytes of an answer; Flower sends arrays in chunks of 5 MiB
+_GRACE = 30.0  # s that an answer may take,
+_RATE = 16 * 2**10  # and how many bytes earn another second
+_TIMEOUT = 30.0  # s for a connection, and for any piece of an answer
+
+
+def bounded_client(address: str, authority: bytes) -> httpx.Client:
+    """For calls to `address` (host:port), whose certificate is of `authority` (PEM) alone.
+
+    The owner's HTTPS proxy is used where there is one; it sees no content. Raises ValueError where
+    `authority` is no certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(cadata=authority.decode("ascii"))
+    except ssl.SSLError as error:
+        raise ValueError(str(error)) from None
+    host = address.rpartition(":")[0].strip("[]")
+    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get("https")
+    inner = httpx.HTTPTransport(verify=context, trust_env=False, proxy=proxy)
+    return httpx.Client(
+        transport=Bounded(inner), timeout=_TIMEOUT, trust_env=False, follow_redirects=False
+    )
+
+
+class Bounded(httpx.BaseTransport):
+    """Raises httpx.RemoteProtocolError on what no honest server sends, ReadTimeout on dripping."""
+
+    def __init__(self, inner: httpx.BaseTransport) -> None:
+        self._inner = inner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """One answer whose body is read within the limits."""
+        request.headers["accept-encoding"] = "identity"
+        started = time.monotonic()
+        response = self._inner.handle_request(request)
+        if response.is_redirect or "content-encoding" in response.headers:
+            response.close()
+            raise httpx.RemoteProtocolError("a redirect or a packed answer, as no server sends")
+        assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - of a sync transport
+        response.stream = _Counted(response.stream, started)
+        return response
+
+    def close(self) -> None:
+        """And its connections."""
+        self._inner.close()
+
+
+class _Counted(httpx.SyncByteStream):
+    def __init__(self, inner: httpx.SyncByteStream, started: float) -> None:
+        self._inner, self._started = inner, started
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for part in self._inner:
+            size += len(part)
+            if size > _LARGEST:
+                raise httpx.RemoteProtocolError("an answer without end")
+            if time.monotonic() - self._started > _GRACE + size / _RATE:
+                raise httpx.ReadTimeout("an answer that drips")
+            yield part
+
+    def close(self) -> None:
+        self._inner.close()

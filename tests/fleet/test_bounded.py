@@ -1,0 +1,127 @@
+"""A PC's HTTP against a server that lies: real sockets, real TLS."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import ssl
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from fedaipc.admission.authority import issue_server, make_authority
+from fedaipc.fleet import bounded
+from fedaipc.fleet.bounded import bounded_client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Liar:
+    """Sends `parts` as they are to whoever asks, `pause` seconds apart; notes what it is asked."""
+
+    def __init__(self, folder: Path) -> None:
+        make_authority(folder, "test")
+        issue_server(folder, folder, ["localhost"])
+        self.authority = (folder / "authority.pem").read_bytes()
+        self.parts: list[bytes] = []
+        self.pause, self.asked = 0.0, []
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(folder / "server.pem", folder / "server.key")
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"localhost:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                plain, _ = self._socket.accept()
+            except OSError:
+                return
+            with suppress(OSError), self._context.wrap_socket(plain, server_side=True) as sock:
+                self.asked.append(sock.recv(65536))
+                for part in self.parts:
+                    sock.sendall(part)
+                    time.sleep(self.pause)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def answer(self) -> bytes:
+        with bounded_client(self.address, self.authority) as client:
+            return client.post(f"https://{self.address}/v1/fleet/x", content=b"q").content
+
+
+@pytest.fixture
+def liar(tmp_path: Path) -> Iterator[Liar]:
+    made = Liar(tmp_path)
+    yield made
+    made.close()
+
+
+def test_an_honest_answer_is_read(liar: Liar) -> None:
+    liar.parts = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"]
+    assert liar.answer() == b"hello"
+    assert b"accept-encoding: identity" in liar.asked[0].lower()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_it_asks_no_other_machine(liar: Liar, status: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as router:
+        there = f"http://127.0.0.1:{router.getsockname()[1]}/reboot".encode()
+        head = f"HTTP/1.1 {status} Go\r\nContent-Length: 0\r\nLocation: ".encode()
+        liar.parts = [head + there + b"\r\n\r\n"]
+        with pytest.raises(httpx.RemoteProtocolError):
+            liar.answer()
+        router.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            router.accept()
+    assert len(liar.asked) == 1
+
+
+def test_it_unpacks_nothing(liar: Liar) -> None:
+    packed = gzip.compress(b"0" * 10_000)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+    liar.parts = [head.encode() + packed]
+    with pytest.raises(httpx.RemoteProtocolError, match="packed"):
+        liar.answer()
+
+
+def test_an_answer_without_end_is_given_up(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "_LARGEST", 100_000)
+    liar.parts = [b"HTTP/1.1 200 OK\r\n\r\n"] + [b"x" * 10_000] * 1000
+    with pytest.raises(httpx.RemoteProtocolError, match="without end"):
+        liar.answer()
+
+
+def test_an_answer_that_drips_is_given_up(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "_GRACE", 0.3)
+    liar.parts = [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"] + [b"x"] * 100
+    liar.pause = 0.05
+    with pytest.raises(httpx.ReadTimeout, match="drips"):
+        liar.answer()
+
+
+def test_another_authority_and_tls_1_2_are_refused(liar: Liar, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    make_authority(other, "test")
+    liar.parts = [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"]
+    real, liar.authority = liar.authority, (other / "authority.pem").read_bytes()
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        liar.answer()
+    liar.authority = real
+    liar._context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(httpx.ConnectError):
+        liar.answer()
+    assert liar.asked == []
+
+
+def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        bounded_client("localhost:1", b"-----BEGIN CERTIFICATE-----\nno\n")
