@@ -13,8 +13,8 @@ from fedaipc.errors import AdmissionError
 from fedaipc.federation.job import Job, SignedJob, make_job
 from fedaipc.federation.job_folder import write_job
 from fedaipc.federation.round_terms import check_sealing
+from fedaipc.model.base import copy_base, is_local
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.load import is_local
 from fedaipc.model.warm_up import warm_base
 
 if TYPE_CHECKING:
@@ -75,6 +75,24 @@ def sign_job(
     except OSError as error:
         raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
     return job
+
+
+def hand_out_base(
+    settings: Settings, out: Path, on_warm_up: Callable[[int, int], None] = lambda *_: None
+) -> None:
+    """Copy the job's base to the new folder `out`, warmed up if the settings say so.
+
+    Raises AdmissionError where the folder is taken, DataError, ModelError.
+    """
+    if out.exists():
+        raise AdmissionError(f"{out}: is there already; give a new folder")
+    held_back = prepare_held_back(settings.data)
+    settings, _ = warm_base(settings, held_back, on_warm_up)
+    try:
+        copy_base(settings.model.base, out)
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise AdmissionError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
 def _for_members(settings: Settings, pcs: int) -> Settings:

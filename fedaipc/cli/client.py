@@ -38,7 +38,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     from fedaipc.config import load_owner
     from fedaipc.data.sources import local_path
     from fedaipc.fleet.node import FleetNode
-    from fedaipc.model.load import weights_bytes
+    from fedaipc.model.base import weights_bytes
     from fedaipc.pc.client_app import app as client_app
     from fedaipc.pc.enrol import AUTHORITY_FILE, NODE_KEY_FILE
     from fedaipc.pc.pc import OWNER_FILE, Pc

@@ -15,6 +15,7 @@ from fedaipc.cli.config import Overrides
 from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
 
 if TYPE_CHECKING:
+    from fedaipc.config import Settings
     from fedaipc.doctor.forecast import Forecast
     from fedaipc.doctor.machine import Machine
     from fedaipc.doctor.probe import Speed
@@ -35,6 +36,10 @@ def doctor(
     save: Annotated[
         bool, typer.Option("--save", help="later jobs with this model use what was found")
     ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="of an enrolled PC: take its texts and base; --save into its owner.toml"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
     """Measure this PC, and say what a job would take and cost here and on a rented GPU.
@@ -46,9 +51,12 @@ def doctor(
     from fedaipc.doctor.machine import PowerMeter, this_machine
     from fedaipc.doctor.probe import probe
     from fedaipc.doctor.saved import save as keep
+    from fedaipc.doctor.saved import save_for_pc as keep_for_pc
     from fedaipc.model.classifier import Classifier
 
     settings = read_settings(source, overrides, {}, text=text, label=label, by=by, pcs=pcs)
+    if folder is not None:
+        settings = _of_pc(settings, folder)
     table = read_prices(prices)
     machine = this_machine()
     data = prepare_simulation(settings.data, settings.federation.pcs)
@@ -59,7 +67,11 @@ def doctor(
         speeds = probe(settings, sample, status.update)
         watts = meter.watts()
     own = next(speed for speed in speeds if speed.precision == settings.speed.precision)
-    saved = keep(settings, machine.processor, own) if save else None
+    saved = None
+    if save:
+        saved = (
+            keep(settings, machine.processor, own) if folder is None else keep_for_pc(folder, own)
+        )
     parameters = Classifier(settings.model, data.labels).layout.size
     future = forecast(
         settings,
@@ -87,6 +99,27 @@ def doctor(
     _show_forecast(console, future, settings.federation.pcs, warm_up=warm_up)
     if saved is not None:
         console.print(f"saved in {saved}", markup=False)
+
+
+def _of_pc(settings: Settings, folder: Path) -> Settings:
+    """The job as the PC in `folder` would do it."""
+    from fedaipc.config import load_owner
+    from fedaipc.pc.pc import OWNER_FILE
+
+    owner = load_owner(folder / OWNER_FILE)
+    data = {
+        "source": owner.source, "text_column": owner.text_column,
+        "label_column": owner.label_column, "partition": "iid", "partition_column": None,
+        "labels": None,
+    }  # fmt: skip
+    return settings.model_copy(
+        update={
+            "model": settings.model.model_copy(update={"base": owner.base}),
+            "data": settings.data.model_copy(update=data),
+            "warm_up": settings.warm_up.model_copy(update={"source": None}),
+            "speed": owner.speed,
+        }
+    )
 
 
 def _speed_up(speeds: list[Speed]) -> float | None:

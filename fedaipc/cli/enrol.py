@@ -77,7 +77,10 @@ def leave(
     Example: fedaipc leave --folder fedaipc-pc
     """
     from fedaipc.pc.enrol import leave as leave_federation
+    from fedaipc.pc.pc import OWNER_FILE
 
+    if not (folder / OWNER_FILE).is_file():
+        raise AdmissionError(f"{folder}: no PC is enrolled here")
     if not yes and not typer.confirm(f"Delete the keys of the PC in {folder} for good?"):
         raise AdmissionError(f"{folder}: left as it is")
     leave_federation(folder)

@@ -11,11 +11,6 @@ from rich.console import Console
 app = typer.Typer(help="Sign jobs. Done where the admission key is.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `sign` a sub-command."""
-
-
 @app.command()
 def sign(
     config: Annotated[Path, typer.Argument(help="TOML settings", show_default=False)],
@@ -50,4 +45,27 @@ def sign(
     typer.echo(
         f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}"
     )
-    typer.echo(f"base {job.model.base}: every PC needs it; copy {out} to the server")
+    typer.echo(f"PCs that take part have the base {job.model.base}; copy {out} to the server")
+
+
+@app.command()
+def base(
+    config: Annotated[Path, typer.Argument(help="TOML settings", show_default=False)],
+    out: Annotated[Path, typer.Option(help="folder for the base", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value; repeat it", show_default=False),
+    ] = None,
+) -> None:
+    """Warm the base up on public texts, as the config says, and copy it for the owners of PCs.
+
+    They give it to `fedaipc enroll --base`. Example: fedaipc job base job.toml --out base
+    """
+    from fedaipc.admission.jobs import hand_out_base
+    from fedaipc.cli.simulate import WarmUpBar
+    from fedaipc.config import load_settings
+
+    settings = load_settings(config, overrides or [])
+    with WarmUpBar(Console()) as bar:
+        hand_out_base(settings, out, bar.on_step)
+    typer.echo(f"made {out}: owners give it to `fedaipc enroll --base`")

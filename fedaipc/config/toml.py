@@ -13,7 +13,7 @@ from fedaipc.config.settings import OwnerSettings, Section, Settings
 from fedaipc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 T = TypeVar("T", bound=Section)
@@ -62,9 +62,12 @@ def load_owner(path: Path) -> OwnerSettings:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def to_toml(settings: Section) -> str:
-    """TOML that reads back to an equal object (keys without a value are left out)."""
-    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+def to_toml(settings: Section, *, without: Collection[str] = ()) -> str:
+    """TOML that reads back to an equal object (keys without a value are left out).
+
+    `without` names keys that are left out, too: those that stand at their default.
+    """
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True, exclude=set(without)))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

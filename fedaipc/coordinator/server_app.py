@@ -36,10 +36,10 @@ from fedaipc.federation.round_terms import (
     job_thresholds,
     update_bound,
 )
+from fedaipc.model.base import base_hash
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.export import export
-from fedaipc.model.load import base_hash
 from fedaipc.model.metrics import standard_error
 from fedaipc.privacy.plan import NEIGHBOURS, planned_epsilon
 from fedaipc.results import (

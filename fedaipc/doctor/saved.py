@@ -8,14 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedaipc.config import load_owner, to_toml
 from fedaipc.data.assets import cache_folder
-from fedaipc.files import write_text
+from fedaipc.files import write_atomic, write_text
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
     from fedaipc.doctor.probe import Speed
 
-_FILE = "doctor.json"
+_FILE, _OWNER_FILE = "doctor.json", "owner.toml"
 
 
 def save(settings: Settings, processor: str, speed: Speed) -> Path:
@@ -27,6 +28,16 @@ def save(settings: Settings, processor: str, speed: Speed) -> Path:
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(found, indent=2) + "\n")
+    return path
+
+
+def save_for_pc(folder: Path, speed: Speed) -> Path:
+    """Keep threads and micro-batch in the owner.toml of the PC in `folder`."""
+    path = folder / _OWNER_FILE
+    owner = load_owner(path)
+    found = {"threads": speed.threads, "micro_batch": speed.micro_batch}
+    changed = owner.model_copy(update={"speed": owner.speed.model_copy(update=found)})
+    write_atomic(path, to_toml(changed).encode())
     return path
 
 

@@ -1,16 +1,22 @@
 """Real processes over the network: Flower's SuperLink behind a TLS front, and PCs that talk to it.
 
 On the server
-front.py      TLS 1.3, the fleet's calls and nothing else, a limit on all that strangers can grow
-superlink.py  Flower's SuperLink on loopback
-registry.py   which keys it lets in; Flower runs
-grid.py       the coordinator's end of a Flower run
+server.py      supervisor: keeps the others alive, lets members in, starts wanted runs
+children.py    its processes; lifeline.py: that they end with it
+runs.py        runs in the server's folder, as commands, supervisor and coordinator see them
+front.py       TLS 1.3, the fleet's calls, members only, a limit on all that strangers can grow
+limits.py      those limits; sockets.py: its sockets and certificate
+admitted.py    whom the list of members lets in
+superlink.py   Flower's SuperLink on loopback, and the guard around it
+registry.py    members' keys and runs at Flower's control API
+coordinate.py  the coordinator of one run as a process; grid.py: its end of a Flower run
 
 On a PC
-node.py       one process: asks for messages, calls the installed client app, answers
-node_auth.py  Flower's node signatures, by the server's clock
+node.py        one process: asks for messages, calls the installed client app, answers
+node_auth.py   Flower's node signatures, by the server's clock
+bounded.py     HTTP to a server that is not trusted
 
-wire.py       messages in one piece or many, one copy of a vector in memory
+wire.py        messages in one piece or many, one copy of a vector in memory
 
 Nothing of the bundle that a SuperLink hands out is ever fetched or run.
 """

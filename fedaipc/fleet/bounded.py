@@ -9,12 +9,12 @@ from __future__ import annotations
 import ssl
 import time
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _LARGEST = 9_000_000  # bytes of an answer; Flower sends arrays in chunks of 5 MiB
 _GRACE = 30.0  # s that an answer may take,
@@ -40,6 +40,21 @@ def bounded_client(address: str, authority: bytes) -> httpx.Client:
     return httpx.Client(
         transport=Bounded(inner), timeout=_TIMEOUT, trust_env=False, follow_redirects=False
     )
+
+
+class LetGo:
+    """An interceptor of Flower's clients: an answer is gone as soon as nobody needs it.
+
+    httpx ties each response to itself, so that chunks of 5 MiB would stay until a collection of
+    garbage, which comes seldom in a process with as many objects as torch makes.
+    """
+
+    def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
+        """Untie what was read."""
+        response = call_next(context)
+        if response.is_closed:
+            response.stream = httpx.ByteStream(b"")
+        return response
 
 
 class Bounded(httpx.BaseTransport):

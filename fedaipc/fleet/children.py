@@ -51,16 +51,18 @@ class Child:
                 f"{self.log.stem} ended with {self.process.returncode} and is started again in "
                 f"{self.pause:.0f} s: see {self.log}"
             )
+            self._let_go()
             self.not_before, self.process = time.monotonic() + self.pause, None
         if self.process is None and time.monotonic() >= self.not_before:
-            self.process = subprocess.Popen(
-                self.command,
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=_appended(self.log),
-                stderr=subprocess.STDOUT,
-                **_own_group(),
-            )
+            with _appended(self.log) as log:
+                self.process = subprocess.Popen(
+                    self.command,
+                    env=env,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    **_own_group(),
+                )
             self.started = time.monotonic()
 
     def has_ended(self) -> bool:
@@ -68,7 +70,10 @@ class Child:
 
     def stop(self) -> None:
         """Ask it to end, and then end it."""
-        if self.process is None or self.has_ended():
+        if self.process is None:
+            return
+        if self.has_ended():
+            self._let_go()
             return
         with suppress(OSError):
             self.process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
@@ -77,6 +82,11 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
 
     def await_health(self, port: int) -> None:
         """Raises EngineError with the end of the log where the process does not come up."""

@@ -42,6 +42,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedaipc.errors import EncodingError, EngineError
 from fedaipc.files import write_atomic
+from fedaipc.fleet.bounded import LetGo
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
 
@@ -112,6 +113,7 @@ class FleetGrid(Grid):
         self._client = RuntimeHttpClient.from_server_address(
             self._address, True, None,
             interceptors=[
+                LetGo(),
                 RuntimeVersionHttpInterceptor("flwr-serverapp"),
                 RuntimeTokenHttpInterceptor(claim.token),
             ],

@@ -39,7 +39,7 @@ from google.protobuf.message import DecodeError
 
 from fedaipc.errors import EncodingError
 from fedaipc.files import write_atomic, write_private
-from fedaipc.fleet.bounded import bounded_client
+from fedaipc.fleet.bounded import LetGo, bounded_client
 from fedaipc.fleet.node_auth import NodeAuth
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
 from fedaipc.pc.pc import serving
@@ -96,7 +96,7 @@ class FleetNode:
         self._resting = False
         self._fleet = FleetHttpClient(
             f"https://{address}",
-            interceptors=[RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
+            interceptors=[LetGo(), RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
         )
         self._fleet._client.close()  # noqa: SLF001
         self._fleet._client = bounded_client(address, authority)  # noqa: SLF001

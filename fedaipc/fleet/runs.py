@@ -102,9 +102,11 @@ def why(run: Path) -> str | None:
 
 def running(folder: Path) -> dict[str, Any] | None:
     """What a running server wrote of itself; None where none runs."""
-    lock = FileLock(folder / STATE_FOLDER / LOCK_FILE, timeout=0)
+    path = folder / STATE_FOLDER / LOCK_FILE
+    if not path.is_file():  # and to look must not make it
+        return None
     try:
-        with lock:
+        with FileLock(path, timeout=0):
             return None
     except Timeout:
         pass

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from fedaipc.errors import EncodingError, ModelError
+from fedaipc.model.base import base_hash
 from fedaipc.model.load import (
     OFFSET_FAMILIES,
-    base_hash,
     check_vocabulary,
     load_base,
     load_tokenizer,

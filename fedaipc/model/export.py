@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError
 
 from fedaipc.errors import OutputError
+from fedaipc.model.base import resolve
 from fedaipc.model.classifier import prepare_trainable
-from fedaipc.model.load import load_base, load_tokenizer, quiet, resolve
+from fedaipc.model.load import load_base, load_tokenizer, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

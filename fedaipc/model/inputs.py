@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from fedaipc.files import write_atomic
+from fedaipc.model.base import base_hash
 from fedaipc.model.classifier import Batch
-from fedaipc.model.load import base_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

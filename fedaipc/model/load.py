@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import logging
 import warnings
 from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +16,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from fedaipc.data.assets import cache_folder, fetch_asset, is_asset, list_assets
 from fedaipc.errors import ModelError
+from fedaipc.model.base import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
 OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")  # positions start behind the padding's
 _ACTIVATIONS = ("gelu", "relu")  # others were seen to have another kernel for their last values
 FAMILIES = ("bert", "distilbert", *OFFSET_FAMILIES)
-WARM_UP = "warm-up:"  # a base that this machine warmed up; what follows is its key
 
 
 def load_base(settings: ModelSettings, labels: tuple[str, ...]) -> Any:
@@ -77,71 +72,6 @@ def check_vocabulary(tokenizer: Any, embedded: int) -> None:
             f"the tokenizer knows tokens beyond the model's {embedded:,} embeddings: "
             "take weights and tokenizer of one model"
         )
-
-
-def resolve(base: str) -> str:
-    """Folder of an asset or the folder itself; a hub id stays as it is. Raises ModelError."""
-    if is_asset(base):
-        folder = fetch_asset(base)
-        if not folder.is_dir():
-            raise ModelError(f"model.base = {base}: this asset is text, not a model")
-        return str(folder)
-    folder = warm_folder(base) if base.startswith(WARM_UP) else Path(base).expanduser()
-    if folder.is_dir():
-        if not any(folder.glob("*.safetensors")):
-            raise ModelError(f"model.base = {base}: the folder holds no .safetensors weights")
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model.base = {base}: the folder holds no config.json")
-        return str(folder)
-    if base.startswith(WARM_UP):
-        raise ModelError(
-            f"model.base = {base}: not in {folder.parent}; run simulate here, or copy its folder "
-            "from the machine that warmed it up"
-        )
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise ModelError(f"model.base = {base}: no such folder")
-    names = [asset.name for asset in list_assets() if asset.kind == "model"]
-    if close := difflib.get_close_matches(base, names, n=1, cutoff=0.8):
-        raise ModelError(f"model.base = {base}: no such asset; did you mean {close[0]}?")
-    return base
-
-
-def warm_folder(base: str) -> Path:
-    """Where a base named "warm-up:KEY" lies, whether it is there or not."""
-    return cache_folder() / "warm-up" / base.removeprefix(WARM_UP)
-
-
-def is_local(base: str) -> bool:
-    """Whether `base` is a folder of this machine, and not an asset or a hub id."""
-    return not is_asset(base) and Path(base).expanduser().is_dir()
-
-
-@lru_cache(maxsize=8)
-def base_hash(base: str, keep_layers: int | None) -> str:
-    """SHA-256 over weights, configuration and vocabulary: PCs and coordinator compare it."""
-    digest = hashlib.sha256(f"layers {keep_layers}".encode())
-    source = _source(base)
-    for path in (*sorted(source.glob("*.safetensors")), source / "config.json"):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"):
-        if (source / name).is_file():
-            digest.update(hashlib.sha256((source / name).read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def weights_bytes(base: str) -> int:
-    """Size of the weights' files. Raises ModelError where they are not here and cannot be had."""
-    return sum(path.stat().st_size for path in _source(base).glob("*.safetensors"))
-
-
-def _source(base: str) -> Path:
-    source = Path(resolve(base))
-    if source.is_dir():
-        return source
-    from huggingface_hub import snapshot_download
-
-    with quiet(), _readable(base):
-        return Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt"]))
 
 
 def _configure(config: Any, settings: ModelSettings, labels: tuple[str, ...]) -> None:

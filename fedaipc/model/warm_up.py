@@ -26,11 +26,11 @@ from fedaipc.config import WarmUpSettings
 from fedaipc.data.prepare import deduplicate, label_list
 from fedaipc.data.sources import read_records
 from fedaipc.errors import DataError, ModelError
+from fedaipc.model.base import WARM_UP, base_hash, warm_folder
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device, has_fused_steps
 from fedaipc.model.export import export
 from fedaipc.model.inputs import make_inputs
-from fedaipc.model.load import WARM_UP, base_hash, warm_folder
 from fedaipc.results import WarmUpFacts
 
 if TYPE_CHECKING:

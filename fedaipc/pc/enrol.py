@@ -40,6 +40,7 @@ _MOVED = (
     OWNER_FILE, LEDGER_FILE, NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE,
     f"{KEYS_FOLDER}/identity.key", f"{KEYS_FOLDER}/roster",
 )  # fmt: skip
+_SIMULATED = ("drop_out", "drop_out_stage", "drop_out_seed")  # not for a real PC's owner
 _MOST_BYTES = 1 << 30  # of a file that a PC is moved in
 
 
@@ -238,7 +239,7 @@ def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -
     Ledger.create(folder / LEDGER_FILE, lifetime_epsilon=lifetime, delta=invite.delta, order=order)
     write_text(folder / AUTHORITY_FILE, invite.authority.strip())
     write_text(folder / FEDERATION_FILE, invite.federation)
-    write_text(folder / OWNER_FILE, to_toml(owner))
+    write_text(folder / OWNER_FILE, to_toml(owner, without=_SIMULATED))
 
 
 def _enrolled(folder: Path, records: Records, labels: tuple[str, ...]) -> Enrolled:

@@ -32,8 +32,8 @@ from fedaipc.federation.job import Job, SignedJob, make_job
 from fedaipc.federation.job_folder import CONFIG_FILE, JOB_FILE, write_job
 from fedaipc.federation.round_terms import check_sealing
 from fedaipc.files import write_text
+from fedaipc.model.base import is_local
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.load import is_local
 from fedaipc.model.warm_up import warm_base
 from fedaipc.pc.client_app import app as client_app
 from fedaipc.pc.client_app import pc_folder

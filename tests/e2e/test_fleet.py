@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,43 +11,18 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from fedaipc.config import load_owner, load_settings, to_toml
-from fedaipc.files import write_text
+from fedaipc.config import load_settings
 from fedaipc.pc.sent import read as read_sent
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, simulate
 from scripts import fleet_demo
+from tests.e2e.fleets import CONFIG, PCS, Fleet, wait_for_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
-PCS = 4
-CONFIG = """
-[model]
-base = "minilm-l6"
-keep_layers = 1
-method = "head"
-[data]
-source = "sentiment-4"
-limit = 600
-validation_size = 60
-test_size = 60
-[privacy]
-lifetime_epsilon = 100.0   # attempts that a crash cut off are charged, too
-[training]
-local_steps = 2
-[federation]
-pcs = 4
-rounds = 3
-round_timeout = 15         # after which a PC that was killed is not waited for
-stage_timeout = 10
-[output]
-plots = false
-[speed]
-threads = 1
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -105,73 +78,6 @@ def _check_what_left(fleet: Path, results: Results) -> None:
         assert not [entry for entry in log if entry.epsilon is not None]  # a test seed protects not
 
 
-class Fleet:
-    """A server and clients that a test can kill."""
-
-    def __init__(self, out: Path, config: Path, rounds: int) -> None:
-        self.out = out
-        out.mkdir()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        job = fleet_demo.give_out_texts(out, config, [f"federation.rounds={rounds}"])
-        self.port = fleet_demo.free_port()
-        fleet_demo.enrol_all(out, job, PCS, self.port)
-        self.server = out / "acme" / "server"
-        for number in range(PCS):
-            path = out / f"pc-{number:04d}" / "owner.toml"
-            owner = load_owner(path)
-            speed = owner.speed.model_copy(update={"threads": 1})
-            write_text(path, to_toml(owner.model_copy(update={"speed": speed})))
-
-    def start_server(self) -> None:
-        self._start("server", "server", self.server, "--bind", "127.0.0.1", "--port", self.port)
-        fleet_demo.wait_for(self.server / "state" / "running.json")
-
-    def start_client(self, number: int) -> None:
-        name = f"pc-{number:04d}"
-        self._start(name, "client", "--folder", self.out / name)
-
-    def _start(self, name: str, *command: object) -> None:
-        with (self.out / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [*fleet_demo.FEDAIPC, *map(str, command)], stdout=log, stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
-            )  # fmt: skip
-
-    def kill(self, name: str) -> None:
-        process = self.processes.pop(name)
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.wait()
-
-    def command(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*fleet_demo.FEDAIPC, *map(str, words)], capture_output=True, text=True, check=False
-        )
-
-    def results(self) -> Results | None:
-        folder = self.server / "runs" / "first-job"
-        return Results.load(folder) if (folder / "results.json").is_file() else None
-
-    def wait_for_round(self, number: int, seconds: float = 120) -> Results:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            results = self.results()
-            if results is not None:
-                done = max((r.round for r in results.rounds if not r.void), default=0)
-                if done >= number:
-                    return results
-            time.sleep(0.2)
-        logs = [path.read_text()[-2000:] for path in sorted(self.out.rglob("*.log"))]
-        raise AssertionError("\n".join([f"round {number} does not come", *logs]))
-
-    def stop(self) -> None:
-        for process in self.processes.values():
-            process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            assert process.wait(60) == 0
-
-
 @pytest.fixture
 def fleet(tmp_path: Path, config: Path) -> Iterator[Fleet]:
     made = Fleet(tmp_path / "fleet", config, rounds=8)
@@ -213,9 +119,9 @@ def test_killed_pcs_and_killed_servers_cost_time_and_nothing_else(fleet: Fleet) 
 def test_a_revoked_pc_is_shut_out_while_the_server_runs(fleet: Fleet) -> None:
     fleet.start_server()
     fleet.start_client(0)
-    _wait_for_line(fleet.out / "pc-0000.log", "connected")
+    wait_for_line(fleet.out / "pc-0000.log", "connected")
     assert fleet.command("federation", "revoke", fleet.out / "acme", "pc-0000").returncode == 0
-    _wait_for_line(fleet.out / "pc-0000.log", "does not admit this PC")
+    wait_for_line(fleet.out / "pc-0000.log", "does not admit this PC")
 
 
 def test_another_authoritys_server_gets_nothing(fleet: Fleet) -> None:
@@ -226,7 +132,7 @@ def test_another_authoritys_server_gets_nothing(fleet: Fleet) -> None:
     fleet.server, real = other / "server", fleet.server
     fleet.start_server()
     fleet.start_client(0)
-    _wait_for_line(fleet.out / "pc-0000.log", "certificate is not of this federation's authority")
+    wait_for_line(fleet.out / "pc-0000.log", "certificate is not of this federation's authority")
     assert read_sent(fleet.out / "pc-0000") == []
     fleet.server = real
 
@@ -234,21 +140,12 @@ def test_another_authoritys_server_gets_nothing(fleet: Fleet) -> None:
 def test_a_second_server_and_a_second_client_are_refused(fleet: Fleet) -> None:
     fleet.start_server()
     fleet.start_client(0)
-    _wait_for_line(fleet.out / "pc-0000.log", "connected")
+    wait_for_line(fleet.out / "pc-0000.log", "connected")
     again = fleet.command("server", fleet.server, "--bind", "127.0.0.1", "--port", "0")
     assert (again.returncode, again.stderr.count("\n")) == (11, 1)
     twice = fleet.command("client", "--folder", fleet.out / "pc-0000")
     assert (twice.returncode, twice.stderr.count("\n")) == (14, 1)
     assert "another process serves this PC" in twice.stderr
-
-
-def _wait_for_line(path: Path, words: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if path.is_file() and words in path.read_text():
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"{words!r} is not in {path.read_text() if path.is_file() else path}")
 
 
 def test_the_demo_script_is_what_people_run() -> None:

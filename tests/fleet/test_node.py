@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -47,10 +48,11 @@ class FakeFleet:
         return lambda *_: SimpleNamespace(stored=True)
 
 
-def asked() -> PullMessagesResponse:
+def asked(kind: str = "query.setup") -> PullMessagesResponse:
     message = Message(
         RecordDict({"ask": ConfigRecord({"x": 1})}), dst_node_id=7, message_type="query.setup"
     )
+    message.metadata.__dict__["_message_type"] = kind  # which a liar writes as it likes
     parcel = pack(message)
     return PullMessagesResponse(messages_list=[parcel.head], message_object_trees=[parcel.tree])
 
@@ -104,6 +106,19 @@ def test_no_answer_of_a_server_ends_it(
     fake = serve(tmp_path, monkeypatch, [trouble, asked()])
     assert fake.pushed[0].content.config_records["answer"]["y"] == 2
     assert not (tmp_path / "promised.bin").exists()
+
+
+def test_what_a_server_writes_is_no_more_than_text_to_the_owners_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = "query.\x1b[2J\nall is well" + "x" * 1000
+    with caplog.at_level(logging.INFO):
+        serve(tmp_path, monkeypatch, [asked(kind), asked()])
+    text = "".join(record.getMessage() for record in caplog.records)
+    assert "a message cannot be read" in text
+    assert "'query.setup': worked" in text
+    assert text.isprintable()
+    assert len(text) < 1000
 
 
 def test_an_app_that_fails_answers_with_a_code_and_no_text(

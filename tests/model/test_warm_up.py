@@ -12,10 +12,10 @@ from fedaipc.config import SpeedSettings, WarmUpSettings
 from fedaipc.data.records import Records
 from fedaipc.errors import ModelError
 from fedaipc.model import warm_up
+from fedaipc.model.base import resolve, warm_folder
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.model.inputs import make_inputs
-from fedaipc.model.load import resolve, warm_folder
 from fedaipc.model.predict import logits
 from fedaipc.model.warm_up import warmed_up
 from tests.model.tiny import LABELS, WORDS, settings, shared_folder

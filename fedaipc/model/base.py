@@ -1,0 +1,95 @@
+"""Where a base model lies, and its hash; nothing here loads it, or torch."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+from fedaipc.data.assets import cache_folder, fetch_asset, is_asset, list_assets
+from fedaipc.errors import ModelError
+
+WARM_UP = "warm-up:"  # a base that this machine warmed up; what follows is its key
+
+
+def resolve(base: str) -> str:
+    """Folder of an asset or the folder itself; a hub id stays as it is. Raises ModelError."""
+    if is_asset(base):
+        folder = fetch_asset(base)
+        if not folder.is_dir():
+            raise ModelError(f"model.base = {base}: this asset is text, not a model")
+        return str(folder)
+    folder = warm_folder(base) if base.startswith(WARM_UP) else Path(base).expanduser()
+    if folder.is_dir():
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(f"model.base = {base}: the folder holds no .safetensors weights")
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model.base = {base}: the folder holds no config.json")
+        return str(folder)
+    if base.startswith(WARM_UP):
+        raise ModelError(
+            f"model.base = {base}: not in {folder.parent}; run simulate here, or copy its folder "
+            "from the machine that warmed it up"
+        )
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ModelError(f"model.base = {base}: no such folder")
+    names = [asset.name for asset in list_assets() if asset.kind == "model"]
+    if close := difflib.get_close_matches(base, names, n=1, cutoff=0.8):
+        raise ModelError(f"model.base = {base}: no such asset; did you mean {close[0]}?")
+    return base
+
+
+def warm_folder(base: str) -> Path:
+    """Where a base named "warm-up:KEY" lies, whether it is there or not."""
+    return cache_folder() / "warm-up" / base.removeprefix(WARM_UP)
+
+
+def is_local(base: str) -> bool:
+    """Whether `base` is a folder of this machine, and not an asset or a hub id."""
+    return not is_asset(base) and Path(base).expanduser().is_dir()
+
+
+@lru_cache(maxsize=8)
+def base_hash(base: str, keep_layers: int | None) -> str:
+    """SHA-256 over weights, configuration and vocabulary: PCs and coordinator compare it."""
+    digest = hashlib.sha256(f"layers {keep_layers}".encode())
+    source = _source(base)
+    for path in (*sorted(source.glob("*.safetensors")), source / "config.json"):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"):
+        if (source / name).is_file():
+            digest.update(hashlib.sha256((source / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def copy_base(base: str, target: Path) -> None:
+    """Weights, configuration and vocabulary. Raises OSError, or ModelError as `resolve`."""
+    shutil.copytree(_source(base), target, ignore=shutil.ignore_patterns(".*"))
+
+
+def weights_bytes(base: str) -> int:
+    """Size of the weights' files. Raises ModelError where they are not here and cannot be had."""
+    return sum(path.stat().st_size for path in _source(base).glob("*.safetensors"))
+
+
+def _source(base: str) -> Path:
+    source = Path(resolve(base))
+    if source.is_dir():
+        return source
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)  # retries, line by line
+    try:
+        return Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt"]))
+    except Exception as error:  # noqa: BLE001 - it raises many kinds; each means this
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        raise ModelError(f"model.base = {base}: cannot be loaded: {reason}") from None
+    finally:
+        hub.setLevel(level)

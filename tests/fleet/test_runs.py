@@ -1,0 +1,60 @@
+"""What commands, supervisor and coordinator tell each other by files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from fedaipc.errors import OutputError
+from fedaipc.fleet.runs import (
+    RUNNING_FILE,
+    WANTED_FILE,
+    run_folder,
+    run_status,
+    running,
+    tell_why,
+    unwant,
+    want,
+    why,
+)
+
+
+def test_a_run_is_wanted_until_it_is_not(tmp_path: Path) -> None:
+    run = run_folder(tmp_path, "first")
+    with pytest.raises(OutputError, match="no such run"):
+        want(run)
+    run.mkdir(parents=True)
+    assert run_status(run) == "halted"
+    want(run)
+    assert run_status(run) == "waiting"
+    tell_why(run, "too few PCs are there")
+    assert why(run) == "too few PCs are there"
+    unwant(run)
+    assert not (run / WANTED_FILE).exists()
+    assert run_status(run) == "halted"
+    assert why(run) == "too few PCs are there"
+    with pytest.raises(OutputError, match="is not running"):
+        unwant(run)
+    want(run)
+    assert why(run) is None  # of another attempt
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a b", "\x1b[2J", ".hidden"])
+def test_a_runs_name_leaves_no_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="a run's name"):
+        run_folder(tmp_path, name)
+
+
+def test_a_server_runs_where_one_holds_the_lock(tmp_path: Path) -> None:
+    assert running(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / RUNNING_FILE).write_text('{"port": 7}')  # left by one that was killed
+    assert running(tmp_path) is None
+    with FileLock(state / ".lock"):
+        assert running(tmp_path) == {"port": 7}
+        (state / RUNNING_FILE).write_text("{")
+        assert running(tmp_path) is None
