@@ -49,7 +49,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     owner = load_owner(folder / OWNER_FILE)
     if owner.server is None:
         raise AdmissionError(f"{folder / OWNER_FILE}: names no server; enrol this PC anew")
-    Pc(folder)  # its keys can be read
+    pc = Pc(folder)  # its keys can be read
     node = FleetNode(
         owner.server,
         (folder / AUTHORITY_FILE).read_bytes(),
@@ -59,6 +59,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
         # Twice, since weights may be stored by half, and adapters come with large ranks.
         largest=2 * weights_bytes(owner.base) + _BESIDE_MODEL,
         may_work=Work(owner.work, local_path(owner.source)),
+        each_hour=pc.vault.expire,  # keys go when their time is over, asked or not
     )
 
     def stop(number: int, _: object) -> None:

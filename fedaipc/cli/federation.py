@@ -86,6 +86,11 @@ def invite(
         return
     write_text(out, letter.strip())
     _say(f"wrote {out}; tell owners this fingerprint over another way: {federation.fingerprint}")
+    if settings.warm_up.source is not None:
+        _say(
+            f"the job warms its base up: make it with `fedaipc job base {config} --out base`, and "
+            "give owners the folder for `enroll --base`"
+        )
 
 
 @app.command()

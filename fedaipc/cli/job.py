@@ -31,6 +31,7 @@ def sign(
     from fedaipc.admission.jobs import sign_job
     from fedaipc.cli.simulate import WarmUpBar
     from fedaipc.config import load_settings
+    from fedaipc.federation.job_folder import read_facts
     from fedaipc.privacy.plan import planned_epsilon
 
     settings = load_settings(config, overrides or [])
@@ -45,6 +46,8 @@ def sign(
     typer.echo(
         f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}"
     )
+    for note in read_facts(out)["notes"]:
+        typer.echo(f"texts to measure on: {note}")
     typer.echo(f"PCs that take part have the base {job.model.base}; copy {out} to the server")
 
 

@@ -340,6 +340,7 @@ class WorkSettings(Section):
     most_load: float | None = Field(
         None, gt=0, le=1, description="not while others use more of the processor than this share"
     )
+    least_free_gib: float = Field(0.0, ge=0, description="rest while less memory (GiB) is free")
     low_priority: bool = Field(True, description="give way to the owner's own programs")
 
 

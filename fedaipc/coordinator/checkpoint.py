@@ -25,13 +25,18 @@ _ATTEMPT_FILE = "attempt.json"
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
-    """`round` rounds are done. `optimizer` is the server optimizer's state."""
+    """`round` rounds are done. `optimizer` is the server optimizer's state.
+
+    `banned` are PCs that were proved wrong or quarrel too much, `quarrels` the run's: by identity.
+    """
 
     layout_hash: str
     vector: npt.NDArray[np.float32]
     round: int = 0
     optimizer: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     rounds: list[RoundResult] = field(default_factory=list)
+    banned: set[bytes] = field(default_factory=set)
+    quarrels: set[tuple[bytes, bytes]] = field(default_factory=set)
 
     def save(self, folder: Path) -> None:
         """Raises OutputError; then the previous checkpoint is still whole."""
@@ -39,6 +44,8 @@ class Checkpoint:
             "round": str(self.round),
             "layout_hash": self.layout_hash,
             "rounds": json.dumps([r.model_dump(mode="json") for r in self.rounds]),
+            "banned": json.dumps(sorted(pc.hex() for pc in self.banned)),
+            "quarrels": json.dumps(sorted([one.hex(), two.hex()] for one, two in self.quarrels)),
         }
         tensors = {
             "vector": self.vector,
@@ -69,6 +76,11 @@ class Checkpoint:
                 round=int(meta["round"]),
                 optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
                 rounds=[RoundResult.model_validate(r) for r in json.loads(meta["rounds"])],
+                banned={bytes.fromhex(pc) for pc in json.loads(meta["banned"])},
+                quarrels={
+                    (bytes.fromhex(one), bytes.fromhex(two))
+                    for one, two in json.loads(meta["quarrels"])
+                },
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             raise RoundError(f"{path}: damaged; start the run again in a new folder") from None

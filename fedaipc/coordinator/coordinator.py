@@ -90,8 +90,6 @@ class Coordinator:
         self._exchange: Exchange
         self._membership = Membership(settings.federation, self._job, roster)
         self._exhausted: set[bytes] = set()
-        self._banned: set[bytes] = set()
-        self._quarrels: set[tuple[bytes, bytes]] = set()  # of the whole run
         self._attempt = 0
         # As a PC chooses it that makes its ledger for this job.
         self._order = filter_order(
@@ -193,7 +191,7 @@ class Coordinator:
     def _groups(self, attempt: int) -> list[Terms]:
         """The groups that can take part. Raises BudgetExhausted or RoundError where none can."""
         members = self._membership.members
-        there = self._membership.present() - self._exhausted - self._banned
+        there = self._membership.present() - self._exhausted - self._checkpoint.banned
         vector = self._checkpoint.vector
         vector_hash, found, reasons = hash_vector(vector), [], []
         for group in self._roster.groups(attempt, self._job.cohort):
@@ -251,8 +249,9 @@ class Coordinator:
         for reason in total.reasons:
             _log.warning("a group's sum is not opened: %s", reason)
         tally.arrived = total.inside
-        self._quarrels |= total.quarrels
-        self._banned |= total.blamed | to_leave_out(self._quarrels)
+        kept = self._checkpoint
+        kept.quarrels |= total.quarrels
+        kept.banned |= total.blamed | to_leave_out(kept.quarrels)
         tally.blamed = tuple(sorted(self._membership.members[pc].name for pc in total.blamed))
         if len(tally.arrived) < max(1, self._federation.min_pcs):
             least = self._federation.min_pcs

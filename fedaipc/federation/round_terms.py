@@ -94,8 +94,8 @@ def check_sealing(settings: Settings) -> Thresholds:
         return _thresholds(settings.sealing, cohort, attempts, federation.pcs, group, asked)
     except SealingError as error:
         raise ConfigError(
-            f"{error}; ask more PCs, or send updates that the server can read with "
-            "--insecure-plain-updates"
+            f"{error}; ask more PCs (three at least), or send updates that the server can read: "
+            'sealing.mode = "none", for which simulate asks for --insecure-plain-updates'
         ) from None
 
 

@@ -49,7 +49,8 @@ class Facts(Section):
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise AdmissionError(
-                f"{folder}: no federation is here; make one with `fedaipc federation init`"
+                f"{folder}: no federation is here; give the folder that `fedaipc federation init` "
+                "made, or on the server the copy of its server folder"
             ) from None
         except (OSError, ValidationError) as error:
             raise AdmissionError(

@@ -55,6 +55,7 @@ _SHORTEST, _LONGEST = 0.02, 5.0  # s between two looks for a message
 _PATIENT = 20  # waiting costs at most this part of the time since the last message
 _LONGEST_PAUSE = 60.0  # s between two attempts at a server that is away
 _DOWNLOAD, _UPLOAD = 600.0, 170.0  # s; the SuperLink gives an upload up after 180 s of silence
+_HOUR = 3600.0
 _REST = 15.0  # s between two questions whether to work again
 _NODE_FILE, _PROMISE_FILE = "node.json", "promised.bin"
 _BUSY = (502, 503, 504)
@@ -74,7 +75,8 @@ class FleetNode:
     """The PC in `folder` at the server with this address; `authority` is a certificate in PEM.
 
     `largest` is the most bytes that a message may have, whoever sends it. `may_work` is asked
-    before each look for a message and says why not to work now. `serve` returns after `stop`.
+    before each look for a message and says why not to work now; `each_hour` is called at the start
+    and then each hour, also while the server is away. `serve` returns after `stop`.
     Raises AdmissionError where the PC's key or the certificate cannot be read, or another process
     serves this PC.
     """
@@ -89,10 +91,11 @@ class FleetNode:
         *,
         largest: int,
         may_work: Callable[[], str | None] = lambda: None,
+        each_hour: Callable[[], None] = lambda: None,
     ) -> None:
         self._auth = NodeAuth(key)
         self._folder, self._app, self._may_work = folder, app, may_work
-        self._largest = largest
+        self._largest, self._each_hour = largest, each_hour
         self._resting = False
         self._fleet = FleetHttpClient(
             f"https://{address}",
@@ -211,7 +214,12 @@ class FleetNode:
         )
 
     def _beat_on(self) -> None:
+        due = 0.0
         while not self._stop.wait(_HEARTBEAT * random.uniform(0.4, 0.6)):  # noqa: S311
+            if time.monotonic() >= due:
+                due = time.monotonic() + _HOUR
+                with suppress(Exception):
+                    self._each_hour()
             if self._node is not None:
                 with suppress(Exception):  # the loop sees it, too
                     self._beat()

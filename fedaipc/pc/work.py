@@ -39,6 +39,9 @@ class Work:
             return f"{self._data} is not there: put it back, or change source in owner.toml"
         if self._settings.only_on_mains and _on_battery():
             return "on battery"
+        free = psutil.virtual_memory().available / 2**30
+        if free < self._settings.least_free_gib:
+            return f"only {free:.1f} GiB of memory are free"
         most = self._settings.most_load
         if most is not None:
             others = self.others_load()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import socket
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from fedaipc.admission import authority
+from fedaipc.admission.authority import issue_server
 from fedaipc.federation.letters import Invite
+from fedaipc.federation.server_folder import Nodes, server_until
+from fedaipc.pc.pc import serving
+from fedaipc.pc.sent import note
 from tests.cli.test_commands import refused
 
 if TYPE_CHECKING:
@@ -99,3 +108,120 @@ def test_runs_that_are_none_are_told_so(fedaipc: Callable[..., Ran], acme: Path)
     assert "is not running" in refused(fedaipc("stop", "first", *server), 12)
     assert "a run's name" in refused(fedaipc("stop", "../first", *server), 12)
     assert "not running, 0 members" in fedaipc("status", *server).out
+
+
+DAY = 24 * 3600
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets how many days have passed."""
+    real = time.time
+
+    def after(days: float) -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + days * DAY)
+
+    return after
+
+
+def test_letters_that_are_out_of_date_are_refused_on_both_sides(
+    fedaipc: Callable[..., Ran], acme: Path, invite: str, texts: str,
+    clock: Callable[[float], None],
+) -> None:  # fmt: skip
+    enroll = ("enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
+    clock(15)
+    assert "the invite is out of date: ask the federation" in refused(fedaipc(*enroll), 14)
+    assert not Path("fedaipc-pc").exists()
+    clock(13)
+    assert fedaipc(*enroll).code == 0
+    clock(13 + 31)
+    admit = ("federation", "admit", str(acme), "pc.request", "--yes")
+    line = refused(fedaipc(*admit), 14)
+    assert "pc.request: the request is out of date: ask the PC's owner for a new one" in line
+    assert fedaipc("enroll", "--again", "--out", "new.request").code == 0
+    assert fedaipc("federation", "admit", str(acme), "new.request", "--yes").code == 0
+
+
+def test_a_member_whose_time_is_over_is_shown_and_renewed(
+    fedaipc: Callable[..., Ran], acme: Path, invite: str, texts: str,
+    clock: Callable[[float], None],
+) -> None:  # fmt: skip
+    enroll = ("enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
+    assert fedaipc(*enroll).code == 0
+    admit = ("federation", "admit", str(acme), "pc.request", "--yes", "--days", "10")
+    assert fedaipc(*admit).code == 0
+    clock(11)
+    assert "expired" in fedaipc("federation", "list", str(acme)).out
+    assert Nodes.load(acme / "server").nodes == ()
+    assert fedaipc("federation", "renew", str(acme), "pc").code == 0
+    assert [node.name for node in Nodes.load(acme / "server").nodes] == ["pc"]
+
+
+def test_a_servers_certificate_that_is_over_is_refused_and_renewed(
+    fedaipc: Callable[..., Ran], acme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authority, "_SERVER_DAYS", -1)
+    monkeypatch.setattr(authority, "_BEFORE", timedelta(days=3))
+    issue_server(acme, acme / "server", ["localhost"])
+    line = refused(fedaipc("server", str(acme / "server"), "--port", "0"), 14)
+    assert "out of date" in line
+    assert "federation renew FEDERATION --server" in line
+    monkeypatch.setattr(authority, "_SERVER_DAYS", 100)
+    assert fedaipc("federation", "renew", str(acme), "--server").code == 0
+    assert server_until(acme / "server" / "server.pem") > datetime.now(UTC)
+
+
+def test_a_port_that_is_taken_is_one_line(fedaipc: Callable[..., Ran], acme: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ran = fedaipc("server", str(acme / "server"), "--bind", "127.0.0.1", "--port", port)
+    assert f"cannot listen on 127.0.0.1:{port}" in refused(ran, 11)
+
+
+def test_texts_with_other_labels_than_the_federations_are_no_texts_for_it(
+    fedaipc: Callable[..., Ran], acme: Path, texts: str
+) -> None:
+    Path("job.toml").write_text('[data]\nlabels = ["good", "bad"]\n')
+    letter = fedaipc("federation", "invite", str(acme), "--config", "job.toml").out
+    ran = fedaipc("enroll", letter, "--data", texts, "--name", "pc")
+    assert (ran.code, ran.err.count("\n")) == (3, 1)
+    assert "no record has a label that the federation trains: 'good', 'bad'" in ran.err
+    assert not Path("fedaipc-pc").exists()
+
+
+def test_leaving_asks_first(
+    fedaipc: Callable[..., Ran], invite: str, texts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fedaipc("enroll", invite, "--data", texts, "--name", "pc").code == 0
+    for answer in ("", "n\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        assert fedaipc("leave").code != 0
+        assert Path("fedaipc-pc/owner.toml").is_file()
+    assert fedaipc("leave", "--yes").code == 0
+    assert not Path("fedaipc-pc/owner.toml").exists()
+    assert Path("fedaipc-pc/ledger.jsonl").is_file()
+
+
+def test_a_pc_at_work_is_neither_moved_nor_left(
+    fedaipc: Callable[..., Ran], invite: str, texts: str
+) -> None:
+    assert fedaipc("enroll", invite, "--data", texts, "--name", "pc").code == 0
+    with serving(Path("fedaipc-pc")):
+        for command in (("move-out", "x.pc"), ("leave", "--yes")):
+            assert "stop its `fedaipc client` first" in refused(fedaipc(*command), 14)
+    assert Path("fedaipc-pc/owner.toml").is_file()
+    assert fedaipc("move-out", "x.pc").code == 0
+    assert fedaipc("move-in", "x.pc", "--folder", "there").code == 0
+    assert not Path("x.pc").exists()  # a second PC of it would spend the budget twice
+    assert "x.pc" in refused(fedaipc("move-in", "x.pc", "--folder", "again"), 14)
+
+
+def test_the_log_is_of_the_folder_wherever_that_is_named(
+    fedaipc: Callable[..., Ran], invite: str, texts: str
+) -> None:
+    assert "no PC is enrolled here" in refused(fedaipc("client", "log"), 14)
+    assert fedaipc("enroll", invite, "--data", texts, "--name", "pc", "--folder", "x").code == 0
+    note(Path("x"), "mask", "0123456789abcdef", 1, [b"1234"], 0.5)
+    for words in (("client", "log", "--folder", "x"), ("client", "--folder", "x", "log")):
+        assert "4 bytes in 1 answers" in fedaipc(*words).out
+    assert "no PC is enrolled here" in refused(fedaipc("client", "log"), 14)

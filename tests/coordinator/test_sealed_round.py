@@ -328,6 +328,23 @@ def test_a_dealer_of_whom_many_complain_is_left_out_and_named(tmp_path: Path, pc
     assert len(liar.asked) == 1
 
 
+def test_a_pc_that_was_left_out_stays_out_when_the_coordinator_starts_again(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    members = pcs(10)
+    liar = members[3]
+    liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, list(range(10))))
+    first = run(tmp_path / "sealed", FakeGrid(members), ONE)
+    assert first.checkpoint.banned == {liar.identity}
+    assert first.checkpoint.quarrels
+    second = run(tmp_path / "sealed", FakeGrid(members))
+    assert second.error is None
+    assert second.checkpoint.round == 2
+    assert second.checkpoint.banned == {liar.identity}
+    assert second.checkpoint.quarrels == first.checkpoint.quarrels
+    assert len(liar.asked) == 1
+
+
 def test_a_complaint_of_one_member_is_not_believed(tmp_path: Path, pcs: Pcs) -> None:
     """M20: else one PC could throw out all others."""
     members = pcs(10)

@@ -110,7 +110,11 @@ class Running:
 
     def connect(self, **changes: Any) -> ssl.SSLSocket:
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=5)
-        return self.context(**changes).wrap_socket(plain, server_hostname="localhost")
+        try:
+            return self.context(**changes).wrap_socket(plain, server_hostname="localhost")
+        except OSError:
+            plain.close()
+            raise
 
     def ask(self, content: bytes) -> bytes:
         """What comes back for bytes as they are, until the front closes or falls silent."""

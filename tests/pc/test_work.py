@@ -62,3 +62,11 @@ def test_it_rests_while_its_texts_are_not_there(tmp_path: Path) -> None:
     assert why.startswith(f"{data} is not there")
     data.touch()
     assert resting() is None
+
+
+def test_it_rests_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = SimpleNamespace(available=3 * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert work(least_free_gib=4.0)() == "only 3.0 GiB of memory are free"
+    assert work(least_free_gib=2.0)() is None
+    assert work()() is None
