@@ -52,7 +52,7 @@ class SetupRequest:
     @classmethod
     def decode(cls, records: RecordDict) -> SetupRequest:
         """Raises RoundError on anything else than an encoded request."""
-        ask = records.config_records.get("ask", ConfigRecord())
+        ask = _config(records, "ask")
         run = _text(ask, "run")
         if not re.fullmatch(RUN, run):
             raise RoundError("the request has no run")
@@ -72,7 +72,7 @@ class Description:
     @classmethod
     def decode(cls, records: RecordDict) -> Description:
         """Raises EncodingError on anything else than an encoded description."""
-        pc = records.config_records.get("pc", ConfigRecord())
+        pc = _config(records, "pc")
         name, bundle = pc.get("name"), pc.get("bundle")
         if not isinstance(name, str) or len(name) > 80 or not re.fullmatch(NAME, name):
             raise EncodingError("a PC described itself with a name that is none")
@@ -99,7 +99,7 @@ class MaskRequest:
     @classmethod
     def decode(cls, records: RecordDict) -> MaskRequest:
         """Raises RoundError or EncodingError on anything else than an encoded request."""
-        ask = records.config_records.get("ask", ConfigRecord())
+        ask = _config(records, "ask")
         return cls(
             job=_text(ask, "job"),
             signature=_bytes(ask, "signature"),
@@ -124,7 +124,7 @@ class MemberRequest:
     @classmethod
     def decode(cls, records: RecordDict) -> MemberRequest:
         """Raises RoundError on anything else than an encoded request."""
-        ask = records.config_records.get("ask", ConfigRecord())
+        ask = _config(records, "ask")
         return cls(_text(ask, "run"), _number(ask, "attempt"), _bytes(ask, "frame"))
 
 
@@ -134,7 +134,7 @@ def encode_answer(frame: bytes) -> RecordDict:
 
 def decode_answer(records: RecordDict) -> bytes:
     """The frame. Raises EncodingError on anything else than an encoded answer."""
-    frame = records.config_records.get("answer", ConfigRecord()).get("frame")
+    frame = _config(records, "answer").get("frame")
     if not isinstance(frame, bytes):
         raise EncodingError("a PC's answer holds no frame")
     return frame
@@ -152,14 +152,18 @@ def encode_refusal(word: str) -> RecordDict:
 
 def decode_update(records: RecordDict) -> bytes | str:
     """The frame, or the word of a refusal. Raises EncodingError on anything else."""
-    refusal = records.config_records.get("refusal")
-    if refusal is not None:
+    refusal = records.get("refusal")
+    if isinstance(refusal, ConfigRecord):
         word = refusal.get("word")
         if word not in REFUSALS:
             raise EncodingError("a PC refused in a way this fedaipc cannot read")
         return str(word)
-    record = records.array_records.get("update")
-    if record is None or "frame" not in record or record["frame"].stype != _RAW:
+    record = records.get("update")
+    if (
+        not isinstance(record, ArrayRecord)
+        or "frame" not in record
+        or record["frame"].stype != _RAW
+    ):
         raise EncodingError("a PC's answer holds no update")
     return record["frame"].data
 
@@ -178,7 +182,7 @@ def contents(records: RecordDict) -> Iterator[bytes]:
 
 def asked_for(records: RecordDict) -> tuple[str | None, int | None]:
     """Run and number of a request, as far as it tells."""
-    ask = records.config_records.get("ask", ConfigRecord())
+    ask = _config(records, "ask")
     run, number = ask.get("run"), ask.get("attempt", ask.get("epoch", ask.get("round")))
     if run is None:
         with suppress(ValueError, TypeError, KeyError):
@@ -189,9 +193,19 @@ def asked_for(records: RecordDict) -> tuple[str | None, int | None]:
     )
 
 
+def _config(records: RecordDict, name: str) -> ConfigRecord:
+    """Of this name, or an empty one.
+
+    Not by `records.config_records`: what that gives refers to itself and to all records, so that a
+    vector would stay in memory until garbage is collected.
+    """
+    record = records.get(name)
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
+
+
 def _vector(records: RecordDict) -> npt.NDArray[np.float32]:
-    record = records.array_records.get("model")
-    if record is None or "vector" not in record:
+    record = records.get("model")
+    if not isinstance(record, ArrayRecord) or "vector" not in record:
         raise EncodingError("the message holds no model")
     try:
         vector = record["vector"].numpy()

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fedaipc.admission.federation import Federation
-from fedaipc.admission.jobs import sign_job
+from fedaipc.admission.jobs import hand_out_base, sign_job
 from fedaipc.config import settings_from
 from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, SealingError
 from fedaipc.federation.job_folder import FILES, read_facts, read_job
 from fedaipc.federation.letters import Request
+from fedaipc.model.base import base_hash, weights_bytes
+from fedaipc.model.classifier import Classifier
 from fedaipc.sealing.keys import SigningKey
 from tests.admission.parts import node_key
 from tests.model.tiny import shared_folder
@@ -119,3 +121,29 @@ def test_nothing_is_left_of_a_job_that_cannot_be_signed(
         sign_job(federation, settings, tmp_path / "first")
     assert not (tmp_path / "first").exists()
     assert not list(tmp_path.glob(".first*"))
+
+
+def test_a_base_is_handed_out_as_the_job_has_it(tmp_path: Path, settings: Settings) -> None:
+    hand_out_base(settings, tmp_path / "base")
+    base = settings.model.base
+    assert base_hash(str(tmp_path / "base"), None) == base_hash(base, None)
+    assert weights_bytes(str(tmp_path / "base")) == weights_bytes(base) > 0
+    with pytest.raises(AdmissionError, match="already"):
+        hand_out_base(settings, tmp_path / "base")
+
+
+def test_a_warmed_up_base_is_handed_out_and_is_what_the_job_trains(
+    tmp_path: Path, federation: Federation, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDAIPC_CACHE", str(tmp_path / "cache"))
+    rows = [f"public w{n},{('no', 'yes')[n % 2]}" for n in range(20)]
+    (tmp_path / "public.csv").write_text("text,label\n" + "\n".join(rows))
+    warm_up = settings.warm_up.model_copy(
+        update={"source": str(tmp_path / "public.csv"), "passes": 1}
+    )
+    settings = settings.model_copy(update={"warm_up": warm_up})
+    hand_out_base(settings, tmp_path / "base")
+    job = sign_job(federation, settings, tmp_path / "first")
+    assert base_hash(str(tmp_path / "base"), None) == base_hash(job.model.base, None)
+    model = job.model.model_copy(update={"base": str(tmp_path / "base")})
+    assert Classifier(model, job.labels).layout.hash == job.layout_hash

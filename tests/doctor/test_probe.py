@@ -140,3 +140,18 @@ def test_what_was_saved_fills_what_a_job_leaves_open(tmp_path, monkeypatch) -> N
     assert (with_saved(given, "mine").speed.threads, given.speed.micro_batch) == (1, 0)
     (tmp_path / "cache" / "doctor.json").write_text("{broken")
     assert with_saved(settings, "mine") == settings
+
+
+def test_what_was_measured_for_a_pc_is_in_its_owners_file(tmp_path) -> None:
+    from fedaipc.config import OwnerSettings, load_owner, to_toml
+    from fedaipc.doctor.saved import save_for_pc
+
+    owner = OwnerSettings(
+        name="pc", source="x.csv", size_class=64, base="minilm-l6", admission="0" * 64
+    )
+    (tmp_path / "owner.toml").write_text(to_toml(owner))
+    path = save_for_pc(tmp_path, Speed("cpu", "float32", 3, 32, None, 1.0, 1.0))
+    changed = load_owner(path)
+    assert (changed.speed.threads, changed.speed.micro_batch) == (3, 32)
+    speed = owner.speed.model_copy(update={"threads": 3, "micro_batch": 32})
+    assert changed == owner.model_copy(update={"speed": speed})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
 import pickle
+import sys
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ from fedaipc.federation.messages import (
     MaskRequest,
     MemberRequest,
     SetupRequest,
+    asked_for,
+    contents,
     decode_answer,
     decode_update,
     encode_answer,
@@ -578,3 +582,20 @@ def test_an_update_under_another_name_is_refused() -> None:
     ):
         with pytest.raises(EncodingError):
             decode_update(travelled(records))
+
+
+def test_a_vector_is_let_go_of_without_a_collection_of_garbage() -> None:
+    """Which comes seldom in a process with torch in it: vectors would pile up."""
+    gc.collect()
+    gc.disable()
+    try:
+        frame = bytes(1000)
+        before = sys.getrefcount(frame)
+        records = encode_update(frame)
+        assert decode_update(records) is frame
+        assert asked_for(records) == (None, None)
+        assert len(list(contents(records))) == 1
+        del records
+        assert sys.getrefcount(frame) == before
+    finally:
+        gc.enable()

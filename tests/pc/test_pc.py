@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -57,11 +58,13 @@ from fedaipc.federation.messages import (
 )
 from fedaipc.federation.round_terms import hash_vector, make_terms
 from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.pc import client_app
 from fedaipc.pc import pc as pc_module
 from fedaipc.pc import trainer as module
 from fedaipc.pc import vault as vault_module
 from fedaipc.pc.client_app import PC_FAILED, app, pc_folder
 from fedaipc.pc.pc import LEDGER_FILE, LOG_FILE, OWNER_FILE, Pc
+from fedaipc.pc.sent import read as read_sent
 from fedaipc.pc.vault import Vault
 from fedaipc.privacy import training
 from fedaipc.privacy.accountant import Mechanism
@@ -595,6 +598,52 @@ def test_a_job_that_is_out_of_date_costs_nothing(
     assert "out of date" in caplog.text
     assert charges(folder) == 0
     assert touched == []
+
+
+def test_a_job_wants_a_list_of_members_as_new_as_itself(
+    ask: Any, folder: Path, touched: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that kept an old list would let PCs take part that were revoked since."""
+    assert refused(ask(least_roster=2))
+    assert "the list of members is older than the job" in caplog.text
+    assert charges(folder) == 0
+    assert touched == []
+    assert gave(ask(least_roster=1))
+
+
+def test_a_server_cannot_fill_the_log_of_what_left(
+    enrolled: Federation, ask: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what costs no budget only so many answers leave in an hour."""
+    now = [1000.0]
+    monkeypatch.setattr(client_app, "_free_answers", deque(maxlen=3))
+    monkeypatch.setattr(client_app.time, "monotonic", lambda: now[0])
+    owner(folder, server="localhost:1")
+    request = SetupRequest(enrolled.job.run, 1, enrolled.roster.encode()).encode()
+    assert not send(folder, SETUP, request).has_error()
+    assert refused(ask(not_after=1))
+    assert not send(folder, SETUP, request).has_error()
+    assert send(folder, SETUP, request).has_error()
+    assert failed(ask(not_after=1))
+    assert [entry.kind for entry in read_sent(folder)] == ["setup", "mask, refused", "setup"]
+    assert gave(ask())  # what is paid for is not held up
+    now[0] += 3601
+    assert not send(folder, SETUP, request).has_error()
+
+
+def test_an_owner_reads_on_the_terminal_that_texts_could_not_be_used(
+    ask: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise DataError(CANARY)
+
+    monkeypatch.setattr(module, "read_records", fail)
+    assert gave(ask())
+    assert "trained on nothing" not in caplog.text  # a simulation's log is the coordinator's
+    owner(folder, server="localhost:1")
+    assert gave(ask(attempt=2))
+    assert "trained on nothing" in caplog.text
+    assert CANARY not in caplog.text
 
 
 @pytest.mark.parametrize(("smallest", "largest"), [(32, 32), (128, 256)])
