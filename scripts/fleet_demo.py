@@ -63,10 +63,10 @@ def demo(
     changes = [*changes, f"federation.pcs={pcs}"]
     changes += [] if rounds is None else [f"federation.rounds={rounds}"]
     job, port, server = give_out_texts(out, config, changes), free_port(), out / "acme" / "server"
-    base = enrol_all(out, job, pcs, port)
-    for number in range(pcs):  # owners take the base that the job is for
+    enrol_all(out, job, pcs, port)
+    for number in range(pcs):
         path = out / f"pc-{number:04d}" / "owner.toml"
-        owner = load_owner(path).model_copy(update={"base": base, "insecure_test_seed": seed})
+        owner = load_owner(path).model_copy(update={"insecure_test_seed": seed})
         speed = owner.speed.model_copy(update={"threads": 1})
         write_text(path, to_toml(owner.model_copy(update={"speed": speed})))
     with ExitStack() as stack:
@@ -85,23 +85,25 @@ def demo(
     return results
 
 
-def enrol_all(out: Path, job: Path, pcs: int, port: int) -> str:
-    """Make a federation, enrol and admit `pcs` PCs, sign the job; the base that it trains."""
-    acme = out / "acme"
+def enrol_all(out: Path, job: Path, pcs: int, port: int) -> None:
+    """Make a federation, enrol and admit `pcs` PCs, sign the job."""
+    acme, base = out / "acme", []
     do("federation", "init", acme, "--address", f"localhost:{port}")
     do("federation", "invite", acme, "--config", job, "--out", out / "invite.txt")
+    if load_settings(job).warm_up.source is not None:
+        base = ["--base", str(out / "base")]
+        do("job", "base", job, "--out", out / "base")
     requests = []
     for number in range(pcs):
         name = f"pc-{number:04d}"
         requests.append(out / f"{name}.request")
         do(
             *("enroll", out / "invite.txt", "--data", out / f"{name}.parquet", "--name", name),
-            *("--folder", out / name, "--out", requests[-1]),
+            *("--folder", out / name, "--out", requests[-1], *base),
             quiet=number > 0,
         )
     do("federation", "admit", acme, *requests, "--yes")
     do("job", "sign", job, "--federation", acme, "--out", out / "first-job")
-    return load_settings(out / "first-job" / "config.toml").model.base
 
 
 def give_out_texts(out: Path, config: Path, changes: list[str]) -> Path:

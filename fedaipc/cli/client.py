@@ -56,9 +56,9 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
         folder / NODE_KEY_FILE,
         folder.resolve(),
         client_app,
-        # Twice, since weights may be stored by half, and adapters come with large ranks.
-        largest=2 * weights_bytes(owner.base) + _BESIDE_MODEL,
-        may_work=Work(owner.work, local_path(owner.source)),
+        # Weights may be stored by half, and adapters come with large ranks.
+        largest=4 * weights_bytes(owner.base) + _BESIDE_MODEL,
+        may_work=Work(owner.work, lambda: local_path(Pc(folder).source)),
         each_hour=pc.vault.expire,  # keys go when their time is over, asked or not
     )
 

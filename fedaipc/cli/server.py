@@ -120,9 +120,10 @@ def stop(
 
     Example: fedaipc stop first-job --server acme-server
     """
-    from fedaipc.fleet.runs import run_folder, running, unwant
+    from fedaipc.fleet.runs import run_folder, running, tell_why, unwant
 
     unwant(run_folder(server, run))
+    tell_why(run_folder(server, run), "fedaipc stop")
     what = "is halted" if running(server) is None else "the server halts it"
     typer.echo(f"{run}: {what}; `fedaipc train --resume {run} --server {server}` goes on")
 

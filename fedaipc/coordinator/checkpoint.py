@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fedaipc.errors import OutputError, RoundError
+from fedaipc.errors import OutputError, RunOver
 from fedaipc.files import replace_atomic, write_atomic
 from fedaipc.results import RoundResult
 
@@ -62,7 +62,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path, layout_hash: str) -> Checkpoint | None:
-        """The run's checkpoint, None if there is none yet. Raises RoundError on a damaged one."""
+        """The run's checkpoint, None if there is none yet. Raises RunOver on a damaged one."""
         path = folder / FILE
         if not path.is_file():
             return None
@@ -76,16 +76,16 @@ class Checkpoint:
                 round=int(meta["round"]),
                 optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
                 rounds=[RoundResult.model_validate(r) for r in json.loads(meta["rounds"])],
-                banned={bytes.fromhex(pc) for pc in json.loads(meta["banned"])},
+                banned={bytes.fromhex(pc) for pc in json.loads(meta.get("banned", "[]"))},
                 quarrels={
                     (bytes.fromhex(one), bytes.fromhex(two))
-                    for one, two in json.loads(meta["quarrels"])
+                    for one, two in json.loads(meta.get("quarrels", "[]"))
                 },
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            raise RoundError(f"{path}: damaged; start the run again in a new folder") from None
+            raise RunOver(f"{path}: damaged; start the run again in a new folder") from None
         if checkpoint.layout_hash != layout_hash:
-            raise RoundError(f"{path}: belongs to another model; resume with its own config")
+            raise RunOver(f"{path}: belongs to another model; resume with its own config")
         return checkpoint
 
 

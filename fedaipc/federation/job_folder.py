@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.config import to_toml
-from fedaipc.errors import EncodingError, OutputError
+from fedaipc.errors import EncodingError, OutputError, RoundError
 from fedaipc.federation.job import Job, SignedJob
 from fedaipc.files import write_text
 from fedaipc.sealing.roster import ROSTER_FILE, read_roster
@@ -64,8 +64,13 @@ def write_job(
 
 
 def read_job(folder: Path) -> tuple[SignedJob, Roster]:
-    """The job and the members of a run folder. Raises OutputError, RoundError or SealingError."""
-    job = Job.parse(read_text(folder / JOB_FILE))
+    """The job and the members of a run folder. Raises OutputError or SealingError."""
+    try:
+        job = Job.parse(read_text(folder / JOB_FILE))
+    except RoundError:
+        raise OutputError(
+            f"{folder / JOB_FILE}: is of another fedaipc, or damaged: have the job signed again"
+        ) from None
     signature = read_text(folder / SIGNATURE_FILE).strip()
     try:
         admission, roster = read_roster((folder / ROSTER_FILE).read_bytes())

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from fedaipc.errors import AdmissionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -25,21 +27,35 @@ _TIMEOUT = 30.0  # s for a connection, and for any piece of an answer
 def bounded_client(address: str, authority: bytes) -> httpx.Client:
     """For calls to `address` (host:port), whose certificate is of `authority` (PEM) alone.
 
-    The owner's HTTPS proxy is used where there is one; it sees no content. Raises ValueError where
-    `authority` is no certificate.
+    The owner's proxy is used where the system names one; it sees no content. Raises AdmissionError
+    where `authority` is no certificate, or the proxy is of a kind that is not known.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.load_verify_locations(cadata=authority.decode("ascii"))
-    except ssl.SSLError as error:
-        raise ValueError(str(error)) from None
-    host = address.rpartition(":")[0].strip("[]")
-    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get("https")
+    except (ssl.SSLError, ValueError) as error:
+        raise AdmissionError(
+            f"the federation's TLS authority cannot be read ({error}); enrol this PC anew"
+        ) from None
+    proxy = _proxy(address.rpartition(":")[0].strip("[]"))
     inner = httpx.HTTPTransport(verify=context, trust_env=False, proxy=proxy)
     return httpx.Client(
         transport=Bounded(inner), timeout=_TIMEOUT, trust_env=False, follow_redirects=False
     )
+
+
+def _proxy(host: str) -> str | None:
+    known = urllib.request.getproxies()
+    proxy = known.get("https") or known.get("all")
+    if not proxy or urllib.request.proxy_bypass(host):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not proxy.startswith(("http://", "https://")):
+        raise AdmissionError(
+            f"the proxy {proxy} is none for HTTP: unset it, or name {host} in no_proxy"
+        )
+    return proxy
 
 
 class LetGo:
@@ -66,13 +82,12 @@ class Bounded(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """One answer whose body is read within the limits."""
         request.headers["accept-encoding"] = "identity"
-        started = time.monotonic()
         response = self._inner.handle_request(request)
         if response.is_redirect or "content-encoding" in response.headers:
             response.close()
             raise httpx.RemoteProtocolError("a redirect or a packed answer, as no server sends")
         assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - of a sync transport
-        response.stream = _Counted(response.stream, started)
+        response.stream = _Counted(response.stream)
         return response
 
     def close(self) -> None:
@@ -81,16 +96,16 @@ class Bounded(httpx.BaseTransport):
 
 
 class _Counted(httpx.SyncByteStream):
-    def __init__(self, inner: httpx.SyncByteStream, started: float) -> None:
-        self._inner, self._started = inner, started
+    def __init__(self, inner: httpx.SyncByteStream) -> None:
+        self._inner = inner
 
     def __iter__(self) -> Iterator[bytes]:
-        size = 0
+        size, started = 0, time.monotonic()  # from the head on: sending may have taken long
         for part in self._inner:
             size += len(part)
             if size > _LARGEST:
                 raise httpx.RemoteProtocolError("an answer without end")
-            if time.monotonic() - self._started > _GRACE + size / _RATE:
+            if time.monotonic() - started > _GRACE + size / _RATE:
                 raise httpx.ReadTimeout("an answer that drips")
             yield part
 

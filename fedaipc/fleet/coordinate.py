@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from filelock import FileLock
 
 from fedaipc.errors import BudgetExhausted, EngineError, FedaipcError, RoundError, RunOver
 from fedaipc.fleet import lifeline
-from fedaipc.fleet.runs import RUNNING_FILE, tell_why, unwant
+from fedaipc.fleet.runs import RUNNING_FILE, clear_why, tell_why, unwant
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
 
 if TYPE_CHECKING:
@@ -66,10 +67,12 @@ def _run(folder: Path, state: Path) -> None:
     address = json.loads((state / RUNNING_FILE).read_text("utf-8"))["superlink"]
     secret = (state / SECRET_FILE).read_bytes()
     with FleetGrid(address, secret, state / UPLOAD_FILE) as grid:
-        run_job(grid, folder, "fleet", _tell)
+        run_job(grid, folder, "fleet", partial(_tell, folder))
 
 
-def _tell(result: RoundResult) -> None:
+def _tell(folder: Path, result: RoundResult) -> None:
+    if not result.void:
+        clear_why(folder)
     void = f", void: {result.why_void}" if result.void else ""
     _log.info(
         "round %d: %d of %d PCs, %.1f s%s",

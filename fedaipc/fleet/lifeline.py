@@ -7,8 +7,9 @@ system closes it when the starter dies, on Windows too, and even at `kill -9`.
 from __future__ import annotations
 
 import os
-import sys
 import threading
+
+_STDIN = 0
 
 
 def hold() -> None:
@@ -18,7 +19,7 @@ def hold() -> None:
 
 def _wait() -> None:
     try:
-        while os.read(sys.stdin.fileno(), 1):
+        while os.read(_STDIN, 1):
             pass
     except OSError:
         pass

@@ -101,8 +101,9 @@ class FleetNode:
             f"https://{address}",
             interceptors=[LetGo(), RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
         )
+        client = bounded_client(address, authority)
         self._fleet._client.close()  # noqa: SLF001
-        self._fleet._client = bounded_client(address, authority)  # noqa: SLF001
+        self._fleet._client = client  # noqa: SLF001
         self._file, self._promised = folder / _NODE_FILE, folder / _PROMISE_FILE
         self._node: NodeId | None = None
         self._heard = time.monotonic()
@@ -125,7 +126,7 @@ class FleetNode:
         finally:
             self._stop.set()
             if self._node is not None:
-                with suppress(httpx.HTTPError):
+                with suppress(Exception):  # whatever the server answers
                     self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
             heart.join()
             self._fleet.close()
@@ -168,7 +169,7 @@ class FleetNode:
             self._resting = why is not None
             _log.info("at work again" if why is None else f"resting: {why}")
             if self._resting and self._node is not None:
-                with suppress(httpx.HTTPError):
+                with suppress(Exception):  # whatever the server answers
                     self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
                 self._node = None
         if self._resting:
@@ -231,13 +232,18 @@ class FleetNode:
             idle = time.monotonic() - self._heard
             self._stop.wait(min(_LONGEST, max(_SHORTEST, idle / _PATIENT)))
             return
+        head = answer.messages_list[0]
         try:
-            self._handle(answer.messages_list[0], answer.message_object_trees[0])
+            self._handle(head, answer.message_object_trees[0])
         except _RunOver:
             self._promised.unlink(missing_ok=True)
             _log.info("a message's run is over")
         except EncodingError as error:
             _log.warning("%s", error)
+            with suppress(EncodingError, _RunOver):  # spare the round from waiting for us
+                code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+                refusal = Message(Error(code=code, reason=""), reply_to=unpack(head))
+                self._send(head.metadata.run_id, refusal, 0.0)
         self._heard = time.monotonic()
 
     def _handle(self, head: Any, tree: Any) -> None:

@@ -75,7 +75,9 @@ def want(run: Path) -> None:
     """Let the server go on with a run. Raises OutputError."""
     if not run.is_dir():
         raise OutputError(f"{run}: no such run")
-    (run / WHY_FILE).unlink(missing_ok=True)
+    if (run / WANTED_FILE).is_file():  # it keeps its place among those that wait
+        return
+    clear_why(run)
     write_atomic(run / WANTED_FILE, b"")
 
 
@@ -90,6 +92,11 @@ def unwant(run: Path) -> None:
 def tell_why(run: Path, line: str) -> None:
     """Leave word of why a run does not go on. Raises OSError."""
     write_atomic(run / WHY_FILE, line.encode())
+
+
+def clear_why(run: Path) -> None:
+    """The run goes on. Raises OSError."""
+    (run / WHY_FILE).unlink(missing_ok=True)
 
 
 def why(run: Path) -> str | None:

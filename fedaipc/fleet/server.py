@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import sys
 import time
 from contextlib import suppress
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 import httpx
 from filelock import FileLock, Timeout
 
-from fedaipc.errors import AdmissionError, EngineError
+from fedaipc.errors import AdmissionError, EngineError, FedaipcError
 from fedaipc.federation.server_folder import (
     NODES_FILE,
     SERVER_FILE,
@@ -44,9 +43,11 @@ from fedaipc.fleet.runs import (
     RUNS_FOLDER,
     WANTED_FILE,
     run_status,
+    tell_why,
+    unwant,
 )
 from fedaipc.fleet.superlink import HOST, SECRET_FILE, environment
-from fedaipc.sealing.roster import ROSTER_FILE
+from fedaipc.sealing.roster import ROSTER_FILE, read_roster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,12 +146,18 @@ class Server:
 
     def _look(self) -> None:
         was_there = self._superlink.process
-        for child in (self._superlink, self._front):
-            child.keep(self._env, self._say)
+        try:
+            for child in (self._superlink, self._front):
+                child.keep(self._env, self._say)
+        except OSError as error:
+            self._complain(f"a process cannot be started: {error}")
         if self._superlink.process is not was_there:
             self._nodes = None
         self._let_in()
-        self._keep_runs()
+        try:
+            self._keep_runs()
+        except OSError as error:  # a full disk, perhaps: the next look comes soon
+            self._complain(f"runs cannot be looked after: {error}")
         for child in (self._superlink, self._front):
             child.rotate_log()
 
@@ -186,9 +193,18 @@ class Server:
         for name in [name for name in self._runs if name not in names]:
             self._runs.pop(name).stop()
             self._say(f"{name}: halted; `fedaipc train --resume {name}` goes on")
-        if not names:
+        for name in sorted(names, key=lambda name: name not in self._runs):  # stable
+            folder = runs / name
+            try:
+                self._keep_run(name, folder)
+            except FedaipcError as error:  # it can never go on; the others can
+                tell_why(folder, str(error))
+                unwant(folder)
+                self._say(f"{name}: halted: {error}")
+                continue
             return
-        name, folder = names[0], wanted[0].parent
+
+    def _keep_run(self, name: str, folder: Path) -> None:
         status = run_status(folder)
         if status in {"finished", "stopped"}:
             child = self._runs.get(name)
@@ -198,7 +214,13 @@ class Server:
                 self._say(f"{name}: {status}")
             return
         if name not in self._runs:
-            shutil.copyfile(self._folder / ROSTER_FILE, folder / ROSTER_FILE)
+            members = (self._folder / ROSTER_FILE).read_bytes()
+            try:
+                read_roster(members)
+            except FedaipcError:  # it is being copied, perhaps
+                self._complain(f"{self._folder / ROSTER_FILE}: cannot be read; {name} waits")
+                return
+            write_atomic(folder / ROSTER_FILE, members)
             self._runs[name] = Child(
                 [sys.executable, "-m", "fedaipc.fleet.coordinate", str(folder), str(self._state)],
                 folder / LOG_FILE,

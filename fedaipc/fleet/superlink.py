@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import logging
 import os
+import re
 import sqlite3
 import sys
 import time
 from collections import OrderedDict
 from contextlib import closing, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +44,10 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 SECRET_FILE, DATABASE_FILE = "superexec.secret", "state.db"
 UPLOAD_FILE = "largest_upload"  # bytes of the largest answer that the run at hand can have
-_LARGEST_BODY = 8_000_000  # bytes; Flower sends arrays in chunks of 5 MiB
+_LARGEST_BODY = CHUNK + 64 * 1024  # bytes: a chunk of an array, and who sends it
 _LARGEST_ANNOUNCED = 2 * MOST_INLINE  # bytes of a message with its records, or with its tree
 _FEW = 16  # objects of a large message beside the chunks of its vector
+_HASH = re.compile("[0-9a-f]{64}")
 _ANSWERS = 3  # to one request: the answer, and word that it will not come after all
 _MOST_REMEMBERED = 20_000
 _SERVER = 1  # the SuperLink's own node number
@@ -117,6 +122,15 @@ def run(folder: Path, port: int) -> None:
     )
 
 
+@dataclass(slots=True)
+class _Announced:
+    """An answer to `request` (node and message), with the hash of its tree of objects."""
+
+    request: tuple[int, str]
+    tree: bytes
+    again: bool = False
+
+
 class Uploads:
     """What a PC may announce: one answer at a time, its own, to the coordinator, of a size that the
     run's answers can have. The coordinator writes that size into the file `limit`.
@@ -124,35 +138,49 @@ class Uploads:
 
     def __init__(self, limit: Path) -> None:
         self._limit = limit
-        self._answers: OrderedDict[tuple[int, str], set[str]] = OrderedDict()
+        self._answers: OrderedDict[tuple[int, str], set[bytes]] = OrderedDict()
 
-    def allows(self, body: bytes) -> bool:
-        """Whether `body`, a call to push messages, announces just that.
+    def allows(self, body: bytes) -> _Announced | None:
+        """What `body`, a call to push messages, announces, if just that; and it is remembered.
 
-        That `node` is who calls, the SuperLink knows; that the request was for it, too.
+        That `node` is who calls, the SuperLink knows; that the request was for it, too. So where
+        the SuperLink refuses, `forget` it.
         """
         if len(body) > _LARGEST_ANNOUNCED:
-            return False
+            return None
         try:
             request = PushMessagesRequest.FromString(body)
         except DecodeError:
-            return False
+            return None
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
-            return False
-        about = request.messages_list[0].metadata
-        if (about.src_node_id, about.dst_node_id) != (request.node.node_id, _SERVER):
-            return False
-        objects = _count(request.message_object_trees[0])
-        if not about.reply_to_message_id or (objects > 1 and objects > self._most_objects()):
-            return False
-        key = request.node.node_id, about.reply_to_message_id
-        answers = self._answers.setdefault(key, set())
+            return None
+        about, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+        objects = _count(tree)
+        if (
+            (about.src_node_id, about.dst_node_id) != (request.node.node_id, _SERVER)
+            or not _HASH.fullmatch(about.reply_to_message_id)
+            or not _HASH.fullmatch(about.message_id)
+            or tree.object_id != about.message_id
+            or (objects > 1 and objects > self._most_objects())
+        ):
+            return None
+        said = _Announced(
+            (request.node.node_id, about.reply_to_message_id),
+            hashlib.sha256(tree.SerializeToString(deterministic=True)).digest(),
+        )
+        trees = self._answers.setdefault(said.request, set())
         if len(self._answers) > _MOST_REMEMBERED:
             self._answers.popitem(last=False)
-        if len(answers) >= _ANSWERS and about.message_id not in answers:
-            return False
-        answers.add(about.message_id)
-        return True
+        said.again = said.tree in trees  # as where the answer to the first call was lost
+        if len(trees) >= _ANSWERS and not said.again:
+            return None
+        trees.add(said.tree)
+        return said
+
+    def forget(self, said: _Announced) -> None:
+        """The SuperLink did not take it."""
+        if not said.again:
+            self._answers.get(said.request, set()).discard(said.tree)
 
     def _most_objects(self) -> int:
         try:
@@ -189,9 +217,20 @@ def guarded(app: App, secret: bytes, admitted: Admitted, uploads: Uploads) -> Ap
         if path.startswith(_CONTROL):
             mark = headers.get(CONTROL_HEADER.encode(), b"").decode("latin-1")
             return None if is_marked(secret, path, body, mark) else 404
-        if path == _PUSH and not uploads.allows(body):
-            return 403
         return None
+
+    async def announce(scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        said = uploads.allows(body)
+        if said is None:
+            await _refuse(send, 403)
+            return
+
+        async def judged(event: dict[str, Any]) -> None:
+            if event["type"] == "http.response.start" and event["status"] != HTTPStatus.OK:
+                uploads.forget(said)
+            await send(event)
+
+        await app(scope, _given(body, receive), judged)
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -215,6 +254,8 @@ def guarded(app: App, secret: bytes, admitted: Admitted, uploads: Uploads) -> Ap
             status = 413 if body is None else refusal(path, headers, body)
             if status is not None:
                 await _refuse(send, status)
+            elif body is not None and path == _PUSH:
+                await announce(scope, body, receive, send)
             elif body is not None:
                 given = _given(body, receive)
                 if path.endswith(_LARGE):

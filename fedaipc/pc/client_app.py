@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 PC_FAILED = 100  # the one code for whatever goes wrong: which error it was may depend on data
 
 _HOUR = 3600.0
-_free_answers: deque[float] = deque(maxlen=200)  # when they left, in this process
+_MOST_REMEMBERED = 1000
+_free_answers: deque[float] = deque(maxlen=2000)  # when they left, in this process
+_answered: dict[tuple[str, str | None, int | None], None] = {}  # what is asked again is free, too
 
 app = ClientApp()
 _log = logging.getLogger(__name__)
@@ -143,10 +145,14 @@ def _note(pc: Pc, stage: str, message: Message, records: RecordDict) -> None:
         ledger = Ledger(pc.folder / LEDGER_FILE)
         epsilon = None if ledger.unprotected else ledger.spent_epsilon()
     refused = "refusal" in records
-    if refused or stage == "setup":
+    about = asked_for(message.content)
+    if refused or stage == "setup" or (stage, *about) in _answered:
         _count_free()
+    _answered[stage, *about] = None
+    if len(_answered) > _MOST_REMEMBERED:
+        del _answered[next(iter(_answered))]
     kind = f"{stage}, refused" if refused else stage
-    sent.note(pc.folder, kind, *asked_for(message.content), contents(records), epsilon)
+    sent.note(pc.folder, kind, *about, contents(records), epsilon)
 
 
 def _count_free() -> None:

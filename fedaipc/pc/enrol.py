@@ -184,7 +184,7 @@ def _move_out(folder: Path, file: Path) -> None:
 
 
 def move_in(file: Path, folder: Path) -> None:
-    """Make a PC of what `move_out` wrote, and delete that: there must be one of a PC.
+    """Make a PC of what `move_out` wrote, and delete that first: there must be one of a PC.
 
     Raises AdmissionError; then no folder is left behind.
     """
@@ -201,8 +201,14 @@ def move_in(file: Path, folder: Path) -> None:
             with suppress(OSError):
                 folder.rmdir()
             made.chmod(0o700)
+            try:
+                file.unlink()
+            except OSError as error:
+                raise AdmissionError(
+                    f"{file}: cannot be deleted ({error.strerror}), and must not stay: copy it to "
+                    "this machine's disk, delete it there, and give the copy"
+                ) from None
             made.replace(folder)
-        file.unlink()
     except OSError as error:
         raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
 

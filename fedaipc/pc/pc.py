@@ -47,6 +47,12 @@ class Pc:
         self.owner = _owner(path, stamp(path) if path.is_file() else None)
         self.vault = Vault(folder)
 
+    @property
+    def source(self) -> str:
+        """Where its texts are; "./" means in its own folder."""
+        source = self.owner.source
+        return str(self.folder / source) if source.startswith("./") else source
+
     def setup(self, request: SetupRequest) -> Description:
         """Public name and keys for an epoch. Raises SealingError."""
         self.vanish("setup", request.epoch)

@@ -221,7 +221,7 @@ class Trainer:
         """The PC's texts as model inputs and their class numbers, read once per process."""
         owner, folder = self._pc.owner, self._pc.folder
         classifier = admitted.classifier
-        source = str(folder / owner.source) if owner.source.startswith("./") else owner.source
+        source = self._pc.source
         key = (str(folder.resolve()), classifier.layout.hash, _stamp(source))
         if key in _examples:
             _examples.move_to_end(key)

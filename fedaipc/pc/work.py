@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fedaipc.config import WorkSettings
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 class Work:
     """Call it before each piece of work: None, or why not now.
 
-    `data` are the PC's texts, None where they are no file of its own. While they cannot be found,
-    as on a disk that is not plugged in, no budget is spent on training on nothing.
+    `data` says where the PC's texts are, None where they are no file of its own. While they cannot
+    be found, as on a disk that is not plugged in, no budget is spent on training on nothing.
     """
 
-    def __init__(self, settings: WorkSettings, data: Path | None = None) -> None:
+    def __init__(
+        self, settings: WorkSettings, data: Callable[[], Path | None] = lambda: None
+    ) -> None:
         self._settings, self._data = settings, data
         self._own = psutil.Process()
         psutil.cpu_percent()  # the first answer of each means nothing
@@ -35,8 +38,9 @@ class Work:
 
     def __call__(self) -> str | None:
         """Cheap enough to ask often."""
-        if self._data is not None and not self._data.exists():
-            return f"{self._data} is not there: put it back, or change source in owner.toml"
+        data = self._data()
+        if data is not None and not os.path.exists(data):  # noqa: PTH110 - which never raises
+            return f"{data} is not there: put it back, or change source in owner.toml"
         if self._settings.only_on_mains and _on_battery():
             return "on battery"
         free = psutil.virtual_memory().available / 2**30

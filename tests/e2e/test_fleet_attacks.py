@@ -156,6 +156,7 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
             replies = grid.send_and_receive(
                 [Message(content, node, kind) for node in nodes], timeout=20
             )
+            assert len(replies) == PCS
             assert all(reply.has_error() and not reply.error.reason for reply in replies), kind
 
     for name in NAMES:

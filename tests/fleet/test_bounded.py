@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from fedaipc.admission.authority import issue_server, make_authority
+from fedaipc.errors import AdmissionError
 from fedaipc.fleet import bounded
 from fedaipc.fleet.bounded import bounded_client
 
@@ -44,7 +46,10 @@ class Liar:
             except OSError:
                 return
             with suppress(OSError), self._context.wrap_socket(plain, server_side=True) as sock:
-                self.asked.append(sock.recv(65536))
+                asked = b""  # all of it: closing upon unread bytes would cut the answer
+                while not asked.endswith(b"\r\n\r\nq") and (part := sock.recv(65536)):
+                    asked += part
+                self.asked.append(asked)
                 for part in self.parts:
                     sock.sendall(part)
                     time.sleep(self.pause)
@@ -123,5 +128,39 @@ def test_another_authority_and_tls_1_2_are_refused(liar: Liar, tmp_path: Path) -
 
 
 def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        bounded_client("localhost:1", b"-----BEGIN CERTIFICATE-----\nno\n")
+    for content in (b"-----BEGIN CERTIFICATE-----\nno\n", b"", b"\xff"):
+        with pytest.raises(AdmissionError, match="enrol this PC anew"):
+            bounded_client("localhost:1", content)
+
+
+def test_a_slow_upload_does_not_count_as_a_slow_answer(
+    liar: Liar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "_GRACE", 0.5)
+    liar.parts = [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"]
+    liar.pause = 1.0  # before its head comes
+    assert liar.answer() == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("proxies", "used"),
+    [
+        ({}, None), ({"https": "proxy:3128"}, "http://proxy:3128"),
+        ({"https": "http://proxy:3128"}, "http://proxy:3128"),
+        ({"all": "https://proxy"}, "https://proxy"), ({"http": "http://other"}, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_systems_proxy_is_used(
+    monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], used: str | None
+) -> None:
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
+    monkeypatch.setattr(urllib.request, "proxy_bypass", lambda host: host == "inside")
+    assert bounded._proxy("fleet.example") == used
+    assert bounded._proxy("inside") is None
+
+
+def test_a_proxy_of_another_kind_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "socks5://x"})
+    with pytest.raises(AdmissionError, match="none for HTTP"):
+        bounded._proxy("fleet.example")

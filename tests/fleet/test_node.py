@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse, PushMessagesResponse
 from google.protobuf.message import DecodeError
 
@@ -67,13 +69,18 @@ def refusal(status: int) -> httpx.HTTPStatusError:
 
 
 def serve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: list[Any], app: Any = answer
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: list[Any],
+    app: Any = answer,
+    largest: int = 10**6,
+    may_work: Any = lambda: None,
 ) -> FakeFleet:
     """Run a node until it has answered once."""
     make_authority(tmp_path, "test")
     node = FleetNode(
         "localhost:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
-        tmp_path, app, largest=10**6,
+        tmp_path, app, largest=largest, may_work=may_work,
     )  # fmt: skip
     fake = FakeFleet(script)
     monkeypatch.setattr(node, "_fleet", fake)
@@ -145,3 +152,50 @@ def test_what_it_was_cut_off_from_is_answered_when_it_is_back(
     fake = serve(tmp_path, monkeypatch, [])
     assert fake.pushed[0].has_error()
     assert not (tmp_path / "promised.bin").exists()
+
+
+def test_what_cannot_be_read_is_answered_so_that_the_round_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model that is larger than this PC takes."""
+    large = Message(
+        RecordDict({"model": ArrayRecord({"vector": Array(np.arange(200_000, dtype=np.float32))})}),
+        dst_node_id=7, message_type="train.mask",
+    )  # fmt: skip
+    parcel = pack(large)
+    announced = PullMessagesResponse(
+        messages_list=[parcel.head], message_object_trees=[parcel.tree]
+    )
+    pieces = dict(parcel.take({x.object_id for x in _walk(parcel.tree)}))
+    monkeypatch.setattr(
+        FakeFleet, "PullObject",
+        lambda _, r: SimpleNamespace(
+            object_found=True, object_available=True, object_content=pieces[r.object_id]
+        ),
+        raising=False,
+    )  # fmt: skip
+    fake = serve(tmp_path, monkeypatch, [announced], largest=100_000)
+    assert fake.pushed[0].has_error()
+    assert fake.pushed[0].metadata.reply_to_message_id == large.metadata.message_id
+
+
+def _walk(tree: Any) -> Iterator[Any]:
+    yield tree
+    for child in tree.children:
+        yield from _walk(child)
+
+
+def test_a_garbled_farewell_does_not_end_a_client_that_rests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def garbled(*_: Any) -> None:
+        raise ValueError("Invalid protobuf response payload")
+
+    monkeypatch.setattr(FakeFleet, "DeactivateNode", garbled, raising=False)
+    monkeypatch.setattr(module, "_REST", 0.01)
+    asks = iter([None, None, "on battery", None])
+    fake = serve(
+        tmp_path, monkeypatch, [PullMessagesResponse(), asked()],
+        may_work=lambda: next(asks, None),
+    )  # fmt: skip
+    assert fake.pushed

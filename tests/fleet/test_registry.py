@@ -78,6 +78,18 @@ def test_one_that_cannot_be_let_in_is_named_and_costs_the_others_nothing(
     assert pem(node_key(3)) in control.nodes
 
 
+def test_trouble_that_may_pass_is_not_taken_for_a_refusal(
+    registry: Registry, control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Any) -> None:
+        asked = httpx.Request("POST", "http://x")
+        raise httpx.HTTPStatusError("", request=asked, response=httpx.Response(500))
+
+    monkeypatch.setattr(control, "RegisterNode", fails)
+    with pytest.raises(httpx.HTTPStatusError):
+        registry.let_in({node_key(1): "a"})
+
+
 def test_only_unfinished_runs_are_stopped(registry: Registry, control: FakeControl) -> None:
     registry.stop_unfinished()
     assert control.calls == ["stop 0"]

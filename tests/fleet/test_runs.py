@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_a_run_is_wanted_until_it_is_not(tmp_path: Path) -> None:
         unwant(run)
     want(run)
     assert why(run) is None  # of another attempt
+
+
+def test_a_run_that_is_wanted_again_keeps_its_place(tmp_path: Path) -> None:
+    run = run_folder(tmp_path, "first")
+    run.mkdir(parents=True)
+    want(run)
+    os.utime(run / WANTED_FILE, (1000, 1000))
+    tell_why(run, "too few PCs")
+    want(run)
+    assert (run / WANTED_FILE).stat().st_mtime == 1000
+    assert why(run) == "too few PCs"
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a b", "\x1b[2J", ".hidden"])

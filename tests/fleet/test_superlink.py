@@ -8,6 +8,7 @@ import sqlite3
 import time
 from base64 import b64encode
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Guard:
     def __init__(self, folder: Path) -> None:
         nodes = Nodes(nodes=(Node(name="pc-1", node_key=node_key(1)),))
         (folder / NODES_FILE).write_text(nodes.model_dump_json())
-        self.folder, self.seen = folder, []
+        self.folder, self.seen, self.status = folder, [], 299
         self.member = {"flwr-public-key": b64encode(pem(node_key(1))).decode()}
         self.app = guarded(self._app, SECRET, Admitted(folder), Uploads(folder / UPLOAD_FILE))
 
@@ -43,7 +44,7 @@ class Guard:
             event = await receive()
             self.seen.append(event.get("body", b""))
             more = event.get("more_body", False)
-        await send({"type": "http.response.start", "status": 299, "headers": []})
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
     def ask(self, path: str, *parts: bytes, headers: Any = None) -> int:
@@ -111,18 +112,28 @@ def test_control_calls_are_marked_for_that_call_and_the_last_minute(guard: Guard
     assert guard.ask(path, body) == 404
 
 
+def name(text: str) -> str:
+    """An identifier, as Flower's are."""
+    return sha256(text.encode()).hexdigest()
+
+
 def announced(guard: Guard, **changes: Any) -> int:
     """Announce an answer of node 7; `changes` are to it, to who calls, or its tree."""
     node, objects = changes.pop("node", 7), changes.pop("objects", 1)
-    count = changes.pop("count", 1)
-    about = {"src_node_id": 7, "dst_node_id": 1, "reply_to_message_id": "r", "message_id": "m"}
+    count, root = changes.pop("count", 1), changes.pop("root", None)
+    about = {
+        "src_node_id": 7, "dst_node_id": 1, "reply_to_message_id": name("r"),
+        "message_id": name("m"), **changes,
+    }  # fmt: skip
+    tree = ObjectTree(
+        object_id=root or about["message_id"],
+        children=[ObjectTree(object_id=name(f"x{number}")) for number in range(objects - 1)],
+    )
     request = PushMessagesRequest(
         node=NodeId(node_id=node),
-        messages_list=[Message(metadata=Metadata(**{**about, **changes}))] * count,
-        message_object_trees=[
-            ObjectTree(object_id="m", children=[ObjectTree(object_id="x")] * (objects - 1))
-        ] * count,
-    )  # fmt: skip
+        messages_list=[Message(metadata=Metadata(**about))] * count,
+        message_object_trees=[tree] * count,
+    )
     return guard.ask("/v1/fleet/push-messages", request.SerializeToString())
 
 
@@ -130,7 +141,9 @@ def test_a_pc_announces_its_own_answer_to_the_coordinator_and_nothing_else(guard
     assert announced(guard) == 299
     for change in (
         {"src_node_id": 8}, {"src_node_id": 1}, {"dst_node_id": 8}, {"dst_node_id": 7},
-        {"reply_to_message_id": ""}, {"count": 2}, {"count": 0}, {"node": 8},
+        {"reply_to_message_id": ""}, {"reply_to_message_id": "r" * 64},
+        {"reply_to_message_id": name("r") + "0"}, {"message_id": "m"}, {"root": name("other")},
+        {"count": 2}, {"count": 0}, {"node": 8},
     ):  # fmt: skip
         assert announced(guard, **change) == 403, change
         assert guard.seen == []
@@ -146,10 +159,34 @@ def test_an_answer_is_no_larger_than_the_runs_answers_can_be(guard: Guard) -> No
 
 
 def test_a_request_is_answered_a_few_times_at_most(guard: Guard) -> None:
+    guard.status = 200
     for number in (1, 2, 3, 1, 2, 3):  # again, where the first answer was lost
-        assert announced(guard, message_id=f"m{number}") == 299
-    assert announced(guard, message_id="m4") == 403
-    assert announced(guard, message_id="m4", reply_to_message_id="other") == 299
+        assert announced(guard, message_id=name(f"m{number}")) == 200
+    assert announced(guard, message_id=name("m4")) == 403
+    assert announced(guard, message_id=name("m4"), reply_to_message_id=name("other")) == 200
+
+
+def test_one_message_has_one_tree(guard: Guard) -> None:
+    """Flower would take another tree for the same message each time, and store its objects."""
+    guard.status = 200
+    (guard.folder / UPLOAD_FILE).write_text(str(90_000_000))
+    taken = [announced(guard, objects=number) for number in range(2, 30)]
+    assert taken == [200] * 3 + [403] * 25
+
+
+def test_what_the_superlink_refuses_takes_nobodys_place(guard: Guard) -> None:
+    """Else one PC could use up the answers of another, whose number it names."""
+    guard.status = 401
+    for number in range(10):
+        assert announced(guard, message_id=name(f"m{number}")) == 401
+    guard.status = 200
+    assert announced(guard) == 200
+    guard.status = 503
+    assert announced(guard) == 503  # the same again: what was taken stays taken
+    guard.status = 200
+    assert announced(guard, message_id=name("m1")) == 200
+    assert announced(guard, message_id=name("m2")) == 200
+    assert announced(guard, message_id=name("m3")) == 403
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/v1/control", "/v2/fleet/x", "/openapi.json"])

@@ -56,7 +56,7 @@ def test_a_low_priority_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_rests_while_its_texts_are_not_there(tmp_path: Path) -> None:
     """Else each round would be charged, and trained on nothing."""
     data = tmp_path / "texts.csv"
-    resting = Work(WorkSettings(low_priority=False), data)
+    resting = Work(WorkSettings(low_priority=False), lambda: data)
     why = resting()
     assert why is not None
     assert why.startswith(f"{data} is not there")
