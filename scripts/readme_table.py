@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the figures of README.md, docs/sealing.md and docs/speed.md; --check only compares.
+"""Write the figures of README.md and of pages in docs/; --check only compares.
 
 They come from simulations/results/*.json and scripts/bench/results/*.json. Run it with
 .venv/bin/python.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ ORDER = (
 
 
 def main() -> None:
-    readme, sealing, speed = (ROOT / n for n in ("README.md", "docs/sealing.md", "docs/speed.md"))
-    text = readme.read_text(encoding="utf-8")
-    wanted = {
-        readme: between(between(text, "results", table()), "demo", f"```\n{demo()}\n```"),
-        sealing: between(sealing.read_text(encoding="utf-8"), "sealing", costs()),
-        speed: between(speed.read_text(encoding="utf-8"), "clipping", clipping()),
+    parts = {
+        "README.md": {"results": table, "demo": lambda: f"```\n{demo()}\n```", "fleet": fleet_line},
+        "docs/sealing.md": {"sealing": costs},
+        "docs/speed.md": {"clipping": clipping},
+        "docs/operator.md": {"fleet": fleet},
     }
-    for path, content in wanted.items():
+    for name, found in parts.items():
+        path = ROOT / name
+        content = path.read_text(encoding="utf-8")
+        for mark, make in found.items():
+            content = between(content, mark, make())
         if "--check" not in sys.argv:
             path.write_text(content, encoding="utf-8")
         elif content != path.read_text(encoding="utf-8"):
@@ -192,6 +196,66 @@ def clipping() -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def fleet() -> str:
+    """What a fleet costs beside its computation, as measured by scripts/bench/fleet.py."""
+    found = _fleet()
+    exchange, idle, lora = found["exchange"], found["idle"], found["lora"]
+    rows = [
+        "| | seconds, median (worst) |",
+        "|---|---|",
+        f"| a message to {exchange['pcs']} PCs and back | {_seconds(exchange['seconds'])} |",
+        f"| the same on stock Flower | {_seconds(exchange['stock_flower_seconds'])} |",
+        (
+            f"| sealed round of {lora['trainable_parameters']:,} LoRA values | "
+            f"{_seconds(lora['round_seconds'])} |"
+        ),
+        f"| of it, beside computation | {_seconds(lora['seconds_beside_computation'])} |",
+        "",
+        (
+            f"Idle, the server takes {idle['server_cpu_percent']:.1f} % of one core, a client "
+            f"{idle['client_cpu_percent']:.2f} % and {idle['client_memory_bytes'] / 2**20:.0f} MiB."
+        ),
+        "",
+        (
+            f"Sealed rounds of {found['full'][0]['vector_bytes'] / 1e6:.0f} MB updates, and what "
+            "the server's processes hold at most, over what they hold while they wait with the "
+            "model loaded:"
+        ),
+        "",
+        "| clients | a round | memory, in vectors |",
+        "|---|---|---|",
+    ]
+    rows += [
+        f"| {one['pcs']} | {one['round_seconds']['median']:.0f} s | {one['growth_vectors']:.1f} |"
+        for one in found["full"]
+    ]
+    return "\n".join(rows)
+
+
+def fleet_line() -> str:
+    """The same in two sentences."""
+    found = _fleet()
+    exchange, lora, full = found["exchange"], found["lora"], found["full"]
+    most = max(one["growth_vectors"] for one in full)
+    text = (
+        f"A message to {exchange['pcs']} PCs and back takes {exchange['seconds']['median']:.2f} s "
+        f"on loopback (stock Flower with the same imports: "
+        f"{exchange['stock_flower_seconds']['median']:.1f} s), a sealed LoRA round "
+        f"{lora['seconds_beside_computation']['median']:.2f} s beside its computation. Sealed "
+        f"updates of {full[0]['vector_bytes'] / 1e6:.0f} MB by {full[0]['pcs']} to "
+        f"{full[-1]['pcs']} PCs cost the server the memory of {most:.1f} vectors at most."
+    )
+    return textwrap.fill(text, 100)
+
+
+def _fleet() -> dict[str, Any]:
+    return dict(json.loads((BENCH / "fleet.json").read_text(encoding="utf-8")))
+
+
+def _seconds(one: dict[str, Any]) -> str:
+    return f"{one['median']:.2f} ({one['worst']:.2f})"
 
 
 def _ratio(one: dict[str, Any]) -> str:

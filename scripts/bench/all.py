@@ -26,6 +26,7 @@ FULL: dict[str, list[str]] = {
     "ring": [],
     "memory": [],
     "sealed_demo": [],
+    "fleet": [],
 }
 
 

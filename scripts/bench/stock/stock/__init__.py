@@ -1,0 +1,1 @@
+"""A Flower app as its documents show one: for scripts/bench/fleet.py."""
