@@ -49,7 +49,10 @@ FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 # What touches Flower's internals: a change of Flower's version is looked at here.
 INSIDE = {
     "fedaipc.simulation.flower_adapter",
-    *(f"fedaipc.fleet.{m}" for m in ("grid", "node", "node_auth", "registry", "superlink", "wire")),
+    *(
+        f"fedaipc.fleet.{m}"
+        for m in ("grid", "guard", "node", "node_auth", "registry", "superlink", "wire")
+    ),
 }
 ENGINE = "fedaipc.simulation.flower_engine"
 

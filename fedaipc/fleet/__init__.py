@@ -7,7 +7,7 @@ runs.py        runs in the server's folder, as commands, supervisor and coordina
 front.py       TLS 1.3, the fleet's calls, members only, a limit on all that strangers can grow
 limits.py      those limits; sockets.py: its sockets and certificate
 admitted.py    whom the list of members lets in
-superlink.py   Flower's SuperLink on loopback, and the guard around it
+superlink.py   Flower's SuperLink on loopback; guard.py: what it is let see
 registry.py    members' keys and runs at Flower's control API
 coordinate.py  the coordinator of one run as a process; grid.py: its end of a Flower run
 

@@ -26,7 +26,6 @@ import os
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -42,6 +41,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
 import fleet_demo  # noqa: E402
+from stock_flower import running, stock_exchanges  # noqa: E402
 
 from fedaipc.config import load_owner, load_settings, to_toml  # noqa: E402
 from fedaipc.files import write_text  # noqa: E402
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 RESULT = HERE / "results" / "fleet.json"
 PARTS = ["exchange", "idle", "lora", "full"]
-EXCHANGES, STOCK_EXCHANGES = 20, 6
+EXCHANGES = 20
 IDLE = 60.0  # s watched, after as long a silence
 ALLOWED_EXCHANGE, ALLOWED_ROUND, ALLOWED_VECTORS = 1.5, 4.5, 4.0
 CONFIG = """
@@ -76,12 +76,6 @@ every = 1000
 [output]
 plots = false
 """
-ENVIRONMENT = {
-    **os.environ,
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
 
 
 class Fleet:
@@ -148,29 +142,6 @@ def _says(path: Path, words: str) -> bool:
     return path.is_file() and words in path.read_text("utf-8")
 
 
-@contextmanager
-def running(log: Path, command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process until the end of the block."""
-    with log.open("ab") as file:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env={**ENVIRONMENT, **options.pop("env", {})}, **options,
-        )  # fmt: skip
-    try:
-        yield child
-    finally:
-        below = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(20)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        for process in below:
-            if process.is_running():
-                process.kill()
-
-
 def answer_at_once(folder: Path) -> None:
     """A client whose app has nothing to do; its process is fedaipc's in all else."""
     import logging
@@ -200,7 +171,7 @@ def exchange(fleet: Fleet) -> dict[str, Any]:
     own = [sys.executable, __file__, "--client"]
     with fleet.serving(own):
         seconds = exchanges(fleet)
-    stock = stock_exchanges(fleet)
+    stock = stock_exchanges(fleet.out, fleet.server, fleet.pcs)
     return {
         "pcs": fleet.pcs,
         "seconds": summary(seconds),
@@ -244,95 +215,6 @@ def exchanges(fleet: Fleet) -> list[float]:
             if sum(not reply.has_error() for reply in replies) != fleet.pcs:
                 raise SystemExit("a PC did not answer")
     return seconds
-
-
-def stock_exchanges(fleet: Fleet) -> list[float]:
-    """The same with Flower's own programs, as its documents start them."""
-    out, home, bin_folder = fleet.out / "stock", fleet.out / "home", Path(sys.executable).parent
-    home.mkdir()
-    port = fleet_demo.free_port()
-    address, authority = f"localhost:{port}", str(fleet.server / "authority.pem")
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "{address}"\n'
-        f'root-certificates = "{authority}"\n',
-        encoding="utf-8",
-    )
-    environment = {
-        "FLWR_HOME": str(home), "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
-
-    def flwr(*words: object) -> None:
-        done = subprocess.run(
-            [str(bin_folder / "flwr"), *map(str, words)],
-            env={**ENVIRONMENT, **environment}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
-
-    with ExitStack() as stack:
-        tls = ["--ssl-ca-certfile", authority, "--ssl-certfile", str(fleet.server / "server.pem"),
-               "--ssl-keyfile", str(fleet.server / "server.key")]  # fmt: skip
-        stack.enter_context(
-            running(
-                fleet.out / "superlink.log",
-                [str(bin_folder / "flower-superlink"), "--host", "localhost", "--port", str(port),
-                 *tls, "--enable-supernode-auth", "--database", str(fleet.out / "stock.db")],
-                env=environment,
-            )
-        )  # fmt: skip
-        await_port(port)
-        for folder in fleet.folders:
-            key, public = fleet.out / f"{folder.name}.key", fleet.out / f"{folder.name}.pub"
-            make_keys(key, public)
-            flwr("supernode", "register", public, "own")
-            stack.enter_context(
-                running(
-                    fleet.out / f"{folder.name}.stock.log",
-                    [str(bin_folder / "flower-supernode"), "--superlink", address,
-                     "--root-certificates", authority, "--auth-supernode-private-key", str(key),
-                     "--port", str(fleet_demo.free_port())],
-                    env=environment,
-                )
-            )  # fmt: skip
-        config = f'out="{out}" pcs={fleet.pcs} exchanges={STOCK_EXCHANGES + 1}'
-        flwr("run", HERE / "stock", "own", "--run-config", config)
-        end = time.monotonic() + 900
-        while not out.is_file():
-            if time.monotonic() > end:
-                raise SystemExit(f"stock Flower does not finish: see the logs in {fleet.out}")
-            time.sleep(0.5)
-        time.sleep(1)
-    return [float(one) for one in json.loads(out.read_text("utf-8"))]
-
-
-def make_keys(key: Path, public: Path) -> None:
-    """As Flower's documents want a node's."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    private = ec.generate_private_key(ec.SECP384R1())
-    openssh = serialization.PrivateFormat.OpenSSH
-    plain = serialization.NoEncryption()
-    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, openssh, plain))
-    public.write_bytes(
-        private.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-    )
-
-
-def await_port(port: int) -> None:
-    import socket
-
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    raise SystemExit("the SuperLink does not start")
 
 
 def idle(fleet: Fleet) -> dict[str, Any]:
