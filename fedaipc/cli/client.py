@@ -77,7 +77,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
 @app.command()
 def log(
     context: typer.Context,
-    folder: PcFolder | None = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="this PC's own folder")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON lines")] = False,
 ) -> None:
     """Show all that ever left this PC: when, for which run and round, how much, at what epsilon.

@@ -146,7 +146,8 @@ def _note(pc: Pc, stage: str, message: Message, records: RecordDict) -> None:
         epsilon = None if ledger.unprotected else ledger.spent_epsilon()
     refused = "refusal" in records
     about = asked_for(message.content)
-    if refused or stage == "setup" or (stage, *about) in _answered:
+    again = stage != "mask" and (stage, *about) in _answered  # an update is charged each time
+    if refused or stage == "setup" or again:
         _count_free()
     _answered[stage, *about] = None
     if len(_answered) > _MOST_REMEMBERED:
