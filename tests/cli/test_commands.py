@@ -52,8 +52,8 @@ def test_the_commands_are_those_that_the_documents_name() -> None:
         "simulate", "doctor", "report", "predict", "config show", "config check", "data describe",
         "assets list", "assets fetch", "privacy ledger", "enroll", "leave", "move-out", "move-in",
         "federation init", "federation invite", "federation admit", "federation list",
-        "federation revoke", "federation renew", "job base", "job sign", "server", "train", "status",
-        "stop", "client log",
+        "federation revoke", "federation renew", "job base", "job sign", "server", "train",
+        "status", "stop", "client log",
     }  # fmt: skip
 
 
