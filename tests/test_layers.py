@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "privacy": _GROUND | {"results", "data", "model"},
     "sealing": {"errors"},
     "doctor": _LEARNING | {"sealing"},
+    "lab": _LEARNING | {"report"},
     "federation": _LEARNING | {"sealing"},
     "pc": _LEARNING | {"sealing", "federation"},
     "coordinator": _LEARNING | {"sealing", "federation"},
@@ -40,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "fleet": _LEARNING | {"sealing", "federation", "pc", "coordinator"},
     "cli": _LEARNING
     | {"sealing", "federation", "pc", "coordinator", "admission", "simulation", "fleet"}
-    | {"report", "doctor"},
+    | {"report", "doctor", "lab"},
 }
 LIGHT = {"", "errors", "config", "files", "results", "data", "report", "cli"}
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}

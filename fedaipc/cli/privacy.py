@@ -1,4 +1,4 @@
-"""`fedaipc privacy`: what PCs have spent."""
+"""`fedaipc privacy`: what a budget buys, and what PCs have spent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedaipc.cli.plan import plan
 from fedaipc.errors import LedgerError
 
 app = typer.Typer(help="Privacy budgets and ledgers.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `ledger` a sub-command."""
+app.command("plan")(plan)
 
 
 @app.command()

@@ -50,7 +50,8 @@ def refused(ran: Ran, code: int) -> str:
 def test_the_commands_are_those_that_the_documents_name() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
         "simulate", "doctor", "report", "predict", "config show", "config check", "data describe",
-        "assets list", "assets fetch", "privacy ledger", "enroll", "leave", "move-out", "move-in",
+        "assets list", "assets fetch", "privacy ledger", "privacy plan", "enroll", "leave",
+        "move-out", "move-in",
         "federation init", "federation invite", "federation admit", "federation list",
         "federation revoke", "federation renew", "job base", "job sign", "server", "train",
         "status", "stop", "client log",

@@ -1,0 +1,195 @@
+"""`fedaipc privacy plan`: what a budget buys, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedaipc.cli.config import ConfigFile, Overrides
+from fedaipc.config import load_settings
+from fedaipc.errors import ConfigError, PrivacyError
+
+if TYPE_CHECKING:
+    from fedaipc.config import Settings
+    from fedaipc.lab.planner import Schedule
+
+
+def plan(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    find: Annotated[
+        Literal["noise", "epsilon", "rounds", "rate"] | None,
+        typer.Option(help="the one unknown; else noise, or epsilon where the noise is given"),
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(min=1e-3, max=1e6, help="of all rounds")] = None,
+    delta: Annotated[float | None, typer.Option(help="of the PC's life")] = None,
+    noise: Annotated[float | None, typer.Option(help="noise multiplier")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="that the PC takes part in")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="local steps of a round")] = None,
+    rate: Annotated[float | None, typer.Option(help="sampling rate of a step")] = None,
+    batch: Annotated[
+        float | None, typer.Option(min=1e-9, help="texts of a step on average, instead of --rate")
+    ] = None,
+    records: Annotated[int, typer.Option(min=1, help="texts that the PC holds")] = 1000,
+    ledger: Annotated[
+        Path | None, typer.Option(help="a PC's folder: what its ledger leaves for this plan")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="write a .png or .svg")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """Find the noise for a budget, or the epsilon, rounds or rate that the others leave.
+
+    Looks at no data. What a flag does not say, the config says, or fedaipc's defaults.
+
+    Example: fedaipc privacy plan --epsilon 2 --delta 1e-6 --records 1000 --batch 50 --rounds 40
+    """
+    from fedaipc.lab.chart import write_chart
+    from fedaipc.lab.planner import (
+        GROUPS,
+        Schedule,
+        by_accountant,
+        curve,
+        group_epsilon,
+        solve,
+        trade_offs,
+    )
+    from fedaipc.privacy.plan import size_class
+
+    settings = load_settings(config, overrides or ())
+    if settings.privacy.mode == "none":
+        raise PrivacyError('privacy.mode = "none" has nothing to plan')
+    public = size_class(records)
+    if batch is not None and rate is not None:
+        raise ConfigError("give --rate or --batch, and not both")
+    if batch is not None:
+        rate = batch / public
+    given = _given(settings, epsilon, noise)
+    unknown = find or ("epsilon" if given["noise"] is not None else "noise")
+    asked = Schedule(
+        epsilon=given["epsilon"] or 0.0,
+        noise=given["noise"] or 1.0,
+        delta=settings.privacy.delta if delta is None else delta,
+        rate=settings.privacy.sampling_rate if rate is None else rate,
+        steps=steps or settings.training.local_steps,
+        rounds=rounds or settings.federation.rounds,
+        records=public,
+    )
+    _check(asked, unknown, given)
+    found = solve(unknown, asked)
+    points, others = curve(found), trade_offs(found)
+    groups = {str(m): group_epsilon(found, m) for m in (*GROUPS, public)}
+    report: dict[str, Any] = {
+        "found": unknown,
+        "schedule": {**asdict(found), "relative_noise": found.relative_noise},
+        "epsilon": by_accountant(found),
+        "unit": "one record of one PC added or removed",
+        "curve": [{"rounds": r, "epsilon": e} for r, e in points],
+        "trade_offs": [
+            {"epsilon": o.epsilon, "noise": o.noise, "relative_noise": o.relative_noise}
+            for o in others
+        ],
+        "records_of_one_person": groups,
+        "ledger": None if ledger is None else _ledger(ledger, found),
+    }
+    if plot is not None:
+        write_chart(plot, found, points, others)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, allow_nan=False))
+        return
+    _show(Console(highlight=False), report, found)
+    if plot is not None:
+        typer.echo(f"wrote {plot}")
+
+
+def _given(
+    settings: Settings, epsilon: float | None, noise: float | None
+) -> dict[str, float | None]:
+    """Flags before the config's, whose default budget does not count where a noise is given."""
+    own = settings.privacy
+    if noise is None and epsilon is None:
+        return {"epsilon": own.epsilon, "noise": own.noise_multiplier}
+    if noise is None:
+        noise = own.noise_multiplier
+    return {"epsilon": epsilon, "noise": noise}
+
+
+def _check(asked: Schedule, unknown: str, given: dict[str, float | None]) -> None:
+    needs = {
+        "noise": ("epsilon",), "epsilon": ("noise",), "rounds": ("epsilon", "noise"),
+        "rate": ("epsilon", "noise"),
+    }  # fmt: skip
+    for name in needs[unknown]:
+        if given[name] is None:
+            raise ConfigError(f"--find {unknown} needs --{name}")
+    if not 0 < asked.rate <= 1:
+        raise ConfigError(
+            f"a sampling rate of {asked.rate:g}: give --rate up to 1, or a --batch of at most "
+            f"{asked.records:,}, which is the size class of so many records"
+        )
+    if not 0 < asked.delta < 1:
+        raise ConfigError(f"--delta {asked.delta:g}: give a number between 0 and 1")
+
+
+def _ledger(folder: Path, schedule: Schedule) -> dict[str, Any]:
+    from fedaipc.pc.pc import LEDGER_FILE
+    from fedaipc.privacy.ledger import Ledger
+
+    path = folder / LEDGER_FILE if folder.is_dir() else folder
+    opened = Ledger(path)
+    return {
+        "lifetime_epsilon": opened.lifetime_epsilon,
+        "delta": opened.delta,
+        "spent": None if opened.unprotected else opened.spent_epsilon(),
+        "unprotected": opened.unprotected,
+        "rounds_left": min(opened.rounds_left(schedule.mechanism(1)), 2**53),
+        "same_delta": opened.delta == schedule.delta,
+    }
+
+
+def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
+    epsilons = report["epsilon"]
+    console.print(
+        f"noise multiplier {found.noise:.4f}, {found.rounds:,} rounds of {found.steps} steps at "
+        f"rate {found.rate:.4g} ({found.rate * found.records:.1f} texts on average), up to "
+        f"{found.records:,} records: found the {report['found']}"
+    )
+    console.print(
+        f"epsilon {found.epsilon:.3f} at delta {found.delta:g}, {report['unit']} "
+        f"(RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, PLD {epsilons['pld']:.3f}; "
+        "upper bounds all three, RDP is what a ledger charges)"
+    )
+    table = Table("epsilon", "noise multiplier", "noise on the mean gradient", box=None)
+    for row in report["trade_offs"]:
+        table.add_row(
+            f"{row['epsilon']:.2f}", f"{row['noise']:.3f}", f"{row['relative_noise']:.4g} clips"
+        )
+    console.print("\nother budgets for the same rounds and rate")
+    console.print(table)
+    table = Table("records", "epsilon", box=None)
+    for records, value in report["records_of_one_person"].items():
+        table.add_row(
+            f"{int(records):,}", "nothing is promised" if value is None else f"{value:.2f}"
+        )
+    console.print("\nfor somebody who has several of this PC's records (group privacy, same delta)")
+    console.print(table)
+    held = report["ledger"]
+    if held is not None:
+        _show_ledger(console, held, found)
+
+
+def _show_ledger(console: Console, held: dict[str, Any], found: Schedule) -> None:
+    if held["unprotected"]:
+        console.print("\nthe ledger: NOT PRIVATE already, no epsilon can be claimed for this PC")
+        return
+    console.print(
+        f"\nthe ledger: {held['spent']:.3f} of {held['lifetime_epsilon']:g} spent; it covers "
+        f"{held['rounds_left']:,} more rounds of this plan, which has {found.rounds:,}"
+    )
+    if not held["same_delta"]:
+        console.print(f"but its delta is {held['delta']:g}: a job must have the same")

@@ -1,0 +1,61 @@
+"""A plan as a picture: what it spends round by round, and the noise that other budgets take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from fedaipc.report import canvas
+from fedaipc.report.canvas import drawing, new_figure
+from fedaipc.results import write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from fedaipc.lab.planner import Schedule
+
+
+def write_chart(
+    path: Path,
+    schedule: Schedule,
+    points: Sequence[tuple[int, float]],
+    others: Sequence[Schedule],
+) -> None:
+    """Write .png or .svg. Raises OutputError: another ending, or the file cannot be written."""
+    canvas.check_ending(path.suffix)
+    with drawing():
+        content = canvas.figure_bytes(_figure(schedule, points, others), path.suffix, "plan")
+    write_file(path, content)
+
+
+def _figure(
+    schedule: Schedule, points: Sequence[tuple[int, float]], others: Sequence[Schedule]
+) -> Figure:
+    figure = new_figure()
+    spent, noise = figure.subplots(1, 2)
+    spent.plot(*zip(*points, strict=True), color=canvas.BLUE, marker="o", markersize=3)
+    spent.set_title("spent, round by round")
+    spent.set_xlabel("rounds")
+    spent.set_ylabel(f"epsilon at delta {schedule.delta:g}")
+    spent.xaxis.set_major_locator(MaxNLocator(integer=True))
+    spent.set_ylim(bottom=0)
+    noise.plot(
+        [other.epsilon for other in others],
+        [other.relative_noise for other in others],
+        color=canvas.ORANGE,
+        marker="s",
+        markersize=4,
+    )
+    noise.plot(
+        schedule.epsilon, schedule.relative_noise, color=canvas.INK, marker="*", markersize=11
+    )
+    noise.set_title("noise that a budget takes")
+    noise.set_xlabel("epsilon of the whole schedule")
+    noise.set_ylabel("noise on the mean gradient, in clip bounds")
+    noise.set_yscale("log")
+    noise.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    return figure

@@ -1,0 +1,191 @@
+"""Any one of epsilon, noise, rounds and sampling rate from the others, and what follows from it.
+
+All of it is arithmetic on public numbers: no data is looked at. What is solved for is met by RDP at
+the schedule's best order, as in a job, so that a fresh ledger covers what is planned here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from scipy.stats import binom
+
+from fedaipc.errors import PrivacyError
+from fedaipc.privacy.accountant import (
+    Mechanism,
+    best_order,
+    epsilon_pld,
+    epsilon_prv,
+    epsilon_rdp,
+    noise_for,
+)
+from fedaipc.privacy.plan import check_delta
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Unknown = Literal["noise", "epsilon", "rounds", "rate"]
+TARGETS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
+GROUPS = (1, 2, 3, 5, 10)
+_MOST_ROUNDS = 10_000_000
+_CURVE = 25  # points
+_MOST_IN_MIXTURE = 50  # records
+_LEAST_LOG_DELTA = -300.0  # powers of ten: near the smallest number there is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What a job asks of one PC. `records` is its public size class; `epsilon` by RDP.
+
+    Noise of standard deviation `noise` times the clip bound on the sum over a Poisson sample of
+    rate `rate`, `steps` times a round, for `rounds` rounds.
+    """
+
+    epsilon: float
+    delta: float
+    noise: float
+    rate: float
+    steps: int
+    rounds: int
+    records: int
+
+    def mechanism(self, rounds: int | None = None) -> Mechanism:
+        """Of so many rounds, else of all. Raises PrivacyError."""
+        rounds = self.rounds if rounds is None else rounds
+        return Mechanism(
+            noise_multiplier=self.noise, sampling_rate=self.rate, steps=self.steps * rounds
+        )
+
+    @property
+    def relative_noise(self) -> float:
+        """Standard deviation of the noise on the mean gradient, in clip bounds, per coordinate."""
+        return self.noise / (self.rate * self.records)
+
+
+def solve(find: Unknown, given: Schedule) -> Schedule:
+    """`given` with its unknown field set: what it holds there does not count.
+
+    The least noise, the most rounds or the largest rate that meet epsilon; or the epsilon that
+    follows. Raises PrivacyError where nothing meets it, or delta is too large for the records.
+    """
+    check_delta(given.delta, given.records)
+    if find == "noise":
+        noise = noise_for(given.epsilon, given.delta, given.rate, given.steps * given.rounds)
+        found = replace(given, noise=noise)
+    elif find == "rounds":
+        found = replace(given, rounds=_most_rounds(given))
+    elif find == "rate":
+        found = replace(given, rate=_largest_rate(given))
+    else:
+        found = given
+    return replace(found, epsilon=_epsilon(found))
+
+
+def by_accountant(schedule: Schedule) -> dict[str, float]:
+    """Epsilon of the whole schedule, by each accountant; upper bounds all of them."""
+    steps = [schedule.mechanism()]
+    return {
+        "rdp": epsilon_rdp(steps, schedule.delta),
+        "prv": epsilon_prv(steps, schedule.delta),
+        "pld": epsilon_pld(steps, schedule.delta),
+    }
+
+
+def curve(schedule: Schedule, points: int = _CURVE) -> list[tuple[int, float]]:
+    """(rounds, epsilon by RDP) from one round to all of them."""
+    count = min(points, schedule.rounds)
+    rounds = sorted({max(1, round(schedule.rounds * n / count)) for n in range(1, count + 1)} | {1})
+    return [(r, _epsilon(replace(schedule, rounds=r))) for r in rounds]
+
+
+def trade_offs(schedule: Schedule, targets: Sequence[float] = TARGETS) -> list[Schedule]:
+    """The same schedule for other budgets: each has the noise that it takes."""
+    return [solve("noise", replace(schedule, epsilon=target)) for target in targets]
+
+
+def group_epsilon(schedule: Schedule, records: int) -> float | None:
+    """Epsilon at the schedule's delta for somebody who has this many of the PC's records.
+
+    By privacy loss distributions: how many of the records a Poisson sample holds is binomial, and
+    each moves the sum by a clip at most, so a step is a mixture of Gaussians (Ganesh 2024,
+    arXiv 2401.10294; computed by dp-accounting). Upper bound. For more than 50 records, where that
+    takes too long, by group privacy of one record's curve. None where nothing is promised.
+    """
+    if records == 1:
+        return schedule.epsilon
+    if records > _MOST_IN_MIXTURE:
+        return _group_by_curve(schedule, records)
+    return _group_epsilon_by_mixture(schedule, records)
+
+
+def _group_epsilon_by_mixture(schedule: Schedule, records: int) -> float | None:
+    from dp_accounting import dp_event
+    from dp_accounting.pld import PLDAccountant
+
+    chances = [float(binom.pmf(count, records, schedule.rate)) for count in range(records)]
+    chances.append(max(0.0, 1.0 - math.fsum(chances)))
+    present = [(count, chance) for count, chance in enumerate(chances) if chance > 0]
+    event = dp_event.MixtureOfGaussiansDpEvent(
+        schedule.noise, [float(count) for count, _ in present], [chance for _, chance in present]
+    )
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(event, schedule.steps * schedule.rounds)
+    epsilon = float(accountant.get_epsilon(schedule.delta))
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _group_by_curve(schedule: Schedule, records: int) -> float | None:
+    """By (epsilon_1, delta_1) of one record: records times epsilon_1 where m exp((m - 1) epsilon_1)
+    delta_1 stays within delta (Dwork and Roth 2014, theorem 2.2); the best point of the curve.
+    """
+    steps, best = [schedule.mechanism()], None
+    exponent = math.log10(schedule.delta)
+    while exponent > _LEAST_LOG_DELTA:
+        exponent -= 0.25
+        epsilon = best_order(steps, 10.0**exponent)[1]
+        spread = math.log(records) + (records - 1) * epsilon + exponent * math.log(10)
+        if spread <= math.log(schedule.delta) and (best is None or records * epsilon < best):
+            best = records * epsilon
+    return best
+
+
+def _epsilon(schedule: Schedule) -> float:
+    return best_order([schedule.mechanism()], schedule.delta)[1]
+
+
+def _fits(schedule: Schedule) -> bool:
+    # A ledger compares to the last bit, and adds in another order.
+    return _epsilon(schedule) <= schedule.epsilon * (1 - 1e-9)
+
+
+def _most_rounds(given: Schedule) -> int:
+    low, high = 0, 1
+    while high <= _MOST_ROUNDS and _fits(replace(given, rounds=high)):
+        low, high = high, high * 2
+    if low == 0:
+        raise PrivacyError(
+            f"epsilon {given.epsilon:g} does not cover one round at noise multiplier "
+            f"{given.noise:g}: ask for more noise"
+        )
+    high = min(high, _MOST_ROUNDS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _fits(replace(given, rounds=middle)) else (low, middle)
+    return low
+
+
+def _largest_rate(given: Schedule) -> float:
+    if _fits(replace(given, rate=1.0)):
+        return 1.0
+    low, high = 1 / given.records, 1.0
+    if not _fits(replace(given, rate=low)):
+        raise PrivacyError(
+            f"epsilon {given.epsilon:g} does not cover {given.rounds} rounds at noise multiplier "
+            f"{given.noise:g}, however few records are sampled: ask for more noise or fewer rounds"
+        )
+    while high / low > 1.0001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _fits(replace(given, rate=middle)) else (low, middle)
+    return low

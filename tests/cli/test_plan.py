@@ -1,0 +1,122 @@
+"""`fedaipc privacy plan`: numbers that a researcher can take over, and one line where it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fedaipc.lab import planner
+from fedaipc.privacy.accountant import Mechanism, epsilon_rdp
+from fedaipc.privacy.ledger import Charge, Ledger
+from tests.cli.test_commands import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Ran
+
+SMALL = ("--delta", "1e-6", "--rounds", "10", "--rate", "0.1", "--json")
+
+
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The larger ones take seconds each, and are tested in tests/lab."""
+    monkeypatch.setattr(planner, "GROUPS", (1, 2))
+
+
+def planned(fedaipc: Callable[..., Ran], *words: object) -> dict[str, Any]:
+    ran = fedaipc("privacy", "plan", *words)
+    assert ran.code == 0, ran.err
+    return dict(json.loads(ran.out))
+
+
+def test_the_noise_for_a_budget_is_that_of_a_job(fedaipc: Callable[..., Ran]) -> None:
+    found = planned(fedaipc, "--epsilon", 2, "--records", 1000, *SMALL)
+    schedule = found["schedule"]
+    assert found["found"] == "noise"
+    assert schedule["records"] == 1024
+    steps = [
+        Mechanism(
+            noise_multiplier=schedule["noise"], sampling_rate=0.1, steps=schedule["steps"] * 10
+        )
+    ]
+    assert found["epsilon"]["rdp"] == pytest.approx(epsilon_rdp(steps, 1e-6))
+    assert found["epsilon"]["rdp"] <= 2
+    assert found["epsilon"]["prv"] < found["epsilon"]["rdp"]
+    assert [row["rounds"] for row in found["curve"]] == list(range(1, 11))
+    assert found["records_of_one_person"]["1"] == schedule["epsilon"]
+    assert found["records_of_one_person"]["2"] > 2 * found["epsilon"]["pld"] * 0.99
+    assert found["records_of_one_person"]["1024"] is None
+
+
+def test_any_other_unknown_is_found_too(fedaipc: Callable[..., Ran]) -> None:
+    noise = planned(fedaipc, "--epsilon", 2, *SMALL)["schedule"]["noise"]
+    assert planned(fedaipc, "--noise", noise, *SMALL)["schedule"]["epsilon"] <= 2
+    rounds = planned(fedaipc, "--find", "rounds", "--epsilon", 2, "--noise", noise, *SMALL)
+    assert rounds["schedule"]["rounds"] == 10
+    rate = planned(fedaipc, "--find", "rate", "--epsilon", 2, "--noise", noise, *SMALL)
+    assert rate["schedule"]["rate"] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_batch_is_a_rate_of_the_public_size_class(fedaipc: Callable[..., Ran]) -> None:
+    words = ("--epsilon", 2, "--delta", "1e-6", "--records", 1000, "--batch", 51.2, "--json")
+    assert planned(fedaipc, *words, "--rounds", 5)["schedule"]["rate"] == pytest.approx(0.05)
+
+
+def test_a_config_is_planned_as_it_stands(fedaipc: Callable[..., Ran]) -> None:
+    Path("job.toml").write_text(
+        "[privacy]\nepsilon = 3.0\ndelta = 1e-6\nsampling_rate = 0.2\n[federation]\nrounds = 7\n"
+    )
+    schedule = planned(fedaipc, "job.toml", "--json")["schedule"]
+    assert (schedule["rate"], schedule["rounds"], schedule["delta"]) == (0.2, 7, 1e-6)
+    assert 2.99 < schedule["epsilon"] <= 3
+
+
+def test_what_a_ledger_holds_is_taken_into_account(fedaipc: Callable[..., Ran]) -> None:
+    Path("pc").mkdir()
+    ledger = Ledger.create(Path("pc/ledger.jsonl"), lifetime_epsilon=8.0, delta=1e-6, order=4.0)
+    step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
+    ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0))
+    held = planned(fedaipc, "--epsilon", 2, *SMALL, "--ledger", "pc")["ledger"]
+    assert held["spent"] == pytest.approx(ledger.spent_epsilon())
+    assert held["rounds_left"] > 0
+    assert held["same_delta"]
+    shown = fedaipc("privacy", "plan", "--ledger", "pc", "--delta", "1e-7", "--rounds", 3).out
+    assert "a job must have the same" in " ".join(shown.split())
+
+
+def test_it_is_drawn(fedaipc: Callable[..., Ran]) -> None:
+    ran = fedaipc("privacy", "plan", "--delta", "1e-6", "--rounds", 3, "--plot", "plan.png")
+    assert ran.code == 0
+    assert Path("plan.png").read_bytes().startswith(b"\x89PNG")
+    assert "wrote plan.png" in ran.out
+    line = refused_plan(fedaipc, 12, "--delta", "1e-6", "--rounds", 3, "--plot", "plan.bmp")
+    assert ".bmp" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (("--find", "rate"), 2, "needs --noise"),
+        (("--find", "epsilon"), 2, "needs --noise"),
+        (("--find", "noise", "--noise", 1), 2, "needs --epsilon"),
+        (("--batch", 5000), 2, "at most 1,024"), (("--rate", 0), 2, "sampling rate"),
+        (("--batch", 5, "--rate", 0.1), 2, "not both"), (("--delta", 2), 2, "--delta"),
+        (("--delta", 0.001), 6, "too large for size class"),
+        (("--set", "privacy.mode=none"), 6, "nothing to plan"),
+        (("--noise", 1e-9), 6, "noise_multiplier must lie"),
+        (("--ledger", "nowhere"), 8, "no such ledger"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_planned_is_one_line(
+    fedaipc: Callable[..., Ran], words: tuple[object, ...], code: int, why: str
+) -> None:
+    assert why in refused_plan(fedaipc, code, *words)
+
+
+def refused_plan(fedaipc: Callable[..., Ran], code: int, *words: object) -> str:
+    return refused(fedaipc("privacy", "plan", *words), code)

@@ -1,0 +1,192 @@
+"""Any one number from the others: round trips, closed forms, and what is not promised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from fedaipc.errors import PrivacyError
+from fedaipc.lab import planner
+from fedaipc.lab.planner import (
+    Schedule,
+    Unknown,
+    by_accountant,
+    curve,
+    group_epsilon,
+    solve,
+    trade_offs,
+)
+from fedaipc.privacy.accountant import filter_budget
+from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.privacy.plan import PrivacyPlan, covered_rounds, filter_order
+
+PLAN = Schedule(epsilon=2.0, delta=1e-6, noise=1.0, rate=0.1, steps=2, rounds=30, records=1024)
+
+
+def gaussian(noise: float, steps: int, delta: float) -> float:
+    """Epsilon of `steps` Gaussian steps, exact (Balle and Wang 2018, theorem 8)."""
+    mu = math.sqrt(steps) / noise
+
+    def excess(epsilon: float) -> float:
+        far = norm.logcdf(-epsilon / mu - mu / 2)
+        return float(norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon + far) - delta)
+
+    return float(brentq(excess, 0, 5000, xtol=1e-9))
+
+
+@settings(max_examples=20)
+@given(
+    epsilon=st.floats(0.3, 12), noise=st.floats(0.6, 20), rate=st.floats(0.01, 1),
+    steps=st.integers(1, 5), rounds=st.integers(1, 200),
+)  # fmt: skip
+def test_what_is_found_meets_the_budget_and_a_little_more_does_not(
+    epsilon: float, noise: float, rate: float, steps: int, rounds: int
+) -> None:
+    asked = replace(PLAN, epsilon=epsilon, noise=noise, rate=rate, steps=steps, rounds=rounds)
+    more = {
+        "noise": lambda s: replace(s, noise=s.noise * 0.99),
+        "rounds": lambda s: replace(s, rounds=s.rounds + 1),
+        "rate": lambda s: replace(s, rate=min(1.0, s.rate * 1.01)),
+    }
+    for find, worse in more.items():
+        unknown: Unknown = find  # type: ignore[assignment]
+        try:
+            found = solve(unknown, asked)
+        except PrivacyError:
+            continue
+        assert found.epsilon <= epsilon
+        if find == "rate" and found.rate == 1.0:
+            continue
+        if find == "noise" and found.noise <= 0.11:  # the least that is allowed
+            continue
+        assert solve("epsilon", worse(found)).epsilon > epsilon * (1 - 1e-6)
+
+
+def test_each_number_is_found_again_from_the_others() -> None:
+    whole = solve("noise", PLAN)
+    assert solve("epsilon", whole).epsilon == whole.epsilon
+    assert solve("rounds", replace(whole, epsilon=PLAN.epsilon, rounds=1)).rounds == 30
+    again = solve("rate", replace(whole, epsilon=PLAN.epsilon, rate=1.0))
+    assert again.rate == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(("noise", "rounds"), [(1.0, 1), (3.0, 4), (10.0, 20), (40.0, 100)])
+def test_without_sampling_it_is_the_closed_form(noise: float, rounds: int) -> None:
+    found = solve("epsilon", replace(PLAN, rate=1.0, noise=noise, steps=1, rounds=rounds))
+    exact = gaussian(noise, rounds, PLAN.delta)
+    bounds = by_accountant(found)
+    assert bounds["rdp"] == pytest.approx(found.epsilon, rel=1e-6)
+    assert exact <= bounds["pld"] <= exact * 1.01 + 1e-3
+    assert exact <= bounds["prv"] <= exact + 0.01
+    assert exact <= found.epsilon <= exact * 1.2 + 0.05
+
+
+@pytest.mark.parametrize("records", [2, 5, 20])
+def test_a_group_without_sampling_is_the_closed_form_of_a_larger_step(records: int) -> None:
+    found = solve("epsilon", replace(PLAN, rate=1.0, noise=20.0, steps=1, rounds=10))
+    exact = gaussian(20.0 / records, 10, PLAN.delta)
+    group = group_epsilon(found, records)
+    assert group is not None
+    assert exact <= group <= exact * 1.02 + 0.02
+
+
+def test_a_group_of_one_is_one_record_by_another_way() -> None:
+    found = solve("noise", PLAN)
+    by_mixture = planner._group_epsilon_by_mixture(found, 1)
+    assert by_mixture == pytest.approx(by_accountant(found)["pld"], rel=0.01)
+
+
+def test_a_group_has_more_than_that_many_times_the_epsilon() -> None:
+    """At the same delta: m epsilon would hold for another one only."""
+    found = solve("noise", replace(PLAN, epsilon=1.0))
+    one = by_accountant(found)["pld"]
+    groups = [group_epsilon(found, m) for m in (2, 3, 5)]
+    for m, group in zip((2, 3, 5), groups, strict=True):
+        assert group is not None
+        assert m * one < group
+        by_curve = planner._group_by_curve(found, m)
+        assert by_curve is None or group < by_curve
+
+
+def test_a_mixture_is_the_truth_of_one_sampled_step() -> None:
+    """Against the hockey-stick integral of a single step with two records, by quadrature."""
+    noise, rate, delta = 2.0, 0.3, 1e-3
+    found = replace(PLAN, noise=noise, rate=rate, steps=1, rounds=1, delta=delta, records=32)
+    weights = [(1 - rate) ** 2, 2 * rate * (1 - rate), rate**2]
+
+    def excess(epsilon: float) -> float:
+        x = np.linspace(-40, 42, 400_001)
+        with_them = sum(w * norm.pdf(x, k, noise) for k, w in enumerate(weights))
+        without = norm.pdf(x, 0, noise)
+        added = np.trapezoid(np.maximum(with_them - math.exp(epsilon) * without, 0), x)
+        removed = np.trapezoid(np.maximum(without - math.exp(epsilon) * with_them, 0), x)
+        return float(max(added, removed) - delta)
+
+    truth = float(brentq(excess, 0.01, 10))
+    group = group_epsilon(found, 2)
+    assert group is not None
+    assert truth - 1e-6 <= group <= truth + 0.01
+
+
+def test_a_group_of_which_nothing_can_be_said_gets_no_number() -> None:
+    found = solve("epsilon", replace(PLAN, noise=0.5, rounds=200))
+    assert group_epsilon(found, 1000) is None
+
+
+def test_the_curve_grows_to_the_whole() -> None:
+    whole = solve("noise", PLAN)
+    points = curve(whole)
+    assert points[0][0] == 1
+    assert points[-1] == (30, whole.epsilon)
+    values = [epsilon for _, epsilon in points]
+    assert values == sorted(values)
+    assert curve(replace(whole, rounds=1))[0][0] == 1
+
+
+def test_a_smaller_budget_takes_more_noise() -> None:
+    rows = trade_offs(PLAN)
+    assert [row.noise for row in rows] == sorted((row.noise for row in rows), reverse=True)
+    assert all(row.relative_noise == row.noise / (0.1 * 1024) for row in rows)
+    for row, target in zip(rows, (0.5, 1, 2, 3, 4, 6, 8, 10), strict=True):
+        assert row.epsilon <= target
+
+
+def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path) -> None:
+    whole = solve("noise", PLAN)
+    plan = PrivacyPlan(
+        mode="local", clip=1.0, noise_multiplier=whole.noise, sampling_rate=whole.rate,
+        local_steps=whole.steps, delta=whole.delta,
+    )  # fmt: skip
+    order = filter_order(plan, whole.rounds, PLAN.epsilon)
+    assert covered_rounds(plan, PLAN.epsilon, order) == whole.rounds
+    assert filter_budget(order, PLAN.epsilon, PLAN.delta) > 0
+    ledger = Ledger.create(
+        tmp_path / "ledger.jsonl", lifetime_epsilon=PLAN.epsilon, delta=PLAN.delta, order=order
+    )
+    for number in range(1, whole.rounds + 1):
+        ledger.charge(
+            Charge(run="r", round=number, attempt=number, mechanism=plan.mechanism(), clip=1.0)
+        )
+    assert not ledger.covers(plan.mechanism())
+
+
+@pytest.mark.parametrize(
+    ("find", "change", "why"),
+    [
+        ("rounds", {"epsilon": 0.01, "noise": 0.5}, "does not cover one round"),
+        ("rate", {"epsilon": 0.01, "noise": 0.5}, "however few records"),
+        ("noise", {"epsilon": 1e-9, "rate": 1.0, "rounds": 10**6}, "no noise reaches"),
+        ("noise", {"delta": 1e-3}, "too large for size class"),
+    ],
+)
+def test_what_cannot_be_is_one_line(find: Unknown, change: dict[str, float], why: str) -> None:
+    with pytest.raises(PrivacyError, match=why) as caught:
+        solve(find, replace(PLAN, **change))
+    assert "\n" not in str(caught.value)
