@@ -100,8 +100,9 @@ def curve(schedule: Schedule, points: int = _CURVE) -> list[tuple[int, float]]:
     return [(r, _epsilon(replace(schedule, rounds=r))) for r in rounds]
 
 
-def trade_offs(schedule: Schedule, targets: Sequence[float] = TARGETS) -> list[Schedule]:
-    """The same schedule for other budgets: each has the noise that it takes."""
+def trade_offs(schedule: Schedule, targets: Sequence[float] | None = None) -> list[Schedule]:
+    """The same schedule for other budgets, else TARGETS: each has the noise that it takes."""
+    targets = TARGETS if targets is None else targets
     return [solve("noise", replace(schedule, epsilon=target)) for target in targets]
 
 
@@ -143,7 +144,7 @@ def _group_by_curve(schedule: Schedule, records: int) -> float | None:
     steps, best = [schedule.mechanism()], None
     exponent = math.log10(schedule.delta)
     while exponent > _LEAST_LOG_DELTA:
-        exponent -= 0.25
+        exponent -= 1.0  # a finer look hardly finds better ones
         epsilon = best_order(steps, 10.0**exponent)[1]
         spread = math.log(records) + (records - 1) * epsilon + exponent * math.log(10)
         if spread <= math.log(schedule.delta) and (best is None or records * epsilon < best):

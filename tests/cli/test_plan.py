@@ -22,9 +22,10 @@ SMALL = ("--delta", "1e-6", "--rounds", "10", "--rate", "0.1", "--json")
 
 
 @pytest.fixture(autouse=True)
-def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The larger ones take seconds each, and are tested in tests/lab."""
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them take seconds each time, and are tested in tests/lab."""
     monkeypatch.setattr(planner, "GROUPS", (1, 2))
+    monkeypatch.setattr(planner, "TARGETS", (1.0, 4.0))
 
 
 def planned(fedaipc: Callable[..., Ran], *words: object) -> dict[str, Any]:
