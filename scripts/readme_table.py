@@ -36,6 +36,7 @@ def main() -> None:
         "docs/sealing.md": {"sealing": costs},
         "docs/speed.md": {"clipping": clipping},
         "docs/operator.md": {"fleet": fleet},
+        "docs/privacy.md": {"accountants": accountants},
     }
     for name, found in parts.items():
         path = ROOT / name
@@ -246,6 +247,21 @@ def fleet_line() -> str:
         f"{lora['seconds_beside_computation']['median']:.2f} s beside its computation. Sealed "
         f"updates of {full[0]['vector_bytes'] / 1e6:.0f} MB by {full[0]['pcs']} to "
         f"{full[-1]['pcs']} PCs cost the server the memory of {most:.1f} vectors at most."
+    )
+    return textwrap.fill(text, 100)
+
+
+def accountants() -> str:
+    """How far three accountants agree, as measured by scripts/bench/accountants.py."""
+    found = json.loads((BENCH / "accountants.json").read_text(encoding="utf-8"))
+    within = found["tolerance"]
+    text = (
+        f"On {found['schedules']} schedules drawn at random PRV and PLD lie "
+        f"{found['prv_and_pld_apart_relative_median']:.2%} apart (median; at most "
+        f"{found['prv_and_pld_apart_at_most']:.4f}); {len(found['beyond_tolerance'])} are further "
+        f"apart than {within['relative']:.0%} and {within['absolute']:g}, and RDP lies below them "
+        f"in {len(found['rdp_below'])}. RDP is "
+        f"{found['rdp_over_pld_median']:.2f} times PLD (median)."
     )
     return textwrap.fill(text, 100)
 

@@ -27,6 +27,7 @@ FULL: dict[str, list[str]] = {
     "memory": [],
     "sealed_demo": [],
     "fleet": [],
+    "accountants": [],
 }
 
 
