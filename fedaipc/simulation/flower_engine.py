@@ -37,8 +37,8 @@ import tomli_w
 import fedaipc
 from fedaipc.errors import EngineError
 from fedaipc.simulation.processes import (
-    JOB_MARK,
     alive,
+    environment,
     marked,
     signal_all,
     signals_unwind,
@@ -135,7 +135,7 @@ class _Job:
         base = "/tmp" if os.name == "posix" else None  # noqa: S108 - mkdtemp makes it private
         self.folder = Path(tempfile.mkdtemp(prefix="fedaipc-", dir=base))
         self.mark = uuid.uuid4().hex
-        self.env = _environment(self.folder, self.mark, import_paths, cluster=cluster)
+        self.env = environment(self.folder, self.mark, import_paths, cluster=cluster)
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.seen: set[psutil.Process] = set()
         self.superlink: subprocess.Popen[bytes] | None = None
@@ -348,37 +348,6 @@ def _checked_config(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
         if not isinstance(value, str | int | float | bool):
             raise EngineError(f"run_config {key!r} is a {type(value).__name__}: use a plain value")
     return dict(run_config)
-
-
-def _environment(
-    folder: Path, mark: str, import_paths: Sequence[Path], *, cluster: bool
-) -> dict[str, str]:
-    env = dict(os.environ)
-    source = Path(fedaipc.__file__).resolve().parent.parent
-    paths = [str(path.resolve()) for path in import_paths]
-    # An installed package is found anyway, and site-packages must not come before the library.
-    if source not in {Path(sysconfig.get_path(k)).resolve() for k in ("purelib", "platlib")}:
-        paths.append(str(source))
-    paths.append(env.get("PYTHONPATH", ""))
-    env.update(
-        {
-            JOB_MARK: mark,
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            "PATH": os.pathsep.join([sysconfig.get_path("scripts"), env.get("PATH", "")]),
-            "FLWR_HOME": str(folder / "home"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONUNBUFFERED": "1",
-            "NO_COLOR": "1",
-        }
-    )
-    for name in ("NO_PROXY", "no_proxy"):  # a proxy must not get between us and loopback
-        env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1"]))
-    if not cluster:
-        env["RAY_TMPDIR"] = str(folder)
-    return env
 
 
 def _command(name: str) -> str:

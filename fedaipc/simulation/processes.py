@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import sysconfig
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+import fedaipc
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
 _ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -81,3 +86,34 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def environment(
+    folder: Path, mark: str, import_paths: Sequence[Path], *, cluster: bool
+) -> dict[str, str]:
+    env = dict(os.environ)
+    source = Path(fedaipc.__file__).resolve().parent.parent
+    paths = [str(path.resolve()) for path in import_paths]
+    # An installed package is found anyway, and site-packages must not come before the library.
+    if source not in {Path(sysconfig.get_path(k)).resolve() for k in ("purelib", "platlib")}:
+        paths.append(str(source))
+    paths.append(env.get("PYTHONPATH", ""))
+    env.update(
+        {
+            JOB_MARK: mark,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "PATH": os.pathsep.join([sysconfig.get_path("scripts"), env.get("PATH", "")]),
+            "FLWR_HOME": str(folder / "home"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONUNBUFFERED": "1",
+            "NO_COLOR": "1",
+        }
+    )
+    for name in ("NO_PROXY", "no_proxy"):  # a proxy must not get between us and loopback
+        env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1"]))
+    if not cluster:
+        env["RAY_TMPDIR"] = str(folder)
+    return env

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
@@ -16,6 +17,7 @@ from fedaipc.results import Results
 from scripts import fleet_demo
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PCS = 4
@@ -110,6 +112,19 @@ class Fleet:
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
             assert process.wait(60) == 0
+
+
+@contextmanager
+def running(out: Path, config: Path, rounds: int) -> Iterator[Fleet]:
+    """A fleet whose processes are stopped in order at the end, and killed where the test fails."""
+    made = Fleet(out, config, rounds)
+    try:
+        yield made
+        made.stop()
+    finally:
+        for name in list(made.processes):
+            if made.processes[name].poll() is None:
+                made.kill(name)
 
 
 def wait_for_line(path: Path, words: str, seconds: float = 60) -> None:

@@ -17,7 +17,7 @@ from fedaipc.privacy.ledger import Ledger
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, simulate
 from scripts import fleet_demo
-from tests.e2e.fleets import CONFIG, PCS, Fleet, wait_for_line
+from tests.e2e.fleets import CONFIG, PCS, Fleet, running, wait_for_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,14 +80,8 @@ def _check_what_left(fleet: Path, results: Results) -> None:
 
 @pytest.fixture
 def fleet(tmp_path: Path, config: Path) -> Iterator[Fleet]:
-    made = Fleet(tmp_path / "fleet", config, rounds=8)
-    try:
+    with running(tmp_path / "fleet", config, rounds=8) as made:
         yield made
-        made.stop()
-    finally:
-        for name in list(made.processes):
-            if made.processes[name].poll() is None:
-                made.kill(name)
 
 
 def test_killed_pcs_and_killed_servers_cost_time_and_nothing_else(fleet: Fleet) -> None:

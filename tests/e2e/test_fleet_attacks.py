@@ -43,7 +43,7 @@ from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.pc.sent import read as read_sent
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.sealing.keys import SigningKey
-from tests.e2e.fleets import CONFIG, PCS, Fleet, wait_for_line
+from tests.e2e.fleets import CONFIG, PCS, Fleet, running, wait_for_line
 
 pytestmark = pytest.mark.slow
 NAMES = [f"pc-{number:04d}" for number in range(PCS)]
@@ -54,14 +54,8 @@ def fleet(tmp_path: Path, minilm: Path) -> Iterator[Fleet]:
     del minilm
     config = tmp_path / "config.toml"
     config.write_text(CONFIG)
-    made = Fleet(tmp_path / "fleet", config, rounds=6)
-    try:
+    with running(tmp_path / "fleet", config, rounds=6) as made:
         yield made
-        made.stop()
-    finally:
-        for name in list(made.processes):
-            if made.processes[name].poll() is None:
-                made.kill(name)
 
 
 class Nothing:
@@ -130,7 +124,8 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
 
     # Jobs that the admission key did not sign: none, cut, another's, another text's.
     liar.asks(SignedJob(job.job, job.text, bytes(64)))
-    liar.asks(SignedJob(job.job, job.text, job.signature[:-1] + b"\0"))
+    flipped = job.signature[:-1] + bytes([job.signature[-1] ^ 1])
+    liar.asks(SignedJob(job.job, job.text, flipped))
     liar.asks(SignedJob.sign(stranger, job.job))
     changed = job.text.replace('"rounds":6', '"rounds":7')
     assert changed != job.text
