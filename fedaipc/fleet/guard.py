@@ -103,8 +103,11 @@ class Uploads:
 
     def forget(self, said: _Announced) -> None:
         """The SuperLink did not take it."""
-        if not said.again:
-            self._answers.get(said.request, set()).discard(said.tree)
+        trees = self._answers.get(said.request)
+        if trees is not None and not said.again:
+            trees.discard(said.tree)
+            if not trees:
+                del self._answers[said.request]
 
     def _most_objects(self) -> int:
         try:

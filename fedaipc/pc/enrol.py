@@ -184,9 +184,11 @@ def _move_out(folder: Path, file: Path) -> None:
 
 
 def move_in(file: Path, folder: Path) -> None:
-    """Make a PC of what `move_out` wrote, and delete that first: there must be one of a PC.
+    """Make a PC of what `move_out` wrote, and delete that: there must be one of a PC.
 
-    Raises AdmissionError; then no folder is left behind.
+    The file is renamed before the folder appears, which shows that it can be deleted, and back
+    where the folder does not appear: at no time is there neither. Raises AdmissionError; then no
+    folder is left behind, and the file is.
     """
     if folder.exists() and any(folder.iterdir()):
         raise AdmissionError(f"{folder}: not empty; give a new folder")
@@ -201,14 +203,20 @@ def move_in(file: Path, folder: Path) -> None:
             with suppress(OSError):
                 folder.rmdir()
             made.chmod(0o700)
+            used = file.with_name(f"{file.name}.used")
             try:
-                file.unlink()
+                file.rename(used)
             except OSError as error:
                 raise AdmissionError(
                     f"{file}: cannot be deleted ({error.strerror}), and must not stay: copy it to "
                     "this machine's disk, delete it there, and give the copy"
                 ) from None
-            made.replace(folder)
+            try:
+                made.replace(folder)
+            except OSError:
+                used.rename(file)
+                raise
+            used.unlink()
     except OSError as error:
         raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
 

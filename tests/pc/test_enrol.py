@@ -193,3 +193,34 @@ def test_a_file_that_is_no_moved_pc_is_refused(
         move_in(file, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("step", ["the file cannot be deleted", "the folder cannot appear"])
+def test_a_move_that_fails_leaves_the_file_and_no_second_pc(
+    tmp_path: Path, invite: Invite, data: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Neither a PC with two budgets, nor one whose ledger is gone."""
+    enrolled(tmp_path / "old", invite, data)
+    file = tmp_path / "file.pc"
+    move_out(tmp_path / "old", file)
+    before = file.read_bytes()
+
+    def fails(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        if step == "the file cannot be deleted":
+            patch.setattr(Path, "rename", fails)
+        else:
+            real = Path.replace
+            patch.setattr(
+                Path, "replace",
+                lambda self, to: fails() if Path(to) == tmp_path / "new" else real(self, to),
+            )  # fmt: skip
+        with pytest.raises(AdmissionError):
+            move_in(file, tmp_path / "new")
+    assert file.read_bytes() == before
+    assert not (tmp_path / "new").exists()
+    move_in(file, tmp_path / "new")
+    assert not list(tmp_path.glob("file.pc*"))
+    assert Ledger(tmp_path / "new" / "ledger.jsonl").lifetime_epsilon == 8.0
