@@ -96,6 +96,10 @@ class Opening:
                 raise SealingError("a member answers in another's name")
             if not isinstance(said, Agreement):
                 if said.dealer in self._aggregator.dealers:
+                    _log.warning(
+                        "PC %s says of PC %s: %s",
+                        member.hex()[:16], said.dealer.hex()[:16], said.reason.text,
+                    )  # fmt: skip
                     complaints[said.dealer] += 1
                     self.quarrels.add((member, said.dealer))
                 return None

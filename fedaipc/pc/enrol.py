@@ -38,7 +38,7 @@ NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE = "node.key", "authority.pem", "f
 _REQUEST_SECONDS = 30 * 24 * 3600
 _MOVED = (
     OWNER_FILE, LEDGER_FILE, NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE,
-    f"{KEYS_FOLDER}/identity.key", f"{KEYS_FOLDER}/roster",
+    f"{KEYS_FOLDER}/identity.key", f"{KEYS_FOLDER}/roster", f"{KEYS_FOLDER}/agreed.json",
 )  # fmt: skip
 _SIMULATED = ("drop_out", "drop_out_stage", "drop_out_seed")  # not for a real PC's owner
 _MOST_BYTES = 1 << 30  # of a file that a PC is moved in
@@ -71,11 +71,13 @@ def enroll(
 ) -> Enrolled:
     """Check the data, make keys and ledger, and write the request.
 
-    Without `base` and `lifetime_epsilon` the invite's advice counts. Raises AdmissionError where
-    the folder is taken or cannot be written, DataError, PrivacyError or LedgerError; then no folder
-    is left behind.
+    Without `base` and `lifetime_epsilon` the invite's advice counts. In a folder that a PC has left
+    its ledger goes on: what was spent stays spent. Raises AdmissionError where the folder is taken
+    or cannot be written, DataError, PrivacyError or LedgerError; then no folder is left behind, and
+    one that was there is as it was.
     """
-    if folder.exists() and any(folder.iterdir()):
+    again = (folder / LEDGER_FILE).is_file() and not (folder / OWNER_FILE).exists()
+    if folder.exists() and any(folder.iterdir()) and not again:
         raise AdmissionError(
             f"{folder}: not empty; give a new folder, or print its letter again with "
             f"`fedaipc enroll --again --folder {folder}`"
@@ -96,6 +98,8 @@ def enroll(
         )
     public_class = size_class(len(records))
     check_delta(invite.delta, public_class)
+    if again:
+        lifetime_epsilon = _kept_budget(folder / LEDGER_FILE, invite, lifetime_epsilon)
     path = Path(source).expanduser()
     owner = OwnerSettings(
         name=name,
@@ -113,10 +117,13 @@ def enroll(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             made = Path(temporary) / "pc"
             made.mkdir(mode=0o700)
-            _fill(made, owner, invite, lifetime_epsilon or invite.lifetime_epsilon)
-            with suppress(OSError):
-                folder.rmdir()  # an empty one of this name
-            made.replace(folder)
+            if again:
+                _fill_again(made, folder, owner, invite)
+            else:
+                _fill(made, owner, invite, lifetime_epsilon or invite.lifetime_epsilon)
+                with suppress(OSError):
+                    folder.rmdir()  # an empty one of this name
+                made.replace(folder)
     except OSError as error:
         raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
     return _enrolled(folder, records, invite.labels)
@@ -199,7 +206,7 @@ def move_in(file: Path, folder: Path) -> None:
             (made / KEYS_FOLDER).mkdir(parents=True, mode=0o700)
             for name, content in _contents(file):
                 write_atomic(made / name, content, private=True)
-            Ledger(made / LEDGER_FILE), Vault(made), load_owner(made / OWNER_FILE)
+            Ledger(made / LEDGER_FILE, Vault(made).identity), load_owner(made / OWNER_FILE)
             with suppress(OSError):
                 folder.rmdir()
             made.chmod(0o700)
@@ -235,7 +242,44 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
         raise AdmissionError(f"{file}: cannot be read ({error})") from None
 
 
+def _kept_budget(path: Path, invite: Invite, wanted: float | None) -> float:
+    """The budget of the ledger that a PC left here, which goes on."""
+    ledger = Ledger(path)
+    for what, kept, now in (
+        ("delta", ledger.delta, invite.delta),
+        ("lifetime_epsilon", ledger.lifetime_epsilon, wanted or ledger.lifetime_epsilon),
+    ):
+        if kept != now:
+            raise AdmissionError(
+                f"{path}: this PC's ledger has {what} {kept:g} for good, and not {now:g}"
+            )
+    return ledger.lifetime_epsilon
+
+
+def _fill_again(made: Path, folder: Path, owner: OwnerSettings, invite: Invite) -> None:
+    """New keys and settings beside the ledger that is in `folder`; owner.toml, last, makes a PC."""
+    _keys(made)
+    _facts(made, owner, invite)
+    shutil.rmtree(folder / KEYS_FOLDER, ignore_errors=True)
+    (made / KEYS_FOLDER).replace(folder / KEYS_FOLDER)
+    Ledger.adopt(folder / LEDGER_FILE, Vault(folder).identity)
+    for name in (NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE, OWNER_FILE):
+        (made / name).replace(folder / name)
+
+
 def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -> None:
+    _keys(folder)
+    order = invite.order  # chosen for the advised budget; another one may have nothing at it
+    if lifetime != invite.lifetime_epsilon:
+        order = usual_order(lifetime, invite.delta)
+    identity = Vault(folder).identity
+    Ledger.create(
+        folder / LEDGER_FILE, identity, lifetime_epsilon=lifetime, delta=invite.delta, order=order
+    )
+    _facts(folder, owner, invite)
+
+
+def _keys(folder: Path) -> None:
     Vault.create(folder)
     key = ec.generate_private_key(ec.SECP384R1())  # as Flower's node authentication wants
     write_atomic(
@@ -247,10 +291,9 @@ def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -
         ),
         private=True,
     )
-    order = invite.order  # chosen for the advised budget; another one may have nothing at it
-    if lifetime != invite.lifetime_epsilon:
-        order = usual_order(lifetime, invite.delta)
-    Ledger.create(folder / LEDGER_FILE, lifetime_epsilon=lifetime, delta=invite.delta, order=order)
+
+
+def _facts(folder: Path, owner: OwnerSettings, invite: Invite) -> None:
     write_text(folder / AUTHORITY_FILE, invite.authority.strip())
     write_text(folder / FEDERATION_FILE, invite.federation)
     write_text(folder / OWNER_FILE, to_toml(owner, without=_SIMULATED))

@@ -69,9 +69,11 @@ class Pc:
         terms = self.vault.terms(request.run, request.attempt)
         with self.vault.agreement(terms) as agreed:
             proposal = Proposal.decode(request.frame)
-            answer = agree(terms, self.vault.keys(terms), proposal, agreed.set_hash)
+            keys = self.vault.keys(terms)
+            answer = agree(terms, keys, proposal, agreed.set_hash, agreed.heads)
             if isinstance(answer, Agreement):
-                agreed.bind(answer.set_hash)
+                headers = [dealt.header for dealt in proposal.dealt]
+                agreed.bind(answer.set_hash, {h.dealer: h.head for h in headers})
         return answer.encode()
 
     def unmask(self, request: MemberRequest) -> bytes:

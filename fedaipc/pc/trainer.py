@@ -31,7 +31,7 @@ from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.plan import check_delta
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.privacy.training import rehearse, train_round
-from fedaipc.sealing.dealing import deal
+from fedaipc.sealing.dealing import Head, deal
 from fedaipc.sealing.terms import Terms
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Admitted:
 
     job: Job
     terms: Terms
+    head: Head
     keys: Keys | None
     classifier: Classifier
 
@@ -76,7 +77,10 @@ class Trainer:
         # 1. Check job and round on public facts alone.
         admission = bytes.fromhex(owner.admission)
         signed = SignedJob.read(request.job, request.signature, admission)
-        job, ledger = signed.job, Ledger(pc.folder / LEDGER_FILE)
+        job, ledger = signed.job, Ledger(pc.folder / LEDGER_FILE, pc.vault.identity)
+        seen = pc.vault.heads().get(pc.vault.identity.public)
+        if seen is not None:
+            ledger.check_head(seen.count, seen.digest)
         pc.vault.expire()
         terms = self._terms(signed, pc.vault.roster(admission))
         check_policy(owner.policy, job, terms, ledger)
@@ -112,7 +116,9 @@ class Trainer:
                 seeded=owner.insecure_test_seed is not None,
             )
         )
-        return Admitted(job, terms, keys, classifier)
+        head = Head(*ledger.head)
+        pc.vault.note_head(head)
+        return Admitted(job, terms, head, keys, classifier)
 
     def train(self, admitted: Admitted) -> bytes:
         """The sealed update as a frame, or the encoded one where the round is open.
@@ -127,7 +133,7 @@ class Trainer:
         # 5. Mask.
         if admitted.keys is None:
             return bytes(admitted.terms.encoding.pack(words))
-        return deal(admitted.terms, admitted.keys, words).encode()
+        return deal(admitted.terms, admitted.keys, words, admitted.head).encode()
 
     def _words(self, admitted: Admitted) -> npt.NDArray[Any]:
         try:

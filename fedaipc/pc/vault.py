@@ -4,7 +4,9 @@ identity.key  Ed25519 secret, for good
 epoch.json    secret keys of one run's key epoch, with the bundle of their public halves
 roster        the newest list of members that was shown to this PC
 terms         the newest round that it was asked for
-agreed.json   the one set of that round for which it signed, or released shares
+agreed.json   the one set of that round for which it signed, or released shares; and the last head
+              of each PC's ledger that it saw (M31)
+head          of its own ledger after its last charge
 
 Nothing of it is in the ledger, which may be shown to others. What a rule of sealing/SPEC.md wants
 to be durable is on the disk when the method that says so returns.
@@ -22,13 +24,13 @@ from filelock import FileLock, Timeout
 
 from fedaipc.errors import FedaipcError, RoundError, SealingError
 from fedaipc.files import Stamp, stamp, write_atomic, write_private
-from fedaipc.sealing.dealing import Keys
+from fedaipc.sealing.dealing import Head, Keys
 from fedaipc.sealing.keys import KEY_BYTES, ExchangeKey, SigningKey
 from fedaipc.sealing.roster import Bundle, Roster, read_roster
 from fedaipc.sealing.terms import Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 FOLDER = "sealing"
@@ -173,29 +175,53 @@ class Vault:
         with _locked(self._folder):
             yield Agreed(self._folder / "agreed.json", terms)
 
+    def heads(self) -> dict[bytes, Head]:
+        """The last head of each PC's ledger that this one saw, its own among them."""
+        path, own = self._folder / "agreed.json", self._folder / "head"
+        heads = _read(path, _promise).heads if path.is_file() else {}
+        with suppress(OSError, SealingError):  # not there yet, or cut off by a crash
+            heads[self.identity.public] = Head.decode(own.read_bytes())
+        return heads
+
+    def note_head(self, head: Head) -> None:
+        """Remember the PC's own ledger, outside of it."""
+        write_private(self._folder / "head", head.encode())
+
 
 class Agreed:
-    """The record of M21 and M23. Raises SealingError where the round is older than the record."""
+    """The record of M21, M23 and M31.
+
+    Raises SealingError where the round is older than the record.
+    """
 
     def __init__(self, path: Path, terms: Terms) -> None:
         self._path = path
         self._round = {"run": terms.run, "round": terms.number}
         self.set_hash: bytes | None = None
+        self.heads: dict[bytes, Head] = {}
         if path.is_file():
             # Never from what was kept: a promise counts as it stands on the disk.
-            run, number, set_hash = _read(path, _promise)
-            if run == terms.run and number > terms.number:
+            last = _read(path, _promise)
+            if last.run == terms.run and last.number > terms.number:
                 raise SealingError("a newer round of this run was agreed on")
-            if (run, number) == (terms.run, terms.number):
-                self.set_hash = set_hash
+            if (last.run, last.number) == (terms.run, terms.number):
+                self.set_hash = last.set_hash
+            self.heads = last.heads
 
-    def bind(self, set_hash: bytes) -> None:
-        """Durable when this returns; never another set for this round."""
+    def bind(self, set_hash: bytes, heads: Mapping[bytes, Head] | None = None) -> None:
+        """Durable when this returns; never another set for this round.
+
+        `heads` are those of the set, where its member has compared them.
+        """
         if self.set_hash == set_hash:
             return
         if self.set_hash is not None:
             raise SealingError("another set was agreed on in this round")
-        record = {**self._round, "set": set_hash.hex()}
+        self.heads.update(heads or {})
+        kept = {
+            dealer.hex(): [head.count, head.digest.hex()] for dealer, head in self.heads.items()
+        }
+        record = {**self._round, "set": set_hash.hex(), "heads": kept}
         write_atomic(self._path, json.dumps(record).encode(), private=True)
         self.set_hash = set_hash
 
@@ -252,12 +278,27 @@ def _identity(content: bytes) -> SigningKey:
     return SigningKey(content)
 
 
-def _promise(content: bytes) -> tuple[str, int, bytes]:
+class _Promise(NamedTuple):
+    run: str
+    number: int
+    set_hash: bytes
+    heads: dict[bytes, Head]
+
+
+def _promise(content: bytes) -> _Promise:
     record = json.loads(content)
     run, number, set_hash = record["run"], record["round"], bytes.fromhex(record["set"])
-    if not isinstance(run, str) or type(number) is not int or len(set_hash) != KEY_BYTES:
+    heads = {
+        bytes.fromhex(dealer): Head(count, bytes.fromhex(digest))
+        for dealer, (count, digest) in record.get("heads", {}).items()
+    }
+    if (
+        not isinstance(run, str)
+        or {type(n) for n in (number, *(head.count for head in heads.values()))} != {int}
+        or {len(h) for h in (set_hash, *heads, *(h.digest for h in heads.values()))} != {KEY_BYTES}
+    ):
         raise ValueError("not a record of a set")
-    return run, number, set_hash
+    return _Promise(run, number, set_hash, heads)
 
 
 def _epoch(content: bytes) -> _Epoch:

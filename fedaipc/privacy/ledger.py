@@ -2,17 +2,16 @@
 
 The ledger is a file of JSON lines that belongs to the PC: it outlives runs, restarts and
 re-enrolment. A charge is on the disk before training starts, so a crash wastes budget and never
-privacy. Each line carries the SHA-256 of the line before: an edited or reordered file is refused.
-Half a last line (a crash while writing) is a charge that was never granted, and is dropped.
+privacy. Lines are chained and signed (`chain`): an edited or reordered file is refused. Half a last
+line (a crash while writing) is a charge that was never granted, and is dropped.
 
-Line 1 fixes unit, delta, lifetime budget and the order of the RDP filter; every further line is
-one charge. Rounds without privacy, and those with a test seed, are entered too: after one, no
-epsilon can be claimed any more.
+Line 1 fixes unit, delta, lifetime budget and the order of the RDP filter; each further line is one
+charge, or names another key that signs from there on. Rounds without privacy, and those with a test
+seed, are entered too: after one, no epsilon can be claimed any more.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -35,14 +34,22 @@ from fedaipc.privacy.accountant import (
     merged,
     rdp,
 )
+from fedaipc.privacy.chain import (
+    RESTORE,
+    Chain,
+    begins_with_an_entry,
+    check_chain,
+    parsed,
+    signed_line,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-VERSION = 1
+    from fedaipc.privacy.chain import Signer
+
 _LOCK_SECONDS = 30.0
-_RESTORE = "restore the file from a copy that is not older than the last training"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +71,20 @@ class Charge:
 class Ledger:
     """An open ledger: what the file held when it was last read, kept in step by `charge`."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the ledger at `path`. Raises LedgerError: missing, damaged or unreadable."""
+    def __init__(self, path: Path, signer: Signer | None = None) -> None:
+        """Open the ledger at `path`; only with a `signer` it can be charged.
+
+        Raises LedgerError: missing, damaged, unreadable, or signed by another key than `signer`.
+        """
         self.path = path
-        self._head = ""
+        self._signer = signer
         with _locked(self.path):
             self._load()
 
     @classmethod
-    def create(cls, path: Path, *, lifetime_epsilon: float, delta: float, order: float) -> Ledger:
+    def create(
+        cls, path: Path, signer: Signer, *, lifetime_epsilon: float, delta: float, order: float
+    ) -> Ledger:
         """Start a ledger whose RDP filter has `order` for good. Never over an existing one.
 
         Any order gives a valid filter. It decides how much of the budget is of use: take the best
@@ -85,23 +97,46 @@ class Ledger:
                 f"at delta {delta:g}"
             )
         header = {
-            "version": VERSION,
             "kind": "ledger",
             "unit": "record",
             "delta": delta,
             "lifetime_epsilon": lifetime_epsilon,
             "order": order,
             "created": _now(),
-            "previous": "",
+            "key": signer.public.hex(),
         }
         with _locked(path):  # two enrolments at once: the second must not replace the first's
             if path.exists():
                 raise LedgerError(f"{path}: there is a ledger already; it is never replaced")
             try:
-                write_atomic(path, _line(header), private=True)
+                write_atomic(path, signed_line(header, "", signer), private=True)
             except OSError as error:
                 raise LedgerError(f"{path}: cannot be written ({error.strerror})") from None
-        return cls(path)
+        return cls(path, signer)
+
+    @classmethod
+    def adopt(cls, path: Path, signer: Signer) -> Ledger:
+        """Open the ledger at `path`, and let `signer` sign from here on.
+
+        For one of version 1, whose lines are not signed, and for a PC that enrolled anew and so
+        has another key. What was spent stays spent. Raises LedgerError.
+        """
+        ledger = cls(path)
+        with _locked(path):
+            ledger._load()
+            if ledger.key != signer.public.hex():
+                ledger._append(_key_line(signer), signer)
+        return cls(path, signer)
+
+    @property
+    def key(self) -> str | None:
+        """Who signs its lines, hex; None where it is of version 1 and no charge came since."""
+        return self._chain.key
+
+    @property
+    def head(self) -> tuple[int, bytes]:
+        """How many lines it has, and the last one's hash: what peers remember."""
+        return len(self._chain.entries), bytes.fromhex(self._head)
 
     def charge(self, charge: Charge) -> None:
         """Enter `charge` durably; train only after this has returned.
@@ -110,6 +145,8 @@ class Ledger:
         LedgerError where the attempt is not newer than the run's last one, the file changed
         underneath, or it cannot be written.
         """
+        if self._signer is None:
+            raise LedgerError(f"{self.path}: was opened to be read")
         with _locked(self.path):
             self._load()
             if charge.attempt <= self.last_attempt(charge.run):
@@ -122,30 +159,28 @@ class Ledger:
                     f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
                     "this round; nothing was trained"
                 )
-            entry: dict[str, Any] = {
-                "version": VERSION,
-                "kind": "charge",
-                "run": charge.run,
-                "round": charge.round,
-                "attempt": charge.attempt,
-                "clip": charge.clip,
-                "seeded": charge.seeded,
-                "noise_multiplier": charge.mechanism and charge.mechanism.noise_multiplier,
-                "sampling_rate": charge.mechanism and charge.mechanism.sampling_rate,
-                "steps": charge.mechanism and charge.mechanism.steps,
-                "time": _now(),
-                "previous": self._head,
-            }
-            line = _line(entry)
-            try:
-                append_durable(self.path, line)
-            except OSError as error:
-                raise LedgerError(
-                    f"{self.path}: the charge cannot be written ({error.strerror or error}); "
-                    "nothing was trained"
-                ) from None
-            self._head = json.loads(line)["hash"]
+            if self.key is None:  # its lines so far are of version 1
+                self._append(_key_line(self._signer), self._signer)
+            self._append(
+                {
+                    "kind": "charge",
+                    "run": charge.run,
+                    "round": charge.round,
+                    "attempt": charge.attempt,
+                    "clip": charge.clip,
+                    "seeded": charge.seeded,
+                    "noise_multiplier": charge.mechanism and charge.mechanism.noise_multiplier,
+                    "sampling_rate": charge.mechanism and charge.mechanism.sampling_rate,
+                    "steps": charge.mechanism and charge.mechanism.steps,
+                    "time": _now(),
+                },
+                self._signer,
+            )
             self.charges += (charge,)
+
+    def check_head(self, count: int, digest: bytes) -> None:
+        """Raise LedgerError unless it still holds the head that somebody remembers."""
+        self._chain.check_head(count, digest, self.path)
 
     def rounds_left(self, mechanism: Mechanism) -> int:
         """How many more rounds of `mechanism` the filter has room for, to within one."""
@@ -194,37 +229,38 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"{self.path}: cannot be read ({error.strerror})") from None
         *lines, tail = content.split(b"\n")
-        entries = self._verified(lines)
+        chain = check_chain(lines, self.path)
         if tail and self._mend(tail, len(content)):
-            entries = self._verified([*lines, tail])
-        header, *rest = entries
+            chain = check_chain([*lines, tail], self.path)
+        if self._signer is not None and chain.key not in (None, self._signer.public.hex()):
+            raise LedgerError(
+                f"{self.path}: is signed by another key than this PC's; each PC has a ledger of "
+                "its own, which must not be copied"
+            )
+        header, *rest = chain.entries
         self.delta = float(header["delta"])
         self.lifetime_epsilon = float(header["lifetime_epsilon"])
         self.order = float(header["order"])
         if self.order not in ORDERS:
             raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
-        self.charges = tuple(_charge(entry) for entry in rest)
-        self._head = entries[-1]["hash"]
+        self.charges = tuple(_charge(entry) for entry in rest if entry["kind"] == "charge")
+        self._take(chain)
 
-    def _verified(self, lines: Sequence[bytes]) -> list[dict[str, Any]]:
-        """Header and charges of whole lines. Raises LedgerError, before anything is mended."""
-        entries = []
-        previous = ""
-        for number, raw in enumerate(lines, start=1):
-            entry = _parsed(raw)
-            if entry is not None and entry.get("previous") != previous:
-                entry = None
-            if entry is None or entry.get("kind") != ("ledger" if number == 1 else "charge"):
-                raise LedgerError(
-                    f"{self.path}: line {number} is damaged or was changed; {_RESTORE}"
-                )
-            if entry["version"] != VERSION:
-                raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
-            entries.append(entry)
-            previous = entry["hash"]
-        if not entries:
-            raise LedgerError(f"{self.path}: holds no whole line; {_RESTORE}")
-        return entries
+    def _take(self, chain: Chain) -> None:
+        self._chain, self._head = chain, chain.entries[-1]["hash"]
+
+    def _append(self, body: dict[str, Any], signer: Signer) -> None:
+        """Durably; the caller holds the lock."""
+        line = signed_line(body, self._head, signer)
+        try:
+            append_durable(self.path, line)
+        except OSError as error:
+            raise LedgerError(
+                f"{self.path}: the charge cannot be written ({error.strerror or error}); "
+                "nothing was trained"
+            ) from None
+        entry = json.loads(line)
+        self._take(Chain((*self._chain.entries, entry), entry.get("key", self.key)))
 
     def _mend(self, tail: bytes, size: int) -> bool:
         """Deal with a last line that has no end; whether it is an entry all the same.
@@ -233,9 +269,9 @@ class Ledger:
         and it is dropped. A whole one may have lost its end to a text editor: it is kept. Raises
         LedgerError where more follows a whole one, which no crash writes.
         """
-        whole = _parsed(tail) is not None
-        if not whole and _begins_with_an_entry(tail):
-            raise LedgerError(f"{self.path}: the last line was changed; {_RESTORE}")
+        whole = parsed(tail) is not None
+        if not whole and begins_with_an_entry(tail):
+            raise LedgerError(f"{self.path}: the last line was changed; {RESTORE}")
         try:
             if whole:
                 append_durable(self.path, b"\n")
@@ -279,34 +315,8 @@ def _charge(entry: dict[str, Any]) -> Charge:
     )
 
 
-def _line(entry: dict[str, Any]) -> bytes:
-    """The entry with the hash of its canonical form, as one line."""
-    return _canonical({**entry, "hash": hashlib.sha256(_canonical(entry)).hexdigest()}) + b"\n"
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    """The entry of a line, or None where its hash is wrong."""
-    try:
-        entry = json.loads(raw)
-        if not isinstance(entry, dict):
-            return None
-        body = {key: value for key, value in entry.items() if key != "hash"}
-        expected = hashlib.sha256(_canonical(body)).hexdigest()
-    except (ValueError, RecursionError):
-        return None
-    return entry if entry.get("hash") == expected else None
-
-
-def _begins_with_an_entry(tail: bytes) -> bool:
-    try:
-        entry, _ = json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(entry, dict)
-
-
-def _canonical(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+def _key_line(signer: Signer) -> dict[str, Any]:
+    return {"kind": "key", "key": signer.public.hex(), "time": _now()}
 
 
 def _now() -> str:

@@ -174,7 +174,9 @@ def headline(results: Results) -> str:
     if results.not_private:
         parts.append(f"{NOT_PRIVATE}: {reasons_text(results)}.")
     elif spent_epsilon(results) is None:
-        parts.append("What the PCs have spent is in their ledgers: see fedaipc privacy ledger.")
+        parts.append(
+            "What the PCs have spent is in their ledgers: see fedaipc privacy ledger show."
+        )
     else:
         parts.append(
             f"No PC has spent more than epsilon {epsilon_text(spent_epsilon(results))} "

@@ -8,15 +8,17 @@ answer leaves (M21, M23).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import EncodingError, SealingError
 from fedaipc.sealing import tree
 from fedaipc.sealing.dealing import (
     CHECK_BYTES,
     HEADER_BYTES,
     LEAF_BYTES,
+    Head,
     Header,
     Keys,
     blob_bytes,
@@ -29,6 +31,8 @@ from fedaipc.sealing.terms import commitments, set_hash
 from fedaipc.sealing.wire import Reader, Writer, parsed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fedaipc.sealing.terms import Terms
 
 PROPOSAL, AGREEMENT, COMPLAINT, UNMASK, RELEASE = 6, 7, 8, 9, 10
@@ -118,32 +122,52 @@ class Agreement:
         verify(self.member, self.signature, _agreed(terms, self.set_hash), "an agreement")
 
 
+class Reason(IntEnum):
+    """What a member says that a dealer did wrong."""
+
+    SHARES = 1
+    LEDGER = 2
+
+    @property
+    def text(self) -> str:
+        if self is Reason.SHARES:
+            return "its sealed shares are none"
+        return "its ledger went back: an older copy was restored, or some of it is missing"
+
+
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """A member's word that a dealer's blob for it is none. Instead of an agreement."""
+    """A member's word that a dealer's blob or head is none. Instead of an agreement."""
 
     member: bytes
     dealer: bytes
+    reason: Reason
     signature: bytes
 
     def encode(self) -> bytes:
-        writer = Writer(COMPLAINT).fixed(self.member, KEY_BYTES)
-        return writer.fixed(self.dealer, KEY_BYTES).fixed(self.signature, 64).done()
+        writer = Writer(COMPLAINT).fixed(self.member, KEY_BYTES).fixed(self.dealer, KEY_BYTES)
+        return writer.number(self.reason, 1).fixed(self.signature, 64).done()
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Complaint:
         """Raises EncodingError."""
-        return parsed(
-            content,
-            COMPLAINT,
-            lambda reader: cls(reader.fixed(KEY_BYTES), reader.fixed(KEY_BYTES), reader.fixed(64)),
-        )
+
+        def read(reader: Reader) -> Complaint:
+            member, dealer = reader.fixed(KEY_BYTES), reader.fixed(KEY_BYTES)
+            reason = reader.number(1)
+            if reason not in set(Reason):
+                raise EncodingError("a complaint of something unknown")
+            return cls(member, dealer, Reason(reason), reader.fixed(64))
+
+        return parsed(content, COMPLAINT, read)
 
     def check(self, terms: Terms) -> None:
         """Raise SealingError unless a PC of the group signed it for this round."""
         if not {self.member, self.dealer}.issubset(terms.participants):
             raise SealingError("a complaint by or about a PC that takes no part")
-        verify(self.member, self.signature, _complained(terms, self.dealer), "a complaint")
+        verify(
+            self.member, self.signature, _complained(terms, self.dealer, self.reason), "a complaint"
+        )
 
 
 def read_answer(content: bytes) -> Agreement | Complaint:
@@ -220,21 +244,34 @@ class Release:
 
 
 def agree(
-    terms: Terms, keys: Keys, proposal: Proposal, recorded: bytes | None
+    terms: Terms,
+    keys: Keys,
+    proposal: Proposal,
+    recorded: bytes | None,
+    heads: Mapping[bytes, Head],
 ) -> Agreement | Complaint:
     """A member's answer to a set; of an Agreement, `set_hash` must be durable before it leaves.
 
-    Raises SealingError where the set is no set of this round (M18), or another one is `recorded`.
+    `heads` are the last ones of dealers' ledgers that this member saw; it complains of a ledger
+    that did not grow since (M31). Raises SealingError where the set is no set of this round (M18),
+    or another one is `recorded`.
     """
     digest = _checked(terms, proposal, recorded)
     own = keys.identity.public
     keys.opened.clear()
     for one in proposal.dealt:
-        try:
-            keys.opened[_name(terms, one)] = _opened(terms, keys, one)
-        except SealingError:
-            dealer = one.header.dealer
-            return Complaint(own, dealer, keys.identity.sign(_complained(terms, dealer)))
+        dealer, reason = one.header.dealer, Reason.LEDGER
+        seen = heads.get(dealer)
+        # Where this set is recorded its heads are those that were seen.
+        fine = recorded is not None or seen is None or one.header.head.count > seen.count
+        if fine:
+            try:
+                keys.opened[_name(terms, one)] = _opened(terms, keys, one)
+            except SealingError:
+                fine, reason = False, Reason.SHARES
+        if not fine:
+            signature = keys.identity.sign(_complained(terms, dealer, reason))
+            return Complaint(own, dealer, reason, signature)
     return Agreement(own, digest, keys.identity.sign(_agreed(terms, digest)))
 
 
@@ -305,5 +342,6 @@ def _agreed(terms: Terms, digest: bytes) -> bytes:
     return Writer().string(_AGREE_LABEL).fixed(terms.context, 32).fixed(digest, 32).done()
 
 
-def _complained(terms: Terms, dealer: bytes) -> bytes:
-    return Writer().string(_COMPLAINT_LABEL).fixed(terms.context, 32).fixed(dealer, 32).done()
+def _complained(terms: Terms, dealer: bytes, reason: Reason) -> bytes:
+    writer = Writer().string(_COMPLAINT_LABEL).fixed(terms.context, 32).fixed(dealer, 32)
+    return writer.number(reason, 1).done()

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 UPLOAD = 5
 CHECK_BYTES = 16
-HEADER_BYTES = 5 * 32
+HEAD_BYTES = 8 + 32
+HEADER_BYTES = 5 * 32 + HEAD_BYTES
 LEAF_BYTES = 80
 _HASH_BYTES = 32
 _HEADER_LABEL, _PAIR_LABEL, _SHARES_LABEL = b"fedaipc header", b"fedaipc pair", b"fedaipc shares"
@@ -65,25 +66,45 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """Of a PC's ledger when it dealt: how many lines it has, and the last one's hash (M31)."""
+
+    count: int
+    digest: bytes
+
+    def encode(self) -> bytes:
+        return self.count.to_bytes(8, "big") + self.digest
+
+    @classmethod
+    def decode(cls, content: bytes) -> Head:
+        """Of exactly 40 bytes."""
+        if len(content) != HEAD_BYTES:
+            raise SealingError("a ledger's head has the wrong length")
+        return cls(int.from_bytes(content[:8], "big"), content[8:])
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
-    """What a PC answers for with its signature; 160 bytes."""
+    """What a PC answers for with its signature; 200 bytes."""
 
     context: bytes
     dealer: bytes
     vector_hash: bytes
     checks_hash: bytes
     leaves_root: bytes
+    head: Head
 
     def encode(self) -> bytes:
         parts = (self.context, self.dealer, self.vector_hash, self.checks_hash, self.leaves_root)
-        return b"".join(parts)
+        return b"".join(parts) + self.head.encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Header:
-        """Of exactly 160 bytes."""
+        """Of exactly 200 bytes."""
         if len(content) != HEADER_BYTES:
             raise SealingError("a header has the wrong length")
-        return cls(*(content[start : start + 32] for start in range(0, HEADER_BYTES, 32)))
+        context, dealer, vector, checks, root = (content[i : i + 32] for i in range(0, 160, 32))
+        return cls(context, dealer, vector, checks, root, Head.decode(content[160:]))
 
     def signed_part(self) -> bytes:
         """What the signature covers: a label and every field."""
@@ -172,11 +193,12 @@ def pair_key(terms: Terms, keys: Keys, other: bytes) -> bytes:
     return derive(shared, terms.context, _PAIR_LABEL + low + high)
 
 
-def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any]) -> Upload:
+def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: Head) -> Upload:
     """Mask `words`, the encoded update of shape (size,), in place, and deal shares of the keys.
 
-    The caller has checked `terms` and made the round's record durable (M14). Every call draws a
-    fresh own key (M15). Raises SealingError where another PC's key is none.
+    `head` is the ledger's after this round's charge. The caller has checked `terms` and made the
+    round's record durable (M14). Every call draws a fresh own key (M15). Raises SealingError where
+    another PC's key is none.
     """
     own = keys.identity.public
     neighbours = terms.neighbours(own)
@@ -203,6 +225,7 @@ def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any]) -> Upload:
         vector_hash=hashlib.sha256(vector).digest(),
         checks_hash=list_hash(checks),
         leaves_root=tree.root(leaves),
+        head=head,
     )
     return Upload(
         header=header,

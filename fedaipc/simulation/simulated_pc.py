@@ -8,6 +8,7 @@ from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
 from fedaipc.errors import PrivacyError
 from fedaipc.files import write_text
 from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
+from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import check_delta, size_class
 from fedaipc.results import PcResult
@@ -81,18 +82,20 @@ def _policy(settings: Settings) -> Policy:
 def prepare_pc(
     folder: Path, owner: OwnerSettings, records: Records, privacy: PrivacySettings, order: float
 ) -> Ledger:
-    """Write what the PC will hold beside what it holds; make its ledger if it has none yet."""
+    """Write what the PC will hold beside what it holds; make its keys and ledger if it has none."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not (folder / LEDGER_FILE).is_file():
+    identity, path = Vault.create(folder).identity, folder / LEDGER_FILE
+    if not path.is_file():
         Ledger.create(
-            folder / LEDGER_FILE,
+            path,
+            identity,
             lifetime_epsilon=privacy.lifetime_epsilon,
             delta=privacy.delta,
             order=order,
         )
     records.write_parquet(folder / f"{_RECORDS_FILE}{_NEW}")
     write_text(folder / f"{OWNER_FILE}{_NEW}", to_toml(owner))
-    return Ledger(folder / LEDGER_FILE)
+    return Ledger(path, identity)
 
 
 def join_run(folder: Path) -> None:

@@ -32,7 +32,7 @@ from fedaipc.coordinator.sums import SealedSum
 from fedaipc.errors import SealingError
 from fedaipc.federation.messages import AGREE, MemberRequest, encode_answer
 from fedaipc.sealing.committee import Proposal, Unmask, agree, release
-from fedaipc.sealing.dealing import Keys, deal
+from fedaipc.sealing.dealing import Head, Keys, deal
 from fedaipc.sealing.keys import ExchangeKey, SigningKey
 from fedaipc.sealing.roster import Bundle, Roster
 from fedaipc.sealing.terms import Terms, thresholds
@@ -93,9 +93,9 @@ def play(count: int, pipe: Connection) -> None:
         started = time.perf_counter()
         if stage == "mask":
             words = terms.encoding.encode(update, 1, os.urandom(32))
-            answer = deal(terms, keys, words).encode()
+            answer = deal(terms, keys, words, Head(1, bytes(32))).encode()
         elif stage == AGREE:
-            answer = agree(terms, keys, Proposal.decode(frame), None).encode()
+            answer = agree(terms, keys, Proposal.decode(frame), None, {}).encode()
         else:
             answer = release(terms, keys, Unmask.decode(frame), None)[1].encode()
         pipe.send((time.perf_counter() - started, answer))

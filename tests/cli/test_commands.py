@@ -50,7 +50,8 @@ def refused(ran: Ran, code: int) -> str:
 def test_the_commands_are_those_that_the_documents_name() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
         "simulate", "doctor", "report", "predict", "config show", "config check", "data describe",
-        "assets list", "assets fetch", "privacy ledger", "privacy plan", "enroll", "leave",
+        "assets list", "assets fetch", "privacy ledger show", "privacy ledger verify",
+        "privacy ledger export", "privacy plan", "enroll", "leave",
         "move-out", "move-in",
         "federation init", "federation invite", "federation admit", "federation list",
         "federation revoke", "federation renew", "job base", "job sign", "server", "train",
@@ -286,8 +287,8 @@ def test_holdings_are_drawn(fedaipc: Callable[..., Ran], tmp_path: Path) -> None
         (("report", "."), 12, "no results.json here"),
         (("predict", "nowhere", "a text"), 12, "nowhere: no usable model here"),
         (("predict", ".", "a text"), 12, "no usable model here"),
-        (("privacy", "ledger", "nowhere"), 8, "nowhere: no such folder"),
-        (("privacy", "ledger", "."), 8, "holds no ledger"),
+        (("privacy", "ledger", "show", "nowhere"), 8, "nowhere: no such folder"),
+        (("privacy", "ledger", "show", "."), 8, "holds no ledger"),
     ],
 )
 def test_a_folder_that_holds_nothing_is_refused(
@@ -298,7 +299,7 @@ def test_a_folder_that_holds_nothing_is_refused(
 
 def test_a_damaged_run_folder_is_refused(fedaipc: Callable[..., Ran], tmp_path: Path) -> None:
     (tmp_path / "pc-state.json").write_text("{")
-    assert "pc-state.json: cannot be read" in refused(fedaipc("privacy", "ledger", "."), 8)
+    assert "pc-state.json: cannot be read" in refused(fedaipc("privacy", "ledger", "show", "."), 8)
     (tmp_path / "results.json").write_text("{}")
     assert "has no model yet" in refused(fedaipc("predict", ".", "a text"), 12)
 

@@ -11,6 +11,7 @@ import pytest
 from fedaipc.lab import planner
 from fedaipc.privacy.accountant import Mechanism, epsilon_rdp
 from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.sealing.keys import SigningKey
 from tests.cli.test_commands import refused
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ def test_a_config_is_planned_as_it_stands(fedaipc: Callable[..., Ran]) -> None:
 
 def test_what_a_ledger_holds_is_taken_into_account(fedaipc: Callable[..., Ran]) -> None:
     Path("pc").mkdir()
-    ledger = Ledger.create(Path("pc/ledger.jsonl"), lifetime_epsilon=8.0, delta=1e-6, order=4.0)
+    ledger = Ledger.create(
+        Path("pc/ledger.jsonl"), SigningKey(), lifetime_epsilon=8.0, delta=1e-6, order=4.0
+    )
     step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
     ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0))
     held = planned(fedaipc, "--epsilon", 2, *SMALL, "--ledger", "pc")["ledger"]

@@ -79,12 +79,12 @@ def test_own_data_by_customer_gives_a_model_a_report_and_a_ledger(
 
     assert json.loads(fedaipc("report", run, "--json").out)["run_id"] == results.run_id
     assert "test accuracy" in fedaipc("report", run).out
-    pcs = json.loads(fedaipc("privacy", "ledger", run, "--json").out)
+    pcs = json.loads(fedaipc("privacy", "ledger", "show", run, "--json").out)
     assert [pc["charges"] for pc in pcs] == [2, 2, 2]
     assert all(7.9 < pc["charged"] <= 8 and pc["prv"] < pc["charged"] for pc in pcs)
-    table = fedaipc("privacy", "ledger", run).out
+    table = fedaipc("privacy", "ledger", "show", run).out
     assert all(name in table for name in ("pc-0000", "pc-0001", "pc-0002", "8.000"))
-    one = json.loads(fedaipc("privacy", "ledger", run / "pcs" / "pc-0001", "--json").out)
+    one = json.loads(fedaipc("privacy", "ledger", "show", run / "pcs" / "pc-0001", "--json").out)
     assert one == pcs[1:2]
 
     said = fedaipc("predict", run, "a lovely film", "[odd] text", "--json").out.splitlines()
@@ -94,7 +94,7 @@ def test_own_data_by_customer_gives_a_model_a_report_and_a_ledger(
     assert (label in {"1", "5"}, 0.5 <= float(chance) <= 1, text) == (True, True, "a lovely film")
 
     moved = run.rename(tmp_path / "elsewhere")
-    assert json.loads(fedaipc("privacy", "ledger", moved, "--json").out) == pcs
+    assert json.loads(fedaipc("privacy", "ledger", "show", moved, "--json").out) == pcs
 
 
 def test_a_warm_up_on_public_texts_gives_the_base_and_is_told(
@@ -219,7 +219,7 @@ def test_a_run_without_privacy_says_so_at_the_start_and_at_the_end(
     assert ran.out.count("NOT PRIVATE") >= 2
     assert "NOT PRIVATE" in fedaipc("report", "out/run").out
     if words[1] == "privacy.mode=none":
-        assert "NOT PRIVATE" in fedaipc("privacy", "ledger", "out/run").out
+        assert "NOT PRIVATE" in fedaipc("privacy", "ledger", "show", "out/run").out
 
 
 def test_pcs_with_fewer_records_than_a_batch_take_part(

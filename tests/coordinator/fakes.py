@@ -28,7 +28,7 @@ from fedaipc.federation.messages import (
 from fedaipc.pc.pc import OWNER_FILE, Pc
 from fedaipc.pc.vault import Vault
 from fedaipc.results import Score
-from fedaipc.sealing.dealing import deal
+from fedaipc.sealing.dealing import Head, deal
 from fedaipc.sealing.roster import Roster
 from fedaipc.sealing.terms import Terms
 from fedaipc.simulation.flower_adapter import ensure_message_identity
@@ -92,7 +92,9 @@ class FakePc:
             return encode_update(bytes(terms.encoding.pack(words)))
         vault = Pc(self.folder).vault
         vault.keep(terms, request.terms)
-        return encode_update(deal(terms, vault.keys(terms), words).encode())
+        return encode_update(
+            deal(terms, vault.keys(terms), words, Head(terms.number, bytes(32))).encode()
+        )
 
     def usual_member(self, stage: str, request: MemberRequest) -> RecordDict:
         pc = Pc(self.folder)

@@ -15,7 +15,7 @@ from fedaipc.errors import OutputError
 from fedaipc.sealing.aggregator import Aggregator
 from fedaipc.sealing.committee import Agreement, Unmask, agree, release
 from fedaipc.sealing.dealing import Upload, deal, open_shares
-from tests.sealing.parts import blob_of, federation
+from tests.sealing.parts import HEAD, blob_of, federation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,8 @@ UPDATES = {
     for place, pc in enumerate(PCS)
 }
 UPLOADS = {
-    pc: deal(FOUR, KEYS[pc], FOUR.encoding.encode(update, 1, pc)) for pc, update in UPDATES.items()
+    pc: deal(FOUR, KEYS[pc], FOUR.encoding.encode(update, 1, pc), HEAD)
+    for pc, update in UPDATES.items()
 }
 FRAMES = {pc: upload.encode() for pc, upload in UPLOADS.items()}
 
@@ -86,7 +87,7 @@ def test_parts_are_found_for_other_numbers_of_pcs_and_rings(
     terms, keys = federation(count, bits=bits, size=1 + 7 * count)
     dealer = terms.participants[1]
     words = terms.encoding.encode(np.zeros(terms.size, np.float32), 1, dealer)
-    upload = deal(terms, keys[dealer], words)
+    upload = deal(terms, keys[dealer], words, HEAD)
     empty.keep(dealer, upload.encode())
     assert empty.upload(dealer).encode() == upload.encode()
     assert bytes(empty.lists(dealer, count).blobs) == upload.blobs
@@ -106,7 +107,7 @@ def test_a_sum_is_opened_from_the_disk_alone(spool: Spool) -> None:
     }
     agreements = []
     for member, proposal in proposals.items():
-        answer = agree(FOUR, KEYS[member], proposal, None)
+        answer = agree(FOUR, KEYS[member], proposal, None, {})
         assert isinstance(answer, Agreement)
         agreements.append(answer)
     for member, proposal in proposals.items():

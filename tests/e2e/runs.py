@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fedaipc.federation.job import Job
 from fedaipc.federation.job_folder import JOB_FILE
 from fedaipc.pc.pc import LEDGER_FILE
+from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import charged_epsilon
 from fedaipc.simulation.simulation import pc_folder
@@ -37,5 +38,6 @@ def allow(run: Run, number: int, *, rounds: int) -> float:
     old = ledger(run, number)
     old.path.unlink()
     epsilon = charged_epsilon(job_of(run).plan, rounds, 3.0) * 1.0001
-    Ledger.create(old.path, lifetime_epsilon=epsilon, delta=old.delta, order=3.0)
+    identity = Vault(old.path.parent).identity
+    Ledger.create(old.path, identity, lifetime_epsilon=epsilon, delta=old.delta, order=3.0)
     return epsilon

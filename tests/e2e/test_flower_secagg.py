@@ -50,7 +50,7 @@ from fedaipc.sealing.dealing import Upload, deal, pair_key
 from fedaipc.sealing.masks import add_masks
 from fedaipc.sealing.shares import combine
 from fedaipc.simulation.flower_adapter import InProcessGrid
-from tests.sealing.parts import Sum, federation
+from tests.sealing.parts import HEAD, Sum, federation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -283,12 +283,12 @@ def words(who: bytes) -> npt.NDArray[Any]:
     return rng.integers(0, 2**SEVEN.bits, SEVEN.size).astype("<u4")
 
 
-UPLOADS: dict[bytes, Upload] = {who: deal(SEVEN, KEYS[who], words(who)) for who in PCS}
+UPLOADS: dict[bytes, Upload] = {who: deal(SEVEN, KEYS[who], words(who), HEAD) for who in PCS}
 
 
 def signed(found: Sum, members: Collection[bytes]) -> tuple[Agreement, ...]:
     """By members that have signed nothing in this round yet."""
-    answers = [agree(SEVEN, KEYS[member], found.proposal(member), None) for member in members]
+    answers = [agree(SEVEN, KEYS[member], found.proposal(member), None, {}) for member in members]
     assert all(isinstance(answer, Agreement) for answer in answers)
     return tuple(answer for answer in answers if isinstance(answer, Agreement))
 
@@ -319,7 +319,7 @@ def test_a_pc_cannot_be_inside_for_one_set_and_outside_for_another() -> None:
             bound, _ = release(SEVEN, KEYS[member], Unmask(first.proposal(member), quorum), None)
             refused(Unmask(second.proposal(member), other), member, bound, "another set")
             with pytest.raises(SealingError, match="another set"):
-                agree(SEVEN, KEYS[member], second.proposal(member), bound)
+                agree(SEVEN, KEYS[member], second.proposal(member), bound, {})
 
 
 @pytest.mark.parametrize("inside", range(7))

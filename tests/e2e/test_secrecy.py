@@ -226,7 +226,7 @@ def test_every_byte_of_a_sealed_run_is_of_a_kind_that_the_specification_lists(
         count = len(Upload.decode(frame).leaves)
         assert count in (5, 6)
         assert len(frame) == (
-            2 + 160 + 64  # label and version, header, signature
+            2 + 200 + 64  # label and version, header, signature
             + 4 + 16 * count  # check values
             + 4 + 80 * count  # leaves
             + 4 + count * blob_bytes(count)

@@ -40,8 +40,8 @@ def traced(folder: Path) -> None:
         note("trains")
         return real_train(self, admitted)
 
-    def bind(self: vault.Agreed, set_hash: bytes) -> None:
-        real_bind(self, set_hash)
+    def bind(self: vault.Agreed, set_hash: bytes, heads: Any = None) -> None:
+        real_bind(self, set_hash, heads)
         with (folder / TRACE).open("a") as file:
             file.write(f"binds {self._path.parent.parent.name} {self._round} {set_hash.hex()}\n")
 

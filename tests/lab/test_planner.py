@@ -26,6 +26,7 @@ from fedaipc.lab.planner import (
 from fedaipc.privacy.accountant import filter_budget
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.plan import PrivacyPlan, covered_rounds, filter_order
+from fedaipc.sealing.keys import SigningKey
 
 PLAN = Schedule(epsilon=2.0, delta=1e-6, noise=1.0, rate=0.1, steps=2, rounds=30, records=1024)
 
@@ -168,7 +169,11 @@ def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path) -> None:
     assert covered_rounds(plan, PLAN.epsilon, order) == whole.rounds
     assert filter_budget(order, PLAN.epsilon, PLAN.delta) > 0
     ledger = Ledger.create(
-        tmp_path / "ledger.jsonl", lifetime_epsilon=PLAN.epsilon, delta=PLAN.delta, order=order
+        tmp_path / "ledger.jsonl",
+        SigningKey(),
+        lifetime_epsilon=PLAN.epsilon,
+        delta=PLAN.delta,
+        order=order,
     )
     for number in range(1, whole.rounds + 1):
         ledger.charge(

@@ -17,7 +17,8 @@ from fedaipc.federation.letters import Invite, Request
 from fedaipc.pc.enrol import Enrolled, enroll, leave, move_in, move_out, request_again
 from fedaipc.pc.pc import Pc
 from fedaipc.pc.vault import Vault
-from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.accountant import Mechanism
+from fedaipc.privacy.ledger import Charge, Ledger
 
 SECRET = "zq7private"
 
@@ -146,6 +147,65 @@ def test_who_leaves_keeps_the_ledger_and_no_key(tmp_path: Path, invite: Invite, 
     assert not left & {"identity.key", "node.key", "owner.toml"}
     with pytest.raises(AdmissionError, match="no PC"):
         leave(tmp_path / "pc")
+
+
+def test_who_enrols_again_goes_on_with_what_was_spent(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    folder, path = tmp_path / "pc", tmp_path / "pc" / "ledger.jsonl"
+    enrolled(folder, invite, data)
+    step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
+    charge = Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0)
+    first = Vault(folder).identity
+    Ledger(path, first).charge(charge)
+    leave(folder)
+    spent = path.read_bytes()
+    for change in ({"lifetime_epsilon": 4.0}, {"source": "nowhere.csv"}):
+        with pytest.raises(FedaipcError):
+            enrolled(folder, invite, data, **change)
+    other = invite.model_copy(update={"delta": 1e-6})
+    with pytest.raises(AdmissionError, match="delta 1e-05 for good"):
+        enrolled(folder, other, data)
+    assert path.read_bytes() == spent
+    assert not (folder / "owner.toml").exists()
+
+    enrolled(folder, invite, data, name="office-2")
+    second = Vault(folder).identity
+    assert second.public != first.public
+    assert Ledger(path, second).charges == (charge,)
+    assert path.read_bytes().startswith(spent)
+    assert load_owner(folder / "owner.toml").name == "office-2"
+    with pytest.raises(AdmissionError, match="not empty"):
+        enrolled(folder, invite, data)
+
+
+@pytest.mark.parametrize("step", ["identity", "ledger", "node.key", "owner.toml"])
+def test_an_enrolment_that_was_cut_off_can_be_done_again(
+    tmp_path: Path, invite: Invite, data: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    folder = tmp_path / "pc"
+    enrolled(folder, invite, data)
+    leave(folder)
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    real = Path.replace
+    with monkeypatch.context() as patch:
+        if step == "ledger":
+            patch.setattr(Ledger, "adopt", fails)
+        else:
+            name = "sealing" if step == "identity" else step
+            patch.setattr(
+                Path, "replace",
+                lambda self, to: fails() if Path(to) == folder / name else real(self, to),
+            )  # fmt: skip
+        with pytest.raises(AdmissionError, match="No space left"):
+            enrolled(folder, invite, data)
+    assert not (folder / "owner.toml").exists()
+    enrolled(folder, invite, data)
+    Ledger(folder / "ledger.jsonl", Vault(folder).identity)
+    assert request_again(folder).records == 90
 
 
 def test_a_pc_moves_with_all_it_has_spent(tmp_path: Path, invite: Invite, data: Path) -> None:

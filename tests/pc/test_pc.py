@@ -533,7 +533,13 @@ def test_a_budget_ends_however_the_coordinator_names_its_runs(
     order = Ledger(folder / LEDGER_FILE).order
     (folder / LEDGER_FILE).unlink()
     allowed = (charged_epsilon(job.plan, 2, order) + charged_epsilon(job.plan, 3, order)) / 2
-    Ledger.create(folder / LEDGER_FILE, lifetime_epsilon=allowed, delta=job.delta, order=order)
+    Ledger.create(
+        folder / LEDGER_FILE,
+        Vault(folder).identity,
+        lifetime_epsilon=allowed,
+        delta=job.delta,
+        order=order,
+    )
     answers = [ask(attempt=1, run=f"{number:016x}") for number in range(4)]
     assert [gave(answer) for answer in answers] == [True, True, False, False]
     assert [answer.content for answer in answers[2:]] == [EXHAUSTED, EXHAUSTED]
@@ -1235,7 +1241,11 @@ def test_a_pc_that_cannot_pay_is_a_member_all_the_same(
     (member / LEDGER_FILE).unlink()
     allowed = (charged_epsilon(plan, 1, order) + charged_epsilon(plan, 2, order)) / 2
     Ledger.create(
-        member / LEDGER_FILE, lifetime_epsilon=allowed, delta=plan.delta, order=order
+        member / LEDGER_FILE,
+        Vault(member).identity,
+        lifetime_epsilon=allowed,
+        delta=plan.delta,
+        order=order,
     ).charge(Charge(run="f" * 16, round=1, attempt=1, mechanism=plan.mechanism(), clip=1.0))
     answer = ask_member()
     assert answer.content == EXHAUSTED

@@ -31,9 +31,12 @@ from fedaipc.privacy.accountant import (
     noise_for,
     rdp,
 )
+from fedaipc.privacy.chain import check_chain
 from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.sealing.keys import SigningKey
 
 DELTA = 1e-5
+KEY = SigningKey(bytes(range(32)))
 STEP = Mechanism(noise_multiplier=2.0, sampling_rate=0.1, steps=1)
 OTHER = Mechanism(noise_multiplier=1.0, sampling_rate=0.05, steps=3)
 THIRD = Mechanism(noise_multiplier=5.0, sampling_rate=1.0, steps=2)
@@ -41,7 +44,7 @@ THIRD = Mechanism(noise_multiplier=5.0, sampling_rate=1.0, steps=2)
 
 def new_ledger(folder: Path, *, epsilon: float = 8.0, order: float = 4.0) -> Ledger:
     return Ledger.create(
-        folder / "ledger.jsonl", lifetime_epsilon=epsilon, delta=DELTA, order=order
+        folder / "ledger.jsonl", KEY, lifetime_epsilon=epsilon, delta=DELTA, order=order
     )
 
 
@@ -84,7 +87,7 @@ def test_epsilon_equals_opacus_and_pld_composed_over_all_rounds(three: Path) -> 
     theirs = RDPAccountant()
     for _ in range(3):
         theirs.step(noise_multiplier=2.0, sample_rate=0.1)
-    ledger = Ledger(three)
+    ledger = Ledger(three, KEY)
     assert ledger.best_epsilon() == pytest.approx(theirs.get_epsilon(DELTA), rel=0.01)
     assert ledger.best_epsilon() == epsilon_rdp([STEP] * 3, DELTA)
     assert ledger.spent_epsilon() >= ledger.best_epsilon()
@@ -175,7 +178,7 @@ def test_a_fresh_ledger_covers_the_planned_rounds_and_not_one_more(tmp_path: Pat
 def test_a_second_run_continues_from_the_first_ones_spending(tmp_path: Path) -> None:
     first = new_ledger(tmp_path)
     first.charge(one(1, OTHER, run="first"))
-    second = Ledger(first.path)
+    second = Ledger(first.path, KEY)
     second.charge(one(1, OTHER, run="second"))
     assert second.spent_epsilon() > first.spent_epsilon()
     assert second.mechanisms == (Mechanism(noise_multiplier=1.0, sampling_rate=0.05, steps=6),)
@@ -200,20 +203,28 @@ def test_an_order_that_certifies_nothing_is_refused(tmp_path: Path, order: float
 def test_an_attempt_is_charged_once_and_in_order(three: Path, attempt: int) -> None:
     before = three.read_bytes()
     with pytest.raises(LedgerError, match="not newer"):
-        Ledger(three).charge(one(attempt))
+        Ledger(three, KEY).charge(one(attempt))
     assert three.read_bytes() == before
-    Ledger(three).charge(one(1, run="another run"))
+    Ledger(three, KEY).charge(one(1, run="another run"))
 
 
 # Damage
 
 
+def spelt(entry: dict) -> bytes:
+    return json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+
+
 def rehash(entry: dict) -> bytes:
     """A line as the ledger writes it, spelt out a second time."""
     body = {key: value for key, value in entry.items() if key != "hash"}
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    whole = {**body, "hash": hashlib.sha256(text.encode()).hexdigest()}
-    return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
+    return spelt({**body, "hash": hashlib.sha256(spelt(body)).hexdigest()})
+
+
+def signed(entry: dict, key: SigningKey = KEY) -> bytes:
+    """As the PC with `key` writes it, spelt out a second time."""
+    body = {name: value for name, value in entry.items() if name not in ("hash", "signature")}
+    return rehash({**body, "signature": key.sign(b"fedaipc ledger" + spelt(body)).hex()})
 
 
 @pytest.mark.parametrize(
@@ -270,12 +281,183 @@ def test_a_damaged_file_is_left_as_it_is_though_its_last_line_is_torn(three: Pat
         assert three.read_bytes() == damaged
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"order": 4.05}])
+@pytest.mark.parametrize("change", [{"version": 3}, {"order": 4.05}])
 def test_a_ledger_of_a_newer_version_is_refused(tmp_path: Path, change: dict) -> None:
     path = new_ledger(tmp_path).path
-    path.write_bytes(rehash({**json.loads(path.read_bytes()), **change}) + b"\n")
+    path.write_bytes(signed({**json.loads(path.read_bytes()), **change}) + b"\n")
     with pytest.raises(LedgerError, match="newer fedaipc"):
         Ledger(path)
+
+
+# Signatures
+
+
+def test_any_changed_byte_is_found(three: Path) -> None:
+    content = three.read_bytes()
+    for place in range(len(content)):
+        for bit in (1, 32):
+            changed = bytearray(content)
+            changed[place] ^= bit
+            three.write_bytes(changed)
+            with pytest.raises(LedgerError):
+                Ledger(three)
+
+
+def test_a_byte_that_json_does_not_mind_is_found(three: Path) -> None:
+    content = three.read_bytes()
+    for changed in (content.replace(b",", b", ", 1), content.replace(b"2.0", b"2.00", 1)):
+        three.write_bytes(changed)
+        with pytest.raises(LedgerError, match=r"line [12] is damaged or was changed"):
+            Ledger(three)
+
+
+def relinked(lines: list[dict], make) -> bytes:
+    previous, out = "", b""
+    for entry in lines:
+        line = make({**entry, "previous": previous})
+        previous = json.loads(line)["hash"]
+        out += line + b"\n"
+    return out
+
+
+@pytest.mark.parametrize("forger", ["without a key", "with another key", "whole, with another"])
+def test_a_whole_chain_written_anew_is_found(three: Path, forger: str) -> None:
+    """Who can edit the file, and has not the PC's key, cannot lower a charge."""
+    other = SigningKey(bytes(32))
+    lines = [json.loads(line) for line in three.read_bytes().splitlines()]
+    lines[2]["noise_multiplier"] = 9.0
+    if forger == "without a key":
+        three.write_bytes(relinked(lines, rehash))
+    elif forger == "with another key":
+        three.write_bytes(relinked(lines, lambda entry: signed(entry, other)))
+    else:
+        lines[0]["key"] = other.public.hex()
+        three.write_bytes(relinked(lines, lambda entry: signed(entry, other)))
+        assert len(Ledger(three).charges) == 3  # sound in itself, and not this PC's
+        with pytest.raises(LedgerError, match="another key than this PC's"):
+            Ledger(three, KEY)
+        return
+    with pytest.raises(LedgerError, match="not signed by this ledger's PC"):
+        Ledger(three)
+
+
+def test_each_signature_can_be_checked_alone(three: Path) -> None:
+    """The last one vouches for all; an auditor may ask for every one."""
+    lines = [json.loads(line) for line in three.read_bytes().splitlines()]
+    lines[1]["noise_multiplier"] = 9.0
+    three.write_bytes(
+        relinked(lines, lambda e: rehash(e) if e.get("noise_multiplier") == 9.0 else signed(e))
+    )
+    raw = three.read_bytes().splitlines()
+    assert len(check_chain(raw, three).entries) == 4
+    with pytest.raises(LedgerError, match="line 2 is not signed"):
+        check_chain(raw, three, every=True)
+
+
+OLD = [
+    {
+        "version": 1, "kind": "ledger", "unit": "record", "delta": DELTA, "lifetime_epsilon": 8.0,
+        "order": 4.0, "created": "2026-01-01T00:00:00+00:00",
+    },
+    {
+        "version": 1, "kind": "charge", "run": "run-1", "round": 1, "attempt": 1, "clip": 1.0,
+        "seeded": False, "noise_multiplier": 2.0, "sampling_rate": 0.1, "steps": 1,
+        "time": "2026-01-01T00:01:00+00:00",
+    },
+]  # fmt: skip
+
+
+def test_a_ledger_of_version_1_goes_on_and_loses_no_charge(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(relinked(OLD, rehash))
+    old = path.read_bytes()
+    assert Ledger(path).key is None
+    ledger = Ledger(path, KEY)
+    assert ledger.charges == (one(1),)
+    assert path.read_bytes() == old  # reading migrates nothing
+    ledger.charge(one(2))
+    assert path.read_bytes().startswith(old)
+    again = Ledger(path, KEY)
+    assert again.charges == ledger.charges == (one(1), one(2))
+    assert (again.key, again.head) == (KEY.public.hex(), ledger.head)
+    assert again.head[0] == 4  # a line names the key
+
+
+def test_unsigned_lines_cannot_follow_signed_ones(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(relinked(OLD, rehash))
+    Ledger(path, KEY).charge(one(2))
+    last = json.loads(path.read_bytes().splitlines()[-1])
+    late = rehash({**OLD[1], "attempt": 3, "previous": last["hash"]})
+    path.write_bytes(path.read_bytes() + late + b"\n")
+    with pytest.raises(LedgerError, match="line 5 is not signed"):
+        Ledger(path)
+
+
+def test_a_pc_with_new_keys_goes_on_with_its_ledger(three: Path) -> None:
+    new = SigningKey(bytes(32))
+    with pytest.raises(LedgerError, match="another key"):
+        Ledger(three, new)
+    Ledger.adopt(three, new).charge(one(4))
+    assert Ledger.adopt(three, new).head == Ledger(three, new).head  # once
+    assert [charge.attempt for charge in Ledger(three).charges] == [1, 2, 3, 4]
+    with pytest.raises(LedgerError, match="another key"):
+        Ledger(three, KEY)
+
+
+def test_a_ledger_that_was_opened_to_be_read_cannot_be_charged(three: Path) -> None:
+    with pytest.raises(LedgerError, match="to be read"):
+        Ledger(three).charge(one(4))
+
+
+# What others remember of it
+
+
+def test_a_head_that_was_seen_is_there_for_good(three: Path) -> None:
+    ledger = Ledger(three, KEY)
+    seen = ledger.head
+    assert seen[0] == len(three.read_bytes().splitlines())
+    assert seen[1].hex() == json.loads(three.read_bytes().splitlines()[-1])["hash"]
+    ledger.charge(one(4))
+    assert ledger.head == Ledger(three).head
+    Ledger(three).check_head(*seen)
+    Ledger(three).check_head(*ledger.head)
+
+
+def test_an_older_copy_is_found_also_after_it_has_grown(three: Path) -> None:
+    older = three.read_bytes()
+    ledger = Ledger(three, KEY)
+    ledger.charge(one(4))
+    ledger.charge(one(5))
+    seen = ledger.head
+    three.write_bytes(older)
+    with pytest.raises(LedgerError, match=r"has 4 lines, and had 6 when it was last seen"):
+        Ledger(three).check_head(*seen)
+    for attempt in (5, 6, 7):
+        Ledger(three, KEY).charge(one(attempt))
+    with pytest.raises(LedgerError, match="line 6 is another one than was seen"):
+        Ledger(three).check_head(*seen)
+
+
+def test_the_head_tells_nothing_that_can_be_guessed(tmp_path: Path) -> None:
+    """Two PCs with one life have different heads: a hash covers a signature."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = (
+        Ledger.create(
+            tmp_path / name / "ledger.jsonl", key, lifetime_epsilon=8.0, delta=DELTA, order=4.0
+        )
+        for name, key in (("a", KEY), ("b", SigningKey(bytes(32))))
+    )
+    assert first.head[1] != second.head[1]
+    entry = json.loads(first.path.read_bytes())
+    assert len(entry["signature"]) == 128
+    assert (
+        first.head[1]
+        == hashlib.sha256(
+            spelt({name: value for name, value in entry.items() if name != "hash"})
+        ).digest()
+    )
 
 
 def test_a_torn_last_line_is_dropped_wherever_it_is_cut(three: Path) -> None:
@@ -283,10 +465,10 @@ def test_a_torn_last_line_is_dropped_wherever_it_is_cut(three: Path) -> None:
     start = content[:-1].rfind(b"\n") + 1
     for cut in (*range(start + 1, len(content) - 1, 29), len(content) - 2):
         three.write_bytes(content[:cut])
-        assert len(Ledger(three).charges) == 2
+        assert len(Ledger(three, KEY).charges) == 2
         assert three.read_bytes() == content[:start]
-    Ledger(three).charge(one(4))
-    assert [charge.attempt for charge in Ledger(three).charges] == [1, 2, 4]
+    Ledger(three, KEY).charge(one(4))
+    assert [charge.attempt for charge in Ledger(three, KEY).charges] == [1, 2, 4]
 
 
 @pytest.mark.parametrize("junk", [b"x", b"{", b'{"kind": "charge"}'])
@@ -303,10 +485,10 @@ def test_a_last_charge_whose_line_end_alone_is_lost_still_counts(three: Path) ->
     """What a text editor may do to a file must not give budget back."""
     content = three.read_bytes()
     three.write_bytes(content[:-1])
-    assert len(Ledger(three).charges) == 3
+    assert len(Ledger(three, KEY).charges) == 3
     assert three.read_bytes() == content
-    Ledger(three).charge(one(4))
-    assert len(Ledger(three).charges) == 4
+    Ledger(three, KEY).charge(one(4))
+    assert len(Ledger(three, KEY).charges) == 4
 
 
 def test_a_missing_ledger_or_folder_is_told_in_one_line(tmp_path: Path) -> None:
@@ -376,9 +558,9 @@ def test_a_failing_fsync_grants_nothing_and_gives_nothing_back(
         patch.setattr(os, "fsync", _raising(errno.EIO))
         with pytest.raises(LedgerError, match="nothing was trained"):
             ledger.charge(one(1))
-    assert len(Ledger(ledger.path).charges) == 1  # it may be on the disk: it stays charged
+    assert len(Ledger(ledger.path, KEY).charges) == 1  # it may be on the disk: it stays charged
     with pytest.raises(LedgerError, match="not newer"):
-        Ledger(ledger.path).charge(one(1))
+        Ledger(ledger.path, KEY).charge(one(1))
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100])
@@ -386,7 +568,7 @@ def test_a_full_disk_grants_nothing_and_leaves_a_usable_ledger(
     three: Path, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, real = three.read_bytes(), os.write
-    ledger = Ledger(three)
+    ledger = Ledger(three, KEY)
 
     def write(handle: int, data: bytes) -> int:
         if kept == 0:
@@ -397,9 +579,9 @@ def test_a_full_disk_grants_nothing_and_leaves_a_usable_ledger(
         patch.setattr(os, "write", write)
         with pytest.raises(LedgerError, match=r"cannot be written .*; nothing was trained$"):
             ledger.charge(one(4))
-    assert len(Ledger(three).charges) == 3
+    assert len(Ledger(three, KEY).charges) == 3
     assert three.read_bytes() == before
-    Ledger(three).charge(one(4))
+    Ledger(three, KEY).charge(one(4))
     assert Ledger(three).last_attempt("run-1") == 4
 
 
@@ -414,7 +596,9 @@ _CHARGE_FOREVER = """
 import sys
 from pathlib import Path
 from fedaipc.privacy.ledger import Charge, Ledger
-ledger, run, most = Ledger(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+from fedaipc.sealing.keys import SigningKey
+key = SigningKey(bytes(range(32)))
+ledger, run, most = Ledger(Path(sys.argv[1]), key), sys.argv[2], int(sys.argv[3])
 for attempt in range(ledger.last_attempt(run) + 1, most + 1):
     ledger.charge(Charge(run=run, round=1, attempt=attempt, mechanism=None, clip=1.0))
     print(attempt, flush=True)
@@ -438,7 +622,7 @@ def test_kill_9_at_any_point_never_loses_a_granted_charge(tmp_path: Path, kills:
             granted = max([granted, *map(int, process.stdout.read().split())])
         # At most one charge was durable without having been reported.
         assert granted <= Ledger(ledger.path).last_attempt("run-1") <= granted + 1
-    attempts = [charge.attempt for charge in Ledger(ledger.path).charges]
+    attempts = [charge.attempt for charge in Ledger(ledger.path, KEY).charges]
     assert attempts == list(range(1, len(attempts) + 1))
 
 
@@ -447,13 +631,13 @@ def test_two_processes_that_charge_at_once_lose_nothing(tmp_path: Path) -> None:
     with _charging(ledger.path, "a", 20) as first, _charging(ledger.path, "b", 20) as second:
         for process in (first, second):
             assert process.stdout.read().split()[-1] == "20"
-    charges = Ledger(ledger.path).charges
+    charges = Ledger(ledger.path, KEY).charges
     for run in "ab":
         assert [c.attempt for c in charges if c.run == run] == list(range(1, 21))
 
 
 def test_a_second_handle_sees_the_first_ones_charges(three: Path) -> None:
-    one_handle, other_handle = Ledger(three), Ledger(three)
+    one_handle, other_handle = Ledger(three, KEY), Ledger(three, KEY)
     one_handle.charge(one(4))
     with pytest.raises(LedgerError, match="not newer"):
         other_handle.charge(one(4))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedaipc.sealing.aggregator import Aggregator
-from fedaipc.sealing.dealing import Keys, Upload, blob_bytes
+from fedaipc.sealing.dealing import Head, Keys, Upload, blob_bytes
 from fedaipc.sealing.keys import ExchangeKey, SigningKey
 from fedaipc.sealing.roster import Bundle, Roster
 from fedaipc.sealing.terms import Terms, Thresholds, thresholds
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedaipc.sealing.committee import Proposal, Release
 
 NOW = 1_800_000_000.0
+HEAD = Head(3, bytes(range(32)))  # of a ledger with two charges
 
 
 def federation(count: int, **changes: Any) -> tuple[Terms, dict[bytes, Keys]]:

@@ -15,7 +15,7 @@ from fedaipc.sealing.dealing import HEADER_BYTES, Upload, deal, open_shares, pai
 from fedaipc.sealing.masks import add_masks
 from fedaipc.sealing.shares import combine
 from fedaipc.sealing.terms import check_value
-from tests.sealing.parts import blob_of, federation
+from tests.sealing.parts import HEAD, blob_of, federation
 
 SEVEN, KEYS = federation(7)
 
@@ -27,7 +27,8 @@ def words(terms, number: int) -> np.ndarray:
 
 def uploads(terms, keys) -> dict[bytes, Upload]:
     return {
-        who: deal(terms, keys[who], words(terms, n)) for n, who in enumerate(terms.participants)
+        who: deal(terms, keys[who], words(terms, n), HEAD)
+        for n, who in enumerate(terms.participants)
     }
 
 
@@ -100,7 +101,7 @@ def test_fewer_members_than_the_threshold_open_nothing() -> None:
 def test_one_vector_sealed_twice_has_two_masks() -> None:
     """M15."""
     who = SEVEN.participants[0]
-    first, second = (deal(SEVEN, KEYS[who], words(SEVEN, 1)) for _ in range(2))
+    first, second = (deal(SEVEN, KEYS[who], words(SEVEN, 1), HEAD) for _ in range(2))
     assert bytes(first.vector) != bytes(second.vector)
     assert first.checks[0] != second.checks[0]
     assert first.checks[1:] == second.checks[1:]
@@ -110,14 +111,14 @@ def test_one_vector_sealed_twice_has_two_masks() -> None:
 def test_an_uploaded_vector_looks_uniform_whatever_it_hides(value: int) -> None:
     terms, keys = federation(3, size=100_000)
     vector = np.full(terms.size, value, dtype="<u4")
-    upload = deal(terms, keys[terms.participants[1]], vector)
+    upload = deal(terms, keys[terms.participants[1]], vector, HEAD)
     counts = np.bincount(np.frombuffer(upload.vector, np.uint8), minlength=256)
     assert stats.chisquare(counts).pvalue > 1e-6
 
 
 def test_an_upload_comes_back_from_its_frame_and_is_checked() -> None:
     """M17, M29."""
-    upload = deal(SEVEN, KEYS[SEVEN.participants[2]], words(SEVEN, 1))
+    upload = deal(SEVEN, KEYS[SEVEN.participants[2]], words(SEVEN, 1), HEAD)
     content = upload.encode()
     again = Upload.decode(content)
     again.check(SEVEN)
@@ -127,7 +128,7 @@ def test_an_upload_comes_back_from_its_frame_and_is_checked() -> None:
 
 def test_every_changed_bit_of_an_upload_is_found() -> None:
     """M17."""
-    upload = deal(SEVEN, KEYS[SEVEN.participants[2]], words(SEVEN, 1))
+    upload = deal(SEVEN, KEYS[SEVEN.participants[2]], words(SEVEN, 1), HEAD)
     content = bytearray(upload.encode())
     for place in range(len(content)):
         content[place] ^= 0x10
@@ -140,7 +141,7 @@ def test_sizes_do_not_depend_on_what_is_sealed() -> None:
     """M16."""
     zeros = np.zeros(SEVEN.size, "<u4")
     sizes = {
-        len(deal(SEVEN, KEYS[who], vector.copy()).encode())
+        len(deal(SEVEN, KEYS[who], vector.copy(), HEAD).encode())
         for who in SEVEN.participants
         for vector in (zeros, words(SEVEN, 9))
     }
@@ -149,7 +150,7 @@ def test_sizes_do_not_depend_on_what_is_sealed() -> None:
 
 def test_an_upload_for_another_round_is_refused() -> None:
     """M13, M17."""
-    upload = deal(SEVEN, KEYS[SEVEN.participants[0]], words(SEVEN, 1))
+    upload = deal(SEVEN, KEYS[SEVEN.participants[0]], words(SEVEN, 1), HEAD)
     for other in (dataclasses.replace(SEVEN, number=2), federation(6)[0]):
         with pytest.raises(SealingError, match="another round"):
             upload.check(other)
@@ -158,7 +159,7 @@ def test_an_upload_for_another_round_is_refused() -> None:
 def test_a_blob_opens_for_its_member_and_its_dealer_alone() -> None:
     """M19."""
     dealer, other = SEVEN.participants[:2]
-    upload, strange = (deal(SEVEN, KEYS[who], words(SEVEN, 1)) for who in (dealer, other))
+    upload, strange = (deal(SEVEN, KEYS[who], words(SEVEN, 1), HEAD) for who in (dealer, other))
     member = SEVEN.participants[3]
     shares = open_shares(SEVEN, KEYS[member], upload.header, upload.leaves[3], blob_of(upload, 3))
     assert len(shares) == 7

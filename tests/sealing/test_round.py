@@ -16,13 +16,14 @@ from fedaipc.sealing.committee import (
     Agreement,
     Complaint,
     Proposal,
+    Reason,
     Release,
     Unmask,
     agree,
     release,
 )
-from fedaipc.sealing.dealing import Upload, deal, list_hash, open_shares
-from tests.sealing.parts import Sum, blob_of, federation
+from fedaipc.sealing.dealing import Head, Upload, deal, list_hash, open_shares
+from tests.sealing.parts import HEAD, Sum, blob_of, federation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -44,7 +45,7 @@ def encoded(terms: Terms, who: bytes) -> np.ndarray:
 
 
 def uploads(terms: Terms, keys: dict[bytes, Keys]) -> dict[bytes, Upload]:
-    return {who: deal(terms, keys[who], encoded(terms, who)) for who in terms.participants}
+    return {who: deal(terms, keys[who], encoded(terms, who), HEAD) for who in terms.participants}
 
 
 UPLOADS = uploads(SEVEN, KEYS)
@@ -56,7 +57,7 @@ def agreements(
     signed = []
     for member in members:
         proposal = Proposal.decode(found.proposal(member).encode())
-        answer = agree(terms, keys[member], proposal, None)
+        answer = agree(terms, keys[member], proposal, None, {})
         assert isinstance(answer, Agreement)
         signed.append(Agreement.decode(answer.encode()))
     return tuple(signed)
@@ -140,13 +141,13 @@ def test_a_second_set_is_never_signed_and_never_opened() -> None:
     signed = agreements(SEVEN, KEYS, first, PCS)
     recorded = signed[0].set_hash
     with pytest.raises(SealingError, match="another set"):
-        agree(SEVEN, KEYS[PCS[0]], second.proposal(PCS[0]), recorded)
+        agree(SEVEN, KEYS[PCS[0]], second.proposal(PCS[0]), recorded, {})
     elsewhere = agreements(SEVEN, KEYS, second, PCS)  # of members that forgot: they count into c
     for who in PCS:
         request = Unmask(second.proposal(who), elsewhere)
         with pytest.raises(SealingError, match="another set"):
             release(SEVEN, KEYS[who], request, recorded)
-    again = agree(SEVEN, KEYS[PCS[0]], first.proposal(PCS[0]), recorded)
+    again = agree(SEVEN, KEYS[PCS[0]], first.proposal(PCS[0]), recorded, {})
     assert again == signed[0]
 
 
@@ -204,13 +205,13 @@ def test_what_is_no_set_of_the_round_is_not_signed(change: str) -> None:
             dealt = dealt[::-1]
         case "another round":
             later = dataclasses.replace(SEVEN, number=2)
-            other = deal(later, KEYS[PCS[0]], encoded(SEVEN, PCS[0]))
+            other = deal(later, KEYS[PCS[0]], encoded(SEVEN, PCS[0]), HEAD)
             dealt[0] = dataclasses.replace(dealt[0], header=other.header, signature=other.signature)
         case _:
             header = dataclasses.replace(dealt[0].header, vector_hash=bytes(32))
             dealt[0] = dataclasses.replace(dealt[0], header=header)
     with pytest.raises(SealingError):
-        agree(SEVEN, KEYS[PCS[0]], Proposal(tuple(dealt)), None)
+        agree(SEVEN, KEYS[PCS[0]], Proposal(tuple(dealt)), None, {})
 
 
 def test_a_vector_that_was_swapped_after_it_was_signed_is_refused() -> None:
@@ -218,6 +219,45 @@ def test_a_vector_that_was_swapped_after_it_was_signed_is_refused() -> None:
     wrong = dataclasses.replace(UPLOADS[PCS[0]], vector=UPLOADS[PCS[1]].vector)
     with pytest.raises(SealingError, match="not the one that its dealer signed"):
         wrong.check(SEVEN)
+
+
+# A ledger only grows
+
+
+@pytest.mark.parametrize(("seen", "grown"), [(2, True), (3, False), (4, False), (2**64 - 1, False)])
+def test_a_member_complains_of_a_ledger_that_did_not_grow(seen: int, grown: bool) -> None:
+    """M31: each upload is one charge more than the last that was seen."""
+    proposal = Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0])
+    heads = {PCS[2]: Head(seen, bytes(32)), PCS[4]: Head(1, bytes(32))}
+    answer = agree(SEVEN, KEYS[PCS[0]], proposal, None, heads)
+    if grown:
+        assert isinstance(answer, Agreement)
+        return
+    assert isinstance(answer, Complaint)
+    assert (answer.dealer, answer.reason) == (PCS[2], Reason.LEDGER)
+    assert "older copy" in answer.reason.text
+    answer.check(SEVEN)
+    other = dataclasses.replace(answer, reason=Reason.SHARES)
+    with pytest.raises(SealingError, match="signature"):
+        other.check(SEVEN)
+
+
+def test_a_set_that_was_agreed_on_is_agreed_on_again_though_its_heads_are_recorded() -> None:
+    """M25, M31."""
+    proposal = Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0])
+    first = agree(SEVEN, KEYS[PCS[0]], proposal, None, {})
+    assert isinstance(first, Agreement)
+    heads = {who: upload.header.head for who, upload in UPLOADS.items()}
+    assert agree(SEVEN, KEYS[PCS[0]], proposal, first.set_hash, heads) == first
+
+
+def test_nobody_else_can_state_a_dealers_head() -> None:
+    """M31: it is under the signature."""
+    dealt = list(Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0]).dealt)
+    header = dataclasses.replace(dealt[0].header, head=Head(9, bytes(32)))
+    dealt[0] = dataclasses.replace(dealt[0], header=header)
+    with pytest.raises(SealingError, match="signature"):
+        agree(SEVEN, KEYS[PCS[0]], Proposal(tuple(dealt)), None, {})
 
 
 # Bad dealers and bad members are told apart
@@ -229,9 +269,9 @@ def test_a_blob_that_does_not_open_names_its_dealer_and_the_rest_goes_on() -> No
     found = dict(UPLOADS)
     found[bad] = resigned(found[bad])
     summed = Sum(SEVEN, found, PCS)
-    answer = agree(SEVEN, KEYS[PCS[0]], summed.proposal(PCS[0]), None)
+    answer = agree(SEVEN, KEYS[PCS[0]], summed.proposal(PCS[0]), None, {})
     assert isinstance(answer, Complaint)
-    assert answer.dealer == bad
+    assert (answer.dealer, answer.reason) == (bad, Reason.SHARES)
     Complaint.decode(answer.encode()).check(SEVEN)
     summed.leave_out(bad)
     inside = [who for who in PCS if who != bad]
@@ -283,7 +323,7 @@ def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
     terms = SEVEN
     bad = PCS[4]
     other = dataclasses.replace(KEYS[bad], mask=KEYS[PCS[0]].mask)  # not the key it published
-    found = {**UPLOADS, bad: deal(terms, other, encoded(terms, bad))}
+    found = {**UPLOADS, bad: deal(terms, other, encoded(terms, bad), HEAD)}
     assert Sum(terms, found, PCS).aggregator.disagreeing() == [
         tuple(sorted((bad, pc))) for pc in PCS if pc != bad
     ]
@@ -326,7 +366,7 @@ def test_a_dealer_of_shares_that_give_another_key_is_named_and_the_total_stays()
 def test_of_two_uploads_by_one_pc_the_first_counts() -> None:
     summed = Sum(SEVEN, UPLOADS, PCS[:6])
     with pytest.raises(SealingError, match="two uploads"):
-        summed.aggregator.accept(deal(SEVEN, KEYS[PCS[0]], encoded(SEVEN, PCS[0])))
+        summed.aggregator.accept(deal(SEVEN, KEYS[PCS[0]], encoded(SEVEN, PCS[0]), HEAD))
     total = opened(SEVEN, KEYS, summed, PCS, PCS)
     assert np.array_equal(total, plain(SEVEN, PCS[:6]))
 
@@ -344,7 +384,7 @@ def test_frames_come_back_and_their_damage_is_refused_or_changes_nothing_quietly
     frame = {
         "proposal": proposal,
         "agreement": signed[0],
-        "complaint": Complaint(PCS[0], PCS[1], bytes(64)),
+        "complaint": Complaint(PCS[0], PCS[1], Reason.LEDGER, bytes(64)),
         "unmask": request,
         "release": release(SEVEN, KEYS[PCS[0]], request, None)[1],
     }[kind]

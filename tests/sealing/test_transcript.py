@@ -210,7 +210,7 @@ def test_a_dealer_masks_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
         draws = SimpleNamespace(token_bytes=lambda _, own=own: own)
         monkeypatch.setattr(dealing, "secrets", draws)
         words = np.array(ROUND["plain"][dealer.hex()]["words"], "<u4")
-        upload = dealing.deal(terms(), KEYS[dealer], words)
+        upload = dealing.deal(terms(), KEYS[dealer], words, uploads()[dealer].header.head)
         assert upload.vector == uploads()[dealer].vector
         assert upload.checks == uploads()[dealer].checks
         assert upload.checks[0] == check_value(terms().context, own)
@@ -246,7 +246,7 @@ def test_every_member_is_shown_the_recorded_set() -> None:
 def test_every_member_agrees_byte_for_byte(recorded: bytes | None) -> None:
     """M21, M25."""
     for who, frame in of("proposals").items():
-        answer = agree(terms(), KEYS[who], Proposal.decode(frame), recorded)
+        answer = agree(terms(), KEYS[who], Proposal.decode(frame), recorded, {})
         assert answer.encode() == of("agreements")[who]
         assert isinstance(answer, Agreement)
         assert answer.set_hash == one("set_hash")
@@ -256,7 +256,7 @@ def test_every_member_agrees_byte_for_byte(recorded: bytes | None) -> None:
 
 def test_a_member_complains_byte_for_byte_of_a_damaged_blob() -> None:
     """M19."""
-    answer = agree(terms(), KEYS[PCS[0]], Proposal.decode(one("damaged")), None)
+    answer = agree(terms(), KEYS[PCS[0]], Proposal.decode(one("damaged")), None, {})
     assert answer.encode() == one("complaint")
     assert isinstance(answer, Complaint)
     assert (answer.member, answer.dealer) == (PCS[0], INSIDE[0])

@@ -25,7 +25,7 @@ from fedaipc.sealing import keys, tree
 from fedaipc.sealing.dealing import deal, open_shares
 from fedaipc.sealing.keys import ExchangeKey, SigningKey, derive, seal, verify
 from fedaipc.sealing.masks import add_masks
-from tests.sealing.parts import blob_of, federation
+from tests.sealing.parts import HEAD, blob_of, federation
 
 PUBLISHED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "published.json").read_text()
@@ -142,7 +142,7 @@ def test_a_dealers_blob_opens_by_hpke_spelt_out() -> None:
     """M13, M16: for round, dealer and member by name."""
     terms, own = federation(4)
     dealer, member = terms.participants[:2]
-    upload = deal(terms, own[dealer], np.zeros(terms.size, "<u4"))
+    upload = deal(terms, own[dealer], np.zeros(terms.size, "<u4"), HEAD)
     blob, leaf = blob_of(upload, 1), upload.leaves[1]
     info = b"fedaipc shares" + terms.context + dealer + member
     content = opened(own[member].share.secret(), blob[:32], blob[32:], info)

@@ -25,7 +25,7 @@ import numpy as np
 
 from fedaipc.sealing.aggregator import Aggregator
 from fedaipc.sealing.committee import Agreement, Complaint, Proposal, Unmask, agree, release
-from fedaipc.sealing.dealing import Keys, Upload, blob_bytes, deal
+from fedaipc.sealing.dealing import Head, Keys, Upload, blob_bytes, deal
 from fedaipc.sealing.encoding import BITS, Encoding
 from fedaipc.sealing.keys import ExchangeKey, SigningKey, fingerprint
 from fedaipc.sealing.masks import add_masks
@@ -104,7 +104,8 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
             "dither": dither.hex(),
             "words": words.tolist(),
         }
-        uploads[who] = deal(terms, keys, words)
+        head = Head(weight, secrets.token_bytes(32))
+        uploads[who] = deal(terms, keys, words, head)
     total = np.zeros(SIZE, terms.encoding.dtype)
     aggregator = Aggregator(terms, total)
     for upload in uploads.values():
@@ -113,7 +114,7 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
     proposals = {who: proposal(aggregator, terms, uploads, who) for who in terms.participants}
     agreements: dict[bytes, Agreement] = {}
     for keys in asked:
-        answer = agree(terms, keys, proposals[keys.identity.public], None)
+        answer = agree(terms, keys, proposals[keys.identity.public], None, {})
         if not isinstance(answer, Agreement):
             sys.exit("a member complains of a good upload")
         agreements[keys.identity.public] = answer
@@ -129,7 +130,7 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
     first = proposals[terms.participants[0]]
     blob = bytes([first.dealt[0].blob[0] ^ 1]) + first.dealt[0].blob[1:]
     damaged = Proposal((replace(first.dealt[0], blob=blob), *first.dealt[1:]))
-    complaint = agree(terms, asked[0], damaged, None)
+    complaint = agree(terms, asked[0], damaged, None, {})
     if not isinstance(complaint, Complaint):
         sys.exit("a member does not complain of a damaged blob")
     return {

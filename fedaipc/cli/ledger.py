@@ -1,0 +1,220 @@
+"""`fedaipc privacy ledger`: what PCs have spent, whether that is all, and copies for others."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedaipc.errors import LedgerError, OutputError
+
+if TYPE_CHECKING:
+    from fedaipc.pc.witness import Copy
+
+app = typer.Typer(help="What PCs have spent over their lives.", no_args_is_help=True)
+Place = Annotated[
+    Path, typer.Argument(help="run folder, folder of PCs, or one PC", show_default=False)
+]
+_COLUMNS = (
+    "pc", "line", "time", "run", "round", "attempt", "noise_multiplier", "sampling_rate", "steps",
+    "clip", "seeded",
+)  # fmt: skip
+
+
+@app.command()
+def show(
+    folder: Place, as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False
+) -> None:
+    """Show what each PC has spent over its life.
+
+    "charged" is what counts against the budget (RDP filter, valid whatever is asked later); RDP
+    and PRV are tighter for the schedule as it happened.
+
+    Example: fedaipc privacy ledger show runs/demo
+    """
+    rows = [_row(path) for path in _ledgers(folder)]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("PC", "rounds", "charged", "lifetime", "RDP", "PRV", "delta", box=None)
+    for row in rows:
+        if row["unprotected"]:
+            shown = ["[bold red]NOT PRIVATE[/]", f"{row['lifetime_epsilon']:g}", "-", "-"]
+        else:
+            names = ("charged", "lifetime_epsilon", "rdp", "prv")
+            shown = [f"{row[name]:.3f}" for name in names]
+        table.add_row(row["pc"], str(row["charges"]), *shown, f"{row['delta']:g}")
+    Console().print(table)
+
+
+@app.command()
+def verify(
+    place: Annotated[
+        Path,
+        typer.Argument(
+            help="run folder, folder of PCs, one PC, or an exported file", show_default=False
+        ),
+    ],
+    seen_by: Annotated[
+        list[Path] | None,
+        typer.Option(help="folder of a peer, or of PCs, that may remember more; repeatable"),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="fingerprint that must have signed, as the owner told it")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """Check every line and signature, and that no peer remembers a line that is missing.
+
+    Peers remember the last state of each ledger with which they shared a sealed round. Where
+    nobody does, lines cut off at the end cannot be noticed.
+
+    Example: fedaipc privacy ledger verify runs/demo
+    """
+    from fedaipc.pc.witness import memories, read_copy, read_export, witnesses_in
+    from fedaipc.pc.witness import verify as verify_copy
+
+    if place.is_file():
+        copies, folders = read_export(place), []
+    else:
+        paths = _ledgers(place)
+        copies, folders = [read_copy(path) for path in paths], [path.parent for path in paths]
+    for folder in seen_by or ():
+        found = witnesses_in(folder)
+        if not found:
+            raise LedgerError(f"{folder}: holds no PC that could remember anything")
+        folders += found
+    remembered = memories(dict.fromkeys(folder.resolve() for folder in folders))
+    verdicts = [verify_copy(copy, remembered) for copy in copies]
+    problems = {verdict.pc: verdict.problem for verdict in verdicts if verdict.problem}
+    for verdict in verdicts:
+        if key is not None and _plain(key) != _plain(verdict.key or ""):
+            problems.setdefault(verdict.pc, f"{verdict.pc}: was not signed by {key}")
+    if as_json:
+        rows = [
+            {
+                "pc": v.pc, "lines": v.lines, "charges": v.charges, "key": v.key,
+                "witnesses": v.witnesses, "problem": problems.get(v.pc),
+            }
+            for v in verdicts
+        ]  # fmt: skip
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        table = Table("PC", "lines", "charges", "signed by", "remembered by", "", box=None)
+        for v in verdicts:
+            good = "[bold red]NOT GOOD[/]" if v.pc in problems else "good"
+            table.add_row(v.pc, str(v.lines), str(v.charges), v.key or "nobody", str(v.witnesses),
+                          good)  # fmt: skip
+        Console().print(table)
+    if problems:
+        raise LedgerError("; ".join(problems.values()))
+
+
+@app.command()
+def export(
+    folder: Place,
+    file: Annotated[
+        Path,
+        typer.Argument(help=".json, which can be verified, or .csv to read", show_default=False),
+    ],
+) -> None:
+    """Write the ledgers into one file: JSON with every signed line, or the charges as CSV.
+
+    It tells of runs, rounds, noise and times, and nothing of texts or labels.
+
+    Example: fedaipc privacy ledger export runs/demo ledgers.json
+    """
+    from fedaipc.files import write_atomic
+    from fedaipc.pc.witness import read_copy, write_export
+
+    if file.suffix not in (".json", ".csv"):
+        raise LedgerError(f"{file}: give a name that ends in .json or .csv")
+    paths = _ledgers(folder)
+    for path in paths:
+        _open(path)  # what is damaged is not passed on
+    copies = [read_copy(path) for path in paths]
+    content = write_export(copies) if file.suffix == ".json" else _csv(copies).encode()
+    try:
+        write_atomic(file, content)
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error.strerror})") from None
+    lines = sum(len(copy.lines) for copy in copies)
+    typer.echo(f"wrote {file}: {len(copies)} ledgers, {lines:,} lines")
+
+
+def _ledgers(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise LedgerError(f"{folder}: no such folder")
+    from fedaipc.pc.pc import LEDGER_FILE
+
+    place = folder / "pc-state.json"
+    if place.is_file():
+        try:
+            folder = folder / json.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            raise LedgerError(f"{place}: cannot be read; give the folder of the PCs") from None
+    found = sorted(folder.glob(f"*/{LEDGER_FILE}"))
+    own = folder / LEDGER_FILE
+    if own.is_file():
+        found = [own]
+    if not found:
+        raise LedgerError(f"{folder}: holds no ledger; give a run, a folder of PCs, or one PC")
+    return found
+
+
+def _open(path: Path) -> Any:
+    from fedaipc.privacy.ledger import Ledger
+
+    return Ledger(path)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    opened = _open(path)
+    clean = not opened.unprotected
+    prv = _prv(opened.mechanisms, opened.delta)
+    return {
+        "pc": path.resolve().parent.name,
+        "charges": len(opened.charges),
+        "unprotected": opened.unprotected,
+        "charged": opened.spent_epsilon() if clean else None,
+        "lifetime_epsilon": opened.lifetime_epsilon,
+        "rdp": opened.best_epsilon() if clean else None,
+        "prv": prv if clean else None,
+        "delta": opened.delta,
+        "order": opened.order,
+    }
+
+
+_seen: dict[Any, float] = {}
+
+
+def _prv(mechanisms: tuple[Any, ...], delta: float) -> float:
+    """PRV of a schedule; PCs of one run mostly share theirs, and it takes a second."""
+    from fedaipc.privacy.accountant import epsilon_prv
+
+    key = (mechanisms, delta)
+    if key not in _seen:
+        _seen[key] = epsilon_prv(mechanisms, delta)
+    return _seen[key]
+
+
+def _csv(copies: list[Copy]) -> str:
+    file = io.StringIO(newline="")
+    table = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+    table.writeheader()
+    for copy in copies:
+        for number, line in enumerate(copy.lines, start=1):
+            entry = json.loads(line)
+            if entry["kind"] == "charge":
+                table.writerow({**entry, "pc": copy.pc, "line": number})
+    return file.getvalue()
+
+
+def _plain(key: str) -> str:
+    return "".join(key.split()).lower()

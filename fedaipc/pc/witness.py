@@ -1,0 +1,123 @@
+"""Whether a ledger is whole: by its own chain and signatures, and by what peers remember of it.
+
+A prefix of a ledger is a good chain as well. That lines are missing at the end, or that an older
+copy was put back, only those can tell who saw a later head: the PC's own record of rounds, and its
+peers' (sealing/SPEC.md, M31). So this is a promise of honest peers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedaipc.errors import FedaipcError, LedgerError
+from fedaipc.pc.pc import LEDGER_FILE
+from fedaipc.pc.vault import Vault
+from fedaipc.privacy.chain import check_chain
+from fedaipc.sealing.keys import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from fedaipc.sealing.dealing import Head
+
+_FORMAT = "fedaipc ledgers"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The lines of a ledger, wherever they lie. `where` names them in what is said of them."""
+
+    pc: str
+    where: str
+    lines: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`witnesses` remember the ledger's PC, `problem` is "" where all is as it must be.
+
+    `key` is the fingerprint of who signs it, None before version 2.
+    """
+
+    pc: str
+    lines: int
+    charges: int
+    key: str | None
+    witnesses: int
+    problem: str
+
+
+def read_copy(path: Path) -> Copy:
+    """The ledger at `path`, as it is: nothing is mended. Raises LedgerError."""
+    return Copy(path.parent.name, str(path), _lines(_bytes(path)))
+
+
+def write_export(copies: Sequence[Copy]) -> bytes:
+    """One JSON file with the lines of all."""
+    found = [{"pc": copy.pc, "lines": [line.decode() for line in copy.lines]} for copy in copies]
+    return json.dumps({"format": _FORMAT, "version": 1, "ledgers": found}, indent=1).encode()
+
+
+def read_export(path: Path) -> list[Copy]:
+    """What `write_export` wrote. Raises LedgerError."""
+    try:
+        content: Any = json.loads(_bytes(path))
+        if (content["format"], content["version"]) != (_FORMAT, 1):
+            raise ValueError  # noqa: TRY301 - all that is no export ends in one line
+        return [
+            Copy(
+                str(entry["pc"]),
+                f"{path}, {entry['pc']}",
+                tuple(line.encode() for line in entry["lines"]),
+            )
+            for entry in content["ledgers"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LedgerError(f"{path}: is not what `fedaipc privacy ledger export` writes") from None
+
+
+def memories(folders: Iterable[Path]) -> list[dict[bytes, Head]]:
+    """What each PC's folder remembers of ledgers, its own among them. Raises SealingError."""
+    return [Vault(folder).heads() for folder in folders]
+
+
+def verify(copy: Copy, remembered: Sequence[Mapping[bytes, Head]]) -> Verdict:
+    """Check every line of `copy`, and every head of it that is `remembered`."""
+    lines, charges, key, witnesses, problem = len(copy.lines), 0, None, 0, ""
+    try:
+        chain = check_chain(copy.lines, copy.where, every=True)
+        charges = sum(entry["kind"] == "charge" for entry in chain.entries)
+        if chain.key is None:
+            return Verdict(copy.pc, lines, charges, None, 0, "")
+        public = bytes.fromhex(chain.key)
+        key = fingerprint(public)
+        seen = [heads[public] for heads in remembered if public in heads]
+        witnesses = len(seen)
+        for head in sorted(seen, key=lambda head: head.count, reverse=True):
+            chain.check_head(head.count, head.digest, copy.where)
+    except FedaipcError as error:
+        problem = str(error)
+    return Verdict(copy.pc, lines, charges, key, witnesses, problem)
+
+
+def witnesses_in(folder: Path) -> list[Path]:
+    """The PCs' folders in `folder`, or itself."""
+    if (folder / LEDGER_FILE).is_file():
+        return [folder]
+    return [path.parent for path in sorted(folder.glob(f"*/{LEDGER_FILE}"))]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _lines(content: bytes) -> tuple[bytes, ...]:
+    """Half a last line, too, where a crash has left one: it is for the PC itself to mend."""
+    *lines, tail = content.split(b"\n")
+    return (*lines, tail) if tail else tuple(lines)

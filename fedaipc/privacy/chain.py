@@ -1,0 +1,151 @@
+"""The lines of a ledger: each carries the SHA-256 of the line before and a signature of its PC.
+
+A line is one JSON object in canonical form (keys sorted, no spaces):
+
+version    2; lines of version 1 have no signature, and stand before all others
+kind       ledger (the first line), charge, or key (from here on another key signs)
+previous   the hash of the line before, "" in the first
+signature  Ed25519 over "fedaipc ledger" and the line without signature and hash
+hash       SHA-256 of the line without hash
+
+A good signature on the last line therefore vouches for all lines before it. What it cannot show is
+that lines at the end are missing: for that the head, which is how many lines there are and the last
+one's hash, is in each header that the PC signs for its peers (sealing/SPEC.md, M31).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedaipc.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VERSION = 2
+_LABEL = b"fedaipc ledger"
+RESTORE = "restore the file from a copy that is not older than the last training"
+
+
+class Signer(Protocol):
+    """A PC's identity: an Ed25519 key pair."""
+
+    public: bytes
+
+    def sign(self, content: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Lines that were checked. `key` is who signs them now, hex, or None before version 2."""
+
+    entries: tuple[dict[str, Any], ...]
+    key: str | None
+
+    @property
+    def hashes(self) -> tuple[bytes, ...]:
+        """Of each line, from the first."""
+        return tuple(bytes.fromhex(entry["hash"]) for entry in self.entries)
+
+    def check_head(self, count: int, digest: bytes, where: object) -> None:
+        """Raise LedgerError unless it still holds the head that somebody remembers."""
+        hashes = self.hashes
+        if not 1 <= count <= len(hashes):
+            raise LedgerError(
+                f"{where}: has {len(hashes)} lines, and had {count} when it was last seen: an "
+                f"older copy, or cut; {RESTORE}"
+            )
+        if hashes[count - 1] != digest:
+            raise LedgerError(
+                f"{where}: line {count} is another one than was seen: an older copy that was gone "
+                f"on with; {RESTORE}"
+            )
+
+
+def signed_line(body: dict[str, Any], previous: str, signer: Signer) -> bytes:
+    """`body` as the line that follows the one whose hash is `previous`."""
+    entry = {**body, "version": VERSION, "previous": previous}
+    entry["signature"] = signer.sign(_LABEL + _canonical(entry)).hex()
+    return _canonical({**entry, "hash": _hash(entry)}) + b"\n"
+
+
+def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -> Chain:
+    """Read whole lines. Raises LedgerError, which begins with `where`, for what was changed.
+
+    Signatures are checked for the last line alone, which vouches for the others, or for `every`
+    one.
+    """
+    entries: list[dict[str, Any]] = []
+    previous = ""
+    key: str | None = None
+    for number, raw in enumerate(lines, start=1):
+        entry = parsed(raw)
+        if entry is None or entry.get("previous") != previous or not _kind(entry, number):
+            raise LedgerError(f"{where}: line {number} is damaged or was changed; {RESTORE}")
+        version = entry.get("version")
+        if version not in (1, VERSION):
+            raise LedgerError(f"{where}: written by a newer fedaipc; update this one")
+        names_key = entry["kind"] != "charge" and "key" in entry
+        key = str(entry["key"]) if names_key else key
+        checked = every or names_key or number == len(lines)
+        if (key is None) != (version == 1) or (key and checked and not _is_signed(entry, key)):
+            raise LedgerError(
+                f"{where}: line {number} is not signed by this ledger's PC; {RESTORE}"
+            )
+        entries.append(entry)
+        previous = entry["hash"]
+    if not entries:
+        raise LedgerError(f"{where}: holds no whole line; {RESTORE}")
+    return Chain(tuple(entries), key)
+
+
+def parsed(raw: bytes) -> dict[str, Any] | None:
+    """The entry of a line, or None where its hash is wrong."""
+    try:
+        entry = json.loads(raw)
+        if not isinstance(entry, dict):
+            return None
+        body = {name: value for name, value in entry.items() if name != "hash"}
+        expected = _hash(body)
+    except (ValueError, RecursionError):
+        return None
+    # One line has one spelling: else a byte could be changed, and nothing would show it.
+    return entry if entry.get("hash") == expected and raw == _canonical(entry) else None
+
+
+def begins_with_an_entry(tail: bytes) -> bool:
+    """Whether more than half a line stands in `tail`."""
+    try:
+        entry, _ = json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entry, dict)
+
+
+def _kind(entry: dict[str, Any], number: int) -> bool:
+    kind = entry.get("kind")
+    return kind == "ledger" if number == 1 else kind in ("charge", "key")
+
+
+def _is_signed(entry: dict[str, Any], key: str) -> bool:
+    body = {name: value for name, value in entry.items() if name not in ("hash", "signature")}
+    try:
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
+        public.verify(bytes.fromhex(str(entry.get("signature"))), _LABEL + _canonical(body))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _hash(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(entry)).hexdigest()
+
+
+def _canonical(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,119 @@
+"""`fedaipc privacy ledger`: what is verified and handed out, and one line where it cannot."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fedaipc.pc.vault import Vault
+from fedaipc.privacy.accountant import Mechanism
+from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.sealing.keys import fingerprint
+from tests.cli.test_commands import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Ran
+
+STEP = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
+
+
+@pytest.fixture
+def two() -> Path:
+    """A folder with two PCs; the second has trained once without privacy."""
+    for name in ("a", "b"):
+        folder = Path("pcs", name)
+        folder.mkdir(parents=True)
+        identity = Vault.create(folder).identity
+        ledger = Ledger.create(
+            folder / "ledger.jsonl", identity, lifetime_epsilon=8.0, delta=1e-6, order=4.0
+        )
+        for attempt in (1, 2):
+            step = None if (name, attempt) == ("b", 2) else STEP
+            ledger.charge(Charge(run="r", round=attempt, attempt=attempt, mechanism=step, clip=1.0))
+    return Path("pcs")
+
+
+def test_a_whole_ledger_is_verified_and_says_who_signed_it(
+    fedaipc: Callable[..., Ran], two: Path
+) -> None:
+    ran = fedaipc("privacy", "ledger", "verify", two, "--json")
+    assert ran.code == 0
+    rows = json.loads(ran.out)
+    assert [(r["pc"], r["lines"], r["charges"], r["problem"]) for r in rows] == [
+        ("a", 3, 2, None), ("b", 3, 2, None),
+    ]  # fmt: skip
+    key = fingerprint(Vault(two / "a").identity.public)
+    assert rows[0]["key"] == key
+    assert fedaipc("privacy", "ledger", "verify", two / "a", "--key", key).code == 0
+    wrong = fedaipc("privacy", "ledger", "verify", two / "b", "--key", key)
+    assert wrong.code == 8
+    assert "was not signed by" in wrong.err
+
+
+@pytest.mark.parametrize("what", ["file", "export"])
+def test_a_changed_line_is_found_wherever_it_lies(
+    fedaipc: Callable[..., Ran], two: Path, what: str
+) -> None:
+    path, place = two / "a" / "ledger.jsonl", two
+    if what == "export":
+        assert fedaipc("privacy", "ledger", "export", two, "out.json").code == 0
+        path = place = Path("out.json")
+    path.write_text(path.read_text().replace("0.1", "0.2", 1))
+    ran = fedaipc("privacy", "ledger", "verify", place)
+    assert ran.code == 8
+    assert "line 2 is damaged or was changed" in ran.err
+    assert ran.err.count("\n") == 1
+    assert "NOT GOOD" in ran.out
+    assert "good" in ran.out
+
+
+def test_an_export_can_be_read_and_verified(fedaipc: Callable[..., Ran], two: Path) -> None:
+    assert "2 ledgers, 6 lines" in fedaipc("privacy", "ledger", "export", two, "out.json").out
+    rows = json.loads(fedaipc("privacy", "ledger", "verify", "out.json", "--json").out)
+    assert [row["pc"] for row in rows] == ["a", "b"]
+    assert fedaipc("privacy", "ledger", "export", two, "out.csv").code == 0
+    with Path("out.csv").open(newline="") as file:
+        charges = list(csv.DictReader(file))
+    assert [(c["pc"], c["line"], c["noise_multiplier"]) for c in charges] == [
+        ("a", "2", "1.0"), ("a", "3", "1.0"), ("b", "2", "1.0"), ("b", "3", ""),
+    ]  # fmt: skip
+
+
+def test_a_torn_line_is_not_mended_by_looking_at_it(fedaipc: Callable[..., Ran], two: Path) -> None:
+    path = two / "a" / "ledger.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    torn = path.read_bytes()
+    assert "line 3 is damaged" in fedaipc("privacy", "ledger", "verify", two).err
+    assert path.read_bytes() == torn
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("verify", "nowhere"), 8, "nowhere: no such folder"),
+        (("verify", "pcs/a/ledger.jsonl"), 8, "is not what `fedaipc privacy ledger export` writes"),
+        (("verify", "pcs", "--seen-by", "."), 8, "holds no PC"),
+        (("export", "pcs", "out.txt"), 8, "ends in .json or .csv"),
+        (("export", "pcs", "nowhere/out.csv"), 12, "nowhere/out.csv: cannot be written"),
+        (("export", ".", "out.csv"), 8, "holds no ledger"),
+    ],
+)
+def test_what_cannot_be_done_ends_in_one_line(
+    fedaipc: Callable[..., Ran], two: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    assert said in refused(fedaipc("privacy", "ledger", *words), code)
+    assert two.is_dir()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "\xff", "[" * 100_000, '{"format": 1}', "null"])
+def test_any_file_that_is_no_export_is_refused(
+    fedaipc: Callable[..., Ran], tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "x.json").write_text(content)
+    assert "is not what" in refused(fedaipc("privacy", "ledger", "verify", "x.json"), 8)
