@@ -7,7 +7,8 @@
     ├── ModelError        weights or tokenizer cannot be loaded or trained as asked
     ├── PrivacyError      a mechanism or a schedule cannot be accounted for
     │   ├── BudgetExhausted  the PC's lifetime budget does not cover the next charge
-    │   └── LedgerError      the ledger is damaged, locked, out of order or cannot be written
+    │   ├── LedgerError      the ledger is damaged, locked, out of order or cannot be written
+    │   └── CertificateError a certificate cannot be issued or read, or does not hold
     ├── SealingError      a sealed message, key, share or signature is not what it should be
     │   └── BadDealer     one PC's shares do not give the key that it used
     ├── EncodingError     an update has the wrong size, is not finite or does not fit the ring
@@ -56,6 +57,10 @@ class BudgetExhausted(PrivacyError):  # noqa: N818 - it names a state, not a fau
 
 class LedgerError(PrivacyError):
     exit_code = 8
+
+
+class CertificateError(PrivacyError):
+    exit_code = 15
 
 
 class EncodingError(FedaipcError):

@@ -36,12 +36,13 @@ ALLOWED: dict[str, set[str]] = {
     "pc": _LEARNING | {"sealing", "federation"},
     "coordinator": _LEARNING | {"sealing", "federation"},
     "admission": _LEARNING | {"sealing", "federation"},
+    "certificate": _LEARNING | {"sealing", "federation", "pc", "report"},
     "simulation": _LEARNING | {"sealing", "federation", "pc", "coordinator", "admission"},
     "report": _GROUND | {"results"},
     "fleet": _LEARNING | {"sealing", "federation", "pc", "coordinator"},
     "cli": _LEARNING
     | {"sealing", "federation", "pc", "coordinator", "admission", "simulation", "fleet"}
-    | {"report", "doctor", "lab"},
+    | {"report", "doctor", "lab", "certificate"},
 }
 LIGHT = {"", "errors", "config", "files", "results", "data", "report", "cli"}
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}

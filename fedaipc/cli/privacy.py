@@ -1,12 +1,13 @@
-"""`fedaipc privacy`: what a budget buys, and what PCs have spent."""
+"""`fedaipc privacy`: what a budget buys, and what PCs have spent, and the proof of it."""
 
 from __future__ import annotations
 
 import typer
 
-from fedaipc.cli import ledger
+from fedaipc.cli import certificate, ledger
 from fedaipc.cli.plan import plan
 
-app = typer.Typer(help="Privacy budgets and ledgers.", no_args_is_help=True)
+app = typer.Typer(help="Privacy budgets, ledgers and certificates.", no_args_is_help=True)
 app.command("plan")(plan)
+app.add_typer(certificate.app, name="certificate")
 app.add_typer(ledger.app, name="ledger")

@@ -1,15 +1,11 @@
-"""One self-contained page per run: no network, no script, readable in ten years.
-
-The page forbids itself every request by its content security policy; style and plots are inline.
-"""
+"""One self-contained page per run: no network, no script, readable in ten years."""
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from fedaipc.report import words
-from fedaipc.report.markup import escape, facts, folded, inline_svg, section, table
+from fedaipc.report.markup import escape, facts, folded, inline_svg, page, section, table
 from fedaipc.report.plots import svg_plots, write_plots
 from fedaipc.results import write_file
 
@@ -22,7 +18,6 @@ REPORT_FILE = "report.html"
 CONFIG_FILE = "config.toml"
 PLOTS_FOLDER = "plots"
 LONG_TABLE = 30  # rows; longer tables start folded
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _ALT = {
     "accuracy": "Line plot: accuracy on the validation set by round",
     "epsilon": "Bar plot: epsilon spent by each PC beside its lifetime budget",
@@ -54,16 +49,8 @@ def write_all(results: Results, run_folder: Path) -> list[Path]:
 def report_page(results: Results, config: str | None) -> str:
     """The whole page; `config` is the text of the resolved config.toml."""
     title = f"{words.NOT_PRIVATE}: {results.name}" if results.not_private else results.name
-    style = resources.files("fedaipc.report").joinpath("style.css").read_text(encoding="utf-8")
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        '<head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)} | fedaipc report</title>",
-        f"<style>\n{style}</style></head>",
-        "<body>",
+    return page(
+        f"{title} | fedaipc report",
         _head(results),
         section("What is promised", facts(words.privacy_statement(results)), _terms(results)),
         section("Plots", *_plots(results)),
@@ -73,9 +60,7 @@ def report_page(results: Results, config: str | None) -> str:
         section("Model and data", _model(results)),
         section("Configuration", _config(config)),
         section("Machine", _machine(results)),
-        "</body></html>",
-    ]
-    return "\n".join(parts) + "\n"
+    )
 
 
 def _head(results: Results) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from importlib import resources
 from typing import TYPE_CHECKING
 
 from fedaipc.report import canvas, words
@@ -11,8 +12,30 @@ from fedaipc.report import canvas, words
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _TAG = re.compile(r"<[^<>]*>")
 _STYLE_ELEMENT = re.compile(r"<style[^>]*>.*?</style>", re.DOTALL)
+
+
+def page(title: str, *content: str) -> str:
+    """A whole page that needs no network and no script.
+
+    It forbids itself every request by its content security policy; style and plots are inline.
+    """
+    style = resources.files("fedaipc.report").joinpath("style.css").read_text(encoding="utf-8")
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        '<head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>",
+        f"<style>\n{style}</style></head>",
+        "<body>",
+        *content,
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
 
 
 def escape(text: object) -> str:

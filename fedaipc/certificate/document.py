@@ -1,0 +1,195 @@
+"""What a certificate says, and the bytes that are signed.
+
+A certificate of a **run** bounds what the run cost any PC that took part in each of its attempts;
+the federation's admission key signs it. A certificate of a **PC** bounds what its whole life cost;
+the PC's identity signs it, and the ledger with all its lines is within.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedaipc.config import Section
+from fedaipc.errors import CertificateError
+from fedaipc.sealing.keys import SigningKey, verify
+
+_LABEL = b"fedaipc certificate"
+_MOST_BYTES = 1 << 28
+
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Amount = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+UNIT = "one record (one text with its label) of one PC"
+NEIGHBOURS = "data sets that differ by one record added or removed"
+MECHANISM = (
+    "Gaussian noise of standard deviation noise_multiplier times the clip bound on the sum of "
+    "per-record gradients, each clipped to that bound in L2 norm; on the PC, before anything leaves"
+)
+SAMPLING = "Poisson: each record joins a step by itself with probability sampling_rate"
+AMPLIFICATION = (
+    "by the PC's own secret Poisson sampling; none for the coordinator's choice of PCs, none for "
+    "secure aggregation"
+)
+COMPOSITION = "of all steps as mechanisms, void and interrupted attempts included"
+TRUST = (
+    "The PC runs this code unchanged, and its operating system's randomness is secret.",
+    "The coordinator and other PCs need not be trusted for this epsilon.",
+    "It covers what PCs send and all models that follow from it.",
+    "It does not cover when PCs answer, whether they are there, and their public size class.",
+    "Records of one person count each; the same record on several PCs composes.",
+)
+
+
+class Step(Section):
+    """`steps` equal Poisson-subsampled Gaussian steps."""
+
+    noise_multiplier: float = Field(gt=0)
+    sampling_rate: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
+
+
+class Epsilons(Section):
+    """Of one schedule at one delta, by three accountants: an upper bound each."""
+
+    rdp: Amount
+    prv: Amount
+    pld: Amount
+
+
+class Filter(Section):
+    """What counts against a PC's lifetime budget: RDP at one order, fixed for life."""
+
+    order: float = Field(gt=1)
+    epsilon: Amount
+    lifetime_epsilon: Amount
+
+
+class Guarantee(Section):
+    """(epsilon, delta) of `schedule`; `epsilon` is None where nothing is promised, and why."""
+
+    unit: str = UNIT
+    neighbours: str = NEIGHBOURS
+    mechanism: str = MECHANISM
+    sampling: str = SAMPLING
+    amplification: str = AMPLIFICATION
+    composition: str = COMPOSITION
+    delta: float = Field(gt=0, lt=1)
+    clip: tuple[float, ...]
+    schedule: tuple[Step, ...]
+    epsilon: Epsilons | None
+    not_private: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.not_private) == (self.epsilon is not None):
+            raise ValueError("an epsilon, or the reasons why there is none")
+        return self
+
+
+class RunFacts(Section):
+    """`job` is word for word what the admission key signed; `attempts` the coordinator counted."""
+
+    run: str
+    name: str
+    engine: str
+    status: str
+    rounds: Count
+    attempts: Count
+    pcs: Count
+    sealing: str
+    job: str
+    job_signature: str
+    config_hash: Hex
+    vector_hash: str
+    test_accuracy: float | None
+
+
+class PcFacts(Section):
+    """`ledger` are all its lines."""
+
+    name: str
+    size_class: int | None
+    charges: Count
+    filter: Filter
+    ledger: tuple[str, ...]
+
+
+class AuditFacts(Section):
+    """An attack on a run with these parameters: epsilon is at least `lower` with `confidence`."""
+
+    method: str
+    lower: Amount
+    confidence: float = Field(gt=0, lt=1)
+    promised: Amount | None
+    canaries: Count
+    result_hash: Hex
+
+
+class Software(Section):
+    """`code` is a hash over the package's modules."""
+
+    fedaipc: str
+    code: Hex
+    packages: dict[str, str]
+
+
+class Certificate(Section):
+    """`signer` is the public key that answers for it: of the federation, or of the PC."""
+
+    format: Literal["fedaipc certificate"] = "fedaipc certificate"
+    version: Literal[1] = 1
+    issued: str
+    guarantee: Guarantee
+    trust: tuple[str, ...] = TRUST
+    software: Software
+    run: RunFacts | None = None
+    pc: PcFacts | None = None
+    audit: AuditFacts | None = None
+    signer: Hex
+    signature: str = Field("", pattern=r"^([0-9a-f]{128})?$")
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> Self:
+        if (self.run is None) == (self.pc is None):
+            raise ValueError("a certificate is of a run or of a PC")
+        return self
+
+    def signed_part(self) -> bytes:
+        """A label, and all but the signature in canonical form (keys sorted, no spaces)."""
+        content = self.model_dump(mode="json", exclude={"signature"})
+        return _LABEL + json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+    def signed_by(self, key: SigningKey) -> Certificate:
+        """With `key`'s signature, which must be of `signer`."""
+        signature = key.sign(self.signed_part()).hex()
+        return self.model_copy(update={"signature": signature})
+
+    def check_signature(self) -> None:
+        """Raises SealingError."""
+        signer, signature = bytes.fromhex(self.signer), bytes.fromhex(self.signature)
+        verify(signer, signature, self.signed_part(), "the certificate")
+
+    def write(self) -> bytes:
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    @classmethod
+    def load(cls, path: Path) -> Certificate:
+        """Raises CertificateError where the file holds none."""
+        try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise CertificateError(f"{path}: too large for a certificate")
+            content: Any = json.loads(path.read_bytes())
+            return cls.model_validate(content)
+        except OSError as error:
+            raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "certificate"
+            raise CertificateError(f"{path}: no certificate ({where}: {first['msg']})") from None
+        except (ValueError, RecursionError):
+            raise CertificateError(f"{path}: no certificate (not JSON)") from None

@@ -1,0 +1,182 @@
+"""Certificates of a run and of a PC, made from their folders. Nothing in them is about a text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fedaipc
+from fedaipc.certificate.document import (
+    AuditFacts,
+    Certificate,
+    Epsilons,
+    Filter,
+    Guarantee,
+    PcFacts,
+    RunFacts,
+    Software,
+    Step,
+)
+from fedaipc.config import load_owner
+from fedaipc.errors import CertificateError
+from fedaipc.federation.job_folder import CONFIG_FILE, read_job
+from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
+from fedaipc.pc.vault import Vault
+from fedaipc.privacy.accountant import Mechanism, epsilon_pld, epsilon_prv, epsilon_rdp, merged
+from fedaipc.privacy.ledger import Ledger
+from fedaipc.results import Results
+from fedaipc.sealing.keys import SigningKey
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PACKAGES = ("torch", "opacus", "transformers", "peft", "flwr", "cryptography", "dp-accounting")
+
+
+def run_certificate(folder: Path, key: SigningKey, audit: AuditFacts | None = None) -> Certificate:
+    """Of the run in `folder`, signed by the admission key that signed its job.
+
+    Raises CertificateError where the run has not ended or another key signed its job, OutputError
+    or SealingError where the folder cannot be read.
+    """
+    results, (signed, _) = Results.load(folder), read_job(folder)
+    if results.status == "running":
+        raise CertificateError(
+            f"{folder}: this run has not ended, so what it costs is not known; resume it first"
+        )
+    signer = (folder / "roster.bin").read_bytes()[:32]
+    if signer != key.public:
+        raise CertificateError(f"{folder}: its job was signed by another admission key")
+    job = signed.job
+    if job.run != results.run_id:
+        raise CertificateError(f"{folder}: results.json is of another run than job.json")
+    attempts = max((one.attempt for one in results.rounds), default=0)
+    schedule = [job.plan.mechanism()] * attempts if job.plan.private else []
+    return _signed(
+        Certificate(
+            issued=_now(),
+            guarantee=_guarantee(schedule, (job.clip,), job.delta, results.not_private),
+            software=_software(),
+            run=RunFacts(
+                run=job.run,
+                name=results.name,
+                engine=results.engine,
+                status=results.status,
+                rounds=sum(not one.void for one in results.rounds),
+                attempts=attempts,
+                pcs=len(results.pcs) or max((one.asked for one in results.rounds), default=0),
+                sealing=results.sealing.mode,
+                job=signed.text,
+                job_signature=signed.signature.hex(),
+                config_hash=_hash(folder / CONFIG_FILE),
+                vector_hash=results.model.vector_hash,
+                test_accuracy=None if results.test is None else results.test.accuracy,
+            ),
+            audit=audit,
+            signer=key.public.hex(),
+        ),
+        key,
+    )
+
+
+def pc_certificate(folder: Path, audit: AuditFacts | None = None) -> Certificate:
+    """Of the life of the PC in `folder`, signed by its identity.
+
+    Raises LedgerError or SealingError where ledger or keys cannot be read.
+    """
+    identity = Vault(folder).identity
+    ledger = Ledger(folder / LEDGER_FILE, identity)
+    if ledger.key is None:
+        raise CertificateError(
+            f"{ledger.path}: has no signed line yet; its next round signs it, and all before"
+        )
+    reasons = {
+        "a round without clip and noise": any(c.mechanism is None for c in ledger.charges),
+        "a round with a test seed": any(c.seeded for c in ledger.charges),
+    }
+    owner = folder / OWNER_FILE
+    return _signed(
+        Certificate(
+            issued=_now(),
+            guarantee=_guarantee(
+                ledger.mechanisms,
+                sorted({charge.clip for charge in ledger.charges}),
+                ledger.delta,
+                [reason for reason, found in reasons.items() if found],
+            ),
+            software=_software(),
+            pc=PcFacts(
+                name=folder.resolve().name,
+                size_class=load_owner(owner).size_class if owner.is_file() else None,
+                charges=len(ledger.charges),
+                filter=Filter(
+                    order=ledger.order,
+                    epsilon=0.0 if ledger.unprotected else ledger.spent_epsilon(),
+                    lifetime_epsilon=ledger.lifetime_epsilon,
+                ),
+                ledger=tuple(ledger.path.read_text(encoding="ascii").splitlines()),
+            ),
+            audit=audit,
+            signer=identity.public.hex(),
+        ),
+        identity,
+    )
+
+
+def code_hash() -> str:
+    """SHA-256 over the names and contents of the installed package's modules, in order."""
+    root = Path(fedaipc.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = path.read_bytes().replace(b"\r\n", b"\n")  # as some systems check them out
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _guarantee(
+    schedule: Sequence[Mechanism], clip: Sequence[float], delta: float, reasons: Sequence[str]
+) -> Guarantee:
+    steps = merged(schedule)
+    epsilon = None
+    if not reasons:
+        epsilon = Epsilons(
+            rdp=epsilon_rdp(steps, delta),
+            prv=epsilon_prv(steps, delta),
+            pld=epsilon_pld(steps, delta),
+        )
+    return Guarantee(
+        delta=delta,
+        clip=tuple(clip),
+        schedule=tuple(
+            Step(noise_multiplier=m.noise_multiplier, sampling_rate=m.sampling_rate, steps=m.steps)
+            for m in steps
+        ),
+        epsilon=epsilon,
+        not_private=tuple(reasons),
+    )
+
+
+def _software() -> Software:
+    packages = {name: version(name) for name in _PACKAGES}
+    return Software(fedaipc=fedaipc.__version__, code=code_hash(), packages=packages)
+
+
+def _signed(certificate: Certificate, key: SigningKey) -> Certificate:
+    # As it will be read: numbers in JSON come back as they went in, tuples as lists.
+    return Certificate.model_validate(json.loads(certificate.write())).signed_by(key)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,115 @@
+"""`fedaipc privacy certificate`: what was promised and spent, signed, and its check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedaipc.errors import CertificateError
+
+if TYPE_CHECKING:
+    from fedaipc.certificate.document import Certificate
+    from fedaipc.sealing.keys import SigningKey
+
+app = typer.Typer(help="What was promised and spent, for others to check.", no_args_is_help=True)
+JSON_FILE, PAGE_FILE = "certificate.json", "certificate.html"
+
+
+@app.command()
+def issue(
+    folder: Annotated[Path, typer.Argument(help="run folder, or one PC's", show_default=False)],
+    federation: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of the admission key that signed the run's job; a simulated run "
+            "has its own"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the two files; else the given one")
+    ] = None,
+) -> None:
+    """Write certificate.json, which is signed, and certificate.html, which people can read.
+
+    Example: fedaipc privacy certificate issue runs/demo
+    """
+    from fedaipc.certificate.issue import pc_certificate, run_certificate
+    from fedaipc.certificate.page import certificate_page
+    from fedaipc.pc.pc import LEDGER_FILE
+    from fedaipc.results import write_file
+
+    if (folder / LEDGER_FILE).is_file():
+        made = pc_certificate(folder)
+    else:
+        made = run_certificate(folder, _admission_key(folder, federation))
+    place = out or folder
+    write_file(place / JSON_FILE, made.write())
+    write_file(place / PAGE_FILE, certificate_page(made).encode())
+    typer.echo(f"{_said(made)}; wrote {place / JSON_FILE} and {place / PAGE_FILE}")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="certificate.json", show_default=False)],
+    key: Annotated[
+        str | None, typer.Option(help="fingerprint that must have signed, as you were told it")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """Check signatures, the schedule, and epsilon anew by dp-accounting alone.
+
+    Example: fedaipc privacy certificate verify runs/demo/certificate.json
+    """
+    from fedaipc.certificate.check import Finding, check
+    from fedaipc.certificate.document import Certificate
+    from fedaipc.sealing.keys import fingerprint
+
+    certificate = Certificate.load(file)
+    signer = fingerprint(bytes.fromhex(certificate.signer))
+    found = check(certificate)
+    if key is not None:
+        holds = "".join(key.split()).lower() == "".join(signer.split())
+        found.append(Finding("signer", holds, f"{signer}, asked for {key}"))
+    if as_json:
+        rows = [{"what": f.what, "holds": f.holds, "detail": f.detail} for f in found]
+        typer.echo(json.dumps({"signer": signer, "findings": rows}, indent=2))
+    else:
+        table = Table("checked", "", "", box=None)
+        for one in found:
+            table.add_row(one.what, "holds" if one.holds else "[bold red]FAILS[/]", one.detail)
+        Console(highlight=False).print(table)
+        typer.echo(f"signed by {signer}" + (": compare it with what you were told" * (key is None)))
+    wrong = [one.what for one in found if not one.holds]
+    if wrong:
+        raise CertificateError(f"{file}: does not hold: {', '.join(wrong)}")
+
+
+def _admission_key(folder: Path, federation: Path | None) -> SigningKey:
+    """Of the given folder, or of the simulation whose run it is."""
+    from fedaipc.admission.key import KEY_FILE, Admission
+
+    place = folder / "pc-state.json"
+    if federation is None and place.is_file():
+        try:
+            federation = folder / json.loads(place.read_text(encoding="utf-8")) / "federation"
+        except (OSError, ValueError, TypeError):
+            raise CertificateError(f"{place}: cannot be read; give --federation") from None
+    if federation is None or not (federation / KEY_FILE).is_file():
+        where = "" if federation is None else f" ({federation} has none)"
+        raise CertificateError(
+            f"{folder}: a run's certificate is signed by the admission key of its federation; "
+            f"give its folder with --federation{where}, or the folder of one PC"
+        )
+    return Admission(federation).key
+
+
+def _said(certificate: Certificate) -> str:
+    epsilon = certificate.guarantee.epsilon
+    if epsilon is None:
+        return f"NOT PRIVATE: {'; '.join(certificate.guarantee.not_private)}"
+    return f"epsilon {epsilon.pld:.3f} at delta {certificate.guarantee.delta:g}"

@@ -1,0 +1,285 @@
+"""Certificates of real runs and PCs: true ones hold, and every lie in one is found."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fedaipc.admission.key import Admission
+from fedaipc.certificate import check as checker
+from fedaipc.certificate.check import check
+from fedaipc.certificate.document import AuditFacts, Certificate
+from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
+from fedaipc.certificate.page import certificate_page
+from fedaipc.errors import CertificateError
+from fedaipc.pc.vault import Vault
+from fedaipc.privacy.accountant import Mechanism, epsilon_pld
+from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.sealing.keys import SigningKey, fingerprint
+from fedaipc.simulation.simulation import Run, prepare, simulate
+from tests.cli.test_commands import refused
+from tests.e2e.runs import quiet
+from tests.federation.parts import tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Ran
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Run:
+    """A finished private run of three PCs, two rounds."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = prepare(tiny(f"output.folder='{folder}'", "privacy.noise_multiplier=2.0"))
+    simulate(made, "in-process", quiet)
+    return made
+
+
+@pytest.fixture(scope="module")
+def key(run: Run) -> SigningKey:
+    return Admission(run.pc_state / "federation").key
+
+
+def wrong(certificate: Certificate) -> list[str]:
+    return [one.what for one in check(certificate) if not one.holds]
+
+
+def told(certificate: Certificate, key: SigningKey, change: Callable[[Any], None]) -> Certificate:
+    """The certificate with a change, signed anew by who may sign it: a lie, not a forgery."""
+    content = certificate.model_dump(mode="json")
+    change(content)
+    return Certificate.model_validate({**content, "signature": ""}).signed_by(key)
+
+
+def test_a_run_has_a_certificate_that_holds(run: Run, key: SigningKey, tmp_path: Path) -> None:
+    made = run_certificate(run.folder, key)
+    (tmp_path / "c.json").write_bytes(made.write())
+    read = Certificate.load(tmp_path / "c.json")
+    assert read == made
+    assert wrong(read) == []
+    guarantee = read.guarantee
+    (step,) = guarantee.schedule
+    assert read.run is not None
+    assert (read.run.rounds, read.run.attempts, read.run.pcs) == (2, 2, 3)
+    job = json.loads(read.run.job)
+    steps = 2 * job["training"]["local_steps"]
+    assert (step.noise_multiplier, step.steps) == (2.0, steps)
+    assert guarantee.epsilon is not None
+    mechanism = Mechanism(noise_multiplier=2.0, sampling_rate=step.sampling_rate, steps=steps)
+    assert guarantee.epsilon.pld == epsilon_pld([mechanism], guarantee.delta)
+
+
+def test_a_pc_has_a_certificate_that_holds_with_its_whole_ledger(run: Run) -> None:
+    folder = run.pc_state / "pc-0001"
+    made = pc_certificate(folder)
+    assert wrong(made) == []
+    assert made.pc is not None
+    assert "\n".join(made.pc.ledger) + "\n" == (folder / "ledger.jsonl").read_text()
+    assert made.signer == Vault(folder).identity.public.hex()
+    assert made.pc.filter.epsilon == Ledger(folder / "ledger.jsonl").spent_epsilon()
+
+
+@pytest.mark.parametrize("what", ["signature", "signer", "guarantee"])
+def test_who_has_no_key_can_change_nothing(run: Run, key: SigningKey, what: str) -> None:
+    content = run_certificate(run.folder, key).model_dump(mode="json")
+    if what == "guarantee":
+        content["guarantee"]["epsilon"]["pld"] *= 1.001
+    elif what == "signer":
+        content["signer"] = SigningKey().public.hex()
+    else:
+        content["signature"] = content["signature"][::-1]
+    assert "signature" in wrong(Certificate.model_validate(content))
+
+
+RUN_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
+    "less epsilon by PLD": (lambda c: c["guarantee"]["epsilon"].update(pld=0.1), "epsilon by PLD"),
+    "less epsilon by PRV": (lambda c: c["guarantee"]["epsilon"].update(prv=0.1), "epsilon by PRV"),
+    "less epsilon by RDP": (lambda c: c["guarantee"]["epsilon"].update(rdp=0.1), "epsilon by RDP"),
+    "more noise": (
+        lambda c: c["guarantee"]["schedule"][0].update(noise_multiplier=3.0), "schedule"),
+    "fewer steps": (lambda c: c["guarantee"]["schedule"][0].update(steps=1), "schedule"),
+    "a smaller rate": (
+        lambda c: c["guarantee"]["schedule"][0].update(sampling_rate=0.01), "schedule"),
+    "no schedule": (lambda c: c["guarantee"].update(schedule=[]), "schedule"),
+    "another delta": (lambda c: c["guarantee"].update(delta=1e-3), "job's terms"),
+    "another clip": (lambda c: c["guarantee"].update(clip=[0.1]), "job's terms"),
+    "more attempts than the job has": (lambda c: c["run"].update(attempts=10**6), "job's terms"),
+    "another job": (
+        lambda c: c["run"].update(job=c["run"]["job"].replace("2.0", "9.0")), "job's signature"),
+    "no job": (lambda c: c["run"].update(job="[]"), "job"),
+    "an audit above the promise": (
+        lambda c: c.update(audit={"method": "m", "lower": 3.0, "confidence": 0.95, "promised": 2.0,
+                                  "canaries": 10, "result_hash": "0" * 64}), "audit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", RUN_LIES)
+def test_a_lie_about_a_run_is_found_though_it_is_signed(
+    run: Run, key: SigningKey, lie: str
+) -> None:
+    change, where = RUN_LIES[lie]
+    assert where in wrong(told(run_certificate(run.folder, key), key, change))
+
+
+def clean(content: Any) -> None:
+    content["guarantee"].update(not_private=[], epsilon={"rdp": 1.0, "prv": 1.0, "pld": 1.0})
+
+
+PC_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
+    "a charge left out": (lambda c: c["pc"].update(ledger=c["pc"]["ledger"][:-1]), "ledger"),
+    "a charge left out and counted so": (
+        lambda c: c["pc"].update(ledger=c["pc"]["ledger"][:-1], charges=1), "schedule"),
+    "a changed line": (
+        lambda c: c["pc"].update(ledger=[x.replace("2.0", "9.0") for x in c["pc"]["ledger"]]),
+        "ledger"),
+    "an empty ledger": (lambda c: c["pc"].update(ledger=[]), "ledger"),
+    "less charged": (lambda c: c["pc"]["filter"].update(epsilon=0.01), "lifetime budget"),
+    "another budget": (
+        lambda c: c["pc"]["filter"].update(lifetime_epsilon=9000), "ledger's terms"),
+    "another order": (lambda c: c["pc"]["filter"].update(order=2.0), "ledger's terms"),
+    "not private, and it was": (
+        lambda c: c["guarantee"].update(not_private=["x"], epsilon=None), "private or not"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", PC_LIES)
+def test_a_lie_about_a_pc_is_found_though_it_is_signed(run: Run, lie: str) -> None:
+    folder = run.pc_state / "pc-0001"
+    change, where = PC_LIES[lie]
+    assert where in wrong(told(pc_certificate(folder), Vault(folder).identity, change))
+
+
+def test_another_pcs_ledger_is_found(run: Run) -> None:
+    mine, other = (run.pc_state / f"pc-000{n}" for n in (1, 2))
+    ledger = pc_certificate(other).model_dump(mode="json")["pc"]["ledger"]
+    lie = told(pc_certificate(mine), Vault(mine).identity, lambda c: c["pc"].update(ledger=ledger))
+    assert "ledger" in wrong(lie)
+
+
+@pytest.mark.parametrize("how", ["none", "seeded"])
+def test_a_pc_that_was_not_private_once_has_no_epsilon(run: Run, tmp_path: Path, how: str) -> None:
+    folder = Path(shutil.copytree(run.pc_state / "pc-0001", tmp_path / "pc"))
+    ledger = Ledger(folder / "ledger.jsonl", Vault(folder).identity)
+    step = None if how == "none" else ledger.mechanisms[0]
+    ledger.charge(
+        Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0, seeded=how == "seeded")
+    )
+    made = pc_certificate(folder)
+    assert made.guarantee.epsilon is None
+    assert wrong(made) == []
+    assert "NOT PRIVATE" in certificate_page(made)
+    assert "private or not" in wrong(told(made, Vault(folder).identity, clean))
+
+
+def test_a_run_without_privacy_says_so(tmp_path: Path, minilm: Path) -> None:
+    made = prepare(
+        tiny(f"output.folder='{tmp_path}'", "privacy.mode=none")
+    )
+    simulate(made, "in-process", quiet)
+    key = Admission(made.pc_state / "federation").key
+    certificate = run_certificate(made.folder, key)
+    assert certificate.guarantee.epsilon is None
+    assert wrong(certificate) == []
+    assert "private or not" in wrong(told(certificate, key, clean))
+
+
+def test_only_the_key_that_signed_the_job_certifies_its_run(run: Run) -> None:
+    with pytest.raises(CertificateError, match="another admission key"):
+        run_certificate(run.folder, SigningKey())
+
+
+def test_a_run_that_has_not_ended_gets_none(run: Run, key: SigningKey, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    path = folder / "results.json"
+    path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"'))
+    with pytest.raises(CertificateError, match="has not ended"):
+        run_certificate(folder, key)
+
+
+def test_it_is_checked_without_our_accountants() -> None:
+    """Else a mistake in them would vouch for itself."""
+    tree = ast.parse(Path(checker.__file__).read_text(encoding="utf-8"))
+    found = {
+        str(node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fedaipc")
+    }
+    assert found == {
+        "fedaipc.errors", "fedaipc.privacy.chain", "fedaipc.sealing.keys",
+        "fedaipc.certificate.document",
+    }  # fmt: skip
+    source = Path(checker.__file__).read_text(encoding="utf-8")
+    assert "opacus" not in source
+    assert "accountant import" not in source
+
+
+def test_the_page_says_what_is_promised_and_escapes(run: Run, key: SigningKey) -> None:
+    audit = AuditFacts(
+        method="<b>one run</b>", lower=0.5, confidence=0.95, promised=2.0, canaries=100,
+        result_hash="0" * 64,
+    )  # fmt: skip
+    made = run_certificate(run.folder, key, audit)
+    assert wrong(made) == []
+    page = certificate_page(made)
+    assert made.guarantee.epsilon is not None
+    for said in ("one record", "added or removed", "Poisson", fingerprint(key.public), "0.500",
+                 made.guarantee.composition, made.software.code, "&lt;b&gt;one run"):  # fmt: skip
+        assert said in page
+    assert "<b>one run" not in page
+
+
+def test_the_code_hash_is_of_this_code() -> None:
+    assert code_hash() == code_hash()
+    assert len(code_hash()) == 64
+
+
+def test_the_commands_write_and_verify(
+    fedaipc: Callable[..., Ran], run: Run, key: SigningKey, tmp_path: Path
+) -> None:
+    ran = fedaipc("privacy", "certificate", "issue", run.folder, "--out", tmp_path / "c")
+    assert ran.code == 0
+    assert "epsilon " in ran.out
+    assert "<html" in (tmp_path / "c" / "certificate.html").read_text()
+    file, own = tmp_path / "c" / "certificate.json", fingerprint(key.public)
+    ran = fedaipc("privacy", "certificate", "verify", file, "--key", own, "--json")
+    assert ran.code == 0
+    assert all(row["holds"] for row in json.loads(ran.out)["findings"])
+    other = fedaipc("privacy", "certificate", "verify", file, "--key", "0" * 32)
+    assert other.code == 15
+    assert "does not hold: signer" in other.err
+    file.write_text(file.read_text().replace('"finished"', '"stopped"'))
+    ran = fedaipc("privacy", "certificate", "verify", file)
+    assert ran.code == 15
+    assert "does not hold: signature" in ran.err
+    assert "FAILS" in ran.out
+    pc = fedaipc("privacy", "certificate", "issue", run.pc_state / "pc-0000", "--out", tmp_path)
+    assert pc.code == 0
+    assert fedaipc("privacy", "certificate", "verify", tmp_path / "certificate.json").code == 0
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "null", "[" * 100_000, '{"version": 2}', "\xff"]
+)
+def test_what_is_no_certificate_is_refused_in_one_line(
+    fedaipc: Callable[..., Ran], tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "x.json").write_text(content, encoding="latin-1")
+    assert "no certificate" in refused(fedaipc("privacy", "certificate", "verify", "x.json"), 15)
+
+
+def test_a_run_of_a_fleet_needs_the_federations_key(
+    fedaipc: Callable[..., Ran], run: Run, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    (folder / "pc-state.json").unlink()
+    words = ("privacy", "certificate", "issue", folder)
+    assert "give its folder with --federation" in refused(fedaipc(*words), 15)
+    assert "has none" in refused(fedaipc(*words, "--federation", tmp_path), 15)
+    assert not (tmp_path / "admission.key").exists()
+    assert fedaipc(*words, "--federation", run.pc_state / "federation").code == 0
