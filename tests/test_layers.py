@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(fedaipc.__file__).parent
 
-_GROUND = {"errors", "config", "files"}
+_GROUND = {"errors", "config", "files", "lifeline"}
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),  # the package itself: its version
     "errors": set(),
     "files": set(),
+    "lifeline": set(),
     "config": {"errors"},
     "results": _GROUND,
     "data": _GROUND,
@@ -31,7 +32,6 @@ ALLOWED: dict[str, set[str]] = {
     "privacy": _GROUND | {"results", "data", "model"},
     "sealing": {"errors"},
     "doctor": _LEARNING | {"sealing"},
-    "lab": _LEARNING | {"report"},
     "federation": _LEARNING | {"sealing"},
     "pc": _LEARNING | {"sealing", "federation"},
     "coordinator": _LEARNING | {"sealing", "federation"},
@@ -39,12 +39,14 @@ ALLOWED: dict[str, set[str]] = {
     "certificate": _LEARNING | {"sealing", "federation", "pc", "report"},
     "simulation": _LEARNING | {"sealing", "federation", "pc", "coordinator", "admission"},
     "report": _GROUND | {"results"},
+    "lab": _LEARNING
+    | {"sealing", "federation", "pc", "coordinator", "admission", "simulation", "report"},
     "fleet": _LEARNING | {"sealing", "federation", "pc", "coordinator"},
     "cli": _LEARNING
     | {"sealing", "federation", "pc", "coordinator", "admission", "simulation", "fleet"}
     | {"report", "doctor", "lab", "certificate"},
 }
-LIGHT = {"", "errors", "config", "files", "results", "data", "report", "cli"}
+LIGHT = {"", "errors", "config", "files", "lifeline", "results", "data", "report", "cli"}
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}
 FLOWER = {"federation", "pc", "coordinator", "simulation", "fleet"}  # may use its public API
 FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}

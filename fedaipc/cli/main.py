@@ -81,7 +81,10 @@ def run() -> None:
         _fail(str(error), error.exit_code)
     except SystemExit as end:  # how typer ends; 130 is its word for Ctrl-C
         if end.code == 130:
-            _fail("stopped; a run keeps its finished rounds: simulate --resume goes on", 130)
+            _fail(
+                "stopped; what is finished is kept: simulate --resume, or the same sweep, goes on",
+                130,
+            )
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -1,4 +1,4 @@
-"""`fedaipc privacy`: what a budget buys, and what PCs have spent, and the proof of it."""
+"""`fedaipc privacy`: what a budget buys, what PCs have spent, and the proof of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import typer
 
 from fedaipc.cli import certificate, ledger
 from fedaipc.cli.plan import plan
+from fedaipc.cli.sweep import sweep
 
 app = typer.Typer(help="Privacy budgets, ledgers and certificates.", no_args_is_help=True)
 app.command("plan")(plan)
+app.command("sweep")(sweep)
 app.add_typer(certificate.app, name="certificate")
 app.add_typer(ledger.app, name="ledger")

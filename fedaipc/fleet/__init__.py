@@ -2,7 +2,7 @@
 
 On the server
 server.py      supervisor: keeps the others alive, lets members in, starts wanted runs
-children.py    its processes; lifeline.py: that they end with it
+children.py    its processes
 runs.py        runs in the server's folder, as commands, supervisor and coordinator see them
 front.py       TLS 1.3, the fleet's calls, members only, a limit on all that strangers can grow
 limits.py      those limits; sockets.py: its sockets and certificate

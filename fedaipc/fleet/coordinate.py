@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from fedaipc import lifeline
 from fedaipc.errors import BudgetExhausted, EngineError, FedaipcError, RoundError, RunOver
-from fedaipc.fleet import lifeline
 from fedaipc.fleet.runs import RUNNING_FILE, clear_why, tell_why, unwant
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
 

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 
 import h11
 
+from fedaipc import lifeline
 from fedaipc.federation.server_folder import SERVER_FILE, SERVER_KEY_FILE
-from fedaipc.fleet import lifeline
 from fedaipc.fleet.admitted import Admitted
 from fedaipc.fleet.limits import Limits, Pace, Refused, allow_files, source
 from fedaipc.fleet.sockets import CHUNK, LINGER, Certificate, Peer, bind, reset_on_close

@@ -16,8 +16,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from fedaipc import lifeline
 from fedaipc.federation.server_folder import STATE_FOLDER
-from fedaipc.fleet import lifeline
 from fedaipc.fleet.admitted import Admitted
 
 HOST = "127.0.0.1"

@@ -178,9 +178,7 @@ def test_a_pc_that_was_not_private_once_has_no_epsilon(run: Run, tmp_path: Path,
 
 
 def test_a_run_without_privacy_says_so(tmp_path: Path, minilm: Path) -> None:
-    made = prepare(
-        tiny(f"output.folder='{tmp_path}'", "privacy.mode=none")
-    )
+    made = prepare(tiny(f"output.folder='{tmp_path}'", "privacy.mode=none"))
     simulate(made, "in-process", quiet)
     key = Admission(made.pc_state / "federation").key
     certificate = run_certificate(made.folder, key)

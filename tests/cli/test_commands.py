@@ -52,7 +52,7 @@ def test_the_commands_are_those_that_the_documents_name() -> None:
         "simulate", "doctor", "report", "predict", "config show", "config check", "data describe",
         "assets list", "assets fetch", "privacy ledger show", "privacy ledger verify",
         "privacy ledger export", "privacy certificate issue", "privacy certificate verify",
-        "privacy plan", "enroll", "leave", "move-out", "move-in",
+        "privacy plan", "privacy sweep", "enroll", "leave", "move-out", "move-in",
         "federation init", "federation invite", "federation admit", "federation list",
         "federation revoke", "federation renew", "job base", "job sign", "server", "train",
         "status", "stop", "client log",
@@ -332,7 +332,7 @@ def test_an_interrupt_is_code_130_and_says_how_to_go_on(
 
     monkeypatch.setattr("fedaipc.cli.config.load_settings", stop)
     ran = fedaipc("config", "show")
-    assert "simulate --resume goes on" in refused(ran, 130)
+    assert "simulate --resume, or the same sweep, goes on" in refused(ran, 130)
 
 
 def test_doctor_measures_and_predicts_in_text_and_json(

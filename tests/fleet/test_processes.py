@@ -18,7 +18,7 @@ from fedaipc.fleet import children
 from fedaipc.fleet.children import Child, free_port
 
 PYTHON = sys.executable
-HOLD = "from fedaipc.fleet import lifeline; lifeline.hold(); import time; time.sleep(600)"
+HOLD = "from fedaipc import lifeline; lifeline.hold(); import time; time.sleep(600)"
 
 
 def wait_until(says: object, seconds: float = 20) -> None:

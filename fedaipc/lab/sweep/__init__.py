@@ -1,0 +1,10 @@
+"""Many runs of one job with other settings, and what they tell.
+
+cells.py   the sweep file, and the cells that follow from it
+runner.py  one process for each cell, several at a time; goes on after a crash
+table.py   what finished cells measured, as rows, CSV and JSON
+plots.py   utility against epsilon, heat maps
+page.py    all of it on one page
+search.py  choose settings by a tuner instead of a grid
+cost.py    what choosing the best of many private runs costs
+"""

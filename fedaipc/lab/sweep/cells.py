@@ -1,0 +1,237 @@
+"""The sweep file, and the cells that follow from it.
+
+A cell is a whole job: the base config, what the sweep sets, one point of the grid (or one entry of
+the list), what the rules add to it, and a seed. Its name holds a hash of all its settings, so that
+a cell that has finished is never run again, whatever else of the sweep file changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedaipc.config import Settings, load_settings, to_toml
+from fedaipc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+EPSILON, LIFETIME, MODE = "privacy.epsilon", "privacy.lifetime_epsilon", "privacy.mode"
+SEED = "data.seed"
+MOST_CELLS = 10_000
+Values = dict[str, Any]
+RUN_FOLDER, CELL_FILE, ERROR_FILE = "run", "cell.toml", "error.txt"  # in a cell's folder
+_OWN = ("output.folder", "output.name", SEED)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rule(_Part):
+    """Where a cell has all the values of `when`, it gets those of `set` as well."""
+
+    when: Values
+    set: Values
+
+
+class Space(_Part):
+    """Where a tuner may look for one setting: between two numbers, or among choices."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.choices) == (self.low is not None and self.high is not None):
+            raise ValueError("give low and high, or choices")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError("low must be less than high")
+        if self.log and (self.low is None or self.low <= 0):
+            raise ValueError("log needs a low above 0")
+        return self
+
+
+class Search(_Part):
+    """So many trials of a tuner, which maximises the mean validation accuracy over the seeds."""
+
+    trials: int = Field(ge=1, le=MOST_CELLS)
+    seed: int = Field(0, ge=0)
+    space: dict[str, Space] = Field(min_length=1)
+
+
+class Sweep(_Part):
+    """One sweep file. `config` is relative to it; the default job without one."""
+
+    config: str | None = None
+    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+    set: Values = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    cells: tuple[Values, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    search: Search | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if sum(map(bool, (self.grid, self.cells, self.search))) != 1:
+            raise ValueError("give one of [grid], [[cells]] and [search]")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("seeds must differ, and be 0 or more")
+        if any(not values for values in self.grid.values()):
+            raise ValueError("a setting of the grid has no values")
+        if math.prod(map(len, self.grid.values())) * len(self.seeds) > MOST_CELLS:
+            raise ValueError(f"more than {MOST_CELLS:,} cells")
+        named = [self.set, *self.cells, *(part for rule in self.rules for part in (rule.set,))]
+        keys = {key for part in named for key in part} | set(self.grid)
+        if self.search is not None:
+            keys |= set(self.search.space)
+        for key in _OWN:
+            if key in keys:
+                raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
+        return self
+
+    @property
+    def points(self) -> list[Values]:
+        """What varies, without seeds; empty where a tuner chooses."""
+        if self.cells:
+            return list(self.cells)
+        if not self.grid:
+            return []
+        return [
+            dict(zip(self.grid, values, strict=True))
+            for values in itertools.product(*self.grid.values())
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One job. `settings` is None where its values do not fit, and `error` says why."""
+
+    values: Values
+    seed: int
+    settings: Settings | None
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its folder: readable, and unlike any other cell's."""
+        if self.settings is not None:
+            text = to_toml(
+                self.settings.model_copy(update={"output": type(self.settings.output)()})
+            )
+        else:
+            text = json.dumps([shown(self.values), self.seed])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        words = [f"{key.partition('.')[2]}={shown(value)}" for key, value in self.values.items()]
+        slug = "_".join([*words, f"seed={self.seed}"])
+        slug = "".join(c if c.isalnum() or c in "=._-" else "-" for c in slug)[:80]
+        return f"{slug}_{digest}"
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Raises ConfigError."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    _flatten(tree)
+    try:
+        return Sweep.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {where + ': ' if where else ''}{said}") from None
+
+
+def cells_of(sweep: Sweep, base: Path | None, points: list[Values] | None = None) -> list[Cell]:
+    """All cells: each point with each seed. `base` is the config file; raises ConfigError for it.
+
+    A point whose settings do not fit is a cell with an error, and does not stop the others.
+    """
+    load_settings(base)
+    points = sweep.points if points is None else points
+    found = [_cell(sweep, base, values, seed) for values in points for seed in sweep.seeds]
+    names = [cell.name for cell in found]
+    if len(set(names)) < len(names):
+        twice = next(cell for cell in found if names.count(cell.name) > 1)
+        raise ConfigError(f"two cells of the sweep are the same job: {shown(twice.values)}")
+    return found
+
+
+def shown(value: object) -> str:
+    """A value, or values by name, for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key.partition('.')[2] or key} {shown(v)}" for key, v in value.items())
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float | int) else str(value)
+
+
+def _cell(sweep: Sweep, base: Path | None, values: Values, seed: int) -> Cell:
+    whole = {**sweep.set, **values}
+    for rule in sweep.rules:
+        if all(whole.get(key) == value for key, value in rule.when.items()):
+            whole |= rule.set
+    if EPSILON in whole and LIFETIME not in whole:
+        whole[LIFETIME] = whole[EPSILON]  # as `simulate --epsilon` does
+    if whole.get(EPSILON) == math.inf:
+        whole = {k: v for k, v in whole.items() if k not in (EPSILON, LIFETIME)} | {MODE: "none"}
+    try:
+        return Cell(values, seed, load_settings(base, (), {**whole, SEED: seed}))
+    except ConfigError as error:
+        return Cell(values, seed, None, str(error))
+
+
+def _flatten(tree: Values) -> None:
+    """Every table of settings, in place; what is no table is left for the check."""
+    rules = _entries(tree.get("rules"))
+    for part, keys in [(tree, ("set", "grid")), *((rule, ("when", "set")) for rule in rules)]:
+        for key in keys:
+            if isinstance(part.get(key), dict):
+                part[key] = _flat(part[key])
+    if isinstance(tree.get("cells"), list):
+        tree["cells"] = [_flat(c) if isinstance(c, dict) else c for c in tree["cells"]]
+    search = tree.get("search")
+    if isinstance(search, dict) and isinstance(search.get("space"), dict):
+        search["space"] = _spaces(search["space"])
+
+
+def _entries(value: object) -> list[Values]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _spaces(tree: Mapping[str, Any], before: str = "") -> Values:
+    """As `_flat`, down to the tables that describe a space."""
+    found: Values = {}
+    for key, value in tree.items():
+        name = f"{before}{key}"
+        leaf = not isinstance(value, dict) or not any(isinstance(v, dict) for v in value.values())
+        found |= {name: value} if leaf else _spaces(value, f"{name}.")
+    return found
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> Values:
+    """`privacy.epsilon` and `[grid.privacy] epsilon` are the same."""
+    found: Values = {}
+    for key, value in tree.items():
+        name = f"{before}{key}"
+        if isinstance(value, dict):
+            found |= _flat(value, f"{name}.")
+        else:
+            found[name] = value
+    return found

@@ -1,0 +1,60 @@
+"""What choosing the best of many private runs costs, where all of them use the same texts.
+
+Two answers. Who sees all runs' updates and models, as a coordinator does, sees their composition.
+Where only the best model is ever shown, and how many runs there are was drawn at random before, the
+bounds of Papernot and Steinke, "Hyperparameter Tuning with Renyi Differential Privacy" (ICLR 2022)
+hold, which hardly grow with the number of runs.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from scipy.optimize import brentq
+
+from fedaipc.errors import PrivacyError
+from fedaipc.privacy.accountant import ORDERS, Mechanism, epsilon_at, epsilon_rdp, merged, rdp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def composed_epsilon(runs: Iterable[Mechanism], delta: float) -> float:
+    """Epsilon of all runs together, by RDP."""
+    return epsilon_rdp(merged(runs), delta)
+
+
+def selected_epsilon(runs: Sequence[Mechanism], delta: float, mean_trials: float) -> float:
+    """Epsilon where only the best of a random number of runs is shown.
+
+    The number has the logarithmic distribution (theorem 2 with eta = 0) of mean `mean_trials`, and
+    each run draws its settings by itself, so that the dearest of `runs` bounds them all. Raises
+    PrivacyError where the mean is below 1.
+    """
+    if mean_trials < 1:
+        raise PrivacyError("a tuner makes one trial at least")
+    costs = [max((rdp([run], order) for run in runs), default=0.0) for order in ORDERS]
+    gamma = _gamma(mean_trials)
+    # Theorem 2: the extra terms are free to use another order than the one that is certified.
+    extra = min(
+        (1 - 1 / order) * cost + math.log(1 / gamma) / order
+        for order, cost in zip(ORDERS, costs, strict=True)
+    )
+    return min(
+        epsilon_at(order, cost + extra + math.log(mean_trials) / (order - 1), delta)
+        for order, cost in zip(ORDERS, costs, strict=True)
+    )
+
+
+@lru_cache(maxsize=64)
+def _gamma(mean: float) -> float:
+    """The logarithmic distribution's parameter: mean = (1/gamma - 1) / ln(1/gamma)."""
+    if mean == 1:
+        return 1.0
+
+    def excess(logarithm: float) -> float:
+        return math.expm1(logarithm) / logarithm - mean
+
+    return math.exp(-float(brentq(excess, 1e-9, 2 * math.log(mean) + 5)))

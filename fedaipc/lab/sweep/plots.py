@@ -1,0 +1,142 @@
+"""Plots of a sweep: utility against epsilon with error bars, and heat maps of two settings."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from fedaipc.lab.sweep.cells import EPSILON, Values, shown
+from fedaipc.report import canvas
+from fedaipc.report.canvas import drawing, new_figure, plain, put_legend
+from fedaipc.results import write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fedaipc.lab.sweep.table import Point
+
+_MOST_LINES, _MOST_MAPS = 7, 3
+
+
+def figures(points: Sequence[Point], majority: float | None) -> dict[str, Figure]:
+    """By name; those without data are left out. Call inside `canvas.drawing()`."""
+    out: dict[str, Figure] = {}
+    if len({p.values[EPSILON] for p in points if _has_epsilon(p)}) > 1:
+        out["utility"] = utility_figure(points, majority)
+    for first, second in itertools.islice(itertools.combinations(_varied(points), 2), _MOST_MAPS):
+        name = f"map-{first.partition('.')[2]}-{second.partition('.')[2]}"
+        out[name] = heat_map(points, first, second)
+    return out
+
+
+def write_plots(points: Sequence[Point], majority: float | None, folder: Path) -> list[str]:
+    """PNG and SVG of each; returns the SVG texts' names. Raises OutputError."""
+    with drawing():
+        found = figures(points, majority)
+        for name, figure in found.items():
+            for ending in (".png", ".svg"):
+                write_file(folder / f"{name}{ending}", canvas.figure_bytes(figure, ending, name))
+    return list(found)
+
+
+def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
+    """Test accuracy by epsilon: mean over the seeds, with their standard deviation.
+
+    A dashed line for the same settings without privacy, a dotted one for the commonest label.
+    """
+    figure = new_figure()
+    axes = figure.add_subplot()
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        rest = {key: value for key, value in point.values.items() if key != EPSILON}
+        groups.setdefault(shown(rest) or "private", []).append(point)
+    for place, (name, group) in enumerate(itertools.islice(groups.items(), _MOST_LINES)):
+        colour = canvas.PALETTE[place]
+        private = sorted((p for p in group if _has_epsilon(p)), key=lambda p: p.values[EPSILON])
+        if private:
+            axes.errorbar(
+                [p.values[EPSILON] for p in private],
+                [p.test_mean for p in private],
+                yerr=[p.test_deviation or 0.0 for p in private],
+                color=colour, marker="osD^vPX"[place], capsize=3, linewidth=2, label=plain(name),
+            )  # fmt: skip
+        for open_point in (p for p in group if not p.private):
+            axes.axhline(
+                open_point.test_mean, color=colour, linestyle="--", linewidth=1.4,
+                label=plain(f"not private, {name}" if len(groups) > 1 else "not private"),
+            )  # fmt: skip
+    if majority is not None:
+        axes.axhline(majority, color=canvas.GREY, linestyle=":", label="commonest label")
+    _epsilon_axis(axes, sorted({p.values[EPSILON] for p in points if _has_epsilon(p)}))
+    axes.set_ylabel("test accuracy")
+    axes.set_title("what a privacy budget costs")
+    handles, _ = axes.get_legend_handles_labels()
+    put_legend(figure, handles)
+    return figure
+
+
+def heat_map(points: Sequence[Point], first: str, second: str) -> Figure:
+    """Mean test accuracy by two settings; where others vary too, over them as well."""
+    rows, columns = (_ordered({p.values[key] for p in points if key in p.values})
+                     for key in (first, second))  # fmt: skip
+    values = [
+        [
+            [p.test_mean for p in points
+             if p.values.get(first) == row and p.values.get(second) == column]
+            for column in columns
+        ]
+        for row in rows
+    ]  # fmt: skip
+    means = [[statistics.mean(cell) if cell else math.nan for cell in line] for line in values]
+    figure = new_figure(height=1.4 + 0.55 * len(rows))
+    axes = figure.add_subplot()
+    image = axes.imshow(means, cmap="cividis", aspect="auto")
+    finite = [value for line in means for value in line if math.isfinite(value)]
+    middle = (min(finite) + max(finite)) / 2 if finite else 0.0
+    for y, x in itertools.product(range(len(rows)), range(len(columns))):
+        if math.isfinite(means[y][x]):
+            ink = canvas.PAPER if means[y][x] < middle else canvas.INK
+            axes.text(x, y, f"{means[y][x]:.3f}", ha="center", va="center", color=ink)
+    axes.set_xticks(range(len(columns)), [plain(shown(value), 16) for value in columns])
+    axes.set_yticks(range(len(rows)), [plain(shown(value), 16) for value in rows])
+    axes.set_xlabel(second)
+    axes.set_ylabel(first)
+    axes.grid(visible=False)
+    axes.set_title("test accuracy")
+    figure.colorbar(image, ax=axes)
+    return figure
+
+
+def _epsilon_axis(axes: Axes, ticks: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(ticks)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("epsilon of one record")
+
+
+def _has_epsilon(point: Point) -> bool:
+    value = point.values.get(EPSILON)
+    return isinstance(value, float | int) and math.isfinite(value) and point.private
+
+
+def _varied(points: Sequence[Point]) -> list[str]:
+    keys = dict.fromkeys(key for point in points for key in point.values)
+    return [k for k in keys if len({_name(p.values.get(k)) for p in points}) > 1]
+
+
+def _ordered(values: set[Any]) -> list[Any]:
+    return sorted(values, key=lambda v: (isinstance(v, str), v if not isinstance(v, str) else 0,
+                                         str(v)))  # fmt: skip
+
+
+def _name(value: Values | Any) -> str:
+    return str(value)

@@ -1,0 +1,111 @@
+"""Choose settings by a tuner (Optuna's TPE) instead of a grid.
+
+A trial is one point: a cell for each seed. What it maximises is the mean accuracy on the validation
+set, never on the test set. Trials are kept in `search.log`; one that was cut off is gone on with.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from fedaipc.errors import ConfigError, OutputError
+from fedaipc.lab.sweep.cells import MOST_CELLS, Cell, Search, Space, Sweep, Values, cells_of
+from fedaipc.lab.sweep.table import Row, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fedaipc.lab.sweep.runner import Progress, Runner
+
+_LOG_FILE, _FAILED = "search.log", "failed"
+
+
+def search(
+    sweep: Sweep,
+    wanted: Search,
+    base: Path | None,
+    folder: Path,
+    runner: Runner,
+    on_change: Callable[[Progress, Cell | None], None],
+) -> tuple[list[Cell], Values | None]:
+    """Run trials until there are so many; all cells, and the best trial's values.
+
+    A trial of which a cell fails counts as failed, and the tuner learns nothing from it. Raises
+    ConfigError where Optuna is not installed or the space is another one than before.
+    """
+    optuna = _optuna()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(folder / _LOG_FILE))
+    )
+    study = optuna.create_study(
+        storage=storage, study_name=sweep.name, direction="maximize", load_if_exists=True
+    )
+    # With the same seed again it would suggest again what it has tried.
+    seed = wanted.seed * MOST_CELLS + len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    states = optuna.trial.TrialState
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == states.RUNNING:
+            study.tell(trial.number, state=states.FAIL)
+            study.enqueue_trial(trial.params)
+    cells: dict[str, Cell] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == states.COMPLETE or _FAILED in trial.user_attrs:
+            cells |= {c.name: c for c in cells_of(sweep, base, [dict(trial.params)])}
+    while _ended(study, states) < wanted.trials:
+        trial = study.ask()
+        try:
+            values = {key: _suggest(trial, key, space) for key, space in wanted.space.items()}
+        except ValueError as error:
+            raise ConfigError(
+                f"{folder / _LOG_FILE}: holds trials of another search ({error}); give another "
+                "--out"
+            ) from None
+        own = cells_of(sweep, base, [values])
+        runner.run(own, on_change)
+        cells |= {cell.name: cell for cell in own}
+        score = _score(rows_of(folder, own))
+        if score is None:
+            trial.set_user_attr(_FAILED, value=True)
+            study.tell(trial, state=states.FAIL)
+        else:
+            study.tell(trial, score)
+    done = [t for t in study.get_trials(deepcopy=False) if t.state == states.COMPLETE]
+    best = dict(max(done, key=lambda t: t.value or 0.0).params) if done else None
+    return list(cells.values()), best
+
+
+def _score(rows: list[Row]) -> float | None:
+    found = [row.validation_accuracy for row in rows]
+    if any(score is None for score in found):
+        return None
+    return statistics.mean(score for score in found if score is not None)
+
+
+def _ended(study: Any, states: Any) -> int:
+    """Trials that have a score or failed; not those that were cut off, which are tried again."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(t.state == states.COMPLETE or _FAILED in t.user_attrs for t in trials)
+
+
+def _suggest(trial: Any, key: str, space: Space) -> Any:
+    if space.choices:
+        return trial.suggest_categorical(key, list(space.choices))
+    if space.integer:
+        return trial.suggest_int(key, int(space.low or 0), int(space.high or 0), log=space.log)
+    return trial.suggest_float(key, space.low, space.high, log=space.log)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("[search] needs `pip install 'fedaipc[search]'`") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

@@ -1,0 +1,177 @@
+"""What the cells measured: a row for each, and for each point over its seeds; CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedaipc.lab.sweep.cells import RUN_FOLDER, Values
+from fedaipc.lab.sweep.runner import cell_folder, error_of, state_of
+from fedaipc.privacy.accountant import Mechanism
+from fedaipc.results import Results
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from fedaipc.lab.sweep.cells import Cell
+
+_FORMAT = "fedaipc sweep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One cell. What is not known is None; `epsilon` is the most that any PC was charged.
+
+    `epsilon_pld` is of the declared schedule; `seconds` and bytes of the run itself.
+    """
+
+    cell: str
+    values: Values
+    seed: int
+    state: Literal["open", "done", "failed"]
+    error: str = ""
+    status: str | None = None
+    private: bool | None = None
+    test_accuracy: float | None = None
+    test_macro_f1: float | None = None
+    validation_accuracy: float | None = None
+    majority: float | None = None
+    epsilon: float | None = None
+    epsilon_pld: float | None = None
+    delta: float | None = None
+    noise_multiplier: float | None = None
+    sampling_rate: float | None = None
+    steps: int | None = None
+    rounds: int | None = None
+    attempts: int | None = None
+    pcs: int | None = None
+    seconds: float | None = None
+    bytes_up: float | None = None
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """All that a PC was charged for, where that is private."""
+        if not self.private or self.noise_multiplier is None or not self.steps:
+            return None
+        return Mechanism(
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate or 1.0,
+            steps=self.steps,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of the sweep over its seeds: mean and standard deviation of the accuracies."""
+
+    values: Values
+    private: bool
+    runs: int
+    test_mean: float
+    test_deviation: float | None
+    validation_mean: float
+    epsilon: float | None
+
+
+def rows_of(folder: Path, cells: Iterable[Cell]) -> list[Row]:
+    return [_row(folder, cell) for cell in cells]
+
+
+def points_of(rows: Iterable[Row]) -> list[Point]:
+    """In the order of the first cell of each; points without a finished cell are left out."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.test_accuracy is not None and row.validation_accuracy is not None:
+            groups.setdefault(json.dumps(row.values, sort_keys=True, default=str), []).append(row)
+    return [_point(group) for group in groups.values()]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line for each cell; settings that vary have a column each."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.values))
+    file = io.StringIO(newline="")
+    table = csv.writer(file)
+    measured = [name for name in asdict(rows[0]) if name != "values"] if rows else []
+    table.writerow([*keys, *measured])
+    for row in rows:
+        content = asdict(row)
+        table.writerow(
+            [*(row.values.get(key, "") for key in keys), *(content[name] for name in measured)]
+        )
+    return file.getvalue()
+
+
+def to_json(name: str, rows: Sequence[Row]) -> str:
+    content = {
+        "format": _FORMAT,
+        "version": 1,
+        "name": name,
+        "points": [asdict(point) for point in points_of(rows)],
+        "cells": [asdict(row) for row in rows],
+    }
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no infinity: epsilon inf becomes a word."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return "inf" if content == float("inf") else content
+
+
+def _row(folder: Path, cell: Cell) -> Row:
+    place = cell_folder(folder, cell)
+    state = state_of(folder, cell)
+    start: dict[str, Any] = {
+        "cell": cell.name, "values": cell.values, "seed": cell.seed, "state": state,
+    }  # fmt: skip
+    if state != "done":
+        return Row(**start, error=error_of(folder, cell) if state == "failed" else "")
+    results = Results.load(place / RUN_FOLDER)
+    privacy, rounds = results.privacy, results.rounds
+    test, validation = results.test, results.validation
+    attempts = max((one.attempt for one in rounds), default=0)
+    asked = sum(one.asked for one in rounds)
+    planned = privacy.planned_epsilon
+    return Row(
+        **start,
+        status=results.status,
+        private=not results.not_private,
+        test_accuracy=None if test is None else test.accuracy,
+        test_macro_f1=None if test is None else test.macro_f1,
+        validation_accuracy=None if validation is None else validation.accuracy,
+        majority=results.data.majority,
+        epsilon=max((pc.epsilon for pc in results.pcs if pc.epsilon is not None), default=None),
+        epsilon_pld=None if results.not_private or planned is None else planned.pld,
+        delta=privacy.delta,
+        noise_multiplier=privacy.noise_multiplier,
+        sampling_rate=privacy.sampling_rate,
+        steps=attempts * privacy.local_steps,
+        rounds=sum(not one.void for one in rounds),
+        attempts=attempts,
+        pcs=len(results.pcs),
+        seconds=results.seconds,
+        bytes_up=sum(one.bytes_up for one in rounds) / asked if asked else None,
+    )
+
+
+def _point(rows: Sequence[Row]) -> Point:
+    tests = [row.test_accuracy for row in rows if row.test_accuracy is not None]
+    validations = [r.validation_accuracy for r in rows if r.validation_accuracy is not None]
+    spent = [row.epsilon for row in rows if row.epsilon is not None]
+    return Point(
+        values=rows[0].values,
+        private=all(row.private for row in rows),
+        runs=len(rows),
+        test_mean=statistics.mean(tests),
+        test_deviation=statistics.stdev(tests) if len(tests) > 1 else None,
+        validation_mean=statistics.mean(validations),
+        epsilon=max(spent, default=None),
+    )
