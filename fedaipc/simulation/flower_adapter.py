@@ -40,9 +40,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
     Scalar = str | int | float | bool
@@ -80,7 +79,7 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        client_app: ClientApp,
+        client_app: Callable[[Message, Context], Message],
         node_configs: Sequence[Mapping[str, Scalar]],
         run_config: Mapping[str, Scalar],
     ) -> None:
@@ -204,7 +203,7 @@ class InProcessGrid(Grid):
 
 def run_in_process(
     server_app: ServerApp,
-    client_app: ClientApp,
+    client_app: Callable[[Message, Context], Message],
     *,
     node_configs: Sequence[Mapping[str, Scalar]],
     run_config: Mapping[str, Scalar],

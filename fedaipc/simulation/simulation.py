@@ -49,6 +49,8 @@ from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from flwr.app import Context, Message
+
     from fedaipc.config import Settings
 
 _PLACE_FILE = "pc-state.json"
@@ -174,8 +176,15 @@ def reopen(folder: Path) -> Run:
     return run
 
 
-def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) -> Results:
+def simulate(
+    run: Run,
+    engine: Engine,
+    on_round: Callable[[RoundResult], None],
+    app: Callable[[Message, Context], Message] = client_app,
+) -> Results:
     """Run the job to its end and complete results.json with what only a simulator knows.
+
+    `app` answers for the PCs in this process; another one may listen to what passes.
 
     Raises BudgetExhausted, RoundError, EngineError or OutputError; results so far and the
     checkpoint are kept, and `simulate(reopen(folder), ...)` goes on.
@@ -184,7 +193,7 @@ def simulate(run: Run, engine: Engine, on_round: Callable[[RoundResult], None]) 
         _check_joined(run)
         try:
             if engine == "in-process":
-                _run_in_process(run, on_round)
+                _run_in_process(run, on_round, app)
             else:
                 _run_on_flower(run, on_round)
         finally:
@@ -224,10 +233,14 @@ def _check_joined(run: Run) -> None:
         )
 
 
-def _run_in_process(run: Run, on_round: Callable[[RoundResult], None]) -> None:
+def _run_in_process(
+    run: Run,
+    on_round: Callable[[RoundResult], None],
+    app: Callable[[Message, Context], Message],
+) -> None:
     run_in_process(
         server_app.make_server_app(run.folder, on_round),
-        client_app,
+        app,
         node_configs=[{} for _ in range(run.settings.federation.pcs)],
         run_config={"pc-state": str(run.pc_state)},
     )

@@ -1,0 +1,178 @@
+"""The one-run audit: guess from each PC's updates which canaries it holds.
+
+The auditor is a server that knows all of a PC's texts but the coins. With one local step an update
+is the noisy sum of clipped gradients times a public factor, so the coins s follow from
+
+    y_t - q R_t = q G_t s + noise of standard deviation sigma C,   t = 1, 2, ...
+
+with G_t the canaries' clipped gradients at the model of round t (as columns), R_t the sum of the
+real texts'. The score of a canary is the mean of its coin given all rounds, for coins with a normal
+prior of mean 1/2 and variance 1/4: least squares that do not blow up where canaries are alike.
+Without privacy PCs divide by how many texts there were, which the coins decide as well: that number
+is one more unknown. How much noise a round has is read off what is left when all that is known is
+explained, and not taken from the promise: a build with too little of it is then read like an open
+book. Several local steps are taken for one long one, which weakens the attack.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedaipc.errors import PrivacyError
+from fedaipc.lab.audit.bound import CONFIDENCE, Bound, audit_bound
+from fedaipc.lab.audit.gradients import clipped, example_gradients
+from fedaipc.model.classifier import Classifier
+from fedaipc.model.inputs import make_inputs
+from fedaipc.privacy.plan import size_class
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from fedaipc.config import Settings
+    from fedaipc.data.records import Records
+    from fedaipc.lab.audit.planted import Audited, Heard, Planted
+    from fedaipc.model.inputs import Inputs
+
+    Floats = npt.NDArray[np.float64]
+
+_TINY = 1e-9  # of the mean square: what float32 loses
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryAudit:
+    """`bound` against `promised`, the schedule's epsilon by PLD; None where nothing is promised."""
+
+    bound: Bound
+    promised: float | None
+    delta: float
+    accuracy: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the attack is compatible with the promise."""
+        return self.promised is None or self.bound.lower <= self.promised
+
+
+def canary_audit(
+    audited: Audited, cache: Path | None = None, confidence: float = CONFIDENCE
+) -> CanaryAudit:
+    """Score all canaries of all PCs and bound epsilon. Raises PrivacyError where it cannot."""
+    settings = audited.settings
+    if settings.training.optimizer != "sgd":
+        raise PrivacyError(
+            'the canary audit reads sums out of updates: set training.optimizer="sgd"'
+        )
+    classifier = Classifier(settings.model, audited.labels)
+    scores = [
+        _scores(classifier, settings, planted, [h for h in audited.heard if h.pc == number], cache)
+        for number, planted in enumerate(audited.pcs)
+    ]
+    included = np.concatenate([planted.included for planted in audited.pcs])
+    whole = np.concatenate(scores)
+    privacy = audited.results.privacy
+    planned = privacy.planned_epsilon
+    promised = None if audited.results.not_private or planned is None else planned.pld
+    bound = audit_bound(whole, included, privacy.delta, confidence)
+    accuracy = float(((whole > np.median(whole)) == included).mean())
+    return CanaryAudit(bound, promised, privacy.delta, accuracy)
+
+
+def _scores(
+    classifier: Classifier,
+    settings: Settings,
+    planted: Planted,
+    heard: list[Heard],
+    cache: Path | None,
+) -> Floats:
+    privacy, training = settings.privacy, settings.training
+    private = privacy.mode != "none"
+    labels = {label: number for number, label in enumerate(classifier.labels)}
+    canaries, targets = _prepared(classifier, planted.canaries, labels, cache)
+    real, truth = _prepared(classifier, planted.real, labels, cache)
+    steps = _step_lengths(classifier, settings) * training.local_steps
+    rounds = []
+    for one in heard:
+        own = example_gradients(classifier, canaries, targets, one.vector)
+        others = example_gradients(classifier, real, truth, one.vector)
+        if private:
+            own, others = clipped(own, privacy.clip), clipped(others, privacy.clip)
+        sums = np.vstack([own, others.sum(axis=0, dtype=np.float64)]).astype(np.float64)
+        rounds.append(_Reading.of(sums, -one.update / steps))
+    if not private:
+        return _ratios(rounds)
+    rate = privacy.sampling_rate
+    return _posterior(rounds, rate, rate * size_class(len(planted.held)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One round's normal equations for the coins and, last, the share of the real texts' sum.
+
+    `noise` is the standard deviation of what they leave unexplained, for each value.
+    """
+
+    products: Floats
+    right: Floats
+    noise: float
+
+    @classmethod
+    def of(cls, sums: Floats, reading: Floats) -> _Reading:
+        products, right = sums @ sums.T, sums @ reading
+        found = np.linalg.solve(_firm(products), right)
+        rest = reading - found @ sums
+        free = max(1, len(reading) - len(found))
+        size = float(reading @ reading) / len(reading)
+        return cls(products, right, math.sqrt(float(rest @ rest) / free + _TINY * size))
+
+
+def _ratios(rounds: list[_Reading]) -> Floats:
+    """The coins where the divisor is unknown: each canary's share over that of the real texts."""
+    products = np.sum([one.products for one in rounds], axis=0)
+    found = np.linalg.solve(_firm(products), np.sum([one.right for one in rounds], axis=0))
+    scores: Floats = found[:-1] / found[-1]
+    return scores
+
+
+def _posterior(rounds: list[_Reading], rate: float, divisor: float) -> Floats:
+    """Mean of the coins less 1/2, given all rounds, each weighted by its own noise."""
+    count = len(rounds[0].right) - 1
+    precision: npt.NDArray[Any] = 4.0 * np.eye(count)
+    pull: npt.NDArray[Any] = np.zeros(count)
+    for one in rounds:
+        weight = (rate / (divisor * one.noise)) ** 2
+        among, real = one.products[:-1, :-1], one.products[:-1, -1]
+        precision += weight * among
+        pull += weight * (one.right[:-1] * divisor / rate - real - among.sum(axis=1) / 2)
+    scores: Floats = np.linalg.solve(precision, pull)
+    return scores
+
+
+def _firm(products: Floats) -> Floats:
+    """With a little on the diagonal, so that texts that are alike do not stop the solver."""
+    firm: Floats = products + np.eye(len(products)) * _TINY * np.trace(products) / len(products)
+    return firm
+
+
+def _prepared(
+    classifier: Classifier, records: Records, labels: dict[str, int], cache: Path | None
+) -> tuple[Inputs, npt.NDArray[np.int64]]:
+    inputs = make_inputs(classifier, records.texts, cache)
+    return inputs, np.array([labels[label] for label in records.labels], dtype=np.int64)
+
+
+def _step_lengths(classifier: Classifier, settings: Settings) -> Floats:
+    """The learning rate of each value of the flat vector."""
+    training = settings.training
+    head = training.head_learning_rate or training.learning_rate
+    return np.concatenate(
+        [
+            np.full(parameter.numel(), head if "classifier" in name else training.learning_rate)
+            for name, parameter in classifier.trainable()
+        ]
+    )

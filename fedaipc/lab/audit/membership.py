@@ -1,0 +1,185 @@
+"""Membership inference on the released model: was this text trained on?
+
+Two attacks. *By loss* (Yeom et al., CSF 2018): a text of small loss is called a member. *By
+likelihood ratio* (Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022):
+the attacker trains shadow runs of its own, in each of which each text is in by a coin, and compares
+the target's confidence in a text with how confident shadows were that had it, and that had it not.
+
+Every run is the target once while the others are the shadows, and the scores are pooled. What
+counts is how many members are found while next to no outsider is called one: TPR at 0.1 % and 1 %
+FPR.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedaipc.data.records import Records
+from fedaipc.errors import DataError
+from fedaipc.lab.audit.planted import Planted, run_planted
+from fedaipc.model.export import Exported
+from fedaipc.privacy.plan import size_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from fedaipc.config import Settings
+    from fedaipc.data.prepare import SimulatedData
+
+    Floats = npt.NDArray[np.float64]
+
+LEAST_RUNS = 4
+_POINTS = 200  # of a curve
+_LEAST_DEVIATION = 1e-3
+_BATCH = 256
+_MOST = 96  # texts of one PC
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How many members are found (`tpr`) while so many outsiders are called members (`fpr`)."""
+
+    auc: float
+    tpr_at_01_percent: float
+    tpr_at_1_percent: float
+    fpr: tuple[float, ...]
+    tpr: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Both attacks over `runs` runs; `members` and `outsiders` are pooled over them."""
+
+    loss: Curve
+    likelihood_ratio: Curve
+    runs: int
+    members: int
+    outsiders: int
+
+
+def membership_attack(
+    settings: Settings,
+    data: SimulatedData,
+    folder: Path,
+    runs: int,
+    seed: int = 0,
+    on_run: Callable[[int], None] = lambda _: None,
+) -> Membership:
+    """Train `runs` runs below the new `folder`, and attack each by the others.
+
+    Raises DataError where there are too few runs or texts.
+    """
+    if runs < LEAST_RUNS:
+        raise DataError(f"{runs} runs are too few to compare: give {LEAST_RUNS} or more")
+    pools = [data.train.take(part[: _balanced(len(part))]) for part in data.parts]
+    texts = [text for pool in pools for text in pool.texts]
+    labels = [data.labels.index(label) for pool in pools for label in pool.labels]
+    random = np.random.default_rng(seed)
+    # Fair and independent: were each text in exactly half of the runs, the others would tell.
+    coins = random.random((runs, len(texts))) < 0.5
+    confidence = np.empty((runs, len(texts)))
+    for number in range(runs):
+        parts, start = [], 0
+        for pool in pools:
+            own = coins[number, start : start + len(pool)]
+            parts.append(Planted(Records((), ()), pool, own))
+            start += len(pool)
+        done = run_planted(settings, data, tuple(parts), folder / f"run-{number:03d}")
+        confidence[number] = _confidences(done.folder / "model", texts, np.array(labels))
+        on_run(number)
+    return judge(confidence, coins)
+
+
+def judge(confidence: Floats, coins: npt.NDArray[np.bool_]) -> Membership:
+    """Both attacks from logit-scaled confidences and coins, both of shape (runs, texts)."""
+    ratios = np.empty_like(confidence)
+    for target in range(len(confidence)):
+        others = np.arange(len(confidence)) != target
+        ratios[target] = _ratio(confidence[target], confidence[others], coins[others])
+    members = coins.ravel()
+    return Membership(
+        loss=curve(confidence.ravel(), members),
+        likelihood_ratio=curve(ratios.ravel(), members),
+        runs=len(confidence),
+        members=int(members.sum()),
+        outsiders=int((~members).sum()),
+    )
+
+
+def curve(scores: Floats, members: npt.NDArray[np.bool_]) -> Curve:
+    """The ROC of calling the highest scores members; equal scores are called together."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, inside = scores[order], members[order]
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each group of equals
+    found = np.concatenate([[0.0], np.cumsum(inside)[last] / max(1, inside.sum())])
+    wrong = np.concatenate([[0.0], np.cumsum(~inside)[last] / max(1, (~inside).sum())])
+    grid = np.unique(np.concatenate([[0.0], np.geomspace(1e-5, 1, _POINTS)]))
+    best = [float(found[wrong <= x].max()) for x in grid]
+    return Curve(
+        auc=float(np.trapezoid(found, wrong)),
+        tpr_at_01_percent=float(found[wrong <= 0.001].max()),
+        tpr_at_1_percent=float(found[wrong <= 0.01].max()),
+        fpr=tuple(float(x) for x in grid),
+        tpr=tuple(best),
+    )
+
+
+def _ratio(target: Floats, shadows: Floats, coins: npt.NDArray[np.bool_]) -> Floats:
+    """Ln p(target | in) - ln p(target | out) for each text, by normal distributions.
+
+    Means are the text's own, deviations are shared by all texts: with few shadows that is the
+    better estimate (Carlini et al., section VI).
+    """
+    inside, outside = _mean(shadows, coins), _mean(shadows, ~coins)
+    rest = np.where(coins, shadows - inside, shadows - outside)
+    deviations = [
+        max(_LEAST_DEVIATION, float(np.sqrt(np.square(rest[which]).mean())))
+        for which in (coins, ~coins)
+    ]
+    close = [
+        -0.5 * np.square((target - mean) / deviation) - np.log(deviation)
+        for mean, deviation in zip((inside, outside), deviations, strict=True)
+    ]
+    found: Floats = close[0] - close[1]
+    return found
+
+
+def _mean(values: Floats, which: npt.NDArray[np.bool_]) -> Floats:
+    count = which.sum(axis=0)
+    total = np.where(which, values, 0.0).sum(axis=0)
+    # A text that fell one way in all shadows tells nothing: both means are then of all of them.
+    means: Floats = np.where(count > 0, total / np.maximum(count, 1), values.mean(axis=0))
+    return means
+
+
+def _confidences(folder: Path, texts: list[str], labels: npt.NDArray[np.int64]) -> Floats:
+    """ln(p / (1 - p)) of the true label by the released model."""
+    model = Exported.load(folder)
+    rows = np.concatenate(
+        [
+            np.asarray(model.probabilities(texts[start : start + _BATCH]), dtype=np.float64)
+            for start in range(0, len(texts), _BATCH)
+        ]
+    )
+    right = np.clip(rows[np.arange(len(texts)), labels], 1e-12, 1 - 1e-12)
+    scaled: Floats = np.log(right) - np.log1p(-right)
+    return scaled
+
+
+def _balanced(records: int) -> int:
+    """How many texts of a PC to use so that half of them, by coins, keep one size class.
+
+    No more than _MOST: few texts are learnt by heart sooner, and runs are many.
+    """
+    public = size_class(min(records, _MOST)) // 2
+    while public >= 32:
+        if public * 3 // 2 <= records:
+            return public * 3 // 2
+        public //= 2
+    raise DataError(f"{records} texts on a PC are too few for membership inference: 48 at least")

@@ -1,0 +1,188 @@
+"""An audit on one page, with plots: promise beside attack, ROC curves, words that were read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedaipc.report import canvas, words
+from fedaipc.report.canvas import drawing, new_figure, put_legend
+from fedaipc.report.markup import escape, inline_svg, page, section, table
+from fedaipc.results import write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from fedaipc.lab.audit.inversion import Inversion, Reading
+    from fedaipc.lab.audit.report import AuditReport, Setting
+
+_LEAST = 1e-3  # of the axes of a ROC
+_WORDS = 60
+
+
+def audit_page(report: AuditReport) -> str:
+    """The whole page; needs no network."""
+    with drawing():
+        drawn = {
+            name: inline_svg(canvas.svg_bytes(figure, name).decode(), name, f"Plot: {name}")
+            for name, figure in figures(report).items()
+        }
+    verdict = "Every promise is compatible with what the attacks reached."
+    alarm = ""
+    if report.contradictions:
+        names = ", ".join(setting_name(one) for one in report.contradictions)
+        verdict = "A promise is refuted."
+        alarm = (
+            f'<p class="alarm"><strong>REFUTED</strong>: {escape(names)}: the attack reached more '
+            "than was promised. Noise or clip are not what they should be.</p>"
+        )
+    title = f"<h1>Privacy audit: {escape(report.name)}</h1>"
+    parts = [
+        f'<header>{title}{alarm}<p class="lead">{escape(verdict)}</p></header>',
+        section("Canaries, one run", _canary_words(report), drawn["bounds"], _canaries(report)),
+    ]
+    if "roc" in drawn:
+        parts.append(section("Who was trained on?", drawn["roc"], _membership(report.settings)))
+    if report.inversion is not None:
+        parts.append(section("Words out of updates", _inversion(report.inversion)))
+    return page(f"audit {report.name} | fedaipc", *parts)
+
+
+def write_plots(report: AuditReport, folder: Path) -> None:
+    """PNG and SVG of each. Raises OutputError."""
+    with drawing():
+        for name, figure in figures(report).items():
+            for ending in (".png", ".svg"):
+                write_file(folder / f"{name}{ending}", canvas.figure_bytes(figure, ending, name))
+
+
+def figures(report: AuditReport) -> dict[str, Figure]:
+    """By name; call inside `drawing()`."""
+    out = {"bounds": _bounds(report.settings)}
+    if any(one.membership is not None for one in report.settings):
+        out["roc"] = _roc(report.settings)
+    return out
+
+
+def setting_name(setting: Setting) -> str:
+    return "not private" if setting.epsilon is None else f"epsilon {setting.epsilon:g}"
+
+
+def _bounds(settings: Sequence[Setting]) -> Figure:
+    figure = new_figure(height=1.6 + 0.5 * len(settings))
+    axes = figure.add_subplot()
+    places = range(len(settings))
+    lower = [one.canary.bound.lower for one in settings]
+    axes.barh(places, lower, height=0.5, color=canvas.VERMILLION, label="at least, by attack")
+    for place, one in zip(places, settings, strict=True):
+        if one.canary.promised is not None:
+            axes.plot(
+                one.canary.promised, place, marker="|", markersize=22, markeredgewidth=3,
+                color=canvas.BLUE, linestyle="none",
+                label="at most, by promise" if place == _first_private(settings) else None,
+            )  # fmt: skip
+    axes.set_yticks(list(places), [setting_name(one) for one in settings])
+    axes.invert_yaxis()
+    axes.set_xlabel("epsilon of one record")
+    axes.set_title("what an attack reached, and what was promised")
+    put_legend(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+def _first_private(settings: Sequence[Setting]) -> int:
+    return next(n for n, one in enumerate(settings) if one.canary.promised is not None)
+
+
+def _roc(settings: Sequence[Setting]) -> Figure:
+    figure = new_figure(height=5.4)
+    axes = figure.add_subplot()
+    for place, one in enumerate(settings[: len(canvas.PALETTE)]):
+        if one.membership is None:
+            continue
+        colour = canvas.PALETTE[place]
+        for curve, dash, kind in (
+            (one.membership.likelihood_ratio, "-", "likelihood ratio"),
+            (one.membership.loss, "--", "loss"),
+        ):
+            points = [(x, y) for x, y in zip(curve.fpr, curve.tpr, strict=True) if x >= _LEAST / 10]
+            axes.plot(
+                *zip(*points, strict=True), color=colour, linestyle=dash,
+                label=f"{setting_name(one)}, {kind}",
+            )  # fmt: skip
+    axes.plot([_LEAST, 1], [_LEAST, 1], color=canvas.GREY, linestyle=":", label="guessing")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(_LEAST, 1)
+    axes.set_ylim(_LEAST, 1)
+    axes.set_xlabel("outsiders called members")
+    axes.set_ylabel("members found")
+    axes.set_title("membership inference on the released model")
+    put_legend(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+def _canary_words(report: AuditReport) -> str:
+    count = report.pcs * report.canaries
+    return (
+        f"<p>{count:,} canaries (real texts with wrong labels, {report.canaries:,} on each of "
+        f"{report.pcs} PCs) were each in or out of the data by a coin. A server that knows every "
+        "text but the coins guessed them from all updates of one real run; how many guesses were "
+        "right bounds epsilon from below (Steinke, Nasr and Jagielski 2023). The updates were not "
+        "sealed: the promise does not count on that.</p>"
+    )
+
+
+def _canaries(report: AuditReport) -> str:
+    rows = [
+        (
+            setting_name(one),
+            words.UNKNOWN if one.canary.promised is None else f"{one.canary.promised:.3f}",
+            f"{one.canary.bound.lower:.3f}",
+            f"{one.canary.bound.right:,} of {one.canary.bound.guesses:,}",
+            f"{one.canary.accuracy:.3f}",
+            words.UNKNOWN if one.test_accuracy is None else f"{one.test_accuracy:.3f}",
+            "holds" if one.canary.holds else "REFUTED",
+        )
+        for one in report.settings
+    ]
+    head = ("setting", "promised, at most", "reached, at least", "right guesses", "of all coins",
+            "test accuracy", "promise")  # fmt: skip
+    return table(head, rows, words_in=(0, 6))
+
+
+def _membership(settings: Sequence[Setting]) -> str:
+    rows = [
+        (
+            setting_name(one), kind, f"{curve.auc:.3f}", f"{curve.tpr_at_01_percent:.4f}",
+            f"{curve.tpr_at_1_percent:.4f}", one.membership.runs,
+        )
+        for one in settings
+        if one.membership is not None
+        for kind, curve in (
+            ("likelihood ratio", one.membership.likelihood_ratio), ("loss", one.membership.loss),
+        )
+    ]  # fmt: skip
+    head = ("setting", "attack", "AUC", "TPR at 0.1 % FPR", "TPR at 1 % FPR", "runs")
+    return table(head, rows, words_in=(0, 1))
+
+
+def _inversion(found: Inversion) -> str:
+    texts = "".join(f"<li>{escape(text)}</li>" for text in found.texts)
+    return (
+        f"<p>The texts of one PC:</p><ul>{texts}</ul><p>Words read from what its server gets, the "
+        "surest first; those that are in the texts are bold.</p>"
+        + "".join(_reading(reading) for reading in found.readings)
+    )
+
+
+def _reading(reading: Reading) -> str:
+    shown = [
+        f"<strong>{escape(word)}</strong>" if right else escape(word)
+        for word, right in list(zip(reading.words, reading.right, strict=True))[:_WORDS]
+    ]
+    return (
+        f"<h3>{escape(reading.source)}: {reading.recall:.0%} of the words "
+        f"(by chance {reading.chance:.1%})</h3><p>{' '.join(shown)}</p>"
+    )

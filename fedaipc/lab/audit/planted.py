@@ -1,0 +1,217 @@
+"""A real run whose PCs hold canaries, each in or out by a coin, and what its server heard.
+
+The run is an ordinary one: the same coordinator, PCs, ledgers and messages. Updates are open, since
+what is promised does not count on sealing; everything is written down at the wire, where a
+curious server sits.
+"""
+
+from __future__ import annotations
+
+import csv
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedaipc.data.prepare import prepare_simulation
+from fedaipc.data.records import Records
+from fedaipc.errors import DataError
+from fedaipc.federation.messages import MASK, MaskRequest, decode_update
+from fedaipc.model.warm_up import warm_base
+from fedaipc.pc.client_app import app as client_app
+from fedaipc.privacy.plan import size_class
+from fedaipc.sealing.dealing import Upload
+from fedaipc.sealing.terms import Terms
+from fedaipc.simulation.simulation import prepare, simulate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from flwr.app import Context, Message
+
+    from fedaipc.config import Settings
+    from fedaipc.data.prepare import SimulatedData
+    from fedaipc.results import Results
+
+_COLUMN, _PART = "pc", "part-"
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """One PC's texts: those that it surely holds, and canaries with their coins."""
+
+    real: Records
+    canaries: Records
+    included: npt.NDArray[np.bool_]
+
+    @property
+    def held(self) -> Records:
+        """What the PC gets."""
+        chosen = self.canaries.take(np.flatnonzero(self.included))
+        return Records(self.real.texts + chosen.texts, self.real.labels + chosen.labels)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Heard:
+    """One update as its server decodes it: the PC's place, the model that it was sent, the answer.
+
+    `update` is the difference to `vector`, both of shape (parameters,). Where the upload is
+    `sealed` it is what the masked words would say, read as if they were none.
+    """
+
+    pc: int
+    round: int
+    vector: npt.NDArray[np.float32]
+    update: npt.NDArray[np.float64]
+    sealed: bool
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Audited:
+    """A finished run, its settings and PCs, and every update in the order of its arrival."""
+
+    settings: Settings
+    labels: tuple[str, ...]
+    pcs: tuple[Planted, ...]
+    heard: tuple[Heard, ...]
+    results: Results
+    folder: Path
+
+
+def plant(data: SimulatedData, canaries: int, seed: int | None = None) -> tuple[Planted, ...]:
+    """Split each PC's texts into real ones and `canaries` with wrong labels; flip the coins.
+
+    The counts are such that a PC's public size class is the same however the coins fall: it is
+    what neighbouring data sets share. Coins come from the operating system, or from `seed`. Raises
+    DataError where a PC has too few texts.
+    """
+    random = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
+    planted = []
+    for number, part in enumerate(data.parts):
+        records = data.train.take(part)
+        real = _real_count(number, len(records), canaries)
+        order = random.permutation(len(records))
+        chosen = records.take(order[real : real + canaries])
+        wrong = tuple(
+            str(random.choice([other for other in data.labels if other != label]))
+            for label in chosen.labels
+        )
+        planted.append(
+            Planted(
+                real=records.take(order[:real]),
+                canaries=Records(chosen.texts, wrong),
+                included=random.random(canaries) < 0.5,
+            )
+        )
+    return tuple(planted)
+
+
+def _real_count(number: int, records: int, canaries: int) -> int:
+    """The largest size class that such a PC can fill; one record more than half of it."""
+    public = size_class(records)
+    while public > 2 * canaries:
+        real = public // 2 + 1
+        if real + canaries <= min(records, public):
+            return real
+        public //= 2
+    raise DataError(
+        f"PC {number} holds {records:,} texts, too few for {canaries:,} canaries: give fewer "
+        "--canaries or fewer PCs"
+    )
+
+
+def run_planted(
+    settings: Settings,
+    data: SimulatedData,
+    pcs: tuple[Planted, ...],
+    folder: Path,
+    *,
+    sealed: bool = False,
+) -> Audited:
+    """Train `pcs` in an ordinary run below the new `folder`, and listen. Raises FedaipcError."""
+    folder.mkdir(parents=True)
+    settings, _ = warm_base(settings, data, lambda *_: None)
+    wanted = _with_sources(settings, data, pcs, folder)
+    if not sealed:
+        wanted = wanted.model_copy(
+            update={"sealing": wanted.sealing.model_copy(update={"mode": "none"})}
+        )
+    recorder = Recorder()
+    run = prepare(wanted)
+    results = simulate(run, "in-process", lambda _: None, app=recorder)
+    # Which simulated PC got which part is the partition's choice: by size.
+    part = [int(pc.groups[0].removeprefix(_PART)) for pc in results.pcs]
+    heard = tuple(replace(one, pc=part[one.pc]) for one in recorder.heard)
+    return Audited(wanted, data.labels, pcs, heard, results, run.folder)
+
+
+def read_data(settings: Settings) -> SimulatedData:
+    """What `simulate` would give to the PCs. Raises DataError."""
+    return prepare_simulation(settings.data, settings.federation.pcs)
+
+
+class Recorder:
+    """Answers for the PCs as their client app does, and keeps what the server hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[Heard] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        request = None
+        if message.metadata.message_type == MASK:
+            request = MaskRequest.decode(message.content)
+        reply = client_app(message, context)
+        if request is not None and reply.has_content():
+            frame = decode_update(reply.content)
+            if isinstance(frame, bytes):
+                self._keep(request, frame, int(str(context.node_config["partition-id"])))
+        return reply
+
+    def _keep(self, request: MaskRequest, frame: bytes, pc: int) -> None:
+        terms = Terms.decode(request.terms)
+        content = Upload.decode(frame).vector if terms.sealed else frame
+        words = terms.encoding.unpack(content, terms.size)
+        (weight,) = set(terms.weights)  # equal: the settings see to that
+        update = terms.encoding.decode(words) / weight
+        self.heard.append(Heard(pc, request.round, request.vector.copy(), update, terms.sealed))
+
+
+def _with_sources(
+    settings: Settings, data: SimulatedData, pcs: tuple[Planted, ...], folder: Path
+) -> Settings:
+    """The same job on files in `folder`: one value of a column for each PC."""
+    paths = {name: folder / f"{name}.csv" for name in ("source", "validation", "test")}
+    held = [
+        (text, label, f"{_PART}{number:04d}")
+        for number, pc in enumerate(pcs)
+        for text, label in zip(pc.held.texts, pc.held.labels, strict=True)
+    ]
+    _write(paths["source"], held)
+    for name in ("validation", "test"):
+        records = getattr(data, name)
+        _write(
+            paths[name], [(t, b, "") for t, b in zip(records.texts, records.labels, strict=True)]
+        )
+    sources = {name: str(path.resolve()) for name, path in paths.items()}
+    update = {
+        **sources, "text_column": "text", "label_column": "label", "labels": data.labels,
+        "partition": "column", "partition_column": _COLUMN, "limit": None,
+        "validation_size": None, "test_size": None,
+    }  # fmt: skip
+    output = {"folder": str(folder), "name": "run", "plots": False}
+    return settings.model_copy(
+        update={
+            "data": settings.data.model_copy(update=update),
+            "federation": settings.federation.model_copy(update={"weighting": "equal"}),
+            "output": settings.output.model_copy(update=output),
+        }
+    )
+
+
+def _write(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label", _COLUMN])
+        table.writerows(rows)

@@ -1,0 +1,191 @@
+"""All attacks at several budgets: run them, and write what they found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedaipc.config import settings_from
+from fedaipc.errors import ConfigError, PrivacyError
+from fedaipc.lab.audit.canary import CanaryAudit, canary_audit
+from fedaipc.lab.audit.inversion import Inversion, inversion_attack
+from fedaipc.lab.audit.membership import Membership, membership_attack
+from fedaipc.lab.audit.planted import plant, read_data, run_planted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from fedaipc.config import Settings
+
+FORMAT = "fedaipc audit"
+_INVERSION = {
+    "model": {"method": "full", "keep_layers": 1, "max_length": 32},
+    "training": {"local_steps": 1, "optimizer": "sgd", "learning_rate": 0.1},
+    "federation": {"rounds": 2, "server_optimizer": "fedavg"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What was attacked at one budget; `epsilon` is the target, None for no privacy."""
+
+    epsilon: float | None
+    noise_multiplier: float | None
+    sampling_rate: float
+    steps: int
+    clip: float
+    test_accuracy: float | None
+    canary: CanaryAudit
+    membership: Membership | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """`pcs` and `canaries` are of the canary audit: canaries on each PC."""
+
+    name: str
+    pcs: int
+    canaries: int
+    settings: tuple[Setting, ...]
+    inversion: Inversion | None
+
+    @property
+    def contradictions(self) -> list[Setting]:
+        """Budgets whose promise an attack has refuted."""
+        return [one for one in self.settings if not one.canary.holds]
+
+    def to_json(self) -> str:
+        content = {"format": FORMAT, "version": 1, **asdict(self)}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def at_budget(settings: Settings, epsilon: float | None) -> Settings:
+    """The same job for another budget, None for none. Raises ConfigError."""
+    tree: dict[str, Any] = settings.model_dump(exclude_none=True)
+    privacy = {
+        key: value
+        for key, value in tree["privacy"].items()
+        if key not in ("epsilon", "noise_multiplier", "lifetime_epsilon", "mode")
+    }
+    if epsilon is None:
+        privacy["mode"] = "none"
+    else:
+        privacy |= {"mode": "local", "epsilon": epsilon, "lifetime_epsilon": epsilon}
+    return settings_from({**tree, "privacy": privacy})
+
+
+def run_audit(
+    settings: Settings,
+    budgets: Sequence[float | None],
+    folder: Path,
+    *,
+    canaries: int,
+    runs: int,
+    inversion: bool,
+    say: Callable[[str], None] = lambda _: None,
+) -> AuditReport:
+    """Attack at each budget. `runs` 0 leaves membership out. Runs lie in `folder` meanwhile.
+
+    Raises FedaipcError, OSError.
+    """
+    if settings.speed.cache_folder is None:
+        cache = str((folder / "cache").resolve())
+        speed = settings.speed.model_copy(update={"cache_folder": cache})
+        settings = settings.model_copy(update={"speed": speed})
+    settings = settings.model_copy(
+        update={"evaluation": settings.evaluation.model_copy(update={"every": 100_000})}
+    )
+    data = read_data(settings)
+    pcs = plant(data, canaries)
+    found = []
+    for epsilon in budgets:
+        own, name = at_budget(settings, epsilon), "none" if epsilon is None else f"{epsilon:g}"
+        place = folder / f"epsilon-{name}"
+        say(f"epsilon {name}: a run with {canaries * len(pcs):,} canaries")
+        audited = run_planted(own, data, pcs, place / "canaries")
+        canary = canary_audit(audited, folder / "cache")
+        say(f"epsilon {name}: at least {canary.bound.lower:.3f}, promised {_promise(canary)}")
+        membership = None
+        if runs:
+            say(f"epsilon {name}: {runs} runs for membership inference")
+            membership = membership_attack(own, data, place / "membership", runs)
+        privacy, results = audited.results.privacy, audited.results
+        attempts = max((one.attempt for one in results.rounds), default=0)
+        found.append(
+            Setting(
+                epsilon=epsilon,
+                noise_multiplier=privacy.noise_multiplier,
+                sampling_rate=privacy.sampling_rate,
+                steps=privacy.local_steps * attempts,
+                clip=privacy.clip,
+                test_accuracy=None if results.test is None else results.test.accuracy,
+                canary=canary,
+                membership=membership,
+            )
+        )
+        shutil.rmtree(place, ignore_errors=True)
+    read = None
+    if inversion:
+        say("gradient inversion: three runs of all layers")
+        read = _inversion(settings, folder / "inversion")
+    return AuditReport(settings.output.name, len(pcs), canaries, tuple(found), read)
+
+
+def audit_facts(path: Path, noise: float | None, rate: float, steps: int) -> dict[str, Any]:
+    """For a certificate: the canary audit in the file at `path` of this very schedule.
+
+    Raises PrivacyError where there is none.
+    """
+    try:
+        content = path.read_bytes()
+        report = json.loads(content)
+        if report["format"] != FORMAT:
+            raise ValueError  # noqa: TRY301 - all that is no report ends in one line
+        for one in report["settings"]:
+            if (one["noise_multiplier"], one["sampling_rate"], one["steps"]) == (
+                noise,
+                rate,
+                steps,
+            ):
+                bound = one["canary"]["bound"]
+                return {
+                    "method": "one-run canary audit (Steinke, Nasr and Jagielski 2023)",
+                    "lower": bound["lower"],
+                    "confidence": bound["confidence"],
+                    "promised": one["canary"]["promised"],
+                    "canaries": bound["canaries"],
+                    "result_hash": hashlib.sha256(content).hexdigest(),
+                }
+    except OSError as error:
+        raise PrivacyError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise PrivacyError(f"{path}: is not what `fedaipc privacy audit` writes") from None
+    raise PrivacyError(
+        f"{path}: no audit of noise multiplier {noise}, sampling rate {rate:g}, {steps} steps; "
+        "audit a job with the schedule of this run"
+    )
+
+
+def _inversion(settings: Settings, folder: Path) -> Inversion:
+    tree: dict[str, Any] = settings.model_dump(exclude_none=True)
+    for section, values in _INVERSION.items():
+        tree[section] = {**tree[section], **values}
+    tree.pop("warm_up", None)
+    tree["privacy"] |= {"sampling_rate": 1.0, "exact_sums": True}
+    try:
+        job = settings_from(tree)
+        plain, private = at_budget(job, None), at_budget(job, 8.0)
+        data = read_data(plain)
+        return inversion_attack(plain, data, private, folder)
+    except ConfigError as error:
+        raise ConfigError(f"gradient inversion of this job: {error}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _promise(canary: CanaryAudit) -> str:
+    return "nothing" if canary.promised is None else f"at most {canary.promised:.3f}"
