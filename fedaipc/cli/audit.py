@@ -77,8 +77,8 @@ def audit(
         first = report.contradictions[0].canary
         raise PrivacyError(
             f"a promise is refuted: epsilon {first.promised:.3f} was promised, and it is at least "
-            f"{first.bound.lower:.3f} with confidence {first.bound.confidence:g}; noise or clip are "
-            "not what they should be"
+            f"{first.bound.lower:.3f} with confidence {first.bound.confidence:g}: noise or clip "
+            "are not what they should be"
         )
 
 

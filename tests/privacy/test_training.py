@@ -23,12 +23,11 @@ from torch.nn.functional import cross_entropy
 from fedaipc.config import TrainingSettings
 from fedaipc.model.classifier import Batch, Classifier, read_vector, write_vector
 from fedaipc.model.inputs import Inputs, make_inputs
-from fedaipc.privacy import bookkeeping, norms, training
-from fedaipc.privacy.bookkeeping import ROUNDING_MARGIN, BookKeepingModule
-from fedaipc.privacy.norms import Sizes
-from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy import norms, training
+from fedaipc.privacy.bookkeeping import ROUNDING_MARGIN
 from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
+from tests.broken_builds import faults
 from tests.model.tiny import FAMILIES, LABELS, METHODS, TARGETS, TEXTS, settings, shared_folder
 
 CLIP, NOISE, RATE, CLASS = 0.05, 2.0, 0.25, 32
@@ -289,118 +288,24 @@ def test_samples_are_poisson_samples() -> None:
 # Broken builds fail
 
 
-def _fault_no_noise(patch: pytest.MonkeyPatch) -> None:
-    def add_noise(self: PrivateOptimizer) -> None:
-        for parameter in self.params:
-            parameter.grad = parameter.summed_grad.to(parameter).view_as(parameter)
-
-    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
-
-
-def _fault_a_tenth_of_the_noise(patch: pytest.MonkeyPatch) -> None:
-    for stream in (SecureRandom, Scripted):
-        real = stream.noisy
-        patch.setattr(stream, "noisy", lambda self, v, d, s, real=real: real(self, v, d / 10, s))
-
-
-def _fault_no_clip(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(bookkeeping, "_factors", lambda sizes, *_: torch.ones_like(sizes.square))
-
-
-def _fault_clip_of_the_batch_mean(patch: pytest.MonkeyPatch) -> None:
-    real = BookKeepingModule.clipped_sums
-
-    def clipped_sums(self: BookKeepingModule, bound: float, rows: int) -> list:
-        sums = list(real(self, 1e30, rows))
-        norm = torch.stack([total.norm() for _, total in sums]).norm() / rows
-        return [(p, total * (bound / norm).clamp(max=1)) for p, total in sums]
-
-    patch.setattr(BookKeepingModule, "clipped_sums", clipped_sums)
-
-
-def _fault_clip_per_layer(patch: pytest.MonkeyPatch) -> None:
-    def clipped_sums(self: BookKeepingModule, bound: float, rows: int) -> Iterator:
-        self._sizes()
-        for layer in self._layers:
-            yield from layer.sums(bookkeeping._factors(layer.sizes, bound, 1.0)[:rows], slice(rows))
-            layer.forget()
-
-    patch.setattr(BookKeepingModule, "clipped_sums", clipped_sums)
-
-
-def _fault_norms_of_tokens_alone(patch: pytest.MonkeyPatch) -> None:
-    def paired(a: torch.Tensor, g: torch.Tensor, terms: int) -> Sizes:
-        square = (a * g).diagonal(dim1=1, dim2=2).sum(1).double()
-        return Sizes(square, torch.zeros_like(square))
-
-    patch.setattr(norms, "paired", paired)
-
-
-def _fault_noise_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
-    real = SecureRandom.noisy
-    patch.setattr(SecureRandom, "noisy", lambda _, v, d, s: real(SecureRandom.for_test(1), v, d, s))
-
-
-def _fault_empty_sample_skipped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PrivateOptimizer, "step_on_nothing", lambda _: None)
-
-
-def _fault_noise_in_the_first_step_only(patch: pytest.MonkeyPatch) -> None:
-    real = PrivateOptimizer.add_noise
-
-    def add_noise(self: PrivateOptimizer) -> None:
-        if hasattr(self, "stepped"):
-            self.noise_multiplier = 0.0
-        self.stepped = True
-        real(self)
-
-    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
-
-
-def _fault_true_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
-    real = training.train_round
-
-    def train_round(*args: object, **named: object) -> object:
-        return real(*args, **{**named, "size_class": len(args[1])})
-
-    patch.setattr(training, "train_round", train_round)
-
-
-def _fault_drawn_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
-    real = PrivateOptimizer.accumulate
-
-    def accumulate(self: PrivateOptimizer) -> None:
-        self._divisor = max(1, self._rows)
-        real(self)
-
-    patch.setattr(PrivateOptimizer, "accumulate", accumulate)
-
-
-def _fault_sample_of_fixed_size(patch: pytest.MonkeyPatch) -> None:
-    def sample(self: SecureRandom, count: int, rate: float) -> np.ndarray:
-        return np.argsort(self.uint64(count))[: round(count * rate)]
-
-    patch.setattr(SecureRandom, "poisson_sample", sample)
-
-
 @pytest.mark.parametrize(
     ("fault", "check"),
     [
-        (_fault_no_noise, check_noise),
-        (_fault_no_noise, check_empty_sample),
-        (_fault_a_tenth_of_the_noise, check_noise),
-        (_fault_no_clip, check_neighbours),
-        (_fault_clip_of_the_batch_mean, check_neighbours),
-        (_fault_clip_per_layer, check_neighbours),
-        (_fault_norms_of_tokens_alone, check_neighbours_by_tokens),
-        (_fault_noise_from_a_fixed_seed, check_fresh_noise),
-        (_fault_empty_sample_skipped, check_empty_sample),
-        (_fault_noise_in_the_first_step_only, check_every_step),
-        (_fault_true_count_as_divisor, check_divisor),
-        (_fault_drawn_count_as_divisor, check_noise),
-        (_fault_sample_of_fixed_size, check_poisson),
+        (faults.no_noise, check_noise),
+        (faults.no_noise, check_empty_sample),
+        (faults.a_tenth_of_the_noise, check_noise),
+        (faults.no_clip, check_neighbours),
+        (faults.clip_of_the_batch_mean, check_neighbours),
+        (faults.clip_per_layer, check_neighbours),
+        (faults.norms_of_tokens_alone, check_neighbours_by_tokens),
+        (faults.noise_from_a_fixed_seed, check_fresh_noise),
+        (faults.empty_sample_skipped, check_empty_sample),
+        (faults.noise_in_the_first_step_only, check_every_step),
+        (faults.true_count_as_divisor, check_divisor),
+        (faults.drawn_count_as_divisor, check_noise),
+        (faults.sample_of_fixed_size, check_poisson),
     ],
-    ids=lambda function: function.__name__.removeprefix("_"),
+    ids=lambda function: function.__name__,
 )
 def test_a_broken_build_is_caught(
     fault: Callable[[pytest.MonkeyPatch], None],

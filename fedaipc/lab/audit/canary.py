@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Settings
     from fedaipc.data.records import Records
-    from fedaipc.lab.audit.planted import Audited, Heard, Planted
+    from fedaipc.lab.audit.planted import Audited, Planted
     from fedaipc.model.inputs import Inputs
+    from fedaipc.simulation.recorder import Heard
 
     Floats = npt.NDArray[np.float64]
 

@@ -17,23 +17,20 @@ import numpy as np
 from fedaipc.data.prepare import prepare_simulation
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
-from fedaipc.federation.messages import MASK, MaskRequest, decode_update
 from fedaipc.model.warm_up import warm_base
-from fedaipc.pc.client_app import app as client_app
 from fedaipc.privacy.plan import size_class
-from fedaipc.sealing.dealing import Upload
-from fedaipc.sealing.terms import Terms
+from fedaipc.simulation.recorder import Recorder
 from fedaipc.simulation.simulation import prepare, simulate
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
-    from flwr.app import Context, Message
 
     from fedaipc.config import Settings
     from fedaipc.data.prepare import SimulatedData
     from fedaipc.results import Results
+    from fedaipc.simulation.recorder import Heard
 
 _COLUMN, _PART = "pc", "part-"
 
@@ -51,21 +48,6 @@ class Planted:
         """What the PC gets."""
         chosen = self.canaries.take(np.flatnonzero(self.included))
         return Records(self.real.texts + chosen.texts, self.real.labels + chosen.labels)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Heard:
-    """One update as its server decodes it: the PC's place, the model that it was sent, the answer.
-
-    `update` is the difference to `vector`, both of shape (parameters,). Where the upload is
-    `sealed` it is what the masked words would say, read as if they were none.
-    """
-
-    pc: int
-    round: int
-    vector: npt.NDArray[np.float32]
-    update: npt.NDArray[np.float64]
-    sealed: bool
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -150,32 +132,6 @@ def run_planted(
 def read_data(settings: Settings) -> SimulatedData:
     """What `simulate` would give to the PCs. Raises DataError."""
     return prepare_simulation(settings.data, settings.federation.pcs)
-
-
-class Recorder:
-    """Answers for the PCs as their client app does, and keeps what the server hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[Heard] = []
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        request = None
-        if message.metadata.message_type == MASK:
-            request = MaskRequest.decode(message.content)
-        reply = client_app(message, context)
-        if request is not None and reply.has_content():
-            frame = decode_update(reply.content)
-            if isinstance(frame, bytes):
-                self._keep(request, frame, int(str(context.node_config["partition-id"])))
-        return reply
-
-    def _keep(self, request: MaskRequest, frame: bytes, pc: int) -> None:
-        terms = Terms.decode(request.terms)
-        content = Upload.decode(frame).vector if terms.sealed else frame
-        words = terms.encoding.unpack(content, terms.size)
-        (weight,) = set(terms.weights)  # equal: the settings see to that
-        update = terms.encoding.decode(words) / weight
-        self.heard.append(Heard(pc, request.round, request.vector.copy(), update, terms.sealed))
 
 
 def _with_sources(

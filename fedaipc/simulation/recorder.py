@@ -1,0 +1,56 @@
+"""What a curious server sees of a run in this process, written down at the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedaipc.federation.messages import MASK, MaskRequest, decode_update
+from fedaipc.pc.client_app import app as client_app
+from fedaipc.sealing.dealing import Upload
+from fedaipc.sealing.terms import Terms
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from flwr.app import Context, Message
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Heard:
+    """One update as its server decodes it: the PC's place, the model that it was sent, the answer.
+
+    `update` is the difference to `vector`, both of shape (parameters,). Where the upload is
+    `sealed` it is what the masked words would say, read as if they were none.
+    """
+
+    pc: int
+    round: int
+    vector: npt.NDArray[np.float32]
+    update: npt.NDArray[np.float64]
+    sealed: bool
+
+
+class Recorder:
+    """Answers for the PCs as their client app does, and keeps what the server hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[Heard] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        request = None
+        if message.metadata.message_type == MASK:
+            request = MaskRequest.decode(message.content)
+        reply = client_app(message, context)
+        if request is not None and reply.has_content():
+            frame = decode_update(reply.content)
+            if isinstance(frame, bytes):
+                self._keep(request, frame, int(str(context.node_config["partition-id"])))
+        return reply
+
+    def _keep(self, request: MaskRequest, frame: bytes, pc: int) -> None:
+        terms = Terms.decode(request.terms)
+        content = Upload.decode(frame).vector if terms.sealed else frame
+        words = terms.encoding.unpack(content, terms.size)
+        (weight,) = set(terms.weights)  # equal: the settings see to that
+        update = terms.encoding.decode(words) / weight
+        self.heard.append(Heard(pc, request.round, request.vector.copy(), update, terms.sealed))

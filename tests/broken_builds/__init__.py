@@ -1,0 +1,1 @@
+"""Wrong builds, made by injection, and what catches each of them."""

@@ -1,0 +1,105 @@
+"""Checks of what is charged and what is said, as functions: true builds pass, broken ones fail.
+
+Those of training are in tests/privacy/test_training.py. Each makes its own folder, so that a script
+can run them as well.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dp_accounting import dp_event
+from dp_accounting.rdp import RdpAccountant
+
+from fedaipc.errors import BudgetExhausted
+from fedaipc.federation.messages import SETUP, Description, SetupRequest
+from fedaipc.pc import trainer
+from fedaipc.pc.pc import LEDGER_FILE
+from fedaipc.privacy.accountant import Mechanism, filter_budget, rdp
+from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.sealing.keys import SigningKey
+from fedaipc.sealing.roster import Bundle
+from tests.pc.test_pc import asker, charges, enrol, send
+from tests.privacy import test_training as steps
+
+DELTA, ORDER = 1e-5, 4.0
+STEP = Mechanism(noise_multiplier=2.0, sampling_rate=0.1, steps=10)
+
+
+def _ledger(folder: Path, rounds: float) -> Ledger:
+    """With room for so many rounds of STEP."""
+    cost = rdp([STEP], ORDER) * rounds
+    epsilon = cost - filter_budget(ORDER, 0.0, DELTA)
+    return Ledger.create(
+        folder / LEDGER_FILE, SigningKey(bytes(32)), lifetime_epsilon=epsilon, delta=DELTA,
+        order=ORDER,
+    )  # fmt: skip
+
+
+def _charge(attempt: int, run: str = "a") -> Charge:
+    return Charge(run=run, round=attempt, attempt=attempt, mechanism=STEP, clip=1.0)
+
+
+def check_composition() -> None:
+    """What a ledger says after three rounds is their composition by dp-accounting."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = _ledger(Path(folder), 10)
+        for attempt in (1, 2, 3):
+            ledger.charge(_charge(attempt))
+        accountant = RdpAccountant(orders=[ORDER])
+        gaussian = dp_event.GaussianDpEvent(STEP.noise_multiplier)
+        accountant.compose(dp_event.PoissonSampledDpEvent(STEP.sampling_rate, gaussian), 30)
+        expected = accountant.get_epsilon(DELTA)
+        assert math.isclose(Ledger(ledger.path).spent_epsilon(), expected, rel_tol=1e-6)
+
+
+def check_lifetime_budget() -> None:
+    """A budget for two rounds and a half is over after two, in whichever runs they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = _ledger(Path(folder), 2.5)
+        ledger.charge(_charge(1, "a"))
+        ledger.charge(_charge(1, "b"))
+        try:
+            ledger.charge(_charge(1, "c"))
+        except BudgetExhausted:
+            return
+        raise AssertionError("a third round was granted")
+
+
+def check_charge_before_training() -> None:
+    """A PC that dies in training has been charged."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        federation = enrol(Path(folder), 260, "federation.pcs=5")
+        pc = federation.folders[federation.bundles[0].identity]
+
+        def dies(*_: object, **__: object) -> object:
+            raise SystemExit(1)
+
+        patch.setattr(trainer, "train_round", dies)
+        asker(federation, pc)(attempt=1)
+        assert charges(pc) == 1
+
+
+def check_public_weight() -> None:
+    """The weight that a PC states is its size class, and not how many records it holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        federation = enrol(Path(folder), 260, "federation.pcs=5")
+        pc = federation.folders[federation.bundles[0].identity]
+        request = SetupRequest("f" * 16, 1, federation.roster.encode())
+        bundle = Bundle.decode(Description.decode(send(pc, SETUP, request.encode()).content).bundle)
+        assert bundle.size_class == 64  # of 41 or 42 records
+
+
+def check_every_round() -> None:
+    """The second round of a process has noise, too."""
+    for seed in (1, 2):
+        noise = steps.update(SecureRandom.for_test(seed), method="full", keep=[0],
+                             sampling_rate=1e-18)  # fmt: skip
+        deviation = steps.NOISE * steps.CLIP / (1e-18 * steps.CLASS)
+        steps.assert_deviation(noise / deviation, 1.0)
+        assert np.isfinite(noise).all()

@@ -1,0 +1,209 @@
+"""Wrong builds of fedaipc, each with one fault that a hurried programmer could make.
+
+A fault is a function that patches the real code; its docstring says in one line what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from fedaipc.federation.messages import SetupRequest
+from fedaipc.pc import trainer
+from fedaipc.pc.pc import Pc
+from fedaipc.privacy import bookkeeping, norms, training
+from fedaipc.privacy.bookkeeping import BookKeepingModule
+from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.privacy.norms import Sizes
+from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy.randomness import SecureRandom
+
+# Training
+
+
+def no_noise(patch: pytest.MonkeyPatch) -> None:
+    def add_noise(self: PrivateOptimizer) -> None:
+        for parameter in self.params:
+            parameter.grad = parameter.summed_grad.to(parameter).view_as(parameter)
+
+    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+
+
+def a_tenth_of_the_noise(patch: pytest.MonkeyPatch) -> None:
+    for stream in (SecureRandom, *SecureRandom.__subclasses__()):
+        if "noisy" in vars(stream):
+            real = stream.noisy
+            patch.setattr(
+                stream, "noisy", lambda self, v, d, s, real=real: real(self, v, d / 10, s)
+            )
+
+
+def no_clip(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(bookkeeping, "_factors", lambda sizes, *_: torch.ones_like(sizes.square))
+
+
+def clip_of_the_batch_mean(patch: pytest.MonkeyPatch) -> None:
+    real = BookKeepingModule.clipped_sums
+
+    def clipped_sums(self: BookKeepingModule, bound: float, rows: int) -> list:
+        sums = list(real(self, 1e30, rows))
+        norm = torch.stack([total.norm() for _, total in sums]).norm() / rows
+        return [(p, total * (bound / norm).clamp(max=1)) for p, total in sums]
+
+    patch.setattr(BookKeepingModule, "clipped_sums", clipped_sums)
+
+
+def clip_per_layer(patch: pytest.MonkeyPatch) -> None:
+    def clipped_sums(self: BookKeepingModule, bound: float, rows: int) -> Iterator:
+        self._sizes()
+        for layer in self._layers:
+            yield from layer.sums(bookkeeping._factors(layer.sizes, bound, 1.0)[:rows], slice(rows))
+            layer.forget()
+
+    patch.setattr(BookKeepingModule, "clipped_sums", clipped_sums)
+
+
+def norms_of_tokens_alone(patch: pytest.MonkeyPatch) -> None:
+    def paired(a: torch.Tensor, g: torch.Tensor, terms: int) -> Sizes:
+        square = (a * g).diagonal(dim1=1, dim2=2).sum(1).double()
+        return Sizes(square, torch.zeros_like(square))
+
+    patch.setattr(norms, "paired", paired)
+
+
+def noise_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
+    real = SecureRandom.noisy
+    patch.setattr(SecureRandom, "noisy", lambda _, v, d, s: real(SecureRandom.for_test(1), v, d, s))
+
+
+def empty_sample_skipped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PrivateOptimizer, "step_on_nothing", lambda _: None)
+
+
+def noise_in_the_first_step_only(patch: pytest.MonkeyPatch) -> None:
+    real = PrivateOptimizer.add_noise
+
+    def add_noise(self: PrivateOptimizer) -> None:
+        if hasattr(self, "stepped"):
+            self.noise_multiplier = 0.0
+        self.stepped = True
+        real(self)
+
+    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+
+
+def true_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
+    real = training.train_round
+
+    def train_round(*args: object, **named: object) -> object:
+        return real(*args, **{**named, "size_class": len(args[1])})
+
+    patch.setattr(training, "train_round", train_round)
+
+
+def drawn_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
+    real = PrivateOptimizer.accumulate
+
+    def accumulate(self: PrivateOptimizer) -> None:
+        self._divisor = max(1, self._rows)
+        real(self)
+
+    patch.setattr(PrivateOptimizer, "accumulate", accumulate)
+
+
+def sample_of_fixed_size(patch: pytest.MonkeyPatch) -> None:
+    def sample(self: SecureRandom, count: int, rate: float) -> np.ndarray:
+        return np.argsort(self.uint64(count))[: round(count * rate)]
+
+    patch.setattr(SecureRandom, "poisson_sample", sample)
+
+
+def noise_in_round_0_only(patch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+    real_train, real_noise = trainer.Trainer.train, PrivateOptimizer.add_noise
+    real_round = training.train_round
+
+    def train(self: trainer.Trainer, admitted: trainer.Admitted) -> bytes:
+        rounds.append(self._request.round)
+        return real_train(self, admitted)
+
+    def train_round(*args: object, **named: object) -> object:
+        rounds.append(1 if not rounds else 2)
+        return real_round(*args, **named)  # type: ignore[arg-type]
+
+    def add_noise(self: PrivateOptimizer) -> None:
+        if rounds[-1] > 1:
+            self.noise_multiplier = 0.0
+        real_noise(self)
+
+    patch.setattr(trainer.Trainer, "train", train)
+    patch.setattr(training, "train_round", train_round)
+    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+
+
+def poisson_sampling_off(patch: pytest.MonkeyPatch) -> None:
+    def sample(_self: SecureRandom, count: int, _rate: float) -> np.ndarray:
+        return np.arange(count)
+
+    patch.setattr(SecureRandom, "poisson_sample", sample)
+
+
+# Accounting
+
+
+def a_new_engine_per_round(patch: pytest.MonkeyPatch) -> None:
+    def mechanisms(self: Ledger) -> tuple[object, ...]:
+        last = self.charges[-1:]
+        return tuple(charge.mechanism for charge in last if charge.mechanism is not None)
+
+    patch.setattr(Ledger, "mechanisms", property(mechanisms))
+
+
+def charge_after_training(patch: pytest.MonkeyPatch) -> None:
+    waiting: list[tuple[Ledger, Charge]] = []
+    real_charge, real_train = Ledger.charge, trainer.Trainer.train
+
+    def charge(self: Ledger, entry: Charge) -> None:
+        waiting.append((self, entry))
+
+    def train(self: trainer.Trainer, admitted: trainer.Admitted) -> bytes:
+        frame = real_train(self, admitted)
+        while waiting:
+            real_charge(*waiting.pop())
+        return frame
+
+    patch.setattr(Ledger, "charge", charge)
+    patch.setattr(trainer.Trainer, "train", train)
+
+
+def budget_per_run(patch: pytest.MonkeyPatch) -> None:
+    real = Ledger.charge
+
+    def charge(self: Ledger, entry: Charge) -> None:
+        self.at_hand = entry.run  # type: ignore[attr-defined]
+        real(self, entry)
+
+    def mechanisms(self: Ledger) -> tuple[object, ...]:
+        run = getattr(self, "at_hand", None)
+        return tuple(c.mechanism for c in self.charges if c.run == run and c.mechanism is not None)
+
+    patch.setattr(Ledger, "charge", charge)
+    patch.setattr(Ledger, "mechanisms", property(mechanisms))
+
+
+def true_count_as_weight(patch: pytest.MonkeyPatch) -> None:
+    from fedaipc.data.sources import read_records
+
+    real = Pc.setup
+
+    def setup(self: Pc, request: SetupRequest) -> object:
+        records = read_records(
+            self.source, text_column="text", label_column="label", group_column=None
+        )
+        self.owner = self.owner.model_copy(update={"size_class": len(records)})
+        return real(self, request)
+
+    patch.setattr(Pc, "setup", setup)

@@ -1,0 +1,250 @@
+"""The attacks: on numbers whose truth is known, and on real runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from fedaipc.config import load_settings
+from fedaipc.data.records import Records
+from fedaipc.errors import DataError, PrivacyError
+from fedaipc.lab.audit.gradients import clipped, example_gradients
+from fedaipc.lab.audit.inversion import inversion_attack
+from fedaipc.lab.audit.membership import curve, judge, membership_attack
+from fedaipc.lab.audit.planted import Planted, plant, read_data, run_planted
+from fedaipc.lab.audit.report import at_budget, audit_facts
+from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.model.inputs import make_inputs
+from fedaipc.privacy.plan import size_class
+from tests.cli.test_commands import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedaipc.config import Settings
+    from tests.conftest import Ran
+
+SMALL = (
+    "model.keep_layers=1", "model.method=head", "model.max_length=16", "data.limit=600",
+    "data.validation_size=30", "data.test_size=30", "federation.pcs=4", "federation.rounds=2",
+    "speed.threads=1", "privacy.sampling_rate=1.0", "training.local_steps=1", "privacy.clip=0.1",
+    "evaluation.every=100", "output.plots=false",
+)  # fmt: skip
+
+
+def small(*changes: str) -> Settings:
+    return load_settings(None, [*SMALL, *changes])
+
+
+# Planting
+
+
+def test_coins_change_no_size_class_and_canaries_lie(minilm: Path, sentiment: Path) -> None:
+    data = read_data(small())
+    for pc, part in zip(plant(data, 30, seed=1), data.parts, strict=True):
+        least, most = len(pc.real), len(pc.real) + len(pc.canaries)
+        assert size_class(least) == size_class(most) == size_class(len(pc.held))
+        assert len(pc.canaries) == 30
+        truth = dict(zip(data.train.texts, data.train.labels, strict=True))
+        assert all(
+            truth[t] != b for t, b in zip(pc.canaries.texts, pc.canaries.labels, strict=True)
+        )
+        assert all(truth[t] == b for t, b in zip(pc.real.texts, pc.real.labels, strict=True))
+        own = set(data.train.take(part).texts)
+        assert set(pc.real.texts) | set(pc.canaries.texts) <= own
+        assert not set(pc.real.texts) & set(pc.canaries.texts)
+        assert len(pc.held) == least + int(pc.included.sum())
+
+
+def test_coins_come_from_the_operating_system_unless_asked(minilm: Path, sentiment: Path) -> None:
+    data = read_data(small())
+    coins = [
+        np.concatenate([pc.included for pc in plant(data, 30, seed)]) for seed in (1, 1, None, None)
+    ]
+    assert np.array_equal(coins[0], coins[1])
+    assert not np.array_equal(coins[2], coins[3])
+
+
+def test_too_many_canaries_are_refused(minilm: Path, sentiment: Path) -> None:
+    with pytest.raises(DataError, match="too few for 200 canaries"):
+        plant(read_data(small()), 200)
+
+
+def test_what_is_heard_is_what_each_pc_sent(tmp_path: Path, minilm: Path, sentiment: Path) -> None:
+    """The run itself is ordinary: without privacy an update is the mean gradient of its texts."""
+    settings = small("privacy.mode=none", "training.learning_rate=0.5")
+    data = read_data(settings)
+    pcs = plant(data, 20, seed=2)
+    audited = run_planted(settings, data, pcs, tmp_path / "x")
+    assert len(audited.heard) == 4 * 2
+    classifier = Classifier(settings.model, data.labels)
+    for one in audited.heard:
+        held = pcs[one.pc].held
+        targets = np.array([data.labels.index(label) for label in held.labels])
+        inputs = make_inputs(classifier, held.texts, None)
+        mean = example_gradients(classifier, inputs, targets, one.vector).mean(axis=0)
+        assert np.allclose(one.update, -0.5 * mean, atol=2e-5)
+
+
+def test_gradients_are_clipped_row_by_row() -> None:
+    rows = np.array([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], dtype=np.float32)
+    assert np.allclose(clipped(rows, 1.0), [[0.6, 0.8], [0.3, 0.4], [0, 0]])
+
+
+def test_example_gradients_add_up_to_the_batchs(minilm: Path) -> None:
+    classifier = Classifier(small().model, ("a", "b"))
+    inputs = make_inputs(classifier, ["a fine film", "dull"], None)
+    found = example_gradients(classifier, inputs, np.array([0, 1]), read_vector(classifier))
+    assert found.shape == (2, classifier.layout.size)
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found, axis=1).min() > 0
+
+
+# Membership
+
+
+def test_a_perfect_and_a_blind_attack_have_the_curves_that_they_should() -> None:
+    members = np.arange(2000) % 2 == 0
+    perfect = curve(members.astype(float), members)
+    assert (perfect.auc, perfect.tpr_at_01_percent) == (1.0, 1.0)
+    blind = curve(np.zeros(2000), members)  # equal scores are called together
+    assert (blind.auc, blind.tpr_at_1_percent) == (0.5, 0.0)
+    noise = curve(np.random.default_rng(0).random(2000), members)
+    assert 0.45 < noise.auc < 0.55
+    assert noise.tpr_at_1_percent < 0.04
+
+
+def test_shadows_find_members_where_loss_alone_cannot() -> None:
+    """Texts of very different difficulty, and a small change by membership: LiRA's case."""
+    random = np.random.default_rng(5)
+    coins = random.random((16, 1500)) < 0.5
+    hardness = random.normal(0, 5, 1500)
+    confidence = hardness + 1.5 * coins + random.normal(0, 0.5, coins.shape)
+    found = judge(confidence, coins)
+    assert found.loss.auc < 0.62
+    assert found.likelihood_ratio.auc > 0.9
+    assert found.likelihood_ratio.tpr_at_1_percent > 10 * found.loss.tpr_at_1_percent
+    assert found.members + found.outsiders == 16 * 1500
+
+
+def test_where_membership_changes_nothing_neither_attack_finds_it() -> None:
+    random = np.random.default_rng(6)
+    coins = random.random((16, 1500)) < 0.5
+    found = judge(random.normal(0, 5, 1500) + random.normal(0, 0.5, coins.shape), coins)
+    for one in (found.loss, found.likelihood_ratio):
+        assert 0.47 < one.auc < 0.53
+        assert one.tpr_at_1_percent < 0.03
+
+
+@pytest.mark.slow
+def test_a_model_that_learns_by_heart_gives_its_members_away(
+    tmp_path: Path, minilm: Path, sentiment: Path
+) -> None:
+    """On real runs: the attack works, and privacy stops it."""
+    job = ("federation.pcs=3", "federation.rounds=12", "training.local_steps=30",
+           "training.learning_rate=0.05", "model.method=last-k", "model.keep_layers=2",
+           "data.limit=400")  # fmt: skip
+    found = {}
+    for name, budget in (("none", "privacy.mode=none"), ("private", "privacy.epsilon=2.0")):
+        settings = small(*job, budget)
+        data = read_data(settings)
+        found[name] = membership_attack(settings, data, tmp_path / name, runs=8)
+    assert found["none"].likelihood_ratio.auc > 0.65
+    assert found["none"].loss.auc > 0.65
+    assert abs(found["private"].likelihood_ratio.auc - 0.5) < 0.1
+
+
+def test_too_few_runs_or_texts_are_refused(tmp_path: Path, minilm: Path, sentiment: Path) -> None:
+    data = read_data(small("data.limit=200"))
+    with pytest.raises(DataError, match="too few to compare"):
+        membership_attack(small(), data, tmp_path / "x", runs=2)
+    few = read_data(small("data.limit=200", "data.test_size=40", "data.validation_size=40"))
+    with pytest.raises(DataError, match="48 at least"):
+        membership_attack(small(), few, tmp_path / "y", runs=4)
+
+
+# Inversion
+
+
+def test_words_are_read_out_of_an_open_update_and_out_of_nothing_else(
+    tmp_path: Path, minilm: Path, sentiment: Path
+) -> None:
+    settings = small("model.method=full", "privacy.mode=none", "training.learning_rate=0.1",
+                     "federation.server_optimizer=fedavg", "privacy.exact_sums=true")  # fmt: skip
+    data = read_data(settings)
+    found = inversion_attack(settings, data, at_budget(settings, 8.0), tmp_path / "x")
+    plain, private, sealed, summed = found.readings
+    assert plain.recall == 1.0
+    assert all(plain.right)
+    said = " ".join(found.texts).lower()
+    whole = [word for word in plain.words if not word.startswith("##")]
+    assert all(word in said for word in whole)
+    assert len(whole) > 10
+    assert private.recall <= 0.05
+    assert sealed.recall <= 0.05
+    assert summed.recall < 0.8  # words of all PCs, and nobody says whose
+    assert sum(summed.right) < len(summed.words)
+
+
+def test_a_job_without_word_embeddings_cannot_be_inverted(
+    tmp_path: Path, minilm: Path, sentiment: Path
+) -> None:
+    settings = small("privacy.mode=none")
+    with pytest.raises(DataError, match="full"):
+        inversion_attack(settings, read_data(settings), at_budget(settings, 8.0), tmp_path / "x")
+
+
+# The command
+
+
+def test_the_command_leaves_a_report_and_a_page(
+    fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path
+) -> None:
+    words = [word for change in SMALL for word in ("--set", change)]
+    ran = fedaipc("privacy", "audit", *words, "--epsilon", "none", "--epsilon", 4, "--canaries",
+                  20, "--runs", 4, "--no-inversion", "--out", "out")  # fmt: skip
+    assert ran.code == 0, ran.err
+    report = json.loads(Path("out/audit.json").read_text())
+    assert [one["epsilon"] for one in report["settings"]] == [None, 4.0]
+    for one in report["settings"]:
+        bound = one["canary"]["bound"]
+        assert bound["canaries"] == 80
+        assert bound["lower"] >= 0
+        assert one["membership"]["runs"] == 4
+    private = report["settings"][1]
+    assert private["canary"]["bound"]["lower"] <= private["canary"]["promised"] <= 4
+    page = Path("out/audit.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Steinke" in page
+    assert {p.name for p in Path("out").iterdir()} == {"audit.json", "audit.html", "plots"}
+    again = fedaipc("privacy", "audit", *words, "--out", "out")
+    assert "is there already" in refused(again, 12)
+    facts = audit_facts(Path("out/audit.json"), private["noise_multiplier"], 1.0, 2)
+    assert facts["canaries"] == 80
+    with pytest.raises(PrivacyError, match="no audit of noise"):
+        audit_facts(Path("out/audit.json"), 9.0, 1.0, 2)
+
+
+@pytest.mark.parametrize("epsilon", ["-1", "0", "inf", "nan", "some"])
+def test_a_budget_that_is_none_is_refused(fedaipc: Callable[..., Ran], epsilon: str) -> None:
+    assert "give a number above 0, or none" in refused(
+        fedaipc("privacy", "audit", f"--epsilon={epsilon}", "--out", "out"), 2
+    )
+    assert not Path("out").exists()
+
+
+def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
+    for content in ("", "[]", "{}", "null"):
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(PrivacyError, match="is not what"):
+            audit_facts(tmp_path / "x.json", 1.0, 1.0, 1)
+
+
+def test_a_pc_of_nothing_but_canaries_holds_what_its_coins_say() -> None:
+    records = Records(("a", "b", "c"), ("0", "1", "0"))
+    pc = Planted(Records((), ()), records, np.array([True, False, True]))
+    assert pc.held.texts == ("a", "c")
