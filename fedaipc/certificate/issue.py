@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import fedaipc
 from fedaipc.certificate.document import (
-    AuditFacts,
     Certificate,
     Epsilons,
     Filter,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "opacus", "transformers", "peft", "flwr", "cryptography", "dp-accounting")
 
 
-def run_certificate(folder: Path, key: SigningKey, audit: AuditFacts | None = None) -> Certificate:
+def run_certificate(folder: Path, key: SigningKey) -> Certificate:
     """Of the run in `folder`, signed by the admission key that signed its job.
 
     Raises CertificateError where the run has not ended or another key signed its job, OutputError
@@ -76,14 +75,13 @@ def run_certificate(folder: Path, key: SigningKey, audit: AuditFacts | None = No
                 vector_hash=results.model.vector_hash,
                 test_accuracy=None if results.test is None else results.test.accuracy,
             ),
-            audit=audit,
             signer=key.public.hex(),
         ),
         key,
     )
 
 
-def pc_certificate(folder: Path, audit: AuditFacts | None = None) -> Certificate:
+def pc_certificate(folder: Path) -> Certificate:
     """Of the life of the PC in `folder`, signed by its identity.
 
     Raises LedgerError or SealingError where ledger or keys cannot be read.
@@ -120,7 +118,6 @@ def pc_certificate(folder: Path, audit: AuditFacts | None = None) -> Certificate
                 ),
                 ledger=tuple(ledger.path.read_text(encoding="ascii").splitlines()),
             ),
-            audit=audit,
             signer=identity.public.hex(),
         ),
         identity,

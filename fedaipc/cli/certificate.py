@@ -30,6 +30,10 @@ def issue(
             "has its own"
         ),
     ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(help="audit.json of the same schedule, which `fedaipc privacy audit` wrote"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for the two files; else the given one")
     ] = None,
@@ -38,15 +42,21 @@ def issue(
 
     Example: fedaipc privacy certificate issue runs/demo
     """
+    from fedaipc.certificate.audited import audit_file, with_audit
     from fedaipc.certificate.issue import pc_certificate, run_certificate
     from fedaipc.certificate.page import certificate_page
     from fedaipc.pc.pc import LEDGER_FILE
+    from fedaipc.pc.vault import Vault
     from fedaipc.results import write_file
 
     if (folder / LEDGER_FILE).is_file():
+        key = Vault(folder).identity
         made = pc_certificate(folder)
     else:
-        made = run_certificate(folder, _admission_key(folder, federation))
+        key = _admission_key(folder, federation)
+        made = run_certificate(folder, key)
+    if audit is not None:
+        made = with_audit(made, audit_file(audit, made.guarantee), key)
     place = out or folder
     write_file(place / JSON_FILE, made.write())
     write_file(place / PAGE_FILE, certificate_page(made).encode())

@@ -14,10 +14,13 @@ from rich.table import Table
 from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.config import load_settings
 from fedaipc.errors import ConfigError, PrivacyError
+from fedaipc.report.words import size_text
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
     from fedaipc.lab.planner import Schedule
+
+_SAMPLE = 192  # texts that --work measures
 
 
 def plan(
@@ -40,6 +43,12 @@ def plan(
     ledger: Annotated[
         Path | None, typer.Option(help="a PC's folder: what its ledger leaves for this plan")
     ] = None,
+    work: Annotated[
+        bool,
+        typer.Option(
+            "--work", help="minutes and bytes too: measures this PC on the config's texts, a minute"
+        ),
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="write a .png or .svg")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
@@ -96,6 +105,7 @@ def plan(
         ],
         "records_of_one_person": groups,
         "ledger": None if ledger is None else _ledger(ledger, found),
+        "work": _work(settings, found) if work else None,
     }
     if plot is not None:
         write_chart(plot, found, points, others)
@@ -105,6 +115,38 @@ def plan(
     _show(Console(highlight=False), report, found)
     if plot is not None:
         typer.echo(f"wrote {plot}")
+
+
+def _work(settings: Settings, schedule: Schedule) -> dict[str, Any]:
+    """What one PC computes and sends, at this machine's pace."""
+    from fedaipc.config import settings_from
+    from fedaipc.data.prepare import prepare_simulation
+    from fedaipc.doctor.forecast import forecast, read_prices
+    from fedaipc.doctor.probe import probe
+    from fedaipc.model.classifier import Classifier
+
+    tree = settings.model_dump(exclude_none=True)
+    tree["federation"]["rounds"] = schedule.rounds
+    tree["training"]["local_steps"] = schedule.steps
+    tree["privacy"] |= {"sampling_rate": schedule.rate}
+    job = settings_from(tree)
+    data = prepare_simulation(job.data, job.federation.pcs)
+    step = max(1, len(data.train) // _SAMPLE)
+    with Console(stderr=True).status("measuring") as status:
+        speeds = probe(job, data.train.texts[::step][:_SAMPLE], status.update)
+    own = next(speed for speed in speeds if speed.precision == job.speed.precision)
+    pcs = job.federation.pcs
+    found = forecast(
+        job, own, records=schedule.records * pcs, held_back=0,
+        parameters=Classifier(job.model, data.labels).layout.size, prices=read_prices(None),
+        watts=None,
+    )  # fmt: skip
+    return {
+        "minutes": found.fleet_minutes,
+        "bytes_up": found.bytes_up // pcs,
+        "bytes_down": found.bytes_down // pcs,
+        "pcs": pcs,
+    }
 
 
 def _given(
@@ -178,9 +220,14 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
         )
     console.print("\nfor somebody who has several of this PC's records (group privacy, same delta)")
     console.print(table)
-    held = report["ledger"]
+    held, work = report["ledger"], report["work"]
     if held is not None:
         _show_ledger(console, held, found)
+    if work is not None:
+        console.print(
+            f"\nwork of one of {work['pcs']} PCs, at this machine's pace: {work['minutes']:.1f} "
+            f"minutes, {size_text(work['bytes_up'])} up, {size_text(work['bytes_down'])} down"
+        )
 
 
 def _show_ledger(console: Console, held: dict[str, Any], found: Schedule) -> None:

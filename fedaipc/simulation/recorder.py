@@ -11,6 +11,7 @@ from fedaipc.sealing.dealing import Upload
 from fedaipc.sealing.terms import Terms
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     from flwr.app import Context, Message
 

@@ -12,10 +12,12 @@ import pytest
 
 from fedaipc.admission.key import Admission
 from fedaipc.certificate import check as checker
+from fedaipc.certificate.audited import with_audit
 from fedaipc.certificate.check import check
 from fedaipc.certificate.document import AuditFacts, Certificate
 from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
+from fedaipc.config import load_settings
 from fedaipc.errors import CertificateError
 from fedaipc.pc.vault import Vault
 from fedaipc.privacy.accountant import Mechanism, epsilon_pld
@@ -24,7 +26,7 @@ from fedaipc.sealing.keys import SigningKey, fingerprint
 from fedaipc.simulation.simulation import Run, prepare, simulate
 from tests.cli.test_commands import refused
 from tests.e2e.runs import quiet
-from tests.federation.parts import tiny
+from tests.federation.parts import TINY, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +180,10 @@ def test_a_pc_that_was_not_private_once_has_no_epsilon(run: Run, tmp_path: Path,
 
 
 def test_a_run_without_privacy_says_so(tmp_path: Path, minilm: Path) -> None:
-    made = prepare(tiny(f"output.folder='{tmp_path}'", "privacy.mode=none"))
+    job = [change for change in TINY if "noise" not in change]
+    made = prepare(
+        load_settings(overrides=[*job, f"output.folder='{tmp_path}'", "privacy.mode=none"])
+    )
     simulate(made, "in-process", quiet)
     key = Admission(made.pc_state / "federation").key
     certificate = run_certificate(made.folder, key)
@@ -222,7 +227,7 @@ def test_the_page_says_what_is_promised_and_escapes(run: Run, key: SigningKey) -
         method="<b>one run</b>", lower=0.5, confidence=0.95, promised=2.0, canaries=100,
         result_hash="0" * 64,
     )  # fmt: skip
-    made = run_certificate(run.folder, key, audit)
+    made = with_audit(run_certificate(run.folder, key), audit, key)
     assert wrong(made) == []
     page = certificate_page(made)
     assert made.guarantee.epsilon is not None
@@ -259,6 +264,35 @@ def test_the_commands_write_and_verify(
     pc = fedaipc("privacy", "certificate", "issue", run.pc_state / "pc-0000", "--out", tmp_path)
     assert pc.code == 0
     assert fedaipc("privacy", "certificate", "verify", tmp_path / "certificate.json").code == 0
+
+
+def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
+    fedaipc: Callable[..., Ran], run: Run, key: SigningKey, tmp_path: Path
+) -> None:
+    (step,) = run_certificate(run.folder, key).guarantee.schedule
+    bound = {"lower": 0.1, "guesses": 9, "right": 8, "canaries": 40, "confidence": 0.95}
+    setting = {
+        "noise_multiplier": step.noise_multiplier, "sampling_rate": step.sampling_rate,
+        "steps": step.steps, "canary": {"bound": bound, "promised": 1.0, "delta": 1e-5},
+    }  # fmt: skip
+    report = {"format": "fedaipc audit", "version": 1, "settings": [setting]}
+    (tmp_path / "audit.json").write_text(json.dumps(report))
+    words = ("privacy", "certificate", "issue", run.folder, "--out", tmp_path / "c", "--audit")
+    delta = json.loads((run.folder / "job.json").read_text())["delta"]
+    if delta != 1e-5:
+        setting["canary"]["delta"] = delta  # type: ignore[index]
+        (tmp_path / "audit.json").write_text(json.dumps(report))
+    assert fedaipc(*words, tmp_path / "audit.json").code == 0
+    made = Certificate.load(tmp_path / "c" / "certificate.json")
+    assert made.audit is not None
+    assert (made.audit.lower, made.audit.canaries) == (0.1, 40)
+    assert wrong(made) == []
+    setting["steps"] = step.steps + 1
+    (tmp_path / "other.json").write_text(json.dumps(report))
+    assert "holds no audit of" in refused(fedaipc(*words, tmp_path / "other.json"), 15)
+    (tmp_path / "none.json").write_text("{}")
+    assert "is not what" in refused(fedaipc(*words, tmp_path / "none.json"), 15)
+    assert "cannot be read" in refused(fedaipc(*words, tmp_path / "gone.json"), 15)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,22 @@ def test_a_config_is_planned_as_it_stands(fedaipc: Callable[..., Ran]) -> None:
     assert 2.99 < schedule["epsilon"] <= 3
 
 
+def test_work_is_measured_and_follows_the_plan(
+    fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path
+) -> None:
+    few = ("--set", "data.limit=300", "--set", "model.keep_layers=1", "--set", "model.method=head",
+           "--set", "model.max_length=16", "--set", "federation.pcs=4", "--work")  # fmt: skip
+    short = planned(fedaipc, "--noise", 2, "--records", 100, *few, *SMALL)["work"]
+    long = planned(fedaipc, "--noise", 2, "--records", 100, *few, *SMALL, "--rounds", 100)["work"]
+    assert short["pcs"] == 4
+    assert short["minutes"] > 0
+    assert long["bytes_up"] == 10 * short["bytes_up"]
+    assert long["bytes_down"] == 10 * short["bytes_down"]
+    assert 770 * 4 * 10 < short["bytes_up"] < 770 * 4 * 10 + 50_000  # the vector, and its sealing
+    shown = fedaipc("privacy", "plan", "--noise", 2, "--delta", "1e-6", "--rounds", 3, *few).out
+    assert "work of one of 4 PCs" in shown
+
+
 def test_what_a_ledger_holds_is_taken_into_account(fedaipc: Callable[..., Ran]) -> None:
     Path("pc").mkdir()
     ledger = Ledger.create(

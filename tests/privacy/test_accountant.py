@@ -165,6 +165,28 @@ def test_published_values(
 
 
 @pytest.mark.parametrize(
+    ("order", "published"),
+    [(1.5, 6.5007e-04), (2.5, 1.0854e-03), (5.0, 2.1808e-03), (50.0, 2.3846e-02)],
+)
+def test_published_renyi_divergences(order: float, published: float) -> None:
+    """dp-accounting, rdp_privacy_accountant_test.py: q = 0.01, sigma 2.5, 50 steps."""
+    assert rdp([mechanism(2.5, 0.01, 50)], order) == pytest.approx(published, rel=1e-4)
+
+
+def test_published_epsilons_of_opacus() -> None:
+    """opacus/tests/accountants_test.py: sigma 1.5, q = 0.04, 90 epochs, delta 1e-5."""
+    assert epsilon_rdp([mechanism(1.5, 0.04, 2250)], DELTA) == pytest.approx(7.32911, rel=1e-4)
+    found = epsilon_prv([mechanism(1.5, 0.04, 2249)], DELTA)
+    assert found == pytest.approx(6.777396, rel=2e-3)  # theirs with an error ten times as large
+
+
+@pytest.mark.parametrize(("steps", "published"), [(2250, 1.416), (2000, 1.3562)])
+def test_published_noise_multipliers_of_opacus(steps: int, published: float) -> None:
+    """opacus/tests/accountants_test.py: epsilon 8 to within 0.01, delta 1e-5, q = 0.04."""
+    assert noise_for(8.0, DELTA, 0.04, steps) == pytest.approx(published, rel=2e-3)
+
+
+@pytest.mark.parametrize(
     ("epsilon", "rate", "steps"), [(8.0, 0.1, 40), (1.0, 0.05, 200), (0.3, 1.0, 5)]
 )
 def test_noise_for_meets_its_target_and_one_percent_less_does_not(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.config import settings_from
-from fedaipc.errors import ConfigError, PrivacyError
+from fedaipc.errors import ConfigError
 from fedaipc.lab.audit.canary import CanaryAudit, canary_audit
 from fedaipc.lab.audit.inversion import Inversion, inversion_attack
 from fedaipc.lab.audit.membership import Membership, membership_attack
@@ -133,41 +132,6 @@ def run_audit(
         say("gradient inversion: three runs of all layers")
         read = _inversion(settings, folder / "inversion")
     return AuditReport(settings.output.name, len(pcs), canaries, tuple(found), read)
-
-
-def audit_facts(path: Path, noise: float | None, rate: float, steps: int) -> dict[str, Any]:
-    """For a certificate: the canary audit in the file at `path` of this very schedule.
-
-    Raises PrivacyError where there is none.
-    """
-    try:
-        content = path.read_bytes()
-        report = json.loads(content)
-        if report["format"] != FORMAT:
-            raise ValueError  # noqa: TRY301 - all that is no report ends in one line
-        for one in report["settings"]:
-            if (one["noise_multiplier"], one["sampling_rate"], one["steps"]) == (
-                noise,
-                rate,
-                steps,
-            ):
-                bound = one["canary"]["bound"]
-                return {
-                    "method": "one-run canary audit (Steinke, Nasr and Jagielski 2023)",
-                    "lower": bound["lower"],
-                    "confidence": bound["confidence"],
-                    "promised": one["canary"]["promised"],
-                    "canaries": bound["canaries"],
-                    "result_hash": hashlib.sha256(content).hexdigest(),
-                }
-    except OSError as error:
-        raise PrivacyError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise PrivacyError(f"{path}: is not what `fedaipc privacy audit` writes") from None
-    raise PrivacyError(
-        f"{path}: no audit of noise multiplier {noise}, sampling rate {rate:g}, {steps} steps; "
-        "audit a job with the schedule of this run"
-    )
 
 
 def _inversion(settings: Settings, folder: Path) -> Inversion:

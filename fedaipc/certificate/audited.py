@@ -1,0 +1,59 @@
+"""The result of an audit, within a certificate of the same schedule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from fedaipc.certificate.document import AuditFacts, Certificate, Guarantee
+from fedaipc.errors import CertificateError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedaipc.sealing.keys import SigningKey
+
+_FORMAT = "fedaipc audit"
+_METHOD = "one-run canary audit (Steinke, Nasr and Jagielski 2023)"
+
+
+def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
+    """The canary audit in `path` whose schedule is that of `guarantee`.
+
+    Raises CertificateError where there is none: what another schedule withstands says nothing.
+    """
+    if len(guarantee.schedule) != 1 or guarantee.epsilon is None:
+        raise CertificateError("an audit fits a private run of one kind of step")
+    (step,) = guarantee.schedule
+    wanted = (step.noise_multiplier, step.sampling_rate, step.steps, guarantee.delta)
+    try:
+        content = path.read_bytes()
+        report: Any = json.loads(content)
+        if report["format"] != _FORMAT:
+            raise ValueError  # noqa: TRY301 - all that is no report ends in one line
+        for one in report["settings"]:
+            canary = one["canary"]
+            own = (one["noise_multiplier"], one["sampling_rate"], one["steps"], canary["delta"])
+            if own == wanted:
+                return AuditFacts(
+                    method=_METHOD,
+                    lower=canary["bound"]["lower"],
+                    confidence=canary["bound"]["confidence"],
+                    promised=canary["promised"],
+                    canaries=canary["bound"]["canaries"],
+                    result_hash=hashlib.sha256(content).hexdigest(),
+                )
+    except OSError as error:
+        raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CertificateError(f"{path}: is not what `fedaipc privacy audit` writes") from None
+    raise CertificateError(
+        f"{path}: holds no audit of noise multiplier {step.noise_multiplier:g}, sampling rate "
+        f"{step.sampling_rate:g}, {step.steps} steps; audit a job with this schedule"
+    )
+
+
+def with_audit(certificate: Certificate, audit: AuditFacts, key: SigningKey) -> Certificate:
+    """The same certificate with an audit's result, signed anew by the `key` that signed it."""
+    return certificate.model_copy(update={"audit": audit, "signature": ""}).signed_by(key)
