@@ -32,7 +32,14 @@ ORDER = (
 
 def main() -> None:
     parts = {
-        "README.md": {"results": table, "demo": lambda: f"```\n{demo()}\n```", "fleet": fleet_line},
+        "README.md": {
+            "results": table,
+            "demo": lambda: f"```\n{demo()}\n```",
+            "fleet": fleet_line,
+            "budget": budget_line,
+            "audit": audit_line,
+        },
+        "docs/lab.md": {"budget": budget, "audit": audit, "broken": broken_builds},
         "docs/sealing.md": {"sealing": costs},
         "docs/speed.md": {"clipping": clipping},
         "docs/operator.md": {"fleet": fleet},
@@ -71,6 +78,101 @@ def table() -> str:
             f"| {result['what']} | {promise} | {result['test_accuracy_mean']:.3f} "
             f"± {result['test_accuracy_deviation']:.3f} | {result['test_macro_f1_mean']:.3f} |"
         )
+    return "\n".join(rows)
+
+
+def _lab(name: str) -> Any:
+    file = {"budget": "sweep"}.get(name, name)
+    return json.loads((RESULTS / name / f"{file}.json").read_text(encoding="utf-8"))
+
+
+def budget() -> str:
+    """Accuracy by epsilon and partition, as swept."""
+    points = _lab("budget")["points"]
+    accuracy = {
+        (p["values"]["privacy.epsilon"], p["values"]["data.partition"]):
+            f"{p['test_mean']:.3f} ± {p['test_deviation']:.3f}"
+        for p in points
+    }  # fmt: skip
+    rows = ["| epsilon | one domain on each PC | mixed |", "|---|---|---|"]
+    for epsilon in dict.fromkeys(p["values"]["privacy.epsilon"] for p in points):
+        name = "not private" if epsilon == "inf" else f"{epsilon:g}"
+        rows.append(f"| {name} | {accuracy[epsilon, 'column']} | {accuracy[epsilon, 'iid']} |")
+    return "\n".join(rows)
+
+
+def budget_line() -> str:
+    points = {
+        (p["values"]["privacy.epsilon"], p["values"]["data.partition"]): p
+        for p in _lab("budget")["points"]
+    }
+    best, tight = points["inf", "column"], points[0.5, "column"]
+    line = (
+        f"With one domain on each PC: {best['test_mean']:.3f} without privacy, "
+        f"{points[8, 'column']['test_mean']:.3f} at epsilon 8, "
+        f"{points[2, 'column']['test_mean']:.3f} at 2, {tight['test_mean']:.3f} at 0.5 "
+        f"({tight['runs']} seeds each)."
+    )
+    return "\n".join(textwrap.wrap(line, 100))
+
+
+def audit() -> str:
+    """Promise and attack, as audited."""
+    found = _lab("audit")
+    rows = [
+        "| setting | promised at most | reached at least | right guesses | LiRA: TPR at 1 % FPR |",
+        "|---|---|---|---|---|",
+    ]
+    for one in found["settings"]:
+        bound, promised = one["canary"]["bound"], one["canary"]["promised"]
+        name = "not private" if one["epsilon"] is None else f"epsilon {one['epsilon']:g}"
+        member = one["membership"]
+        rate = "-" if member is None else f"{member['likelihood_ratio']['tpr_at_1_percent']:.1%}"
+        rows.append(
+            f"| {name} | {'nothing' if promised is None else f'{promised:.2f}'} "
+            f"| {bound['lower']:.2f} | {bound['right']} of {bound['guesses']} | {rate} |"
+        )
+    rows += ["", "| words of one PC's texts, read from | recovered | by chance |", "|---|---|---|"]
+    rows += [
+        f"| {one['source']} | {one['recall']:.0%} | {one['chance']:.1%} |"
+        for one in found["inversion"]["readings"]
+    ]
+    return "\n".join(rows)
+
+
+def audit_line() -> str:
+    found = _lab("audit")
+    by = {one["epsilon"]: one["canary"] for one in found["settings"]}
+    words = {one["source"]: one["recall"] for one in found["inversion"]["readings"]}
+    plain, private, sealed, _ = words.values()
+    line = (
+        f"Attacked by a server that knows all but coins: at epsilon 8 it proves at least "
+        f"{by[8.0]['bound']['lower']:.2f}, at epsilon 2 at least {by[2.0]['bound']['lower']:.2f}, "
+        f"without privacy {by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses "
+        f"are right. Words of a PC's texts that it reads: {plain:.0%} from an open update, "
+        f"{private:.0%} from a private one, {sealed:.0%} from a sealed one."
+    )
+    return "\n".join(textwrap.wrap(line, 100))
+
+
+def broken_builds() -> str:
+    """Which check notices which wrong build."""
+    found = json.loads((BENCH / "broken_builds.json").read_text(encoding="utf-8"))
+    right = found["right_build"]
+    rows = [
+        (
+            f"The audit proves {right['lower']:.2f} of the right build, which promises "
+            f"{right['promised']:.2f}."
+        ),
+        "",
+        "| wrong build | caught by | audit proves |",
+        "|---|---|---|",
+    ]
+    for one in found["faults"]:
+        checks = ", ".join(name.removeprefix("check_") for name in one["caught_by"])
+        seen = one["audit"]
+        proved = "-" if seen is None else f"{seen['lower']:.2f}{', refuted' * seen['refuted']}"
+        rows.append(f"| {one['fault'].replace('_', ' ')} | {checks} | {proved} |")
     return "\n".join(rows)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from fedaipc.cli.main import app
 from fedaipc.config import load_settings
+from fedaipc.lab.sweep.cells import cells_of, read_sweep
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +52,15 @@ def test_every_option_that_the_pages_for_a_fleet_name_exists() -> None:
                 command = command.commands[words[1]]
             known = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= known, line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "simulations" / "sweeps").glob("*.toml")))
+def test_every_sweep_is_valid(path: Path) -> None:
+    sweep = read_sweep(path)
+    assert sweep.config is not None
+    cells = cells_of(sweep, path.parent / sweep.config)
+    assert cells
+    assert not [cell.error for cell in cells if cell.settings is None]
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([a-z][\w./-]*)\)", README))

@@ -43,7 +43,7 @@ def sweep(
     Each cell is a normal run folder. The same command again goes on where it was stopped, and
     runs nothing twice. Leaves sweep.html, sweep.csv, sweep.json and plots.
 
-    Example: fedaipc privacy sweep simulations/budget.toml
+    Example: fedaipc privacy sweep simulations/sweeps/budget.toml
     """
     from fedaipc.lab.sweep.cells import cells_of, read_sweep, shown
     from fedaipc.lab.sweep.page import majority_of, sweep_page, warning

@@ -55,7 +55,7 @@ def main() -> None:
     page.say(
         "```\n"
         "fedaipc privacy plan --epsilon 2 --records 1000 --rounds 30 --rate 1 --delta 1e-5\n"
-        "fedaipc privacy sweep simulations/budget.toml   # what it costs on public texts\n"
+        "fedaipc privacy sweep simulations/sweeps/budget.toml   # what it costs on public texts\n"
         "fedaipc simulate simulations/demo.toml --epsilon 2\n"
         "fedaipc privacy certificate issue runs/demo     # what was spent, to be checked\n"
         "```"

@@ -42,10 +42,11 @@ def test_a_broken_build_is_caught_by_its_check(
 def test_the_audit_finds_something_and_no_more_than_is_promised(
     minilm: Path, sentiment: Path
 ) -> None:
-    found = audited()
-    assert found.promised is not None
-    assert 0 < found.bound.lower <= found.promised
-    assert found.holds
+    for epsilon, least in ((2.0, 0.0), (8.0, 0.2)):
+        found = audited(epsilon)
+        assert found.promised is not None
+        assert least <= found.bound.lower <= found.promised
+        assert found.holds
 
 
 @pytest.mark.slow

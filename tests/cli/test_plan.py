@@ -77,6 +77,7 @@ def test_a_config_is_planned_as_it_stands(fedaipc: Callable[..., Ran]) -> None:
     assert 2.99 < schedule["epsilon"] <= 3
 
 
+@pytest.mark.slow
 def test_work_is_measured_and_follows_the_plan(
     fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path
 ) -> None:

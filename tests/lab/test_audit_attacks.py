@@ -170,6 +170,7 @@ def test_too_few_runs_or_texts_are_refused(tmp_path: Path, minilm: Path, sentime
 # Inversion
 
 
+@pytest.mark.slow
 def test_words_are_read_out_of_an_open_update_and_out_of_nothing_else(
     tmp_path: Path, minilm: Path, sentiment: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_a_job_without_word_embeddings_cannot_be_inverted(
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_report_and_a_page(
     fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path
 ) -> None:

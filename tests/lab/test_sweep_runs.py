@@ -57,6 +57,7 @@ def finished(folder: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_its_cells_and_says_what_choosing_costs(
     fedaipc: Callable[..., Ran], minilm: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_cell_that_fails_is_told_and_stops_no_other(
     assert ["gone.csv" in row["error"] for row in failed] == [True, False]
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_tried_again_and_a_finished_one_is_not(
     tmp_path: Path, minilm: Path
 ) -> None:
@@ -229,6 +231,7 @@ trials = 3
 """
 
 
+@pytest.mark.slow
 def test_a_search_tries_settings_and_goes_on_where_it_was_cut_off(
     fedaipc: Callable[..., Ran], minilm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

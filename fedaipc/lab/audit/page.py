@@ -103,7 +103,7 @@ def _roc(settings: Sequence[Setting]) -> Figure:
             continue
         colour = canvas.PALETTE[place]
         for curve, dash, kind in (
-            (one.membership.likelihood_ratio, "-", "likelihood ratio"),
+            (one.membership.likelihood_ratio, "-", "ratio"),
             (one.membership.loss, "--", "loss"),
         ):
             points = [(x, y) for x, y in zip(curve.fpr, curve.tpr, strict=True) if x >= _LEAST / 10]

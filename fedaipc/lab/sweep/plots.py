@@ -50,7 +50,8 @@ def write_plots(points: Sequence[Point], majority: float | None, folder: Path) -
 def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
     """Test accuracy by epsilon: mean over the seeds, with their standard deviation.
 
-    A dashed line for the same settings without privacy, a dotted one for the commonest label.
+    A dashed line for the same settings without privacy; a dotted one for the commonest label, where
+    that is near.
     """
     figure = new_figure()
     axes = figure.add_subplot()
@@ -73,7 +74,8 @@ def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
                 open_point.test_mean, color=colour, linestyle="--", linewidth=1.4,
                 label=plain(f"not private, {name}" if len(groups) > 1 else "not private"),
             )  # fmt: skip
-    if majority is not None:
+    low, high = axes.get_ylim()
+    if majority is not None and majority > low - (high - low):  # else it would press all else flat
         axes.axhline(majority, color=canvas.GREY, linestyle=":", label="commonest label")
     _epsilon_axis(axes, sorted({p.values[EPSILON] for p in points if _has_epsilon(p)}))
     axes.set_ylabel("test accuracy")
