@@ -143,14 +143,15 @@ def audit() -> str:
 def audit_line() -> str:
     found = _lab("audit")
     by = {one["epsilon"]: one["canary"] for one in found["settings"]}
-    words = {one["source"]: one["recall"] for one in found["inversion"]["readings"]}
-    plain, private, sealed, _ = words.values()
+    recall = {one["source"]: one["recall"] for one in found["inversion"]["readings"]}
+    plain, sealed = recall["its update, open and not private"], recall["its sealed upload"]
+    private = recall["its update, open, epsilon 8"]
     line = (
         f"Attacked by a server that knows all but coins: at epsilon 8 it proves at least "
         f"{by[8.0]['bound']['lower']:.2f}, at epsilon 2 at least {by[2.0]['bound']['lower']:.2f}, "
         f"without privacy {by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses "
         f"are right. Words of a PC's texts that it reads: {plain:.0%} from an open update, "
-        f"{private:.0%} from a private one, {sealed:.0%} from a sealed one."
+        f"{private:.0%} from one at epsilon 8, {sealed:.0%} from a sealed one."
     )
     return "\n".join(textwrap.wrap(line, 100))
 

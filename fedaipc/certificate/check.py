@@ -13,6 +13,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedaipc.certificate.document import (
+    AMPLIFICATION,
+    AS_DECLARED,
+    AT_MOST,
+    COMPOSITION,
+    LIFETIME,
+    MECHANISM,
+    NEIGHBOURS,
+    SAMPLING,
+    TRUST,
+    UNIT,
+    Step,
+)
 from fedaipc.errors import FedaipcError
 from fedaipc.privacy.chain import check_chain
 from fedaipc.sealing.keys import verify
@@ -21,16 +34,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from fedaipc.certificate.document import (
+        AuditFacts,
         Certificate,
         Epsilons,
         Guarantee,
         PcFacts,
         RunFacts,
-        Step,
     )
 
 # PRV may lie so far from PLD: docs/privacy.md says how far they were on 200 schedules.
 _RELATIVE, _ABSOLUTE = 0.01, 0.005
+_PLD_DIGITS = 1e-6  # the same library and grid
 _RDP_DIGITS = 1e-3  # at orders between whole numbers RDP is a series, cut off here and there
 _JOB_LABEL = b"fedaipc job"
 _Key = tuple[float, float]
@@ -46,28 +60,62 @@ class Finding:
 
 
 def check(certificate: Certificate) -> list[Finding]:
-    """All that can be checked without the run or the PC; never raises for what is wrong."""
-    found = [_checked("signature", certificate.check_signature)]
+    """All that can be checked without the run or the PC; never raises for what is wrong.
+
+    Where a signature is wrong nothing else is looked at.
+    """
+    signature = _checked("signature", certificate.check_signature)
+    if not signature.holds:
+        return [signature]
+    found = [signature, _wording(certificate)]
     guarantee = certificate.guarantee
+    parts: list[Callable[[], list[Finding]]] = []
     if certificate.run is not None:
-        found += _run(certificate.run, guarantee, certificate.signer)
+        run = certificate.run
+        parts.append(lambda: list(_run(run, guarantee, certificate.signer)))
     if certificate.pc is not None:
-        found += _pc(certificate.pc, guarantee, certificate.signer)
+        pc = certificate.pc
+        parts.append(lambda: list(_pc(pc, guarantee, certificate.signer)))
     if guarantee.epsilon is None:
         reasons = "; ".join(guarantee.not_private)
         found.append(Finding("epsilon", True, f"NOT PRIVATE: {reasons}"))
     else:
-        found += _epsilons(guarantee, guarantee.epsilon)
-    if certificate.audit is not None and certificate.audit.promised is not None:
-        audit, promised = certificate.audit, certificate.audit.promised
-        found.append(
-            Finding(
-                "audit", audit.lower <= promised,
-                f"at least {audit.lower:.3f} with confidence {audit.confidence:g}, promised at "
-                f"most {promised:.3f}",
-            )
-        )  # fmt: skip
+        told = guarantee.epsilon
+        parts.append(lambda: list(_epsilons(guarantee, told)))
+    if certificate.audit is not None:
+        audit = certificate.audit
+        parts.append(lambda: [_audit(audit, guarantee)])
+    for part in parts:
+        try:
+            found += part()
+        except (ArithmeticError, AttributeError, KeyError, MemoryError, TypeError, ValueError,
+                RecursionError, FedaipcError) as error:  # fmt: skip
+            # A certificate comes from somebody who may want this program to stumble.
+            found.append(Finding("contents", False, f"cannot be read ({type(error).__name__})"))
     return found
+
+
+def _wording(certificate: Certificate) -> Finding:
+    """What is claimed is what fedaipc claims: one record, added or removed, and so on."""
+    guarantee = certificate.guarantee
+    told = (
+        guarantee.unit, guarantee.neighbours, guarantee.mechanism, guarantee.sampling,
+        guarantee.amplification, guarantee.composition, certificate.trust,
+    )  # fmt: skip
+    own = (UNIT, NEIGHBOURS, MECHANISM, SAMPLING, AMPLIFICATION, COMPOSITION, TRUST)
+    return Finding("wording", told == own, "unit, neighbours, mechanism, what it rests on")
+
+
+def _audit(audit: AuditFacts, guarantee: Guarantee) -> Finding:
+    pld = None if guarantee.epsilon is None else guarantee.epsilon.pld
+    same = pld is None or (
+        audit.promised is not None and math.isclose(audit.promised, pld, rel_tol=_RELATIVE)
+    )
+    promised = "nothing" if audit.promised is None else f"at most {audit.promised:.3f}"
+    return Finding(
+        "audit", same and (pld is None or audit.lower <= pld),
+        f"at least {audit.lower:.3f} with confidence {audit.confidence:g}, promised {promised}",
+    )  # fmt: skip
 
 
 def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
@@ -77,54 +125,66 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
         verify(bytes.fromhex(signer), bytes.fromhex(run.job_signature), signed, "the job")
 
     yield _checked("job's signature", job_signature)
-    try:
-        job: dict[str, Any] = json.loads(run.job)
-        steps = job["training"]["local_steps"] * run.attempts
-        schedule: Counter[_Key] = Counter()
-        if job["mode"] != "none" and steps:
-            schedule[job["noise_multiplier"], job["sampling_rate"]] = steps
-        facts = (job["delta"], [job["clip"]], job["run"], job["most_attempts"], job["mode"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        yield Finding("job", False, "cannot be read")
-        return
-    delta, clip, name, most, mode = facts
+    job: dict[str, Any] = json.loads(run.job)
+    private = job["mode"] != "none"
+    key = (float(job["noise_multiplier"] or 0), float(job["sampling_rate"]))
+    local, most, rounds = (
+        int(n) for n in (job["training"]["local_steps"], job["most_attempts"], job["rounds"])
+    )
+    schedule: Counter[_Key] = Counter()
+    if private and run.attempts:
+        schedule[key] = local * run.attempts
     stated = (guarantee.delta, list(guarantee.clip), run.run)
     yield Finding(
-        "job's terms", stated == (delta, clip, name) and run.attempts <= most,
-        f"delta {delta:g}, clip {clip[0]:g}, {run.attempts} attempts of at most {most}",
-    )  # fmt: skip
+        "job's terms",
+        stated == (job["delta"], [job["clip"]], job["run"])
+        and run.rounds <= run.attempts <= most
+        and (run.status != "finished" or run.rounds == rounds),
+        f"delta {guarantee.delta:g}, {run.rounds} rounds in {run.attempts} attempts of {most}",
+    )
     yield _same_schedule(guarantee.schedule, schedule)
     yield Finding(
-        "private or not", mode != "none" or bool(guarantee.not_private), f"the job's mode is {mode}"
+        "private or not", private or bool(guarantee.not_private), f"the job's mode is {job['mode']}"
     )
+    if guarantee.claim is not None and private:
+        declared = run.status == "finished" and run.attempts == rounds
+        steps = local * (rounds if declared else most)
+        taken = Step(noise_multiplier=key[0], sampling_rate=key[1], steps=steps)
+        again = _pld([taken], guarantee.delta)
+        yield Finding(
+            "claim",
+            guarantee.claim >= again * (1 - _PLD_DIGITS)
+            and guarantee.basis == (AS_DECLARED if declared else AT_MOST),
+            f"{guarantee.claim:.4f}; computed anew {again:.4f}: {guarantee.basis}",
+        )
 
 
 def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
+    lines = [line.encode() for line in pc.ledger]
     try:
-        lines = [line.encode() for line in pc.ledger]
         chain = check_chain(lines, "the ledger", every=True)
-        header, charges = chain.entries[0], [e for e in chain.entries if e["kind"] == "charge"]
-        schedule: Counter[_Key] = Counter()
-        for charge in charges:
-            if charge["noise_multiplier"] is not None:
-                key = (charge["noise_multiplier"], charge["sampling_rate"])
-                schedule[key] += charge["steps"]
-        clips = sorted({charge["clip"] for charge in charges})
-        unprotected = any(e["noise_multiplier"] is None or e["seeded"] for e in charges)
-        facts = (header["delta"], header["lifetime_epsilon"], header["order"])
-    except (FedaipcError, KeyError, TypeError) as error:
+    except FedaipcError as error:
         yield Finding("ledger", False, str(error))
         return
+    header, charges = chain.entries[0], [e for e in chain.entries if e["kind"] == "charge"]
     yield Finding(
-        "ledger", chain.key == signer and len(charges) == pc.charges,
+        "ledger",
+        chain.key == signer and len(charges) == pc.charges and all(map(_is_charge, charges)),
         f"{len(chain.entries)} lines, {len(charges)} charges, all signed",
-    )  # fmt: skip
-    stated = (guarantee.delta, pc.filter.lifetime_epsilon, pc.filter.order)
+    )
+    schedule: Counter[_Key] = Counter()
+    for charge in charges:
+        if charge["noise_multiplier"] is not None:
+            schedule[charge["noise_multiplier"], charge["sampling_rate"]] += charge["steps"]
+    clips = sorted({charge["clip"] for charge in charges})
+    stated = (guarantee.delta, pc.filter.lifetime_epsilon, pc.filter.order, "record")
+    facts = tuple(header[key] for key in ("delta", "lifetime_epsilon", "order", "unit"))
     yield Finding(
         "ledger's terms", stated == facts and list(guarantee.clip) == clips,
-        f"delta {facts[0]:g}, lifetime epsilon {facts[1]:g}",
+        f"delta {guarantee.delta:g}, lifetime epsilon {pc.filter.lifetime_epsilon:g}",
     )  # fmt: skip
     yield _same_schedule(guarantee.schedule, schedule)
+    unprotected = any(e["noise_multiplier"] is None or e["seeded"] for e in charges)
     yield Finding(
         "private or not", bool(guarantee.not_private) == unprotected,
         "a round was not private" if unprotected else "every round was private",
@@ -139,20 +199,36 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
             f"{told.epsilon:.4f} of {told.lifetime_epsilon:g} by RDP order {told.order:g}; "
             f"computed anew {again:.4f}",
         )
+        yield Finding(
+            "claim", guarantee.claim == told.lifetime_epsilon and guarantee.basis == LIFETIME,
+            f"the lifetime budget: {guarantee.basis}",
+        )  # fmt: skip
+
+
+def _is_charge(entry: dict[str, Any]) -> bool:
+    """Whether its numbers are what a charge can have: a negative one would give budget back."""
+    noise, rate, steps = (entry[k] for k in ("noise_multiplier", "sampling_rate", "steps"))
+    if type(entry["seeded"]) is not bool or not 0 < float(entry["clip"]) < math.inf:
+        return False
+    if noise is None:
+        return True
+    return type(steps) is int and steps >= 1 and 0 < noise < math.inf and 0 < rate <= 1
 
 
 def _epsilons(guarantee: Guarantee, told: Epsilons) -> Iterator[Finding]:
     pld = _pld(guarantee.schedule, guarantee.delta)
-    room = _RELATIVE * pld + _ABSOLUTE
-    for name, value in (("PLD", told.pld), ("PRV", told.prv)):
-        yield Finding(
-            f"epsilon by {name}", abs(value - pld) <= room,
-            f"{value:.4f}; computed anew by PLD {pld:.4f}",
-        )  # fmt: skip
+    yield Finding(
+        "epsilon by PLD", math.isclose(told.pld, pld, rel_tol=_PLD_DIGITS, abs_tol=_PLD_DIGITS),
+        f"{told.pld:.4f}; computed anew {pld:.4f}",
+    )  # fmt: skip
+    yield Finding(
+        "epsilon by PRV", abs(told.prv - pld) <= _RELATIVE * pld + min(_ABSOLUTE, pld / 2),
+        f"{told.prv:.4f}; computed anew by PLD {pld:.4f}",
+    )  # fmt: skip
     rdp = _rdp(guarantee.schedule, guarantee.delta)
     # RDP bounds differ by the orders that were looked at: another one can be a little higher.
     yield Finding(
-        "epsilon by RDP", told.rdp >= pld - room and told.rdp >= rdp * (1 - _RELATIVE) - _ABSOLUTE,
+        "epsilon by RDP", told.rdp >= pld * (1 - _PLD_DIGITS) and told.rdp >= rdp * (1 - _RELATIVE),
         f"{told.rdp:.4f}; computed anew {rdp:.4f}",
     )  # fmt: skip
 

@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedaipc.config import Section
+from fedaipc.config import LEAST_NOISE, MOST_NOISE, Section
 from fedaipc.errors import CertificateError
 from fedaipc.sealing.keys import SigningKey, verify
 
 _LABEL = b"fedaipc certificate"
 _MOST_BYTES = 1 << 28
+_MOST_STEPS = 10_000_000  # beyond, accounting takes more memory than a PC has
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0)]
@@ -36,6 +37,12 @@ AMPLIFICATION = (
     "secure aggregation"
 )
 COMPOSITION = "of all steps as mechanisms, void and interrupted attempts included"
+# A schedule that was fixed in advance may be accounted for as a whole (PLD). Where somebody may
+# have stopped or gone on after looking at results it may not: then a bound that was fixed counts.
+AS_DECLARED = "the run took the steps that its signed job declared: PLD of these"
+AT_MOST = "the run did not take the steps that its job declared: PLD of the most that it allows"
+LIFETIME = "whatever was asked for in its life, the RDP filter let no more pass than the budget"
+NOTHING = "nothing is claimed"
 TRUST = (
     "The PC runs this code unchanged, and its operating system's randomness is secret.",
     "The coordinator and other PCs need not be trusted for this epsilon.",
@@ -48,9 +55,9 @@ TRUST = (
 class Step(Section):
     """`steps` equal Poisson-subsampled Gaussian steps."""
 
-    noise_multiplier: float = Field(gt=0)
+    noise_multiplier: float = Field(ge=LEAST_NOISE, le=MOST_NOISE)
     sampling_rate: float = Field(gt=0, le=1)
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=_MOST_STEPS)
 
 
 class Epsilons(Section):
@@ -70,7 +77,12 @@ class Filter(Section):
 
 
 class Guarantee(Section):
-    """(epsilon, delta) of `schedule`; `epsilon` is None where nothing is promised, and why."""
+    """What is claimed, and of what.
+
+    `claim` is the epsilon that holds at `delta`, by what `basis` says. `epsilon` is of `schedule`
+    by three accountants, as if the schedule had been fixed in advance. Both are None where nothing
+    is promised, and `not_private` says why.
+    """
 
     unit: str = UNIT
     neighbours: str = NEIGHBOURS
@@ -81,12 +93,14 @@ class Guarantee(Section):
     delta: float = Field(gt=0, lt=1)
     clip: tuple[float, ...]
     schedule: tuple[Step, ...]
+    claim: Amount | None
+    basis: str
     epsilon: Epsilons | None
     not_private: tuple[str, ...]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if bool(self.not_private) == (self.epsilon is not None):
+        if len({bool(self.not_private), self.epsilon is None, self.claim is None}) > 1:
             raise ValueError("an epsilon, or the reasons why there is none")
         return self
 

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 import fedaipc
 from fedaipc.certificate.document import (
+    AS_DECLARED,
+    AT_MOST,
+    LIFETIME,
+    NOTHING,
     Certificate,
     Epsilons,
     Filter,
@@ -32,6 +36,8 @@ from fedaipc.sealing.keys import SigningKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from fedaipc.federation.job import Job
 
 _PACKAGES = ("torch", "opacus", "transformers", "peft", "flwr", "cryptography", "dp-accounting")
 
@@ -58,7 +64,9 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
     return _signed(
         Certificate(
             issued=_now(),
-            guarantee=_guarantee(schedule, (job.clip,), job.delta, results.not_private),
+            guarantee=_guarantee(
+                schedule, (job.clip,), job.delta, results.not_private, *_run_claim(job, results)
+            ),
             software=_software(),
             run=RunFacts(
                 run=job.run,
@@ -105,6 +113,8 @@ def pc_certificate(folder: Path) -> Certificate:
                 sorted({charge.clip for charge in ledger.charges}),
                 ledger.delta,
                 [reason for reason, found in reasons.items() if found],
+                ledger.lifetime_epsilon,
+                LIFETIME,
             ),
             software=_software(),
             pc=PcFacts(
@@ -135,8 +145,24 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+def _run_claim(job: Job, results: Results) -> tuple[float, str]:
+    """The epsilon that holds for a run, and why."""
+    if not job.plan.private:
+        return 0.0, NOTHING
+    attempts = max((one.attempt for one in results.rounds), default=0)
+    declared = results.status == "finished" and attempts == job.rounds
+    taken = job.rounds if declared else job.most_attempts
+    epsilon = epsilon_pld([job.plan.mechanism(taken)], job.delta)
+    return epsilon, AS_DECLARED if declared else AT_MOST
+
+
 def _guarantee(
-    schedule: Sequence[Mechanism], clip: Sequence[float], delta: float, reasons: Sequence[str]
+    schedule: Sequence[Mechanism],
+    clip: Sequence[float],
+    delta: float,
+    reasons: Sequence[str],
+    claim: float,
+    basis: str,
 ) -> Guarantee:
     steps = merged(schedule)
     epsilon = None
@@ -153,6 +179,8 @@ def _guarantee(
             Step(noise_multiplier=m.noise_multiplier, sampling_rate=m.sampling_rate, steps=m.steps)
             for m in steps
         ),
+        claim=None if reasons else claim,
+        basis=NOTHING if reasons else basis,
         epsilon=epsilon,
         not_private=tuple(reasons),
     )

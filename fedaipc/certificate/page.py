@@ -76,10 +76,11 @@ def _headline(certificate: Certificate) -> str:
     if guarantee.epsilon is None:
         reasons = escape("; ".join(guarantee.not_private))
         return f'<p class="alarm"><strong>{words.NOT_PRIVATE}</strong>: {reasons}</p>'
-    epsilon = words.epsilon_text(guarantee.epsilon.pld)
+    epsilon = words.epsilon_text(guarantee.claim)
     return (
         f'<p class="lead">At most epsilon {epsilon} at delta '
-        f"{escape(words.delta_text(guarantee.delta))} for {escape(guarantee.unit)}.</p>"
+        f"{escape(words.delta_text(guarantee.delta))} for {escape(guarantee.unit)}: "
+        f"{escape(guarantee.basis)}.</p>"
     )
 
 
@@ -88,6 +89,7 @@ def _epsilons(certificate: Certificate) -> str:
     if epsilon is None:
         return "<p>None is claimed.</p>"
     rows: list[tuple[str, object]] = [
+        ("of the schedule below", "as if it had been fixed in advance"),
         ("PLD (dp-accounting)", f"{epsilon.pld:.4f}"),
         ("PRV (Opacus)", f"{epsilon.prv:.4f}"),
         ("RDP (Opacus)", f"{epsilon.rdp:.4f}"),

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedaipc.errors import CertificateError
+from fedaipc.report.words import printable
 
 if TYPE_CHECKING:
     from fedaipc.certificate.document import Certificate
@@ -91,7 +93,8 @@ def verify(
     else:
         table = Table("checked", "", "", box=None)
         for one in found:
-            table.add_row(one.what, "holds" if one.holds else "[bold red]FAILS[/]", one.detail)
+            verdict = "holds" if one.holds else "[bold red]FAILS[/]"
+            table.add_row(one.what, verdict, escape(printable(one.detail)))
         Console(highlight=False).print(table)
         typer.echo(f"signed by {signer}" + (": compare it with what you were told" * (key is None)))
     wrong = [one.what for one in found if not one.holds]
@@ -119,7 +122,7 @@ def _admission_key(folder: Path, federation: Path | None) -> SigningKey:
 
 
 def _said(certificate: Certificate) -> str:
-    epsilon = certificate.guarantee.epsilon
-    if epsilon is None:
-        return f"NOT PRIVATE: {'; '.join(certificate.guarantee.not_private)}"
-    return f"epsilon {epsilon.pld:.3f} at delta {certificate.guarantee.delta:g}"
+    guarantee = certificate.guarantee
+    if guarantee.claim is None:
+        return f"NOT PRIVATE: {'; '.join(guarantee.not_private)}"
+    return f"epsilon at most {guarantee.claim:.3f} at delta {guarantee.delta:g}"

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedaipc.errors import LedgerError, OutputError
+from fedaipc.report.words import printable
 
 if TYPE_CHECKING:
     from fedaipc.pc.witness import Copy
@@ -109,11 +111,13 @@ def verify(
         table = Table("PC", "lines", "charges", "signed by", "remembered by", "", box=None)
         for v in verdicts:
             good = "[bold red]NOT GOOD[/]" if v.pc in problems else "good"
-            table.add_row(v.pc, str(v.lines), str(v.charges), v.key or "nobody", str(v.witnesses),
-                          good)  # fmt: skip
+            table.add_row(
+                escape(printable(v.pc)), str(v.lines), str(v.charges), v.key or "nobody",
+                str(v.witnesses), good,
+            )  # fmt: skip
         Console().print(table)
     if problems:
-        raise LedgerError("; ".join(problems.values()))
+        raise LedgerError(printable("; ".join(problems.values())))
 
 
 @app.command()

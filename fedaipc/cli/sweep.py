@@ -73,6 +73,8 @@ def sweep(
         else:
             cells, best = search(wanted, wanted.search, base, folder, runner, display.on_change)
     rows = rows_of(folder, cells)
+    if all(row.state == "done" for row in rows):
+        runner.clear()
     points = points_of(rows)
     write_file(folder / "sweep.csv", to_csv(rows).encode())
     write_file(folder / "sweep.json", to_json(wanted.name, rows).encode())

@@ -72,10 +72,10 @@ class Opening:
         free = list(members)  # those that have signed nothing
         while True:
             found, complaints = self._propose(free)
-            if len(found) >= bounds.shares:
-                return found
             bad = {dealer for dealer, count in complaints.items() if count > bounds.colluding}
             self.blamed |= bad
+            if len(found) >= bounds.shares:
+                return found
             signed = {agreement.member for agreement in found}
             free = [member for member in free if member not in signed]
             if not bad or len(free) < bounds.shares:

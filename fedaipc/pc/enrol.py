@@ -25,7 +25,7 @@ from fedaipc.federation.letters import Invite, Request
 from fedaipc.files import write_atomic, write_private, write_text
 from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE, serving
 from fedaipc.pc.vault import FOLDER as KEYS_FOLDER
-from fedaipc.pc.vault import Vault
+from fedaipc.pc.vault import HEAD_FILE, Vault, read_head
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import check_delta, size_class, usual_order
 
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from fedaipc.data.records import Records
 
 NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE = "node.key", "authority.pem", "federation"
+_LEFT_HEAD_FILE = "ledger.head"  # of a PC that left
 _REQUEST_SECONDS = 30 * 24 * 3600
 _MOVED = (
     OWNER_FILE, LEDGER_FILE, NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE,
     f"{KEYS_FOLDER}/identity.key", f"{KEYS_FOLDER}/roster", f"{KEYS_FOLDER}/agreed.json",
+    f"{KEYS_FOLDER}/{HEAD_FILE}",
 )  # fmt: skip
 _SIMULATED = ("drop_out", "drop_out_stage", "drop_out_seed")  # not for a real PC's owner
 _MOST_BYTES = 1 << 30  # of a file that a PC is moved in
@@ -152,6 +154,8 @@ def leave(folder: Path) -> None:
 
 def _leave(folder: Path) -> None:
     try:
+        if (folder / KEYS_FOLDER / HEAD_FILE).is_file():  # who enrols again shows the same ledger
+            (folder / KEYS_FOLDER / HEAD_FILE).replace(folder / _LEFT_HEAD_FILE)
         shutil.rmtree(folder / KEYS_FOLDER, ignore_errors=False)
         for name in (NODE_KEY_FILE, OWNER_FILE):
             (folder / name).unlink(missing_ok=True)
@@ -181,10 +185,11 @@ def _move_out(folder: Path, file: Path) -> None:
                 if (folder / name).is_file():
                     archive.write(folder / name, name)
         write_atomic(file, file.read_bytes(), private=True)
-        for name in _MOVED:
+        # First: a folder with a ledger and no owner's file is one that may be enrolled again.
+        (folder / LEDGER_FILE).replace(folder / f"{LEDGER_FILE}.moved")
+        for name in (*_MOVED, f"{KEYS_FOLDER}/epoch.json"):
             if name != LEDGER_FILE:
                 (folder / name).unlink(missing_ok=True)
-        (folder / LEDGER_FILE).replace(folder / f"{LEDGER_FILE}.moved")
         shutil.rmtree(folder / "cache", ignore_errors=True)
     except OSError as error:
         raise AdmissionError(f"{file}: cannot be written ({error.strerror})") from None
@@ -245,6 +250,11 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
 def _kept_budget(path: Path, invite: Invite, wanted: float | None) -> float:
     """The budget of the ledger that a PC left here, which goes on."""
     ledger = Ledger(path)
+    seen = read_head(path.parent / _LEFT_HEAD_FILE) or read_head(
+        path.parent / KEYS_FOLDER / HEAD_FILE
+    )
+    if seen is not None:
+        ledger.check_head(seen.count, seen.digest)
     for what, kept, now in (
         ("delta", ledger.delta, invite.delta),
         ("lifetime_epsilon", ledger.lifetime_epsilon, wanted or ledger.lifetime_epsilon),
@@ -265,6 +275,7 @@ def _fill_again(made: Path, folder: Path, owner: OwnerSettings, invite: Invite) 
     Ledger.adopt(folder / LEDGER_FILE, Vault(folder).identity)
     for name in (NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE, OWNER_FILE):
         (made / name).replace(folder / name)
+    (folder / _LEFT_HEAD_FILE).unlink(missing_ok=True)
 
 
 def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-FOLDER = "sealing"
+FOLDER, HEAD_FILE = "sealing", "head"
 _EPOCH_SECONDS = 24 * 3600
 _LOCK_SECONDS = 30.0
 _T = TypeVar("_T")
@@ -177,15 +177,15 @@ class Vault:
 
     def heads(self) -> dict[bytes, Head]:
         """The last head of each PC's ledger that this one saw, its own among them."""
-        path, own = self._folder / "agreed.json", self._folder / "head"
+        path, own = self._folder / "agreed.json", self._folder / HEAD_FILE
         heads = _read(path, _promise).heads if path.is_file() else {}
-        with suppress(OSError, SealingError):  # not there yet, or cut off by a crash
-            heads[self.identity.public] = Head.decode(own.read_bytes())
+        if (head := read_head(own)) is not None:
+            heads[self.identity.public] = head
         return heads
 
     def note_head(self, head: Head) -> None:
         """Remember the PC's own ledger, outside of it."""
-        write_private(self._folder / "head", head.encode())
+        write_atomic(self._folder / HEAD_FILE, head.encode(), private=True)
 
 
 class Agreed:
@@ -213,17 +213,31 @@ class Agreed:
 
         `heads` are those of the set, where its member has compared them.
         """
-        if self.set_hash == set_hash:
-            return
-        if self.set_hash is not None:
+        if self.set_hash not in (None, set_hash):
             raise SealingError("another set was agreed on in this round")
-        self.heads.update(heads or {})
+        news = {pc: head for pc, head in (heads or {}).items() if self.heads.get(pc) != head}
+        if self.set_hash == set_hash and not news:
+            return
+        self.heads.update(news)
         kept = {
             dealer.hex(): [head.count, head.digest.hex()] for dealer, head in self.heads.items()
         }
         record = {**self._round, "set": set_hash.hex(), "heads": kept}
         write_atomic(self._path, json.dumps(record).encode(), private=True)
         self.set_hash = set_hash
+
+
+def has_keys(folder: Path) -> bool:
+    """Whether a PC in `folder` can take part."""
+    return (folder / FOLDER / "identity.key").is_file()
+
+
+def read_head(path: Path) -> Head | None:
+    """What `note_head` wrote; None where nothing is there."""
+    with suppress(OSError, SealingError):
+        head = Head.decode(path.read_bytes())
+        return head if head.count else None  # zeros are what a power cut leaves of a file
+    return None
 
 
 @contextmanager

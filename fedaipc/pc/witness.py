@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedaipc.errors import FedaipcError, LedgerError
 from fedaipc.pc.pc import LEDGER_FILE
-from fedaipc.pc.vault import Vault
+from fedaipc.pc.vault import Vault, has_keys
 from fedaipc.privacy.chain import check_chain
 from fedaipc.sealing.keys import fingerprint
 
@@ -39,7 +39,7 @@ class Copy:
 class Verdict:
     """`witnesses` remember the ledger's PC, `problem` is "" where all is as it must be.
 
-    `key` is the fingerprint of who signs it, None before version 2.
+    `key` is the fingerprint of who signs it, None before version 2, which nobody can vouch for.
     """
 
     pc: str
@@ -67,6 +67,8 @@ def read_export(path: Path) -> list[Copy]:
         content: Any = json.loads(_bytes(path))
         if (content["format"], content["version"]) != (_FORMAT, 1):
             raise ValueError  # noqa: TRY301 - all that is no export ends in one line
+        if not content["ledgers"]:
+            raise ValueError  # noqa: TRY301
         return [
             Copy(
                 str(entry["pc"]),
@@ -80,8 +82,11 @@ def read_export(path: Path) -> list[Copy]:
 
 
 def memories(folders: Iterable[Path]) -> list[dict[bytes, Head]]:
-    """What each PC's folder remembers of ledgers, its own among them. Raises SealingError."""
-    return [Vault(folder).heads() for folder in folders]
+    """What each PC's folder remembers of ledgers, its own among them. Raises SealingError.
+
+    A PC that has left its federation remembers nothing any more.
+    """
+    return [Vault(folder).heads() for folder in folders if has_keys(folder)]
 
 
 def verify(copy: Copy, remembered: Sequence[Mapping[bytes, Head]]) -> Verdict:
@@ -91,10 +96,13 @@ def verify(copy: Copy, remembered: Sequence[Mapping[bytes, Head]]) -> Verdict:
         chain = check_chain(copy.lines, copy.where, every=True)
         charges = sum(entry["kind"] == "charge" for entry in chain.entries)
         if chain.key is None:
-            return Verdict(copy.pc, lines, charges, None, 0, "")
-        public = bytes.fromhex(chain.key)
-        key = fingerprint(public)
-        seen = [heads[public] for heads in remembered if public in heads]
+            raise LedgerError(
+                f"{copy.where}: has no signature, so nothing shows who wrote it; the PC's next "
+                "round signs it, where the PC remembers no later state"
+            )
+        key = fingerprint(bytes.fromhex(chain.key))
+        own = [bytes.fromhex(public) for public in chain.keys]
+        seen = [heads[public] for heads in remembered for public in own if public in heads]
         witnesses = len(seen)
         for head in sorted(seen, key=lambda head: head.count, reverse=True):
             chain.check_head(head.count, head.digest, copy.where)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 VERSION = 2
-_LABEL = b"fedaipc ledger"
+_LABEL, _KEY_BYTES = b"fedaipc ledger", 32
 RESTORE = "restore the file from a copy that is not older than the last training"
 
 
@@ -43,10 +43,14 @@ class Signer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Lines that were checked. `key` is who signs them now, hex, or None before version 2."""
+    """Lines that were checked. `key` is who signs them now, hex, or None before version 2.
+
+    `keys` are all that ever did, in order.
+    """
 
     entries: tuple[dict[str, Any], ...]
     key: str | None
+    keys: tuple[str, ...]
 
     @property
     def hashes(self) -> tuple[bytes, ...]:
@@ -84,6 +88,7 @@ def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -
     entries: list[dict[str, Any]] = []
     previous = ""
     key: str | None = None
+    keys: list[str] = []
     for number, raw in enumerate(lines, start=1):
         entry = parsed(raw)
         if entry is None or entry.get("previous") != previous or not _kind(entry, number):
@@ -92,9 +97,13 @@ def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -
         if version not in (1, VERSION):
             raise LedgerError(f"{where}: written by a newer fedaipc; update this one")
         names_key = entry["kind"] != "charge" and "key" in entry
-        key = str(entry["key"]) if names_key else key
+        if names_key:
+            key = str(entry["key"])
+            keys.append(key)
         checked = every or names_key or number == len(lines)
-        if (key is None) != (version == 1) or (key and checked and not _is_signed(entry, key)):
+        if (key is None) != (version == 1) or (
+            key is not None and checked and not _is_signed(entry, key)
+        ):
             raise LedgerError(
                 f"{where}: line {number} is not signed by this ledger's PC; {RESTORE}"
             )
@@ -102,7 +111,7 @@ def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -
         previous = entry["hash"]
     if not entries:
         raise LedgerError(f"{where}: holds no whole line; {RESTORE}")
-    return Chain(tuple(entries), key)
+    return Chain(tuple(entries), key, tuple(keys))
 
 
 def parsed(raw: bytes) -> dict[str, Any] | None:
@@ -136,6 +145,8 @@ def _kind(entry: dict[str, Any], number: int) -> bool:
 def _is_signed(entry: dict[str, Any], key: str) -> bool:
     body = {name: value for name, value in entry.items() if name not in ("hash", "signature")}
     try:
+        if len(key) != 2 * _KEY_BYTES:
+            return False
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
         public.verify(bytes.fromhex(str(entry.get("signature"))), _LABEL + _canonical(body))
     except (InvalidSignature, ValueError):

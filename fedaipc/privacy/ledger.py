@@ -238,12 +238,15 @@ class Ledger:
                 "its own, which must not be copied"
             )
         header, *rest = chain.entries
-        self.delta = float(header["delta"])
-        self.lifetime_epsilon = float(header["lifetime_epsilon"])
-        self.order = float(header["order"])
-        if self.order not in ORDERS:
-            raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
-        self.charges = tuple(_charge(entry) for entry in rest if entry["kind"] == "charge")
+        try:
+            self.delta = float(header["delta"])
+            self.lifetime_epsilon = float(header["lifetime_epsilon"])
+            self.order = float(header["order"])
+            if self.order not in ORDERS:
+                raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
+            self.charges = tuple(_charge(entry) for entry in rest if entry["kind"] == "charge")
+        except (KeyError, ValueError, TypeError):
+            raise LedgerError(f"{self.path}: a line lacks what it must hold; {RESTORE}") from None
         self._take(chain)
 
     def _take(self, chain: Chain) -> None:
@@ -260,7 +263,9 @@ class Ledger:
                 "nothing was trained"
             ) from None
         entry = json.loads(line)
-        self._take(Chain((*self._chain.entries, entry), entry.get("key", self.key)))
+        own = (entry["key"],) if "key" in entry else ()
+        keys = (*self._chain.keys, *own)
+        self._take(Chain((*self._chain.entries, entry), entry.get("key", self.key), keys))
 
     def _mend(self, tail: bytes, size: int) -> bool:
         """Deal with a last line that has no end; whether it is an entry all the same.

@@ -261,9 +261,10 @@ def agree(
     keys.opened.clear()
     for one in proposal.dealt:
         dealer, reason = one.header.dealer, Reason.LEDGER
-        seen = heads.get(dealer)
-        # Where this set is recorded its heads are those that were seen.
-        fine = recorded is not None or seen is None or one.header.head.count > seen.count
+        seen, head = heads.get(dealer), one.header.head
+        # Where this set is recorded its heads may be those that were seen.
+        again = recorded is not None and head == seen
+        fine = seen is None or again or head.count > seen.count
         if fine:
             try:
                 keys.opened[_name(terms, one)] = _opened(terms, keys, one)

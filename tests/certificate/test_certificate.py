@@ -14,13 +14,14 @@ from fedaipc.admission.key import Admission
 from fedaipc.certificate import check as checker
 from fedaipc.certificate.audited import with_audit
 from fedaipc.certificate.check import check
-from fedaipc.certificate.document import AuditFacts, Certificate
+from fedaipc.certificate.document import AS_DECLARED, LIFETIME, AuditFacts, Certificate
 from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
 from fedaipc.config import load_settings
 from fedaipc.errors import CertificateError
 from fedaipc.pc.vault import Vault
 from fedaipc.privacy.accountant import Mechanism, epsilon_pld
+from fedaipc.privacy.chain import signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.sealing.keys import SigningKey, fingerprint
 from fedaipc.simulation.simulation import Run, prepare, simulate
@@ -74,7 +75,8 @@ def test_a_run_has_a_certificate_that_holds(run: Run, key: SigningKey, tmp_path:
     assert (step.noise_multiplier, step.steps) == (2.0, steps)
     assert guarantee.epsilon is not None
     mechanism = Mechanism(noise_multiplier=2.0, sampling_rate=step.sampling_rate, steps=steps)
-    assert guarantee.epsilon.pld == epsilon_pld([mechanism], guarantee.delta)
+    assert guarantee.claim == guarantee.epsilon.pld == epsilon_pld([mechanism], guarantee.delta)
+    assert guarantee.basis == AS_DECLARED
 
 
 def test_a_pc_has_a_certificate_that_holds_with_its_whole_ledger(run: Run) -> None:
@@ -84,6 +86,8 @@ def test_a_pc_has_a_certificate_that_holds_with_its_whole_ledger(run: Run) -> No
     assert made.pc is not None
     assert "\n".join(made.pc.ledger) + "\n" == (folder / "ledger.jsonl").read_text()
     assert made.signer == Vault(folder).identity.public.hex()
+    # Its life was not fixed in advance: only the filter's budget can be claimed.
+    assert (made.guarantee.claim, made.guarantee.basis) == (1000.0, LIFETIME)
     assert made.pc.filter.epsilon == Ledger(folder / "ledger.jsonl").spent_epsilon()
 
 
@@ -114,7 +118,23 @@ RUN_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
     "more attempts than the job has": (lambda c: c["run"].update(attempts=10**6), "job's terms"),
     "another job": (
         lambda c: c["run"].update(job=c["run"]["job"].replace("2.0", "9.0")), "job's signature"),
-    "no job": (lambda c: c["run"].update(job="[]"), "job"),
+    "no job": (lambda c: c["run"].update(job="[]"), "contents"),
+    "another unit": (lambda c: c["guarantee"].update(unit="one person"), "wording"),
+    "less to rest on": (lambda c: c.update(trust=[]), "wording"),
+    "more rounds than attempts": (lambda c: c["run"].update(rounds=30), "job's terms"),
+    "a round left out": (lambda c: c["run"].update(rounds=1, attempts=1), "job's terms"),
+    "a smaller claim": (lambda c: c["guarantee"].update(claim=0.01), "claim"),
+    "one percent less by PLD": (
+        lambda c: c["guarantee"]["epsilon"].update(
+            pld=0.99 * c["guarantee"]["epsilon"]["pld"]), "epsilon by PLD"),
+    "an audit with another promise": (
+        lambda c: c.update(audit={"method": "m", "lower": 50.0, "confidence": 0.95,
+                                  "promised": 60.0, "canaries": 10, "result_hash": "0" * 64}),
+        "audit"),
+    "an audit without a promise": (
+        lambda c: c.update(audit={"method": "m", "lower": 50.0, "confidence": 0.95,
+                                  "promised": None, "canaries": 10, "result_hash": "0" * 64}),
+        "audit"),
     "an audit above the promise": (
         lambda c: c.update(audit={"method": "m", "lower": 3.0, "confidence": 0.95, "promised": 2.0,
                                   "canaries": 10, "result_hash": "0" * 64}), "audit"),
@@ -130,7 +150,9 @@ def test_a_lie_about_a_run_is_found_though_it_is_signed(
 
 
 def clean(content: Any) -> None:
-    content["guarantee"].update(not_private=[], epsilon={"rdp": 1.0, "prv": 1.0, "pld": 1.0})
+    content["guarantee"].update(
+        not_private=[], epsilon={"rdp": 1.0, "prv": 1.0, "pld": 1.0}, claim=1.0
+    )
 
 
 PC_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
@@ -140,13 +162,15 @@ PC_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
     "a changed line": (
         lambda c: c["pc"].update(ledger=[x.replace("2.0", "9.0") for x in c["pc"]["ledger"]]),
         "ledger"),
+    "a smaller claim": (lambda c: c["guarantee"].update(claim=0.01), "claim"),
     "an empty ledger": (lambda c: c["pc"].update(ledger=[]), "ledger"),
     "less charged": (lambda c: c["pc"]["filter"].update(epsilon=0.01), "lifetime budget"),
     "another budget": (
         lambda c: c["pc"]["filter"].update(lifetime_epsilon=9000), "ledger's terms"),
     "another order": (lambda c: c["pc"]["filter"].update(order=2.0), "ledger's terms"),
     "not private, and it was": (
-        lambda c: c["guarantee"].update(not_private=["x"], epsilon=None), "private or not"),
+        lambda c: c["guarantee"].update(not_private=["x"], epsilon=None, claim=None),
+        "private or not"),
 }  # fmt: skip
 
 
@@ -155,6 +179,50 @@ def test_a_lie_about_a_pc_is_found_though_it_is_signed(run: Run, lie: str) -> No
     folder = run.pc_state / "pc-0001"
     change, where = PC_LIES[lie]
     assert where in wrong(told(pc_certificate(folder), Vault(folder).identity, change))
+
+
+def test_a_charge_that_gives_budget_back_is_found(run: Run, tmp_path: Path) -> None:
+    """Signed by the PC, and no charge all the same."""
+    folder = Path(shutil.copytree(run.pc_state / "pc-0001", tmp_path / "pc"))
+    path, identity = folder / "ledger.jsonl", Vault(folder).identity
+    last = json.loads(path.read_text().splitlines()[-1])
+    body = {k: v for k, v in last.items() if k not in ("hash", "signature", "previous")}
+    line = signed_line({**body, "steps": -1, "attempt": 9}, last["hash"], identity)
+    true = pc_certificate(folder)
+
+    def lie(content: Any) -> None:
+        content["pc"]["ledger"].append(line.decode().strip())
+        content["pc"]["charges"] += 1
+        content["guarantee"]["schedule"][0]["steps"] -= 1
+
+    assert "ledger" in wrong(told(true, identity, lie))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["run"].update(job=c["run"]["job"].replace("[", "{")),
+        lambda c: c["run"].update(job='{"mode": "local", "noise_multiplier": "x"}'),
+        lambda c: c["run"].update(job=c["run"]["job"].replace('"local_steps":', '"local_steps":"')),
+        lambda c: c["run"].update(job="null"),
+    ],
+)
+def test_a_certificate_that_wants_the_reader_to_stumble_is_a_failed_check(
+    run: Run, key: SigningKey, change: Callable[[Any], None]
+) -> None:
+    found = wrong(told(run_certificate(run.folder, key), key, change))
+    assert "contents" in found
+
+
+@pytest.mark.parametrize("value", [1e-9, 1e300, -1.0])
+def test_noise_that_no_accountant_can_take_is_no_certificate(
+    run: Run, key: SigningKey, tmp_path: Path, value: float
+) -> None:
+    content = run_certificate(run.folder, key).model_dump(mode="json")
+    content["guarantee"]["schedule"][0]["noise_multiplier"] = value
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(CertificateError, match="no certificate"):
+        Certificate.load(tmp_path / "c.json")
 
 
 def test_another_pcs_ledger_is_found(run: Run) -> None:
@@ -223,16 +291,20 @@ def test_it_is_checked_without_our_accountants() -> None:
 
 
 def test_the_page_says_what_is_promised_and_escapes(run: Run, key: SigningKey) -> None:
+    epsilon = run_certificate(run.folder, key).guarantee.epsilon
+    assert epsilon is not None
     audit = AuditFacts(
-        method="<b>one run</b>", lower=0.5, confidence=0.95, promised=2.0, canaries=100,
+        method="<b>one run</b>", lower=0.05, confidence=0.95, promised=epsilon.pld, canaries=100,
         result_hash="0" * 64,
     )  # fmt: skip
     made = with_audit(run_certificate(run.folder, key), audit, key)
     assert wrong(made) == []
     page = certificate_page(made)
     assert made.guarantee.epsilon is not None
-    for said in ("one record", "added or removed", "Poisson", fingerprint(key.public), "0.500",
-                 made.guarantee.composition, made.software.code, "&lt;b&gt;one run"):  # fmt: skip
+    for said in (
+        "one record", "added or removed", "Poisson", fingerprint(key.public), "0.050",
+        made.guarantee.composition, made.software.code, "&lt;b&gt;one run",
+    ):  # fmt: skip
         assert said in page
     assert "<b>one run" not in page
 
@@ -270,10 +342,12 @@ def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
     fedaipc: Callable[..., Ran], run: Run, key: SigningKey, tmp_path: Path
 ) -> None:
     (step,) = run_certificate(run.folder, key).guarantee.schedule
-    bound = {"lower": 0.1, "guesses": 9, "right": 8, "canaries": 40, "confidence": 0.95}
+    bound = {"lower": 0.05, "guesses": 9, "right": 8, "canaries": 40, "confidence": 0.95}
+    epsilon = run_certificate(run.folder, key).guarantee.epsilon
+    assert epsilon is not None
     setting = {
         "noise_multiplier": step.noise_multiplier, "sampling_rate": step.sampling_rate,
-        "steps": step.steps, "canary": {"bound": bound, "promised": 1.0, "delta": 1e-5},
+        "steps": step.steps, "canary": {"bound": bound, "promised": epsilon.pld, "delta": 1e-5},
     }  # fmt: skip
     report = {"format": "fedaipc audit", "version": 1, "settings": [setting]}
     (tmp_path / "audit.json").write_text(json.dumps(report))
@@ -285,7 +359,7 @@ def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
     assert fedaipc(*words, tmp_path / "audit.json").code == 0
     made = Certificate.load(tmp_path / "c" / "certificate.json")
     assert made.audit is not None
-    assert (made.audit.lower, made.audit.canaries) == (0.1, 40)
+    assert (made.audit.lower, made.audit.canaries) == (0.05, 40)
     assert wrong(made) == []
     setting["steps"] = step.steps + 1
     (tmp_path / "other.json").write_text(json.dumps(report))

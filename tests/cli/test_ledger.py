@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +110,35 @@ def test_what_cannot_be_done_ends_in_one_line(
 ) -> None:
     assert said in refused(fedaipc("privacy", "ledger", *words), code)
     assert two.is_dir()
+
+
+def test_a_ledger_without_signatures_is_not_called_good(
+    fedaipc: Callable[..., Ran], two: Path
+) -> None:
+    path = two / "a" / "ledger.jsonl"
+    previous, lines = "", []
+    for line in path.read_text().splitlines()[:2]:
+        entry = {k: v for k, v in json.loads(line).items() if k not in ("key", "signature", "hash")}
+        entry |= {"version": 1, "previous": previous}
+        spelt = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+        previous = hashlib.sha256(spelt.encode()).hexdigest()
+        whole = {**entry, "hash": previous}
+        lines.append(json.dumps(whole, sort_keys=True, separators=(",", ":")))
+    path.write_text("\n".join(lines) + "\n")
+    ran = fedaipc("privacy", "ledger", "verify", two / "a")
+    assert ran.code == 8
+    assert "has no signature" in ran.err
+
+
+def test_names_in_a_file_style_nothing(fedaipc: Callable[..., Ran], two: Path) -> None:
+    assert fedaipc("privacy", "ledger", "export", two, "out.json").code == 0
+    content = json.loads(Path("out.json").read_text())
+    content["ledgers"][0]["pc"] = "[/x] \x1b[31m"
+    Path("out.json").write_text(json.dumps(content))
+    ran = fedaipc("privacy", "ledger", "verify", "out.json")
+    assert ran.code == 0
+    assert "[/x]" in ran.out
+    assert "\x1b" not in ran.out
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "\xff", "[" * 100_000, '{"format": 1}', "null"])

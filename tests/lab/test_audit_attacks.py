@@ -177,7 +177,8 @@ def test_words_are_read_out_of_an_open_update_and_out_of_nothing_else(
     settings = small("model.method=full", "privacy.mode=none", "training.learning_rate=0.1",
                      "federation.server_optimizer=fedavg", "privacy.exact_sums=true")  # fmt: skip
     data = read_data(settings)
-    found = inversion_attack(settings, data, at_budget(settings, 8.0), tmp_path / "x")
+    budgets = {"epsilon 8": at_budget(settings, 8.0)}
+    found = inversion_attack(settings, data, budgets, tmp_path / "x")
     plain, private, sealed, summed = found.readings
     assert plain.recall == 1.0
     assert all(plain.right)
@@ -196,7 +197,7 @@ def test_a_job_without_word_embeddings_cannot_be_inverted(
 ) -> None:
     settings = small("privacy.mode=none")
     with pytest.raises(DataError, match="full"):
-        inversion_attack(settings, read_data(settings), at_budget(settings, 8.0), tmp_path / "x")
+        inversion_attack(settings, read_data(settings), {}, tmp_path / "x")
 
 
 # The command

@@ -64,7 +64,7 @@ def test_a_sweep_compares_its_cells_and_says_what_choosing_costs(
     ran = fedaipc("privacy", "sweep", written(GRID), "--out", "out")
     assert ran.code == 0, ran.err
     said = " ".join(ran.out.split())
-    for words in ("epsilon 2", "epsilon inf", "NOT PRIVATE", "on the same PCs would cost", "3/3"):
+    for words in ("epsilon 2", "epsilon inf", "NOT PRIVATE", "on the same PCs, would cost", "3/3"):
         assert words in said
     with Path("out/sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

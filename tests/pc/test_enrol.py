@@ -12,13 +12,14 @@ import pytest
 
 from fedaipc.admission.federation import Federation
 from fedaipc.config import Policy, load_owner
-from fedaipc.errors import AdmissionError, DataError, FedaipcError, PrivacyError
+from fedaipc.errors import AdmissionError, DataError, FedaipcError, LedgerError, PrivacyError
 from fedaipc.federation.letters import Invite, Request
 from fedaipc.pc.enrol import Enrolled, enroll, leave, move_in, move_out, request_again
 from fedaipc.pc.pc import Pc
 from fedaipc.pc.vault import Vault
 from fedaipc.privacy.accountant import Mechanism
 from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.sealing.dealing import Head
 
 SECRET = "zq7private"
 
@@ -175,6 +176,46 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
     assert Ledger(path, second).charges == (charge,)
     assert path.read_bytes().startswith(spent)
     assert load_owner(folder / "owner.toml").name == "office-2"
+    with pytest.raises(AdmissionError, match="not empty"):
+        enrolled(folder, invite, data)
+
+
+def test_an_older_ledger_is_refused_also_by_who_enrols_again(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    folder, path = tmp_path / "pc", tmp_path / "pc" / "ledger.jsonl"
+    enrolled(folder, invite, data)
+    older = path.read_bytes()
+    vault = Vault(folder)
+    step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
+    ledger = Ledger(path, vault.identity)
+    ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0))
+    vault.note_head(Head(*ledger.head))
+    spent = path.read_bytes()
+    leave(folder)
+    path.write_bytes(older)
+    with pytest.raises(LedgerError, match="had 2 when it was last seen"):
+        enrolled(folder, invite, data)
+    path.write_bytes(spent)
+    enrolled(folder, invite, data)
+    assert len(Ledger(path, Vault(folder).identity).charges) == 1
+
+
+def test_a_move_that_was_cut_off_leaves_no_folder_to_enrol_in(
+    tmp_path: Path, invite: Invite, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the file and the folder would each have the whole budget."""
+    folder = tmp_path / "pc"
+    enrolled(folder, invite, data)
+
+    def fails(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fails)
+        with pytest.raises(AdmissionError):
+            move_out(folder, tmp_path / "file.pc")
+    assert not (folder / "ledger.jsonl").exists()
     with pytest.raises(AdmissionError, match="not empty"):
         enrolled(folder, invite, data)
 

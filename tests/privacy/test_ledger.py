@@ -341,6 +341,24 @@ def test_a_whole_chain_written_anew_is_found(three: Path, forger: str) -> None:
         Ledger(three)
 
 
+@pytest.mark.parametrize("key", ["", "00", "zz" * 32, None, 7])
+def test_a_key_that_is_none_switches_no_check_off(three: Path, key: object) -> None:
+    lines = [json.loads(line) for line in three.read_bytes().splitlines()]
+    lines[0]["key"] = key
+    three.write_bytes(relinked(lines, rehash))
+    with pytest.raises(LedgerError, match="not signed"):
+        Ledger(three)
+
+
+@pytest.mark.parametrize("what", ["delta", "order", "lifetime_epsilon"])
+def test_a_signed_line_that_lacks_something_is_one_line(three: Path, what: str) -> None:
+    lines = [json.loads(line) for line in three.read_bytes().splitlines()]
+    del lines[0][what]
+    three.write_bytes(relinked(lines, signed))
+    with pytest.raises(LedgerError, match="lacks what it must hold"):
+        Ledger(three)
+
+
 def test_each_signature_can_be_checked_alone(three: Path) -> None:
     """The last one vouches for all; an auditor may ask for every one."""
     lines = [json.loads(line) for line in three.read_bytes().splitlines()]

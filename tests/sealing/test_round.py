@@ -249,6 +249,8 @@ def test_a_set_that_was_agreed_on_is_agreed_on_again_though_its_heads_are_record
     assert isinstance(first, Agreement)
     heads = {who: upload.header.head for who, upload in UPLOADS.items()}
     assert agree(SEVEN, KEYS[PCS[0]], proposal, first.set_hash, heads) == first
+    later = {**heads, PCS[1]: Head(9, bytes(32))}  # it was recorded by an unmask, without a look
+    assert isinstance(agree(SEVEN, KEYS[PCS[0]], proposal, first.set_hash, later), Complaint)
 
 
 def test_nobody_else_can_state_a_dealers_head() -> None:

@@ -27,7 +27,8 @@ from fedaipc.lab.audit.bound import CONFIDENCE, Bound, audit_bound
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import make_inputs
-from fedaipc.privacy.plan import size_class
+from fedaipc.privacy.accountant import epsilon_pld
+from fedaipc.privacy.plan import make_plan, size_class
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,7 @@ _TINY = 1e-9  # of the mean square: what float32 loses
 
 @dataclass(frozen=True, slots=True)
 class CanaryAudit:
-    """`bound` against `promised`, the schedule's epsilon by PLD; None where nothing is promised."""
+    """`bound` against `promised`: PLD of the steps that were taken; None where nothing is."""
 
     bound: Bound
     promised: float | None
@@ -77,8 +78,10 @@ def canary_audit(
     included = np.concatenate([planted.included for planted in audited.pcs])
     whole = np.concatenate(scores)
     privacy = audited.results.privacy
-    planned = privacy.planned_epsilon
-    promised = None if audited.results.not_private or planned is None else planned.pld
+    attempts = max((one.attempt for one in audited.results.rounds), default=0)
+    promised = None
+    if not audited.results.not_private and attempts:
+        promised = epsilon_pld([make_plan(settings).mechanism(attempts)], privacy.delta)
     bound = audit_bound(whole, included, privacy.delta, confidence)
     accuracy = float(((whole > np.median(whole)) == included).mean())
     return CanaryAudit(bound, promised, privacy.delta, accuracy)

@@ -23,6 +23,7 @@ from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import make_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -59,12 +60,12 @@ class Inversion:
 
 
 def inversion_attack(
-    settings: Settings, data: SimulatedData, private: Settings, folder: Path
+    settings: Settings, data: SimulatedData, private: Mapping[str, Settings], folder: Path
 ) -> Inversion:
-    """Run one round three ways and read: open, open and private, sealed.
+    """Run one round open, open and private, and sealed, and read.
 
-    `settings` is a job without privacy that trains all layers, `private` the same with it. Raises
-    DataError where word embeddings are not trained.
+    `settings` is a job without privacy that trains all layers, `private` the same with it at some
+    budgets, by name. Raises DataError where word embeddings are not trained.
     """
     pcs = tuple(
         Planted(data.train.take(part[:TEXTS]), Records((), ()), np.zeros(0, dtype=bool))
@@ -72,45 +73,48 @@ def inversion_attack(
     )
     if any(len(pc.real) < TEXTS for pc in pcs):
         raise DataError(f"each PC needs {TEXTS} texts")
-    plain = run_planted(settings, data, pcs, folder / "open")
-    noisy = run_planted(private, data, pcs, folder / "private")
-    sealed = run_planted(settings, data, pcs, folder / "sealed", sealed=True)
-    eye = _Eye(plain, data)
-    sources = {
-        "its update, open and not private": _own(plain),
-        "its update, open and private": _own(noisy),
-        "its sealed upload": _own(sealed),
-        "the sum of all PCs that a sealed round opens": _sum(sealed),
-    }
-    return Inversion(
-        pcs[0].real.texts,
-        tuple(eye.read(source, update) for source, update in sources.items()),
-    )
+    eye = _Eye(settings, data, pcs)
+    with_sum = "the sum of all PCs that a sealed round opens"
+    readings: list[Reading] = []
+
+    def read(source: str, job: Settings, *, sealed: bool = False) -> None:
+        place = folder / f"run-{len(readings)}"
+        run = run_planted(job, data, pcs, place, sealed=sealed, listen=1)
+        readings.append(eye.read(source, run.heard[0].update, run.heard[0].pc))
+        if sealed:
+            readings.append(eye.read(with_sum, _sum(run), run.heard[0].pc))
+
+    read("its update, open and not private", settings)
+    for name, job in private.items():
+        read(f"its update, open, {name}", job)
+    read("its sealed upload", settings, sealed=True)
+    return Inversion(pcs[eye.last].real.texts, tuple(readings))
 
 
 class _Eye:
     """Reads words out of vectors of one layout; knows the truth only to judge."""
 
-    def __init__(self, run: Audited, data: SimulatedData) -> None:
-        classifier = Classifier(run.settings.model, data.labels)
-        start, self._shape = _place(classifier)
+    def __init__(self, settings: Settings, data: SimulatedData, pcs: tuple[Planted, ...]) -> None:
+        self.last = 0  # whose words were read last: the run's first PC
+        self._classifier = Classifier(settings.model, data.labels)
+        start, self._shape = _place(self._classifier)
         self._rows = slice(start, start + self._shape[0] * self._shape[1])
-        self._tokenizer = classifier.tokenizer
-        special = set(self._tokenizer.all_special_ids)
-        inputs = make_inputs(classifier, run.pcs[0].real.texts, None)
-        self._truth = set(map(int, np.unique(np.asarray(inputs.rows)))) - special
-        self._special = np.array(sorted(special))
+        self._pcs = pcs
+        self._special = np.array(sorted(set(self._classifier.tokenizer.all_special_ids)))
 
-    def read(self, source: str, update: npt.NDArray[np.float64]) -> Reading:
+    def read(self, source: str, update: npt.NDArray[np.float64], pc: int) -> Reading:
+        self.last = pc
+        inputs = make_inputs(self._classifier, self._pcs[pc].real.texts, None)
+        truth = set(map(int, np.unique(np.asarray(inputs.rows)))) - set(self._special.tolist())
         lengths = np.linalg.norm(update[self._rows].reshape(self._shape), axis=1)
         lengths[self._special] = -1.0
-        count = len(self._truth)
+        count = len(truth)
         order = np.argsort(-lengths, kind="stable")[:count]
         seen = [int(token) for token in order if lengths[token] > 0]
-        right = tuple(token in self._truth for token in seen)
+        right = tuple(token in truth for token in seen)
         return Reading(
             source=source,
-            words=tuple(self._tokenizer.convert_ids_to_tokens(seen)),
+            words=tuple(self._classifier.tokenizer.convert_ids_to_tokens(seen)),
             right=right,
             recall=sum(right) / count,
             chance=count / (self._shape[0] - len(self._special)),
@@ -125,11 +129,6 @@ def _place(classifier: Classifier) -> tuple[int, tuple[int, int]]:
             return start, (int(parameter.shape[0]), int(parameter.shape[1]))
         start += parameter.numel()
     raise DataError('word embeddings are trained by model.method = "full" alone')
-
-
-def _own(run: Audited) -> npt.NDArray[np.float64]:
-    """The first PC's first update."""
-    return next(one.update for one in run.heard if one.pc == 0)
 
 
 def _sum(run: Audited) -> npt.NDArray[np.float64]:

@@ -111,8 +111,12 @@ def run_planted(
     folder: Path,
     *,
     sealed: bool = False,
+    listen: int | None = None,
 ) -> Audited:
-    """Train `pcs` in an ordinary run below the new `folder`, and listen. Raises FedaipcError."""
+    """Train `pcs` in an ordinary run below the new `folder`, and listen. Raises FedaipcError.
+
+    `listen` is to how many PCs, from the first of the run on; None for all.
+    """
     folder.mkdir(parents=True)
     settings, _ = warm_base(settings, data, lambda *_: None)
     wanted = _with_sources(settings, data, pcs, folder)
@@ -120,7 +124,7 @@ def run_planted(
         wanted = wanted.model_copy(
             update={"sealing": wanted.sealing.model_copy(update={"mode": "none"})}
         )
-    recorder = Recorder()
+    recorder = Recorder(listen)
     run = prepare(wanted)
     results = simulate(run, "in-process", lambda _: None, app=recorder)
     # Which simulated PC got which part is the partition's choice: by size.

@@ -129,12 +129,13 @@ def run_audit(
         shutil.rmtree(place, ignore_errors=True)
     read = None
     if inversion:
-        say("gradient inversion: three runs of all layers")
-        read = _inversion(settings, folder / "inversion")
+        say("gradient inversion: runs of all layers")
+        read = read_words(settings, budgets, folder / "inversion")
     return AuditReport(settings.output.name, len(pcs), canaries, tuple(found), read)
 
 
-def _inversion(settings: Settings, folder: Path) -> Inversion:
+def read_words(settings: Settings, budgets: Sequence[float | None], folder: Path) -> Inversion:
+    """Gradient inversion of the job as it would train all layers, at each budget."""
     tree: dict[str, Any] = settings.model_dump(exclude_none=True)
     for section, values in _INVERSION.items():
         tree[section] = {**tree[section], **values}
@@ -142,9 +143,9 @@ def _inversion(settings: Settings, folder: Path) -> Inversion:
     tree["privacy"] |= {"sampling_rate": 1.0, "exact_sums": True}
     try:
         job = settings_from(tree)
-        plain, private = at_budget(job, None), at_budget(job, 8.0)
-        data = read_data(plain)
-        return inversion_attack(plain, data, private, folder)
+        plain = at_budget(job, None)
+        private = {f"epsilon {e:g}": at_budget(job, e) for e in budgets if e is not None}
+        return inversion_attack(plain, read_data(plain), private, folder)
     except ConfigError as error:
         raise ConfigError(f"gradient inversion of this job: {error}") from None
     finally:

@@ -91,8 +91,17 @@ class Sweep(_Part):
             raise ValueError("seeds must differ, and be 0 or more")
         if any(not values for values in self.grid.values()):
             raise ValueError("a setting of the grid has no values")
-        if math.prod(map(len, self.grid.values())) * len(self.seeds) > MOST_CELLS:
+        points = len(self.cells) or math.prod(map(len, self.grid.values()))
+        if points * len(self.seeds) > MOST_CELLS:
             raise ValueError(f"more than {MOST_CELLS:,} cells")
+        values = [
+            value
+            for part in (self.set, *self.cells, *(rule.set for rule in self.rules))
+            for value in part.values()
+        ]
+        for value in [*values, *itertools.chain(*self.grid.values())]:
+            if not _is_plain(value):
+                raise ValueError(f"{value!r} is no value of a setting")
         named = [self.set, *self.cells, *(part for rule in self.rules for part in (rule.set,))]
         keys = {key for part in named for key in part} | set(self.grid)
         if self.search is not None:
@@ -136,7 +145,8 @@ class Cell:
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         words = [f"{key.partition('.')[2]}={shown(value)}" for key, value in self.values.items()]
         slug = "_".join([*words, f"seed={self.seed}"])
-        slug = "".join(c if c.isalnum() or c in "=._-" else "-" for c in slug)[:80]
+        slug = "".join(c if c.isascii() and (c.isalnum() or c in "=._-") else "-" for c in slug)
+        slug = slug[:80]
         return f"{slug}_{digest}"
 
 
@@ -179,7 +189,17 @@ def shown(value: object) -> str:
         return ", ".join(f"{key.partition('.')[2] or key} {shown(v)}" for key, v in value.items())
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float | int) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return not math.isnan(value)
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return isinstance(value, str)
 
 
 def _cell(sweep: Sweep, base: Path | None, values: Values, seed: int) -> Cell:

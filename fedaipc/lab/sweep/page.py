@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from fedaipc.lab.sweep.table import Row
 
 _TOGETHER = (
-    "These {runs} on the same PCs would cost epsilon {together} together (RDP, delta {delta:g}), "
-    "where the dearest one alone costs {alone}: that is what a coordinator sees, who gets all "
-    "updates."
+    "The {runs} that finished, on the same PCs, would cost epsilon {together} together (RDP, delta "
+    "{delta:g}), where the dearest one alone costs {alone}: that is what a coordinator sees, who "
+    "gets all updates."
 )
 _SHOWN_ONCE = (
     "Were only the best model ever shown, the number of runs drawn at random beforehand with mean "

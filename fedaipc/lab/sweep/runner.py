@@ -116,8 +116,12 @@ class Runner:
         finally:
             self._stop()
             lock.release()
-        if not progress.failed:
-            shutil.rmtree(self._folder / CACHE_FOLDER, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Delete what cells shared, once no more are to come."""
+        lock = self._lock()
+        shutil.rmtree(self._folder / CACHE_FOLDER, ignore_errors=True)
+        lock.release()
 
     def _lock(self) -> FileLock:
         try:
@@ -205,6 +209,10 @@ class Runner:
 def error_of(folder: Path, cell: Cell) -> str:
     """Why a cell failed, in one line."""
     try:
-        return (cell_folder(folder, cell) / ERROR_FILE).read_text(encoding="utf-8").strip()
+        return (
+            (cell_folder(folder, cell) / ERROR_FILE)
+            .read_text(encoding="utf-8", errors="replace")
+            .strip()
+        )
     except OSError:
         return ""
