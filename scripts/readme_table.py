@@ -147,10 +147,12 @@ def audit_line() -> str:
     plain, sealed = recall["its update, open and not private"], recall["its sealed upload"]
     private = recall["its update, open, epsilon 8"]
     line = (
-        f"Attacked by a server that knows all but coins: at epsilon 8 it proves at least "
-        f"{by[8.0]['bound']['lower']:.2f}, at epsilon 2 at least {by[2.0]['bound']['lower']:.2f}, "
-        f"without privacy {by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses "
-        f"are right. Words of a PC's texts that it reads: {plain:.0%} from an open update, "
+        f"And what an attack reaches. A server that gets every update unsealed, and knows all texts "
+        f"but which of {found['pcs'] * found['canaries']} are there, shows an epsilon of at least "
+        f"{by[8.0]['bound']['lower']:.2f} where {by[8.0]['promised']:.2f} is promised, "
+        f"{by[2.0]['bound']['lower']:.2f} where {by[2.0]['promised']:.2f} is, and without privacy "
+        f"has {by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses right. Words "
+        f"of a PC's texts that it reads: {plain:.0%} from an open update without noise, "
         f"{private:.0%} from one at epsilon 8, {sealed:.0%} from a sealed one."
     )
     return "\n".join(textwrap.wrap(line, 100))
@@ -162,11 +164,11 @@ def broken_builds() -> str:
     right = found["right_build"]
     rows = [
         (
-            f"The audit proves {right['lower']:.2f} of the right build, which promises "
-            f"{right['promised']:.2f}."
+            f"With coins of one fixed seed the audit reaches {right['lower']:.2f} on the right "
+            f"build, which promises {right['promised']:.2f}."
         ),
         "",
-        "| wrong build | caught by | audit proves |",
+        "| wrong build | caught by | audit reaches |",
         "|---|---|---|",
     ]
     for one in found["faults"]:
