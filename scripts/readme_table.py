@@ -147,7 +147,7 @@ def audit_line() -> str:
     plain, sealed = recall["its update, open and not private"], recall["its sealed upload"]
     private = recall["its update, open, epsilon 8"]
     line = (
-        f"And what an attack reaches. A server that gets every update unsealed, and knows all texts "
+        "And what an attack reaches. A server that gets every update unsealed, and knows all texts "
         f"but which of {found['pcs'] * found['canaries']} are there, shows an epsilon of at least "
         f"{by[8.0]['bound']['lower']:.2f} where {by[8.0]['promised']:.2f} is promised, "
         f"{by[2.0]['bound']['lower']:.2f} where {by[2.0]['promised']:.2f} is, and without privacy "
