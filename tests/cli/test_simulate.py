@@ -254,7 +254,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(
             break
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said.count("\n")) == (130, 1)
-    assert "--resume goes on" in said
+    assert "simulate --resume" in said
     stopped = Results.load(Path("out/run"))
     assert stopped.status == "running"
     assert 1 <= len(stopped.rounds) < 60
