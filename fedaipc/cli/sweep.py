@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fedaipc.errors import ConfigError, RoundError
+from fedaipc.errors import RoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +61,8 @@ def sweep(
     if dry:
         _list(console, cells, folder)
         return
-    for cell in cells:
-        if cell.settings is not None and cell.settings.sealing.mode == "none":
-            _check_plain(insecure_plain_updates)
     count = parallel or os.cpu_count() or 1
-    runner = Runner(folder, count)
+    runner = Runner(folder, count, plain_updates=insecure_plain_updates)
     best = None
     with _Display(console, count) as display:
         if wanted.search is None:
@@ -90,14 +87,6 @@ def sweep(
     if failed:
         raise RoundError(
             f"{len(failed)} of {len(rows)} cells failed, the first because: {failed[0].error}"
-        )
-
-
-def _check_plain(allowed: bool) -> None:
-    if not allowed:
-        raise ConfigError(
-            'sealing.mode = "none" lets the server read every update: say so with '
-            "--insecure-plain-updates"
         )
 
 

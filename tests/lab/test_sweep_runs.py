@@ -172,6 +172,14 @@ def test_one_sweep_folder_is_for_one_process(fedaipc: Callable[..., Ran], tmp_pa
     assert "another process runs this sweep" in refused(ran, 12)
 
 
+def test_a_search_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> None:
+    pytest.importorskip("optuna")
+    text = SMALL + "sealing.mode = 'none'\n" + SEARCH
+    ran = fedaipc("privacy", "sweep", written(text), "--out", "out")
+    assert "--insecure-plain-updates" in refused(ran, 2)
+    assert not list(Path("out").glob("cells/*"))
+
+
 def test_updates_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> None:
     text = SMALL + "sealing.mode = 'none'\n[grid]\n'privacy.clip' = [1.0]\n"
     ran = fedaipc("privacy", "sweep", written(text), "--out", "out")

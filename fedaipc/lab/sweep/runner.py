@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from filelock import FileLock, Timeout
 
 from fedaipc.config import to_toml
-from fedaipc.errors import OutputError
+from fedaipc.errors import ConfigError, OutputError
 from fedaipc.federation.job_folder import JOB_FILE
 from fedaipc.files import write_atomic
 from fedaipc.lab.sweep.cells import CELL_FILE, ERROR_FILE, RUN_FOLDER
@@ -77,10 +77,10 @@ def state_of(folder: Path, cell: Cell) -> State:
 
 
 class Runner:
-    """Runs cells in `folder`, `parallel` at a time. Raises OutputError where it is in use."""
+    """Runs cells in `folder`, `parallel` at a time; unsealed ones only with `plain_updates`."""
 
-    def __init__(self, folder: Path, parallel: int) -> None:
-        self._folder, self._parallel = folder, parallel
+    def __init__(self, folder: Path, parallel: int, *, plain_updates: bool = False) -> None:
+        self._folder, self._parallel, self._plain = folder, parallel, plain_updates
         self._jobs: list[_Job] = []
 
     def run(
@@ -89,8 +89,15 @@ class Runner:
         """Until every cell has finished or failed. Cells that failed before are tried again.
 
         `on_change` gets the progress, and the cell that has just ended. Where this is interrupted,
-        running cells stop at a checkpoint, and the next call goes on.
+        running cells stop at a checkpoint, and the next call goes on. Raises ConfigError where a
+        cell is not sealed and that was not allowed, OutputError where the folder is in use.
         """
+        sealing = {cell.settings.sealing.mode for cell in cells if cell.settings is not None}
+        if "none" in sealing and not self._plain:
+            raise ConfigError(
+                'sealing.mode = "none" lets the server read every update: say so with '
+                "--insecure-plain-updates"
+            )
         lock = self._lock()
         waiting = []
         progress = Progress(len(cells), 0, 0, 0, [])
