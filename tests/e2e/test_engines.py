@@ -34,6 +34,7 @@ def left_behind() -> tuple[set[int], set[Path]]:
 
 
 @needs_ray
+@pytest.mark.alone
 @pytest.mark.slow
 def test_both_engines_give_the_same_model_and_the_same_ledgers(
     tmp_path: Path, minilm: Path
@@ -68,6 +69,7 @@ def test_both_engines_give_the_same_model_and_the_same_ledgers(
 
 
 @needs_ray
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_spent_budget_is_told_through_flowers_runtime(tmp_path: Path, minilm: Path) -> None:
     stopped = prepare(tiny(f"output.folder='{tmp_path}'"))

@@ -22,7 +22,7 @@ from tests.e2e.fleets import CONFIG, PCS, Fleet, running, wait_for_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ from fedaipc.privacy.ledger import Ledger
 from fedaipc.sealing.keys import SigningKey
 from tests.e2e.fleets import CONFIG, PCS, Fleet, running, wait_for_line
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 NAMES = [f"pc-{number:04d}" for number in range(PCS)]
 
 

@@ -384,6 +384,7 @@ def run_pair(folder: Path, *, broken: bool = False, lines: list[str] | None = No
     return out
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_flower_simulation_runs_the_pair_and_leaves_nothing(tmp_path: Path) -> None:
@@ -402,6 +403,7 @@ def test_flower_simulation_runs_the_pair_and_leaves_nothing(tmp_path: Path) -> N
     assert not list(psutil_with_mark())
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_broken_server_app_is_an_engine_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -449,6 +451,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that can be caught")
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
