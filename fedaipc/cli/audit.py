@@ -41,7 +41,8 @@ def audit(
     """Attack real runs of a job: a lower bound on epsilon beside the promise, and what leaks.
 
     Takes its texts from the config, which must be yours to attack. Leaves audit.json, audit.html
-    and plots; a promise that an attack refutes is an error.
+    and plots; a promise that an attack refutes is an error. Where it is stopped, audit.json holds
+    the budgets that were done.
 
     Example: fedaipc privacy audit simulations/audit.toml --epsilon none --epsilon 4
     """
@@ -55,12 +56,13 @@ def audit(
     if folder.exists():
         raise OutputError(f"{folder}: is there already; give a new --out")
     console = Console(highlight=False)
-    scratch = folder / "runs"
+    scratch, result = folder / "runs", folder / "audit.json"
     try:
         scratch.mkdir(parents=True)
         report = run_audit(
             settings, budgets, scratch, canaries=canaries, runs=runs, inversion=inversion,
             say=lambda line: console.print(line, markup=False),
+            keep=lambda report: write_file(result, report.to_json().encode()),
         )  # fmt: skip
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -68,7 +70,7 @@ def audit(
         shutil.rmtree(scratch, ignore_errors=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    write_file(folder / "audit.json", report.to_json().encode())
+    write_file(result, report.to_json().encode())
     write_plots(report, folder / "plots")
     write_file(folder / "audit.html", audit_page(report).encode())
     _show(console, report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from fedaipc.config import load_settings
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
+from fedaipc.lab.audit import report
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.lab.audit.inversion import inversion_attack
 from fedaipc.lab.audit.membership import curve, judge, membership_attack
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fedaipc.config import Settings
+    from fedaipc.lab.audit.canary import CanaryAudit
     from tests.conftest import Ran
 
 SMALL = (
@@ -207,14 +209,14 @@ def test_the_command_leaves_a_report_and_a_page(
     ran = fedaipc("privacy", "audit", *words, "--epsilon", "none", "--epsilon", 4, "--canaries",
                   20, "--runs", 4, "--no-inversion", "--out", "out")  # fmt: skip
     assert ran.code == 0, ran.err
-    report = json.loads(Path("out/audit.json").read_text())
-    assert [one["epsilon"] for one in report["settings"]] == [None, 4.0]
-    for one in report["settings"]:
+    written = json.loads(Path("out/audit.json").read_text())
+    assert [one["epsilon"] for one in written["settings"]] == [None, 4.0]
+    for one in written["settings"]:
         bound = one["canary"]["bound"]
         assert bound["canaries"] == 80
         assert bound["lower"] >= 0
         assert one["membership"]["runs"] == 4
-    private = report["settings"][1]
+    private = written["settings"][1]
     assert private["canary"]["bound"]["lower"] <= private["canary"]["promised"] <= 4
     page = Path("out/audit.html").read_text()
     assert page.count("<svg") == 2
@@ -222,6 +224,51 @@ def test_the_command_leaves_a_report_and_a_page(
     assert {p.name for p in Path("out").iterdir()} == {"audit.json", "audit.html", "plots"}
     again = fedaipc("privacy", "audit", *words, "--out", "out")
     assert "is there already" in refused(again, 12)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--set", "training.optimizer=adam"), "reads sums out of updates"),
+        (("--runs", 3), "3 runs are too few"),
+        (("--canaries", 100), "too few for 100 canaries"),
+        (("--epsilon", 1e-9), "epsilon"),
+    ],
+)
+def test_what_would_be_refused_is_refused_before_the_first_run(
+    fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path, monkeypatch: pytest.MonkeyPatch,
+    words: tuple[object, ...], message: str,
+) -> None:  # fmt: skip
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("a run was made")
+
+    monkeypatch.setattr(report, "run_planted", run)
+    job = [word for change in SMALL for word in ("--set", change)]
+    ran = fedaipc("privacy", "audit", *job, "--epsilon", "none", *words, "--out", "out")
+    assert message in refused(ran, ran.code)
+    assert ran.code > 1
+    assert not Path("out").exists()
+
+
+def test_an_audit_that_is_stopped_keeps_the_budgets_that_were_done(
+    fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audits = [report.canary_audit]
+
+    def audit(*given: Any) -> CanaryAudit:
+        if not audits:
+            raise OSError(28, "No space left on device")
+        return audits.pop()(*given)
+
+    monkeypatch.setattr(report, "canary_audit", audit)
+    job = [word for change in SMALL for word in ("--set", change)]
+    ran = fedaipc("privacy", "audit", *job, "--epsilon", "none", "--epsilon", 4, "--canaries", 10,
+                  "--runs", 0, "--no-inversion", "--out", "out")  # fmt: skip
+    assert ran.code == 12
+    assert ran.err == "fedaipc: out: cannot be written (No space left on device)\n"
+    assert [path.name for path in Path("out").iterdir()] == ["audit.json"]
+    kept = json.loads(Path("out/audit.json").read_text())
+    assert [one["epsilon"] for one in kept["settings"]] == [None]
 
 
 @pytest.mark.parametrize("epsilon", ["-1", "0", "inf", "nan", "some"])

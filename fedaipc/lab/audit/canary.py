@@ -66,10 +66,7 @@ def canary_audit(
 ) -> CanaryAudit:
     """Score all canaries of all PCs and bound epsilon. Raises PrivacyError where it cannot."""
     settings = audited.settings
-    if settings.training.optimizer != "sgd":
-        raise PrivacyError(
-            'the canary audit reads sums out of updates: set training.optimizer="sgd"'
-        )
+    check_sums_are_sent(settings)
     classifier = Classifier(settings.model, audited.labels)
     scores = [
         _scores(classifier, settings, planted, [h for h in audited.heard if h.pc == number], cache)
@@ -85,6 +82,14 @@ def canary_audit(
     bound = audit_bound(whole, included, privacy.delta, confidence)
     accuracy = float(((whole > np.median(whole)) == included).mean())
     return CanaryAudit(bound, promised, privacy.delta, accuracy)
+
+
+def check_sums_are_sent(settings: Settings) -> None:
+    """Raise PrivacyError where this job's updates are no sums of gradients."""
+    if settings.training.optimizer != "sgd":
+        raise PrivacyError(
+            'the canary audit reads sums out of updates: set training.optimizer="sgd"'
+        )
 
 
 def _scores(

@@ -75,9 +75,7 @@ def membership_attack(
 
     Raises DataError where there are too few runs or texts.
     """
-    if runs < LEAST_RUNS:
-        raise DataError(f"{runs} runs are too few to compare: give {LEAST_RUNS} or more")
-    pools = [data.train.take(part[: _balanced(len(part))]) for part in data.parts]
+    pools = membership_pools(data, runs)
     texts = [text for pool in pools for text in pool.texts]
     labels = [data.labels.index(label) for pool in pools for label in pool.labels]
     random = np.random.default_rng(seed)
@@ -94,6 +92,13 @@ def membership_attack(
         confidence[number] = _confidences(done.folder / "model", texts, np.array(labels))
         on_run(number)
     return judge(confidence, coins)
+
+
+def membership_pools(data: SimulatedData, runs: int) -> list[Records]:
+    """The texts of each PC that are in or out. Raises DataError, as `membership_attack` does."""
+    if runs < LEAST_RUNS:
+        raise DataError(f"{runs} runs are too few to compare: give {LEAST_RUNS} or more")
+    return [data.train.take(part[: _balanced(len(part))]) for part in data.parts]
 
 
 def judge(confidence: Floats, coins: npt.NDArray[np.bool_]) -> Membership:

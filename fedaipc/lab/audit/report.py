@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.config import settings_from
 from fedaipc.errors import ConfigError
-from fedaipc.lab.audit.canary import CanaryAudit, canary_audit
+from fedaipc.lab.audit.canary import CanaryAudit, canary_audit, check_sums_are_sent
 from fedaipc.lab.audit.inversion import Inversion, inversion_attack
-from fedaipc.lab.audit.membership import Membership, membership_attack
+from fedaipc.lab.audit.membership import Membership, membership_attack, membership_pools
 from fedaipc.lab.audit.planted import plant, read_data, run_planted
+from fedaipc.privacy.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,10 +87,12 @@ def run_audit(
     runs: int,
     inversion: bool,
     say: Callable[[str], None] = lambda _: None,
+    keep: Callable[[AuditReport], None] = lambda _: None,
 ) -> AuditReport:
     """Attack at each budget. `runs` 0 leaves membership out. Runs lie in `folder` meanwhile.
 
-    Raises FedaipcError, OSError.
+    What would be refused is refused before the first run; `keep` gets what is known after each
+    budget, since all of it can take hours. Raises FedaipcError, OSError.
     """
     if settings.speed.cache_folder is None:
         cache = str((folder / "cache").resolve())
@@ -98,11 +101,18 @@ def run_audit(
     settings = settings.model_copy(
         update={"evaluation": settings.evaluation.model_copy(update={"every": 100_000})}
     )
+    check_sums_are_sent(settings)
+    jobs = [at_budget(settings, epsilon) for epsilon in budgets]
+    for job in jobs:
+        make_plan(job)  # there may be no such noise
+    to_read = _jobs_to_read(settings, budgets) if inversion else None
     data = read_data(settings)
     pcs = plant(data, canaries)
-    found = []
-    for epsilon in budgets:
-        own, name = at_budget(settings, epsilon), "none" if epsilon is None else f"{epsilon:g}"
+    if runs:
+        membership_pools(data, runs)
+    report = AuditReport(settings.output.name, len(pcs), canaries, (), None)
+    for epsilon, own in zip(budgets, jobs, strict=True):
+        name = "none" if epsilon is None else f"{epsilon:g}"
         place = folder / f"epsilon-{name}"
         say(f"epsilon {name}: a run with {canaries * len(pcs):,} canaries")
         audited = run_planted(own, data, pcs, place / "canaries")
@@ -114,28 +124,31 @@ def run_audit(
             membership = membership_attack(own, data, place / "membership", runs)
         privacy, results = audited.results.privacy, audited.results
         attempts = max((one.attempt for one in results.rounds), default=0)
-        found.append(
-            Setting(
-                epsilon=epsilon,
-                noise_multiplier=privacy.noise_multiplier,
-                sampling_rate=privacy.sampling_rate,
-                steps=privacy.local_steps * attempts,
-                clip=privacy.clip,
-                test_accuracy=None if results.test is None else results.test.accuracy,
-                canary=canary,
-                membership=membership,
-            )
+        one = Setting(
+            epsilon=epsilon,
+            noise_multiplier=privacy.noise_multiplier,
+            sampling_rate=privacy.sampling_rate,
+            steps=privacy.local_steps * attempts,
+            clip=privacy.clip,
+            test_accuracy=None if results.test is None else results.test.accuracy,
+            canary=canary,
+            membership=membership,
         )
+        report = replace(report, settings=(*report.settings, one))
+        keep(report)
         shutil.rmtree(place, ignore_errors=True)
-    read = None
-    if inversion:
+    if to_read is not None:
         say("gradient inversion: runs of all layers")
-        read = read_words(settings, budgets, folder / "inversion")
-    return AuditReport(settings.output.name, len(pcs), canaries, tuple(found), read)
+        plain, private = to_read
+        read = inversion_attack(plain, read_data(plain), private, folder / "inversion")
+        report = replace(report, inversion=read)
+    return report
 
 
-def read_words(settings: Settings, budgets: Sequence[float | None], folder: Path) -> Inversion:
-    """Gradient inversion of the job as it would train all layers, at each budget."""
+def _jobs_to_read(
+    settings: Settings, budgets: Sequence[float | None]
+) -> tuple[Settings, dict[str, Settings]]:
+    """The job as it would train all layers: without privacy, and at each budget by name."""
     tree: dict[str, Any] = settings.model_dump(exclude_none=True)
     for section, values in _INVERSION.items():
         tree[section] = {**tree[section], **values}
@@ -144,12 +157,9 @@ def read_words(settings: Settings, budgets: Sequence[float | None], folder: Path
     try:
         job = settings_from(tree)
         plain = at_budget(job, None)
-        private = {f"epsilon {e:g}": at_budget(job, e) for e in budgets if e is not None}
-        return inversion_attack(plain, read_data(plain), private, folder)
+        return plain, {f"epsilon {e:g}": at_budget(job, e) for e in budgets if e is not None}
     except ConfigError as error:
         raise ConfigError(f"gradient inversion of this job: {error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _promise(canary: CanaryAudit) -> str:
