@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -27,31 +28,22 @@ def test_figures_are_those_of_the_committed_results() -> None:
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
-def test_every_command_named_exists(page: Path) -> None:
-    group = typer.main.get_command(app)
-    text = page.read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:^|`)fedaipc ([a-z-]+)(?: ([a-z-]+))?", text, re.MULTILINE))
-    assert named or page.name in {"architecture.md", "recipe.md"}
-    for word, second in named:
-        command = group.get_command(None, word)  # type: ignore[attr-defined]
-        assert command is not None, word
-        if hasattr(command, "commands") and second:
-            assert second in command.commands, (word, second)
-
-
-def test_every_option_that_the_pages_for_a_fleet_name_exists() -> None:
-    group = typer.main.get_command(app)
-    for name in ("operator.md", "owner.md"):
-        text = (ROOT / "docs" / name).read_text(encoding="utf-8").replace("\\\n", " ")
-        lines = re.findall(r"^fedaipc (.*)$", text, re.MULTILINE)
-        assert lines
-        for line in lines:
-            words = line.partition("#")[0].split()
-            command = group.get_command(None, words[0])  # type: ignore[attr-defined]
-            if hasattr(command, "commands") and len(words) > 1 and words[1] in command.commands:
-                command = command.commands[words[1]]
-            known = {option for parameter in command.params for option in parameter.opts}
-            assert {word for word in words if word.startswith("--")} <= known, line
+def test_every_command_and_option_named_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [
+        *re.findall(r"^(?:\.venv/bin/)?fedaipc (.*)$", text, re.MULTILINE),
+        *re.findall(r"`fedaipc ([^`]*)`", text),
+    ]
+    assert lines or page.name in {"architecture.md", "recipe.md"}
+    for line in lines:
+        command: Any = typer.main.get_command(app)
+        words = line.partition("#")[0].split()
+        while hasattr(command, "commands") and words:
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        named = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert named <= known, line
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "simulations" / "sweeps").glob("*.toml")))

@@ -238,7 +238,7 @@ def _same_schedule(stated: Sequence[Step], found: Counter[_Key]) -> Finding:
     steps = sum(found.values())
     return Finding(
         "schedule", told == found and len(told) == len(stated),
-        f"{steps:,} steps of {len(found)} kinds",
+        f"{steps:,} steps of {len(found)} kind{'' if len(found) == 1 else 's'}",
     )  # fmt: skip
 
 
