@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from fedaipc.report.tables import summary
+from fedaipc.report.words import at_least, at_most
 from fedaipc.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,8 +130,8 @@ def audit() -> str:
         member = one["membership"]
         rate = "-" if member is None else f"{member['likelihood_ratio']['tpr_at_1_percent']:.1%}"
         rows.append(
-            f"| {name} | {'nothing' if promised is None else f'{promised:.2f}'} "
-            f"| {bound['lower']:.2f} | {bound['right']} of {bound['guesses']} | {rate} |"
+            f"| {name} | {'nothing' if promised is None else at_most(promised, 2)} "
+            f"| {at_least(bound['lower'], 2)} | {bound['right']} of {bound['guesses']} | {rate} |"
         )
     rows += ["", "| words of one PC's texts, read from | recovered | by chance |", "|---|---|---|"]
     rows += [
@@ -149,8 +150,9 @@ def audit_line() -> str:
     line = (
         "And what an attack reaches. A server that gets every update unsealed, and knows all texts "
         f"but which of {found['pcs'] * found['canaries']} are there, shows an epsilon of at least "
-        f"{by[8.0]['bound']['lower']:.2f} where {by[8.0]['promised']:.2f} is promised, "
-        f"{by[2.0]['bound']['lower']:.2f} where {by[2.0]['promised']:.2f} is, and without privacy "
+        f"{at_least(by[8.0]['bound']['lower'], 2)} where {at_most(by[8.0]['promised'], 2)} is "
+        f"promised, {at_least(by[2.0]['bound']['lower'], 2)} where "
+        f"{at_most(by[2.0]['promised'], 2)} is, and without privacy "
         f"has {by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses right. Words "
         f"of a PC's texts that it reads: {plain:.0%} from an open update without noise, "
         f"{private:.0%} from one at epsilon 8, {sealed:.0%} from a sealed one."
@@ -164,8 +166,8 @@ def broken_builds() -> str:
     right = found["right_build"]
     rows = [
         (
-            f"With coins of one fixed seed the audit reaches {right['lower']:.2f} on the right "
-            f"build, which promises {right['promised']:.2f}."
+            f"With coins of one fixed seed the audit reaches {at_least(right['lower'], 2)} on the "
+            f"right build, which promises {at_most(right['promised'], 2)}."
         ),
         "",
         "| wrong build | caught by | audit reaches |",
@@ -174,7 +176,9 @@ def broken_builds() -> str:
     for one in found["faults"]:
         checks = ", ".join(name.removeprefix("check_") for name in one["caught_by"])
         seen = one["audit"]
-        proved = "-" if seen is None else f"{seen['lower']:.2f}{', refuted' * seen['refuted']}"
+        proved = (
+            "-" if seen is None else f"{at_least(seen['lower'], 2)}{', refuted' * seen['refuted']}"
+        )
         rows.append(f"| {one['fault'].replace('_', ' ')} | {checks} | {proved} |")
     return "\n".join(rows)
 

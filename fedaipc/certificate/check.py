@@ -78,7 +78,7 @@ def check(certificate: Certificate) -> list[Finding]:
         parts.append(lambda: list(_pc(pc, guarantee, certificate.signer)))
     if guarantee.epsilon is None:
         reasons = "; ".join(guarantee.not_private)
-        found.append(Finding("epsilon", True, f"NOT PRIVATE: {reasons}"))
+        found.append(Finding("nothing is claimed", True, f"NOT PRIVATE: {reasons}"))
     else:
         told = guarantee.epsilon
         parts.append(lambda: list(_epsilons(guarantee, told)))
@@ -111,10 +111,10 @@ def _audit(audit: AuditFacts, guarantee: Guarantee) -> Finding:
     same = pld is None or (
         audit.promised is not None and math.isclose(audit.promised, pld, rel_tol=_RELATIVE)
     )
-    promised = "nothing" if audit.promised is None else f"at most {audit.promised:.3f}"
+    promised = "nothing" if audit.promised is None else f"{audit.promised:.4f}"
     return Finding(
         "audit", same and (pld is None or audit.lower <= pld),
-        f"at least {audit.lower:.3f} with confidence {audit.confidence:g}, promised {promised}",
+        f"lower bound {audit.lower:.4f} with confidence {audit.confidence:g}, promised {promised}",
     )  # fmt: skip
 
 

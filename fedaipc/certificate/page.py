@@ -109,11 +109,14 @@ def _audit(certificate: Certificate) -> str:
     audit = certificate.audit
     if audit is None:
         return "<p>No audit is attached.</p>"
-    promised = "nothing" if audit.promised is None else f"at most {audit.promised:.3f}"
+    promised = "nothing" if audit.promised is None else f"at most {words.at_most(audit.promised)}"
     return facts(
         [
             ("method", audit.method),
-            ("epsilon is at least", f"{audit.lower:.3f}, with confidence {audit.confidence:g}"),
+            (
+                "epsilon is at least",
+                f"{words.at_least(audit.lower)}, with confidence {audit.confidence:g}",
+            ),
             ("promised there", promised),
             ("canaries", f"{audit.canaries:,}"),
             ("result file", audit.result_hash),

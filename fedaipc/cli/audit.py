@@ -13,9 +13,10 @@ from rich.table import Table
 from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.config import load_settings
 from fedaipc.errors import ConfigError, OutputError, PrivacyError
+from fedaipc.report.words import UNKNOWN, at_least, at_most
 
 if TYPE_CHECKING:
-    from fedaipc.lab.audit.report import AuditReport
+    from fedaipc.lab.audit.report import AuditReport, Setting
 
 _NONE = "none"
 
@@ -78,9 +79,9 @@ def audit(
     if report.contradictions:
         first = report.contradictions[0].canary
         raise PrivacyError(
-            f"a promise is refuted: epsilon {first.promised:.3f} was promised, and it is at least "
-            f"{first.bound.lower:.3f} with confidence {first.bound.confidence:g}: noise or clip "
-            "are not what they should be"
+            f"a promise is refuted: epsilon {at_most(first.promised or 0.0)} was promised, and it "
+            f"is at least {at_least(first.bound.lower)} with confidence "
+            f"{first.bound.confidence:g}: noise or clip are not what they should be"
         )
 
 
@@ -96,6 +97,17 @@ def _budget(text: str) -> float | None:
     return value
 
 
+def _verdict(setting: Setting) -> str:
+    if setting.canary.promised is None:
+        return UNKNOWN
+    return "holds" if setting.canary.holds else "[bold red]REFUTED[/]"
+
+
+def _rate(share: float, fpr: float, outsiders: int) -> str:
+    """A dash where so few outsiders were judged that none may be called a member."""
+    return f"{share:.4f}" if fpr * outsiders >= 1 else UNKNOWN
+
+
 def _show(console: Console, report: AuditReport) -> None:
     from fedaipc.lab.audit.page import setting_name
 
@@ -104,13 +116,14 @@ def _show(console: Console, report: AuditReport) -> None:
         bound, promised = one.canary.bound, one.canary.promised
         table.add_row(
             setting_name(one),
-            "nothing" if promised is None else f"<= {promised:.3f}", f">= {bound.lower:.3f}",
+            "nothing" if promised is None else f"<= {at_most(promised)}",
+            f">= {at_least(bound.lower)}",
             f"{bound.right:,} of {bound.guesses:,}",
-            "holds" if one.canary.holds else "[bold red]REFUTED[/]",
+            _verdict(one),
         )  # fmt: skip
     console.print(table)
     if any(one.membership is not None for one in report.settings):
-        table = Table("setting", "attack", "AUC", "TPR at 0.1 %", "TPR at 1 %", box=None)
+        table = Table("setting", "attack", "AUC", "TPR at 0.1 %", "TPR at 1 %", "judged", box=None)
         for one in report.settings:
             if one.membership is None:
                 continue
@@ -118,7 +131,9 @@ def _show(console: Console, report: AuditReport) -> None:
             for kind, curve in both.items():
                 table.add_row(
                     setting_name(one), kind, f"{curve.auc:.3f}",
-                    f"{curve.tpr_at_01_percent:.4f}", f"{curve.tpr_at_1_percent:.4f}",
+                    _rate(curve.tpr_at_01_percent, 0.001, one.membership.outsiders),
+                    _rate(curve.tpr_at_1_percent, 0.01, one.membership.outsiders),
+                    f"{one.membership.members:,} in, {one.membership.outsiders:,} out",
                 )  # fmt: skip
         console.print(table)
     if report.inversion is not None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedaipc.errors import CertificateError
-from fedaipc.report.words import printable
+from fedaipc.report.words import at_most, printable
 
 if TYPE_CHECKING:
     from fedaipc.certificate.document import Certificate
@@ -51,6 +51,8 @@ def issue(
     from fedaipc.pc.vault import Vault
     from fedaipc.results import write_file
 
+    if not folder.is_dir():
+        raise CertificateError(f"{folder}: no such folder")
     if (folder / LEDGER_FILE).is_file():
         key = Vault(folder).identity
         made = pc_certificate(folder)
@@ -79,13 +81,13 @@ def verify(
     """
     from fedaipc.certificate.check import Finding, check
     from fedaipc.certificate.document import Certificate
-    from fedaipc.sealing.keys import fingerprint
+    from fedaipc.sealing.keys import fingerprint, read_fingerprint
 
     certificate = Certificate.load(file)
     signer = fingerprint(bytes.fromhex(certificate.signer))
     found = check(certificate)
     if key is not None:
-        holds = "".join(key.split()).lower() == "".join(signer.split())
+        holds = read_fingerprint(key) == signer
         found.append(Finding("signer", holds, f"{signer}, asked for {key}"))
     if as_json:
         rows = [{"what": f.what, "holds": f.holds, "detail": f.detail} for f in found]
@@ -97,6 +99,8 @@ def verify(
             table.add_row(one.what, verdict, escape(printable(one.detail)))
         Console(highlight=False).print(table)
         typer.echo(f"signed by {signer}" + (": compare it with what you were told" * (key is None)))
+    if certificate.guarantee.claim is None:
+        typer.echo(f"it claims nothing: {_said(certificate)}", err=True)
     wrong = [one.what for one in found if not one.holds]
     if wrong:
         raise CertificateError(f"{file}: does not hold: {', '.join(wrong)}")
@@ -125,4 +129,4 @@ def _said(certificate: Certificate) -> str:
     guarantee = certificate.guarantee
     if guarantee.claim is None:
         return f"NOT PRIVATE: {'; '.join(guarantee.not_private)}"
-    return f"epsilon at most {guarantee.claim:.3f} at delta {guarantee.delta:g}"
+    return f"epsilon at most {at_most(guarantee.claim)} at delta {guarantee.delta:g}"

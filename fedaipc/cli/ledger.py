@@ -81,6 +81,7 @@ def verify(
     """
     from fedaipc.pc.witness import memories, read_copy, read_export, witnesses_in
     from fedaipc.pc.witness import verify as verify_copy
+    from fedaipc.sealing.keys import read_fingerprint
 
     if place.is_file():
         copies, folders = read_export(place), []
@@ -96,13 +97,13 @@ def verify(
     verdicts = [verify_copy(copy, remembered) for copy in copies]
     problems = {verdict.pc: verdict.problem for verdict in verdicts if verdict.problem}
     for verdict in verdicts:
-        if key is not None and _plain(key) != _plain(verdict.key or ""):
+        if key is not None and read_fingerprint(key) != verdict.key:
             problems.setdefault(verdict.pc, f"{verdict.pc}: was not signed by {key}")
     if as_json:
         rows = [
             {
                 "pc": v.pc, "lines": v.lines, "charges": v.charges, "key": v.key,
-                "witnesses": v.witnesses, "problem": problems.get(v.pc),
+                "witnesses": v.witnesses, "torn": v.torn, "problem": problems.get(v.pc),
             }
             for v in verdicts
         ]  # fmt: skip
@@ -111,6 +112,7 @@ def verify(
         table = Table("PC", "lines", "charges", "signed by", "remembered by", "", box=None)
         for v in verdicts:
             good = "[bold red]NOT GOOD[/]" if v.pc in problems else "good"
+            good += ", half a line follows that a crash cut off" if v.torn else ""
             table.add_row(
                 escape(printable(v.pc)), str(v.lines), str(v.charges), v.key or "nobody",
                 str(v.witnesses), good,
@@ -139,6 +141,8 @@ def export(
 
     if file.suffix not in (".json", ".csv"):
         raise LedgerError(f"{file}: give a name that ends in .json or .csv")
+    if file.exists():
+        raise OutputError(f"{file}: is there already; give a new name")
     paths = _ledgers(folder)
     for path in paths:
         _open(path)  # what is damaged is not passed on
@@ -218,7 +222,3 @@ def _csv(copies: list[Copy]) -> str:
             if entry["kind"] == "charge":
                 table.writerow({**entry, "pc": copy.pc, "line": number})
     return file.getvalue()
-
-
-def _plain(key: str) -> str:
-    return "".join(key.split()).lower()

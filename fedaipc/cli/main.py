@@ -82,7 +82,8 @@ def run() -> None:
     except SystemExit as end:  # how typer ends; 130 is its word for Ctrl-C
         if end.code == 130:
             _fail(
-                "stopped; what is finished is kept: simulate --resume, or the same sweep, goes on",
+                "stopped; what is finished is kept: simulate --resume, or the same sweep, goes on; "
+                "an audit begins anew",
                 130,
             )
         raise

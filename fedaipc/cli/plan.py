@@ -13,13 +13,15 @@ from rich.table import Table
 
 from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.config import load_settings
-from fedaipc.errors import ConfigError, PrivacyError
-from fedaipc.report.words import size_text
+from fedaipc.errors import ConfigError, LedgerError, PrivacyError
+from fedaipc.report.words import duration_text, size_text
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
     from fedaipc.lab.planner import Schedule
+    from fedaipc.privacy.ledger import Ledger
 
+_RECORDS = 1000
 _SAMPLE = 192  # texts that --work measures
 
 
@@ -39,9 +41,13 @@ def plan(
     batch: Annotated[
         float | None, typer.Option(min=1e-9, help="texts of a step on average, instead of --rate")
     ] = None,
-    records: Annotated[int, typer.Option(min=1, help="texts that the PC holds")] = 1000,
+    records: Annotated[
+        int | None,
+        typer.Option(min=1, help="texts that the PC holds; else --ledger's size class, or 1000"),
+    ] = None,
     ledger: Annotated[
-        Path | None, typer.Option(help="a PC's folder: what its ledger leaves for this plan")
+        Path | None,
+        typer.Option(help="a PC's folder: its size class, delta, and what its ledger leaves"),
     ] = None,
     work: Annotated[
         bool,
@@ -73,13 +79,24 @@ def plan(
     settings = load_settings(config, overrides or ())
     if settings.privacy.mode == "none":
         raise PrivacyError('privacy.mode = "none" has nothing to plan')
-    public = size_class(records)
+    opened = None if ledger is None else _opened(ledger)
+    if opened is not None and delta is None:
+        delta = opened.delta
+    public = size_class(records or (None if ledger is None else _own_class(ledger)) or _RECORDS)
     if batch is not None and rate is not None:
         raise ConfigError("give --rate or --batch, and not both")
     if batch is not None:
         rate = batch / public
-    given = _given(settings, epsilon, noise)
+    given = _given(settings, find, epsilon, noise)
     unknown = find or ("epsilon" if given["noise"] is not None else "noise")
+    flags = {"epsilon": epsilon, "noise": noise, "rounds": rounds, "rate": rate}
+    if flags[unknown] is not None:
+        raise ConfigError(
+            f"{unknown} is what is to be found, and was given too: leave it out, or name another "
+            "unknown with --find"
+        )
+    if given["noise"] is not None and not given["noise"] > 0:
+        raise ConfigError(f"--noise {given['noise']:g}: without noise no epsilon is finite")
     asked = Schedule(
         epsilon=given["epsilon"] or 0.0,
         noise=given["noise"] or 1.0,
@@ -104,7 +121,7 @@ def plan(
             for o in others
         ],
         "records_of_one_person": groups,
-        "ledger": None if ledger is None else _ledger(ledger, found),
+        "ledger": None if opened is None else _ledger(opened, found),
         "work": _work(settings, found) if work else None,
     }
     if plot is not None:
@@ -150,13 +167,13 @@ def _work(settings: Settings, schedule: Schedule) -> dict[str, Any]:
 
 
 def _given(
-    settings: Settings, epsilon: float | None, noise: float | None
+    settings: Settings, find: str | None, epsilon: float | None, noise: float | None
 ) -> dict[str, float | None]:
-    """Flags before the config's, whose default budget does not count where a noise is given."""
+    """Flags before the config's, of which a budget or a noise does not count beside a flag's."""
     own = settings.privacy
     if noise is None and epsilon is None:
         return {"epsilon": own.epsilon, "noise": own.noise_multiplier}
-    if noise is None:
+    if noise is None and find != "noise" and find is not None:
         noise = own.noise_multiplier
     return {"epsilon": epsilon, "noise": noise}
 
@@ -178,12 +195,25 @@ def _check(asked: Schedule, unknown: str, given: dict[str, float | None]) -> Non
         raise ConfigError(f"--delta {asked.delta:g}: give a number between 0 and 1")
 
 
-def _ledger(folder: Path, schedule: Schedule) -> dict[str, Any]:
+def _opened(folder: Path) -> Ledger:
     from fedaipc.pc.pc import LEDGER_FILE
     from fedaipc.privacy.ledger import Ledger
 
     path = folder / LEDGER_FILE if folder.is_dir() else folder
-    opened = Ledger(path)
+    if not path.is_file():
+        raise LedgerError(f"{folder}: holds no ledger; give the folder of one PC")
+    return Ledger(path)
+
+
+def _own_class(folder: Path) -> int | None:
+    from fedaipc.config import load_owner
+    from fedaipc.pc.pc import OWNER_FILE
+
+    file = folder / OWNER_FILE
+    return load_owner(file).size_class if file.is_file() else None
+
+
+def _ledger(opened: Ledger, schedule: Schedule) -> dict[str, Any]:
     return {
         "lifetime_epsilon": opened.lifetime_epsilon,
         "delta": opened.delta,
@@ -198,8 +228,8 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
     epsilons = report["epsilon"]
     console.print(
         f"noise multiplier {found.noise:.4f}, {found.rounds:,} rounds of {found.steps} steps at "
-        f"rate {found.rate:.4g} ({found.rate * found.records:.1f} texts on average), up to "
-        f"{found.records:,} records: found the {report['found']}"
+        f"rate {found.rate:.4g} ({found.rate * found.records:.1f} texts on average where the PC's "
+        f"size class, {found.records:,}, is full): found the {report['found']}"
     )
     console.print(
         f"epsilon {found.epsilon:.3f} at delta {found.delta:g}, {report['unit']} "
@@ -218,15 +248,18 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
         table.add_row(
             f"{int(records):,}", "nothing is promised" if value is None else f"{value:.2f}"
         )
-    console.print("\nfor somebody who has several of this PC's records (group privacy, same delta)")
+    console.print(
+        "\nfor somebody who has several of this PC's records (group privacy, same delta, by PLD)"
+    )
     console.print(table)
     held, work = report["ledger"], report["work"]
     if held is not None:
         _show_ledger(console, held, found)
     if work is not None:
         console.print(
-            f"\nwork of one of {work['pcs']} PCs, at this machine's pace: {work['minutes']:.1f} "
-            f"minutes, {size_text(work['bytes_up'])} up, {size_text(work['bytes_down'])} down"
+            f"\nwork of one of {work['pcs']} PCs, at this machine's pace: "
+            f"{duration_text(60 * work['minutes'])}, {size_text(work['bytes_up'])} up, "
+            f"{size_text(work['bytes_down'])} down"
         )
 
 

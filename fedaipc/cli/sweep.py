@@ -49,7 +49,7 @@ def sweep(
     from fedaipc.lab.sweep.page import majority_of, sweep_page, warning
     from fedaipc.lab.sweep.plots import write_plots
     from fedaipc.lab.sweep.runner import Runner
-    from fedaipc.lab.sweep.search import search
+    from fedaipc.lab.sweep.search import check_kind, search
     from fedaipc.lab.sweep.table import points_of, rows_of, to_csv, to_json
     from fedaipc.results import write_file
 
@@ -62,6 +62,7 @@ def sweep(
         _list(console, cells, folder)
         return
     count = parallel or os.cpu_count() or 1
+    check_kind(folder, search=wanted.search is not None)
     runner = Runner(folder, count, plain_updates=insecure_plain_updates)
     best = None
     with _Display(console, count) as display:
@@ -104,18 +105,28 @@ def _list(console: Console, cells: Sequence[Cell], folder: Path) -> None:
 
 def _show(console: Console, rows: Sequence[Row]) -> None:
     from fedaipc.lab.sweep.cells import shown
+    from fedaipc.lab.sweep.page import CUT_SHORT
     from fedaipc.lab.sweep.table import points_of
-    from fedaipc.report.words import NOT_PRIVATE, UNKNOWN, epsilon_text
+    from fedaipc.report.words import NOT_PRIVATE, UNKNOWN, count_text, epsilon_text
 
     table = Table("settings", "runs", "test accuracy", "validation", "epsilon charged", box=None)
     for point in points_of(rows):
         deviation = "" if point.test_deviation is None else f" ± {point.test_deviation:.3f}"
         spent = epsilon_text(point.epsilon) if point.private else f"[bold red]{NOT_PRIVATE}[/]"
         table.add_row(
-            escape(shown(point.values)) or UNKNOWN, str(point.runs),
+            escape(shown(point.values)) or UNKNOWN,
+            f"{point.runs}" + f", {point.cut_short} cut short" * bool(point.cut_short),
             f"{point.test_mean:.3f}{deviation}", f"{point.validation_mean:.3f}", spent,
         )  # fmt: skip
-    console.print(table)
+    if points_of(rows):
+        console.print(table)
+    short = sum(row.cut_short for row in rows)
+    if short:
+        console.print(f"{count_text(short, 'run')} {CUT_SHORT}", markup=False)
+    for row in rows:
+        if row.state == "failed":
+            line = f"failed: {shown(row.values)}, seed {row.seed}: {row.error}"
+            console.print(line, markup=False)
 
 
 class _Display:

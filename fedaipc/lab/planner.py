@@ -115,7 +115,7 @@ def group_epsilon(schedule: Schedule, records: int) -> float | None:
     takes too long, by group privacy of one record's curve. None where nothing is promised.
     """
     if records == 1:
-        return schedule.epsilon
+        return epsilon_pld([schedule.mechanism()], schedule.delta)
     if records > _MOST_IN_MIXTURE:
         return _group_by_curve(schedule, records)
     return _group_epsilon_by_mixture(schedule, records)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedaipc.errors import FedaipcError, LedgerError
 from fedaipc.pc.pc import LEDGER_FILE
 from fedaipc.pc.vault import Vault, has_keys
-from fedaipc.privacy.chain import check_chain
+from fedaipc.privacy.chain import check_chain, is_whole
 from fedaipc.sealing.keys import fingerprint
 
 if TYPE_CHECKING:
@@ -28,11 +28,15 @@ _FORMAT = "fedaipc ledgers"
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The lines of a ledger, wherever they lie. `where` names them in what is said of them."""
+    """The lines of a ledger, wherever they lie. `where` names them in what is said of them.
+
+    `torn` where half a line follows, which a crash has left and the PC will drop.
+    """
 
     pc: str
     where: str
     lines: tuple[bytes, ...]
+    torn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +52,20 @@ class Verdict:
     key: str | None
     witnesses: int
     problem: str
+    torn: bool
 
 
 def read_copy(path: Path) -> Copy:
     """The ledger at `path`, as it is: nothing is mended. Raises LedgerError."""
-    return Copy(path.parent.name, str(path), _lines(_bytes(path)))
+    *lines, tail = _bytes(path).split(b"\n")
+    torn = bool(tail)
+    try:
+        torn = torn and not is_whole(tail, path)
+    except LedgerError:
+        torn = False  # it is no half line, and `verify` says so
+    if tail and not torn:
+        lines.append(tail)
+    return Copy(path.parent.name, str(path), tuple(lines), torn)
 
 
 def write_export(copies: Sequence[Copy]) -> bytes:
@@ -108,7 +121,7 @@ def verify(copy: Copy, remembered: Sequence[Mapping[bytes, Head]]) -> Verdict:
             chain.check_head(head.count, head.digest, copy.where)
     except FedaipcError as error:
         problem = str(error)
-    return Verdict(copy.pc, lines, charges, key, witnesses, problem)
+    return Verdict(copy.pc, lines, charges, key, witnesses, problem, copy.torn)
 
 
 def witnesses_in(folder: Path) -> list[Path]:
@@ -123,9 +136,3 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _lines(content: bytes) -> tuple[bytes, ...]:
-    """Half a last line, too, where a crash has left one: it is for the PC itself to mend."""
-    *lines, tail = content.split(b"\n")
-    return (*lines, tail) if tail else tuple(lines)

@@ -128,13 +128,22 @@ def parsed(raw: bytes) -> dict[str, Any] | None:
     return entry if entry.get("hash") == expected and raw == _canonical(entry) else None
 
 
-def begins_with_an_entry(tail: bytes) -> bool:
-    """Whether more than half a line stands in `tail`."""
+def is_whole(tail: bytes, where: object) -> bool:
+    """Whether a last line that has no end is an entry all the same.
+
+    Half a line is what a crash cut: `charge` never returned, so nothing was trained on it, and it
+    does not count. A whole one may have lost its end to a text editor: it does. Raises LedgerError
+    where more follows a whole one, which no crash writes.
+    """
+    if parsed(tail) is not None:
+        return True
     try:
         entry, _ = json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return False
-    return isinstance(entry, dict)
+    if isinstance(entry, dict):
+        raise LedgerError(f"{where}: the last line was changed; {RESTORE}")
+    return False
 
 
 def _kind(entry: dict[str, Any], number: int) -> bool:

@@ -37,8 +37,8 @@ from fedaipc.privacy.accountant import (
 from fedaipc.privacy.chain import (
     RESTORE,
     Chain,
-    begins_with_an_entry,
     check_chain,
+    is_whole,
     parsed,
     signed_line,
 )
@@ -72,7 +72,7 @@ class Ledger:
     """An open ledger: what the file held when it was last read, kept in step by `charge`."""
 
     def __init__(self, path: Path, signer: Signer | None = None) -> None:
-        """Open the ledger at `path`; only with a `signer` it can be charged.
+        """Open the ledger at `path`; only with a `signer` it can be charged or mended.
 
         Raises LedgerError: missing, damaged, unreadable, or signed by another key than `signer`.
         """
@@ -123,7 +123,7 @@ class Ledger:
         """
         ledger = cls(path)
         with _locked(path):
-            ledger._load()
+            ledger._load(mend=True)
             if ledger.key != signer.public.hex():
                 ledger._append(_key_line(signer), signer)
         return cls(path, signer)
@@ -221,7 +221,7 @@ class Ledger:
         total = rdp(merged((*self.mechanisms, mechanism)), self.order)
         return total <= budget  # False for NaN as well
 
-    def _load(self) -> None:
+    def _load(self, *, mend: bool = False) -> None:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -230,8 +230,10 @@ class Ledger:
             raise LedgerError(f"{self.path}: cannot be read ({error.strerror})") from None
         *lines, tail = content.split(b"\n")
         chain = check_chain(lines, self.path)
-        if tail and self._mend(tail, len(content)):
+        if tail and is_whole(tail, self.path):
             chain = check_chain([*lines, tail], self.path)
+        if tail and (mend or self._signer is not None):  # who only reads changes nothing
+            self._mend(tail, len(content))
         if self._signer is not None and chain.key not in (None, self._signer.public.hex()):
             raise LedgerError(
                 f"{self.path}: is signed by another key than this PC's; each PC has a ledger of "
@@ -267,18 +269,10 @@ class Ledger:
         keys = (*self._chain.keys, *own)
         self._take(Chain((*self._chain.entries, entry), entry.get("key", self.key), keys))
 
-    def _mend(self, tail: bytes, size: int) -> bool:
-        """Deal with a last line that has no end; whether it is an entry all the same.
-
-        Half a line is what a crash cut: `charge` never returned, so nothing was trained on it,
-        and it is dropped. A whole one may have lost its end to a text editor: it is kept. Raises
-        LedgerError where more follows a whole one, which no crash writes.
-        """
-        whole = parsed(tail) is not None
-        if not whole and begins_with_an_entry(tail):
-            raise LedgerError(f"{self.path}: the last line was changed; {RESTORE}")
+    def _mend(self, tail: bytes, size: int) -> None:
+        """End a last line that has no end, or drop half of one (`chain.is_whole`)."""
         try:
-            if whole:
+            if parsed(tail) is not None:
                 append_durable(self.path, b"\n")
             else:
                 with self.path.open("r+b") as file:
@@ -286,7 +280,6 @@ class Ledger:
                     os.fsync(file.fileno())
         except OSError as error:
             raise LedgerError(f"{self.path}: cannot be mended ({error.strerror})") from None
-        return whole
 
 
 @contextmanager

@@ -44,8 +44,18 @@ def epsilon_text(epsilon: float | None) -> str:
     if epsilon is None:
         return UNKNOWN
     digits = 2 if epsilon >= 1 else 3
+    return at_most(epsilon, digits)
+
+
+def at_most(epsilon: float, digits: int = 3) -> str:
+    """An upper bound, rounded up."""
     # The small slack keeps a stored 8.0 from becoming 8.01 by its last bit.
     return f"{math.ceil(epsilon * 10**digits - 1e-6) / 10**digits:.{digits}f}"
+
+
+def at_least(epsilon: float, digits: int = 3) -> str:
+    """A lower bound, rounded down."""
+    return f"{math.floor(epsilon * 10**digits + 1e-6) / 10**digits:.{digits}f}"
 
 
 def spent_epsilon(results: Results) -> float | None:

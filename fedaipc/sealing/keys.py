@@ -28,6 +28,7 @@ KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 SEAL_OVERHEAD = 48  # encapsulated key of 32 bytes, tag of 16
 FINGERPRINT_BYTES = 32
+_SHOWN_BYTES = 16  # of a fingerprint that people compare
 _HPKE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _RAW = serialization.Encoding.Raw, serialization.PublicFormat.Raw
 
@@ -129,5 +130,27 @@ def derive(secret: bytes, context: bytes, label: bytes) -> bytes:
 
 def fingerprint(public: bytes) -> str:
     """What two people compare: the hash of an identity's public key in groups of four."""
-    digest = hashlib.sha256(b"fedaipc identity" + public).hexdigest()[:32]
-    return " ".join(digest[i : i + 4] for i in range(0, len(digest), 4))
+    return _spelt(hashlib.sha256(b"fedaipc identity" + public).digest()[:_SHOWN_BYTES])
+
+
+def read_fingerprint(text: str) -> str:
+    """A fingerprint, or a whole public key in hex, as `fingerprint` spells it. Raises SealingError.
+
+    Spaces, colons and capitals are as people like them.
+    """
+    try:
+        content = bytes.fromhex("".join(text.replace(":", "").split()))
+    except ValueError:
+        content = b""
+    if len(content) == KEY_BYTES:
+        return fingerprint(content)
+    if len(content) != _SHOWN_BYTES:
+        raise SealingError(
+            f"{text!r} is no fingerprint: give all {2 * _SHOWN_BYTES} hexadecimal digits"
+        )
+    return _spelt(content)
+
+
+def _spelt(content: bytes) -> str:
+    digits = content.hex()
+    return " ".join(digits[i : i + 4] for i in range(0, len(digits), 4))

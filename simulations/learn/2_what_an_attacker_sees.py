@@ -11,6 +11,8 @@ from typing import Any
 
 from page import Page
 
+from fedaipc.report.words import at_least, at_most
+
 HERE = Path(__file__).parent
 WORDS = 30
 
@@ -66,8 +68,8 @@ def canaries(page: Page, audit: dict[str, Any]) -> None:
             (
                 name(one),
                 "nothing" if one["canary"]["promised"] is None
-                else f"{one['canary']['promised']:.2f}",
-                f"{one['canary']['bound']['lower']:.2f}",
+                else at_most(one["canary"]["promised"], 2),
+                at_least(one["canary"]["bound"]["lower"], 2),
                 f"{one['canary']['bound']['right']} of {one['canary']['bound']['guesses']}",
             )
             for one in audit["settings"]

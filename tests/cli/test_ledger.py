@@ -90,8 +90,27 @@ def test_a_torn_line_is_not_mended_by_looking_at_it(fedaipc: Callable[..., Ran],
     path = two / "a" / "ledger.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     torn = path.read_bytes()
-    assert "line 3 is damaged" in fedaipc("privacy", "ledger", "verify", two).err
+    checked = fedaipc("privacy", "ledger", "verify", two, "--json")
+    assert checked.code == 0, checked.err
+    found = {row["pc"]: (row["lines"], row["torn"]) for row in json.loads(checked.out)}
+    assert found == {"a": (2, True), "b": (3, False)}
+    assert "half a line follows" in " ".join(
+        fedaipc("privacy", "ledger", "verify", two).out.split()
+    )
+    shown = json.loads(fedaipc("privacy", "ledger", "show", two, "--json").out)
+    assert [row["charges"] for row in shown] == [1, 2]
+    assert fedaipc("privacy", "ledger", "export", two, "copy.json").code == 0
+    assert fedaipc("privacy", "ledger", "verify", "copy.json").code == 0
     assert path.read_bytes() == torn
+    path.write_bytes(torn + b'"}\n')  # a whole line that is none
+    assert "line 3 is damaged" in fedaipc("privacy", "ledger", "verify", two).err
+
+
+def test_an_export_replaces_none(fedaipc: Callable[..., Ran], two: Path) -> None:
+    Path("copy.json").write_text("evidence")
+    ran = fedaipc("privacy", "ledger", "export", two, "copy.json")
+    assert "copy.json: is there already" in refused(ran, 12)
+    assert Path("copy.json").read_text() == "evidence"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fedaipc.config import OwnerSettings, to_toml
 from fedaipc.lab import planner
 from fedaipc.privacy.accountant import Mechanism, epsilon_rdp
 from fedaipc.privacy.ledger import Charge, Ledger
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Ran
 
-SMALL = ("--delta", "1e-6", "--rounds", "10", "--rate", "0.1", "--json")
+ROUNDS, RATE = ("--rounds", "10"), ("--rate", "0.1")
+SMALL = ("--delta", "1e-6", *ROUNDS, *RATE, "--json")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,7 @@ def test_the_noise_for_a_budget_is_that_of_a_job(fedaipc: Callable[..., Ran]) ->
     assert found["epsilon"]["rdp"] <= 2
     assert found["epsilon"]["prv"] < found["epsilon"]["rdp"]
     assert [row["rounds"] for row in found["curve"]] == list(range(1, 11))
-    assert found["records_of_one_person"]["1"] == schedule["epsilon"]
+    assert found["records_of_one_person"]["1"] == found["epsilon"]["pld"]
     assert found["records_of_one_person"]["2"] > 2 * found["epsilon"]["pld"] * 0.99
     assert found["records_of_one_person"]["1024"] is None
 
@@ -57,9 +59,10 @@ def test_the_noise_for_a_budget_is_that_of_a_job(fedaipc: Callable[..., Ran]) ->
 def test_any_other_unknown_is_found_too(fedaipc: Callable[..., Ran]) -> None:
     noise = planned(fedaipc, "--epsilon", 2, *SMALL)["schedule"]["noise"]
     assert planned(fedaipc, "--noise", noise, *SMALL)["schedule"]["epsilon"] <= 2
-    rounds = planned(fedaipc, "--find", "rounds", "--epsilon", 2, "--noise", noise, *SMALL)
+    both = ("--delta", "1e-6", "--epsilon", 2, "--noise", noise, "--json")
+    rounds = planned(fedaipc, "--find", "rounds", *both, *RATE)
     assert rounds["schedule"]["rounds"] == 10
-    rate = planned(fedaipc, "--find", "rate", "--epsilon", 2, "--noise", noise, *SMALL)
+    rate = planned(fedaipc, "--find", "rate", *both, *ROUNDS)
     assert rate["schedule"]["rate"] == pytest.approx(0.1, rel=1e-3)
 
 
@@ -105,8 +108,31 @@ def test_what_a_ledger_holds_is_taken_into_account(fedaipc: Callable[..., Ran]) 
     assert held["spent"] == pytest.approx(ledger.spent_epsilon())
     assert held["rounds_left"] > 0
     assert held["same_delta"]
+    own = planned(fedaipc, "--epsilon", 2, "--rounds", 3, "--ledger", "pc", "--json")
+    assert own["schedule"]["delta"] == 1e-6  # the PC's, where none is named
     shown = fedaipc("privacy", "plan", "--ledger", "pc", "--delta", "1e-7", "--rounds", 3).out
     assert "a job must have the same" in " ".join(shown.split())
+
+
+def test_a_pcs_size_class_is_that_of_its_folder(fedaipc: Callable[..., Ran]) -> None:
+    """The class decides which delta is allowed at all."""
+    owner = OwnerSettings(name="pc", source="x.csv", size_class=128, base="b", admission="0" * 64)
+    Path("pc").mkdir()
+    Path("pc/owner.toml").write_text(to_toml(owner))
+    Ledger.create(Path("pc/ledger.jsonl"), SigningKey(), lifetime_epsilon=8.0, delta=1e-4, order=4)
+    schedule = planned(fedaipc, "--epsilon", 2, "--rounds", 3, "--ledger", "pc", "--json")
+    assert (schedule["schedule"]["records"], schedule["schedule"]["delta"]) == (128, 1e-4)
+    assert "too large for size class 1024" in refused_plan(
+        fedaipc, 6, "--epsilon", 2, "--ledger", "pc", "--records", 1000
+    )
+
+
+def test_a_config_with_noise_is_planned_for_a_budget(fedaipc: Callable[..., Ran]) -> None:
+    Path("job.toml").write_text("[privacy]\nnoise_multiplier = 1.0\ndelta = 1e-6\n")
+    assert planned(fedaipc, "job.toml", "--rounds", 3, "--json")["found"] == "epsilon"
+    found = planned(fedaipc, "job.toml", "--epsilon", 2, "--rounds", 3, "--json")
+    assert found["found"] == "noise"
+    assert 1.99 < found["schedule"]["epsilon"] <= 2
 
 
 def test_it_is_drawn(fedaipc: Callable[..., Ran]) -> None:
@@ -123,13 +149,16 @@ def test_it_is_drawn(fedaipc: Callable[..., Ran]) -> None:
     [
         (("--find", "rate"), 2, "needs --noise"),
         (("--find", "epsilon"), 2, "needs --noise"),
-        (("--find", "noise", "--noise", 1), 2, "needs --epsilon"),
+        (("--find", "noise", "--noise", 1), 2, "noise is what is to be found, and was given too"),
+        (("--epsilon", 1, "--noise", 1), 2, "epsilon is what is to be found, and was given too"),
+        (("--find", "rounds", "--epsilon", 1, "--noise", 1, "--rounds", 7), 2, "rounds is what is"),
+        (("--noise", 0), 2, "without noise no epsilon is finite"),
         (("--batch", 5000), 2, "at most 1,024"), (("--rate", 0), 2, "sampling rate"),
         (("--batch", 5, "--rate", 0.1), 2, "not both"), (("--delta", 2), 2, "--delta"),
         (("--delta", 0.001), 6, "too large for size class"),
         (("--set", "privacy.mode=none"), 6, "nothing to plan"),
         (("--noise", 1e-9), 6, "noise_multiplier must lie"),
-        (("--ledger", "nowhere"), 8, "no such ledger"),
+        (("--ledger", "nowhere"), 8, "nowhere: holds no ledger; give the folder of one PC"),
     ],
     ids=str,
 )  # fmt: skip

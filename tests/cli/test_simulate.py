@@ -220,6 +220,13 @@ def test_a_run_without_privacy_says_so_at_the_start_and_at_the_end(
     assert "NOT PRIVATE" in fedaipc("report", "out/run").out
     if words[1] == "privacy.mode=none":
         assert "NOT PRIVATE" in fedaipc("privacy", "ledger", "show", "out/run").out
+    issued = fedaipc("privacy", "certificate", "issue", "out/run")
+    assert issued.out.startswith("NOT PRIVATE")
+    checked = fedaipc("privacy", "certificate", "verify", "out/run/certificate.json")
+    assert checked.code == 0
+    assert checked.err.startswith("it claims nothing: NOT PRIVATE")
+    nowhere = fedaipc("privacy", "certificate", "issue", "nowhere")
+    assert (nowhere.code, nowhere.err) == (15, "fedaipc: nowhere: no such folder\n")
 
 
 def test_pcs_with_fewer_records_than_a_batch_take_part(

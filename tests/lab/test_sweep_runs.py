@@ -9,14 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from rich.console import Console
 
+from fedaipc.cli.sweep import _show
 from fedaipc.lab.sweep.cells import cells_of, read_sweep
+from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.runner import Progress, Runner, error_of, state_of
+from fedaipc.lab.sweep.table import Row, points_of
 from fedaipc.results import Results
 from tests.cli.test_commands import refused
 from tests.conftest import write_reviews
@@ -178,6 +183,38 @@ def test_a_search_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> 
     ran = fedaipc("privacy", "sweep", written(text), "--out", "out")
     assert "--insecure-plain-updates" in refused(ran, 2)
     assert not list(Path("out").glob("cells/*"))
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_a_grid_does_not_replace_the_results_of_a_search(
+    fedaipc: Callable[..., Ran], search: bool
+) -> None:
+    Path("out").mkdir()
+    Path("out/sweep.json").write_text("a result")
+    if search:
+        Path("out/search.log").write_text("")
+    text = SMALL + ("[grid]\n'privacy.clip' = [1.0]\n" if search else SEARCH)
+    ran = fedaipc("privacy", "sweep", written(text), "--out", "out")
+    held = "a search" if search else "a grid or list"
+    assert f"out: holds {held}; give another --out" in refused(ran, 2)
+    assert Path("out/sweep.json").read_text() == "a result"
+
+
+def test_a_run_that_lost_a_round_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else its accuracy is compared with that of runs that had all rounds."""
+    whole = Row(cell="a", values={"privacy.epsilon": 2.0}, seed=1, state="done", status="finished",
+                private=True, test_accuracy=0.7, validation_accuracy=0.7, epsilon=2.0)  # fmt: skip
+    rows = [whole, replace(whole, cell="b", seed=2, status="stopped"),
+            Row(cell="c", values={"privacy.epsilon": 4.0}, seed=1, state="failed",
+                error="no noise reaches it")]  # fmt: skip
+    assert [point.cut_short for point in points_of(rows)] == [1]
+    _show(Console(width=100), rows)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2, 1 cut short" in said
+    assert "1 run ended before the last round" in said
+    assert "failed: epsilon 4, seed 1: no noise reaches it" in said
+    assert "1 run ended before the last round" in sweep_page("s", rows)
+    assert "stopped" in sweep_page("s", rows)
 
 
 def test_updates_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> None:

@@ -99,6 +99,12 @@ def test_epsilon_is_rounded_up(epsilon: float | None, text: str) -> None:
     assert words.epsilon_text(epsilon) == text
 
 
+def test_bounds_are_rounded_to_the_safe_side() -> None:
+    assert (words.at_most(7.341412), words.at_least(7.341912)) == ("7.342", "7.341")
+    assert (words.at_most(8.0), words.at_least(8.0)) == ("8.000", "8.000")
+    assert (words.at_most(0.9146, 2), words.at_least(1.526, 2)) == ("0.92", "1.52")
+
+
 @pytest.mark.parametrize(
     ("accuracy", "error", "text"),
     [

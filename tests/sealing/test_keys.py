@@ -11,6 +11,7 @@ from fedaipc.sealing.keys import (
     SigningKey,
     derive,
     fingerprint,
+    read_fingerprint,
     seal,
     verify,
 )
@@ -96,3 +97,15 @@ def test_a_fingerprint_is_short_enough_to_compare() -> None:
     text = fingerprint(SigningKey().public)
     assert len(text.split()) == 8
     assert text != fingerprint(SigningKey().public)
+
+
+def test_a_fingerprint_may_be_spelt_as_people_like() -> None:
+    public = SigningKey().public
+    text = fingerprint(public)
+    plain = text.replace(" ", "")
+    pairs = ":".join(plain[i : i + 2] for i in range(0, 32, 2))
+    for spelt in (text, plain, plain.upper(), pairs, f" {text} ", public.hex()):
+        assert read_fingerprint(spelt) == text
+    for wrong in ("", "deadbeef", text[:-1], text + "0", "x" * 32, public.hex() + "00"):
+        with pytest.raises(SealingError, match="is no fingerprint"):
+            read_fingerprint(wrong)

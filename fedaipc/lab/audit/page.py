@@ -138,8 +138,8 @@ def _canaries(report: AuditReport) -> str:
     rows = [
         (
             setting_name(one),
-            words.UNKNOWN if one.canary.promised is None else f"{one.canary.promised:.3f}",
-            f"{one.canary.bound.lower:.3f}",
+            words.UNKNOWN if one.canary.promised is None else words.at_most(one.canary.promised),
+            words.at_least(one.canary.bound.lower),
             f"{one.canary.bound.right:,} of {one.canary.bound.guesses:,}",
             f"{one.canary.accuracy:.3f}",
             words.UNKNOWN if one.test_accuracy is None else f"{one.test_accuracy:.3f}",

@@ -14,6 +14,7 @@ from fedaipc.lab.audit.inversion import Inversion, inversion_attack
 from fedaipc.lab.audit.membership import Membership, membership_attack, membership_pools
 from fedaipc.lab.audit.planted import plant, read_data, run_planted
 from fedaipc.privacy.plan import make_plan
+from fedaipc.report.words import at_least, at_most
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,7 +118,7 @@ def run_audit(
         say(f"epsilon {name}: a run with {canaries * len(pcs):,} canaries")
         audited = run_planted(own, data, pcs, place / "canaries")
         canary = canary_audit(audited, folder / "cache")
-        say(f"epsilon {name}: at least {canary.bound.lower:.3f}, promised {_promise(canary)}")
+        say(f"epsilon {name}: at least {at_least(canary.bound.lower)}, promised {_promise(canary)}")
         membership = None
         if runs:
             say(f"epsilon {name}: {runs} runs for membership inference")
@@ -163,4 +164,4 @@ def _jobs_to_read(
 
 
 def _promise(canary: CanaryAudit) -> str:
-    return "nothing" if canary.promised is None else f"at most {canary.promised:.3f}"
+    return "nothing" if canary.promised is None else f"at most {at_most(canary.promised)}"

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from fedaipc.lab.sweep.table import Row
 
+CUT_SHORT = (
+    "ended before the last round: a round that was interrupted is charged like any other, so the "
+    "budget was spent earlier"
+)
 _TOGETHER = (
     "The {runs} that finished, on the same PCs, would cost epsilon {together} together (RDP, delta "
     "{delta:g}), where the dearest one alone costs {alone}: that is what a coordinator sees, who "
@@ -42,10 +46,11 @@ def sweep_page(name: str, rows: Sequence[Row]) -> str:
     lead += f", {counts['open']} open" if counts["open"] else ""
     lead += f", {len(failed)} failed" if failed else ""
     best = table(
-        ("settings", "runs", "test accuracy", "deviation", "validation", "epsilon charged"),
+        ("settings", "runs", "cut short", "test accuracy", "deviation", "validation",
+         "epsilon charged"),
         [
             (
-                shown(p.values), p.runs, f"{p.test_mean:.4f}",
+                shown(p.values), p.runs, p.cut_short, f"{p.test_mean:.4f}",
                 words.UNKNOWN if p.test_deviation is None else f"{p.test_deviation:.4f}",
                 f"{p.validation_mean:.4f}",
                 words.epsilon_text(p.epsilon) if p.private else words.NOT_PRIVATE,
@@ -54,6 +59,9 @@ def sweep_page(name: str, rows: Sequence[Row]) -> str:
         ],
     )  # fmt: skip
     parts = [section("Results", *(drawn or ["<p>Nothing measured yet.</p>"]), best)]
+    short = sum(row.cut_short for row in rows)
+    if short:
+        parts.append(f"<p>{escape(words.count_text(short, 'run'))} {CUT_SHORT}.</p>")
     if failed:
         parts.append(
             section(
@@ -91,7 +99,9 @@ def warning(rows: Sequence[Row]) -> list[str]:
             alone=words.epsilon_text(alone),
             delta=delta,
         ),
-        _SHOWN_ONCE.format(count=count, epsilon=words.epsilon_text(shown_once)),
+        _SHOWN_ONCE.format(count=count, epsilon=words.epsilon_text(shown_once))
+        + " That is no less than all of them together, which holds then too."
+        * (shown_once >= together),
         "Accuracies on the test set are for reporting: choose by the validation column.",
     ]
 
@@ -105,7 +115,7 @@ def majority_of(rows: Sequence[Row]) -> float | None:
 def _cells(rows: Sequence[Row]) -> str:
     lines = [
         (
-            row.cell, row.state, row.seed,
+            row.cell, row.status or row.state, row.seed,
             words.UNKNOWN if row.test_accuracy is None else f"{row.test_accuracy:.4f}",
             words.UNKNOWN if row.noise_multiplier is None else f"{row.noise_multiplier:.3f}",
             words.UNKNOWN if row.seconds is None else f"{row.seconds:.0f}",

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     from fedaipc.lab.sweep.runner import Progress, Runner
 
-_LOG_FILE, _FAILED = "search.log", "failed"
+_LOG_FILE, _RESULT, _FAILED = "search.log", "sweep.json", "failed"
+
+
+def check_kind(folder: Path, *, search: bool) -> None:
+    """Raise ConfigError where `folder` holds a search and this is none, or the other way round."""
+    if (folder / _RESULT).exists() and (folder / _LOG_FILE).exists() != search:
+        held = "a search" if not search else "a grid or list"
+        raise ConfigError(f"{folder}: holds {held}; give another --out")
 
 
 def search(

@@ -27,7 +27,8 @@ _FORMAT = "fedaipc sweep"
 class Row:
     """One cell. What is not known is None; `epsilon` is the most that any PC was charged.
 
-    `epsilon_pld` is of the declared schedule; `seconds` and bytes of the run itself.
+    `epsilon_pld` is of the declared schedule; `steps` of all attempts, of which a PC that had no
+    budget left for the last ones was charged for fewer; `seconds` and bytes of the run itself.
     """
 
     cell: str
@@ -54,6 +55,11 @@ class Row:
     bytes_up: float | None = None
 
     @property
+    def cut_short(self) -> bool:
+        """Whether it ended before its last round: an interrupted one is charged, too."""
+        return self.status not in (None, "finished")
+
+    @property
     def mechanism(self) -> Mechanism | None:
         """All that a PC was charged for, where that is private."""
         if not self.private or self.noise_multiplier is None or not self.steps:
@@ -76,6 +82,7 @@ class Point:
     test_deviation: float | None
     validation_mean: float
     epsilon: float | None
+    cut_short: int
 
 
 def rows_of(folder: Path, cells: Iterable[Cell]) -> list[Row]:
@@ -174,4 +181,5 @@ def _point(rows: Sequence[Row]) -> Point:
         test_deviation=statistics.stdev(tests) if len(tests) > 1 else None,
         validation_mean=statistics.mean(validations),
         epsilon=max(spent, default=None),
+        cut_short=sum(row.cut_short for row in rows),
     )
