@@ -297,6 +297,8 @@ def test_a_search_tries_settings_and_goes_on_where_it_was_cut_off(
     ran = fedaipc(*words)
     assert ran.code == 0, ran.err
     assert "best by validation accuracy: learning_rate" in ran.out
+    counts = [line.split()[0] for line in ran.out.splitlines() if line[1:3] == "/3"]
+    assert counts == ["1/3", "2/3", "3/3"]
     assert len(calls) == 4
     assert calls[1] == calls[2]  # the trial that was cut off
     assert finished(Path("out")).items() > first.items()

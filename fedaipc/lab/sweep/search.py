@@ -7,6 +7,7 @@ set, never on the test set. Trials are kept in `search.log`; one that was cut of
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.errors import ConfigError, OutputError
@@ -65,7 +66,8 @@ def search(
     for trial in study.get_trials(deepcopy=False):
         if trial.state == states.COMPLETE or _FAILED in trial.user_attrs:
             cells |= {c.name: c for c in cells_of(sweep, base, [dict(trial.params)])}
-    while _ended(study, states) < wanted.trials:
+    whole = _Whole(wanted.trials, len(sweep.seeds), on_change)
+    while (ended := _ended(study, states)) < wanted.trials:
         trial = study.ask()
         try:
             values = {key: _suggest(trial, key, space) for key, space in wanted.space.items()}
@@ -75,7 +77,8 @@ def search(
                 "--out"
             ) from None
         own = cells_of(sweep, base, [values])
-        runner.run(own, on_change)
+        whole.trial(ended)
+        runner.run(own, whole.on_change)
         cells |= {cell.name: cell for cell in own}
         score = _score(rows_of(folder, own))
         if score is None:
@@ -86,6 +89,36 @@ def search(
     done = [t for t in study.get_trials(deepcopy=False) if t.state == states.COMPLETE]
     best = dict(max(done, key=lambda t: t.value or 0.0).params) if done else None
     return list(cells.values()), best
+
+
+class _Whole:
+    """Tells of the search what a runner tells of one trial."""
+
+    def __init__(
+        self, trials: int, seeds: int, on_change: Callable[[Progress, Cell | None], None]
+    ) -> None:
+        self._total, self._seeds, self._tell = trials * seeds, seeds, on_change
+        self._before, self._seconds, self._now = 0, list[float](), list[float]()
+        self._told = False
+
+    def trial(self, ended: int) -> None:
+        """The next trial begins, after so many."""
+        self._before = ended * self._seeds
+        self._seconds += self._now
+        self._now = []
+
+    def on_change(self, progress: Progress, cell: Cell | None) -> None:
+        if cell is None and self._told:
+            return
+        self._told = True
+        self._now = list(progress.seconds)
+        self._tell(
+            replace(
+                progress, total=self._total, done=self._before + progress.done,
+                seconds=self._seconds + self._now,
+            ),
+            cell,
+        )  # fmt: skip
 
 
 def _score(rows: list[Row]) -> float | None:
