@@ -173,7 +173,7 @@ def _given(
     own = settings.privacy
     if noise is None and epsilon is None:
         return {"epsilon": own.epsilon, "noise": own.noise_multiplier}
-    if noise is None and find != "noise" and find is not None:
+    if noise is None and find not in (None, "noise"):
         noise = own.noise_multiplier
     return {"epsilon": epsilon, "noise": noise}
 
@@ -249,7 +249,8 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
             f"{int(records):,}", "nothing is promised" if value is None else f"{value:.2f}"
         )
     console.print(
-        "\nfor somebody who has several of this PC's records (group privacy, same delta, by PLD)"
+        "\nfor somebody who has several of this PC's records (group privacy, same delta; by PLD, "
+        "and for more than 50 by a looser bound)"
     )
     console.print(table)
     held, work = report["ledger"], report["work"]

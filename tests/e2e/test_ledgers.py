@@ -75,6 +75,14 @@ def test_the_command_finds_what_peers_remember(restored: Path, fedaipc: Callable
     assert fedaipc("privacy", "ledger", "export", pcs, exported).code == 0
     assert fedaipc("privacy", "ledger", "verify", exported, "--seen-by", pcs).code == 0
 
+    # Who tears a line that was granted is not taken for a crash.
+    whole = (pcs / PC / LEDGER_FILE).read_bytes()
+    (pcs / PC / LEDGER_FILE).write_bytes(whole[:-9])
+    torn = fedaipc("privacy", "ledger", "verify", pcs / PC)
+    assert torn.code == 8
+    assert "has 4 lines, and had 5 when it was last seen" in torn.err
+    (pcs / PC / LEDGER_FILE).write_bytes(whole)
+
     shutil.rmtree(pcs / PC)
     shutil.copytree(restored / "backup", pcs / PC)
     ran = fedaipc("privacy", "ledger", "verify", pcs, "--json")

@@ -499,6 +499,15 @@ def test_a_whole_last_line_with_more_behind_it_is_no_torn_one(three: Path, junk:
     assert three.read_bytes() == changed
 
 
+@pytest.mark.parametrize("cut", [1, 20, 200])
+def test_a_pc_with_new_keys_does_not_write_behind_a_torn_line(three: Path, cut: int) -> None:
+    three.write_bytes(three.read_bytes()[:-cut])
+    new = SigningKey(bytes(32))
+    Ledger.adopt(three, new).charge(one(4))
+    left = [1, 2, 3] if cut == 1 else [1, 2]
+    assert [charge.attempt for charge in Ledger(three, new).charges] == [*left, 4]
+
+
 def test_a_last_charge_whose_line_end_alone_is_lost_still_counts(three: Path) -> None:
     """What a text editor may do to a file must not give budget back."""
     content = three.read_bytes()
