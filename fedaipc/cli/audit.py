@@ -13,10 +13,10 @@ from rich.table import Table
 from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.config import load_settings
 from fedaipc.errors import ConfigError, OutputError, PrivacyError
-from fedaipc.report.words import UNKNOWN, at_least, at_most
+from fedaipc.report.words import at_least, at_most
 
 if TYPE_CHECKING:
-    from fedaipc.lab.audit.report import AuditReport, Setting
+    from fedaipc.lab.audit.report import AuditReport
 
 _NONE = "none"
 
@@ -97,29 +97,18 @@ def _budget(text: str) -> float | None:
     return value
 
 
-def _verdict(setting: Setting) -> str:
-    if setting.canary.promised is None:
-        return UNKNOWN
-    return "holds" if setting.canary.holds else "[bold red]REFUTED[/]"
-
-
-def _rate(share: float, fpr: float, outsiders: int) -> str:
-    """A dash where so few outsiders were judged that none may be called a member."""
-    return f"{share:.4f}" if fpr * outsiders >= 1 else UNKNOWN
-
-
 def _show(console: Console, report: AuditReport) -> None:
-    from fedaipc.lab.audit.page import setting_name
+    from fedaipc.lab.audit.page import REFUTED, rate_text, setting_name, verdict
 
     table = Table("setting", "promised", "reached", "right guesses", "", box=None)
     for one in report.settings:
-        bound, promised = one.canary.bound, one.canary.promised
+        bound, promised, said = one.canary.bound, one.canary.promised, verdict(one)
         table.add_row(
             setting_name(one),
             "nothing" if promised is None else f"<= {at_most(promised)}",
             f">= {at_least(bound.lower)}",
             f"{bound.right:,} of {bound.guesses:,}",
-            _verdict(one),
+            said if said != REFUTED else f"[bold red]{said}[/]",
         )  # fmt: skip
     console.print(table)
     if any(one.membership is not None for one in report.settings):
@@ -131,8 +120,8 @@ def _show(console: Console, report: AuditReport) -> None:
             for kind, curve in both.items():
                 table.add_row(
                     setting_name(one), kind, f"{curve.auc:.3f}",
-                    _rate(curve.tpr_at_01_percent, 0.001, one.membership.outsiders),
-                    _rate(curve.tpr_at_1_percent, 0.01, one.membership.outsiders),
+                    rate_text(curve.tpr_at_01_percent, 0.001, one.membership.outsiders),
+                    rate_text(curve.tpr_at_1_percent, 0.01, one.membership.outsiders),
                     f"{one.membership.members:,} in, {one.membership.outsiders:,} out",
                 )  # fmt: skip
         console.print(table)

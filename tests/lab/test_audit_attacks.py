@@ -221,6 +221,9 @@ def test_the_command_leaves_a_report_and_a_page(
     page = Path("out/audit.html").read_text()
     assert page.count("<svg") == 2
     assert "Steinke" in page
+    assert (
+        ran.out.count("holds") == page.count("<td>holds</td>") == 1
+    )  # nothing is promised of none
     assert {p.name for p in Path("out").iterdir()} == {"audit.json", "audit.html", "plots"}
     again = fedaipc("privacy", "audit", *words, "--out", "out")
     assert "is there already" in refused(again, 12)

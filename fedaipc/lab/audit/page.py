@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LEAST = 1e-3  # of the axes of a ROC
 _WORDS = 60
+REFUTED = "REFUTED"
 
 
 def audit_page(report: AuditReport) -> str:
@@ -68,6 +69,18 @@ def figures(report: AuditReport) -> dict[str, Figure]:
 
 def setting_name(setting: Setting) -> str:
     return "not private" if setting.epsilon is None else f"epsilon {setting.epsilon:g}"
+
+
+def verdict(setting: Setting) -> str:
+    """Of the promise; a dash where there is none."""
+    if setting.canary.promised is None:
+        return words.UNKNOWN
+    return "holds" if setting.canary.holds else REFUTED
+
+
+def rate_text(share: float, fpr: float, outsiders: int) -> str:
+    """A dash where so few outsiders were judged that none may be called a member."""
+    return f"{share:.4f}" if fpr * outsiders >= 1 else words.UNKNOWN
 
 
 def _bounds(settings: Sequence[Setting]) -> Figure:
@@ -143,7 +156,7 @@ def _canaries(report: AuditReport) -> str:
             f"{one.canary.bound.right:,} of {one.canary.bound.guesses:,}",
             f"{one.canary.accuracy:.3f}",
             words.UNKNOWN if one.test_accuracy is None else f"{one.test_accuracy:.3f}",
-            "holds" if one.canary.holds else "REFUTED",
+            verdict(one),
         )
         for one in report.settings
     ]
@@ -155,8 +168,10 @@ def _canaries(report: AuditReport) -> str:
 def _membership(settings: Sequence[Setting]) -> str:
     rows = [
         (
-            setting_name(one), kind, f"{curve.auc:.3f}", f"{curve.tpr_at_01_percent:.4f}",
-            f"{curve.tpr_at_1_percent:.4f}", one.membership.runs,
+            setting_name(one), kind, f"{curve.auc:.3f}",
+            rate_text(curve.tpr_at_01_percent, 0.001, one.membership.outsiders),
+            rate_text(curve.tpr_at_1_percent, 0.01, one.membership.outsiders),
+            one.membership.runs, f"{one.membership.members:,}", f"{one.membership.outsiders:,}",
         )
         for one in settings
         if one.membership is not None
@@ -164,7 +179,16 @@ def _membership(settings: Sequence[Setting]) -> str:
             ("likelihood ratio", one.membership.likelihood_ratio), ("loss", one.membership.loss),
         )
     ]  # fmt: skip
-    head = ("setting", "attack", "AUC", "TPR at 0.1 % FPR", "TPR at 1 % FPR", "runs")
+    head = (
+        "setting",
+        "attack",
+        "AUC",
+        "TPR at 0.1 % FPR",
+        "TPR at 1 % FPR",
+        "runs",
+        "members",
+        "outsiders",
+    )
     return table(head, rows, words_in=(0, 1))
 
 
