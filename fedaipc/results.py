@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedaipc.config import Section
@@ -20,6 +21,7 @@ from fedaipc.files import write_atomic
 
 SCHEMA_VERSION = 1  # and the Literal in `Results`
 RESULTS_FILE = "results.json"
+LOCK_FILE = ".lock"  # in a run's folder; held by the process that works on the run
 
 
 def _utc(text: str) -> str:
@@ -148,7 +150,8 @@ class RoundResult(Section):
 
     `blamed` names PCs whose uploads or shares were provably wrong. `asked`, `arrived`, `declined`
     and `dropped` count PCs; `phases` holds seconds by name, `traffic` bytes by stage;
-    `epsilon` is what this run, all its attempts included, has cost a PC that took part in each.
+    `charged` is how many attempts of the run the PC was charged for that was charged most often,
+    and `epsilon` what they cost it.
     """
 
     round: Number
@@ -165,6 +168,7 @@ class RoundResult(Section):
     bytes_down: Number
     bytes_up: Number
     traffic: dict[str, Traffic] = Field(default_factory=dict)
+    charged: Number | None = None  # unknown before it was kept
     epsilon: Amount | None
     validation: Score | None
 
@@ -205,7 +209,8 @@ class Results(Section):
     """One run. `not_private` holds the reasons why no promise can be made; empty is private.
 
     `start` and `validation` are scores on the validation set before the first round and after the
-    last.
+    last. `status` is never written as "interrupted": that is what "running" means where no process
+    works on the run any more.
     """
 
     schema_version: Literal[1] = 1
@@ -213,7 +218,7 @@ class Results(Section):
     name: str
     run_id: str
     engine: Engine
-    status: Literal["running", "finished", "stopped"]
+    status: Literal["running", "interrupted", "finished", "stopped"]
     started: UtcTime
     finished: UtcTime | None
     seconds: Amount
@@ -233,6 +238,12 @@ class Results(Section):
     standard_error: Amount | None = None
     machine: MachineFacts
     peak_memory_bytes: Number | None = None
+
+    @property
+    def charged(self) -> int:
+        """How many attempts cost the PC that was charged most often."""
+        return max((one.attempt if one.charged is None else one.charged for one in self.rounds),
+                   default=0)  # fmt: skip
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -261,9 +272,17 @@ class Results(Section):
             raise OutputError(f"{path}: not valid JSON; copy the file again or rerun") from None
         _check_version(path, tree)
         try:
-            return cls.model_validate(tree)
+            results = cls.model_validate(tree)
         except ValidationError as error:
             raise OutputError(f"{path}: {_first_fault(error)}; was it edited?") from None
+        if results.status == "running" and not _is_worked_on(path.parent):
+            return results.model_copy(update={"status": "interrupted"})
+        return results
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether rounds may still come: now, or once the run is resumed."""
+        return self.status in {"running", "interrupted"}
 
     def write(self, run_folder: Path) -> Path:
         """Write `results.json` atomically; make the folder if needed. Raises OutputError."""
@@ -286,6 +305,18 @@ def write_file(path: Path, content: bytes) -> None:
             f"{folder}: cannot write {path.name} ({error.strerror}); "
             "free some space or choose another folder"
         ) from None
+
+
+def _is_worked_on(folder: Path) -> bool:
+    """Whether a process holds the run; also where that cannot be found out."""
+    path = folder / LOCK_FILE
+    if not path.is_file():  # and to look must not make it
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def _check_version(path: Path, tree: Any) -> None:

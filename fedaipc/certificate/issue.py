@@ -49,7 +49,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
     or SealingError where the folder cannot be read.
     """
     results, (signed, _) = Results.load(folder), read_job(folder)
-    if results.status == "running":
+    if results.unfinished:
         raise CertificateError(
             f"{folder}: this run has not ended, so what it costs is not known; resume it first"
         )
@@ -59,7 +59,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
     job = signed.job
     if job.run != results.run_id:
         raise CertificateError(f"{folder}: results.json is of another run than job.json")
-    attempts = max((one.attempt for one in results.rounds), default=0)
+    attempts = results.charged
     schedule = [job.plan.mechanism()] * attempts if job.plan.private else []
     return _signed(
         Certificate(
@@ -149,7 +149,7 @@ def _run_claim(job: Job, results: Results) -> tuple[float, str]:
     """The epsilon that holds for a run, and why."""
     if not job.plan.private:
         return 0.0, NOTHING
-    attempts = max((one.attempt for one in results.rounds), default=0)
+    attempts = results.charged
     declared = results.status == "finished" and attempts == job.rounds
     taken = job.rounds if declared else job.most_attempts
     epsilon = epsilon_pld([job.plan.mechanism(taken)], job.delta)

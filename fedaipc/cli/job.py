@@ -42,10 +42,16 @@ def sign(
     if job.plan.private:
         epsilon = planned_epsilon(job.plan, job.rounds)["rdp"]
         promise = f"epsilon {epsilon:.2f} at delta {job.delta:g} over {job.rounds} rounds"
+        worst = planned_epsilon(job.plan, job.most_attempts)["rdp"]
     sealed = "NOT SEALED" if job.sealing.mode == "none" else "sealed"
     typer.echo(
         f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}"
     )
+    if job.plan.private:
+        typer.echo(
+            f"at worst, if all {job.most_attempts} attempts that it allows are charged: epsilon "
+            f"{worst:.2f}; owners whose policy.most_epsilon is lower refuse it"
+        )
     for note in read_facts(out)["notes"]:
         typer.echo(f"texts to measure on: {note}")
     typer.echo(f"PCs that take part have the base {job.model.base}; copy {out} to the server")

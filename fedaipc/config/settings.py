@@ -322,6 +322,9 @@ class Policy(Section):
     allow_not_private: bool = Field(False, description="train without clip and noise")
     allow_plain_updates: bool = Field(False, description="send updates that the server can read")
     least_sum: int = Field(3, ge=3, description="fewest PCs whose sum may be opened")
+    max_share: Share = Field(
+        0.5, description="of the honest PCs' weight in a sum that this PC's update may have"
+    )
     least_colluding: int = Field(1, ge=1, description="colluding PCs that a round must bear")
     least_threshold: Share = Field(0.5, description="of a group, that must agree on a sum")
     bits: tuple[Literal[32, 24, 16], ...] = Field((32, 24, 16), description="allowed rings")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 FILE = "checkpoint.safetensors"
-_ATTEMPT_FILE = "attempt.json"
+_COUNTERS_FILE, _NONE_YET = "counters.json", {"attempt": 0, "epoch": 0}
 
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
     """`round` rounds are done. `optimizer` is the server optimizer's state.
 
-    `banned` are PCs that were proved wrong or quarrel too much, `quarrels` the run's: by identity.
+    By identity: `banned` are PCs that were proved wrong or quarrel too much, `quarrels` the run's;
+    `charges` how many attempts up to number `attempt` a PC was charged for at most; `failures` in
+    how many void attempts in a row it failed, and until when (seconds since 1970) it rests.
     """
 
     layout_hash: str
@@ -37,6 +40,9 @@ class Checkpoint:
     rounds: list[RoundResult] = field(default_factory=list)
     banned: set[bytes] = field(default_factory=set)
     quarrels: set[tuple[bytes, bytes]] = field(default_factory=set)
+    attempt: int = 0
+    charges: dict[bytes, int] = field(default_factory=dict)
+    failures: dict[bytes, tuple[int, float]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Raises OutputError; then the previous checkpoint is still whole."""
@@ -46,6 +52,9 @@ class Checkpoint:
             "rounds": json.dumps([r.model_dump(mode="json") for r in self.rounds]),
             "banned": json.dumps(sorted(pc.hex() for pc in self.banned)),
             "quarrels": json.dumps(sorted([one.hex(), two.hex()] for one, two in self.quarrels)),
+            "attempt": str(self.attempt),
+            "charges": json.dumps({pc.hex(): count for pc, count in self.charges.items()}),
+            "failures": json.dumps({pc.hex(): rest for pc, rest in self.failures.items()}),
         }
         tensors = {
             "vector": self.vector,
@@ -76,10 +85,18 @@ class Checkpoint:
                 round=int(meta["round"]),
                 optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
                 rounds=[RoundResult.model_validate(r) for r in json.loads(meta["rounds"])],
-                banned={bytes.fromhex(pc) for pc in json.loads(meta.get("banned", "[]"))},
+                banned={bytes.fromhex(pc) for pc in json.loads(meta["banned"])},
                 quarrels={
                     (bytes.fromhex(one), bytes.fromhex(two))
-                    for one, two in json.loads(meta.get("quarrels", "[]"))
+                    for one, two in json.loads(meta["quarrels"])
+                },
+                attempt=int(meta["attempt"]),
+                charges={
+                    bytes.fromhex(pc): int(n) for pc, n in json.loads(meta["charges"]).items()
+                },
+                failures={
+                    bytes.fromhex(pc): (int(count), float(until))
+                    for pc, (count, until) in json.loads(meta["failures"]).items()
                 },
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
@@ -89,16 +106,26 @@ class Checkpoint:
         return checkpoint
 
 
-def next_attempt(folder: Path) -> int:
-    """A number that no attempt of this run has had; on the disk before this returns.
+class Counters:
+    """The newest attempt and key epoch of the run in `folder`, each on the disk before it is used.
 
-    It is written before anything is sent, so a coordinator killed in a round comes back with a
-    larger number and PCs never see one twice. Raises OutputError.
+    A coordinator that is killed comes back with larger numbers, and PCs never see one twice.
     """
-    path = folder / _ATTEMPT_FILE
-    try:
-        last = int(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0
-        write_atomic(path, json.dumps(last + 1).encode())
-    except (OSError, TypeError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be kept ({error})") from None
-    return last + 1
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OutputError where the file cannot be read."""
+        self._path = folder / _COUNTERS_FILE
+        try:
+            found = json.loads(self._path.read_bytes()) if self._path.is_file() else _NONE_YET
+            self.attempt, self.epoch = (operator.index(found[name]) for name in _NONE_YET)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise OutputError(f"{self._path}: cannot be read ({error})") from None
+
+    def advance(self, *, attempt: int | None = None, epoch: int | None = None) -> None:
+        """Raises OutputError where that cannot be written."""
+        new = {"attempt": attempt or self.attempt, "epoch": epoch or self.epoch}
+        try:
+            write_atomic(self._path, json.dumps(new).encode())
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from None
+        self.attempt, self.epoch = new["attempt"], new["epoch"]

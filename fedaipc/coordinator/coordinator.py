@@ -11,17 +11,20 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fedaipc.coordinator.checkpoint import Checkpoint, next_attempt
+from fedaipc.coordinator.checkpoint import Checkpoint, Counters
 from fedaipc.coordinator.exchange import Exchange
 from fedaipc.coordinator.membership import Membership
+from fedaipc.coordinator.participation import Participation
 from fedaipc.coordinator.quarrels import to_leave_out
 from fedaipc.coordinator.server_optimizer import ServerOptimizer
 from fedaipc.coordinator.sums import OpenSum, SealedSum
-from fedaipc.errors import BudgetExhausted, EncodingError, RoundError, RunOver, SealingError
+from fedaipc.errors import EncodingError, RunOver, SealingError
 from fedaipc.federation.messages import (
-    EXHAUSTED,
     MASK,
+    READY,
     MaskRequest,
+    Readiness,
+    RoundRequest,
     decode_update,
 )
 from fedaipc.federation.round_terms import hash_vector, make_terms
@@ -48,12 +51,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Tally:
-    """What became of the PCs that one round asked, by identity."""
+    """What became of the PCs of one attempt, by identity.
 
-    asked: set[bytes]
+    `asked` whether they take part; `charged` those that said so and got the model; `uploaded` those
+    whose upload came, `arrived` those whose update is in the sum; `silent` fell silent on the way.
+    """
+
+    asked: set[bytes] = field(default_factory=set)
+    charged: set[bytes] = field(default_factory=set)
     declined: set[bytes] = field(default_factory=set)
-    exhausted: set[bytes] = field(default_factory=set)
+    uploaded: set[bytes] = field(default_factory=set)
     arrived: set[bytes] = field(default_factory=set)
+    silent: set[bytes] = field(default_factory=set)
     why_void: str | None = None
     blamed: tuple[str, ...] = ()
 
@@ -89,8 +98,9 @@ class Coordinator:
         self._optimizer = ServerOptimizer(settings.federation, checkpoint.optimizer)
         self._exchange: Exchange
         self._membership = Membership(settings.federation, self._job, roster)
-        self._exhausted: set[bytes] = set()
-        self._attempt = 0
+        self._participation = Participation(self._membership, checkpoint)
+        self._counters = Counters(folder)
+        self._ready: set[bytes] = set()  # those that were, once
         # As a PC chooses it that makes its ledger for this job.
         self._order = filter_order(
             self._job.plan, self._job.rounds, settings.privacy.lifetime_epsilon
@@ -111,33 +121,30 @@ class Coordinator:
     def _round(self) -> None:
         started = time.monotonic()
         self._exchange.reset()
-        number = self._checkpoint.round + 1
-        # 1. A new attempt number, on the disk before anything is sent.
-        attempt = self._attempt = next_attempt(self._folder)
+        number, attempt = self._checkpoint.round + 1, self._counters.attempt + 1
         if attempt > self._job.most_attempts:
             raise RunOver(
-                f"round {number} is void once more and the job allows only "
-                f"{self._job.most_attempts} attempts; ask for fewer PCs in federation.min_pcs"
+                f"round {number} is void, and the job allows no more than "
+                f"{self._job.most_attempts} attempts; mend what made them void, then sign a job "
+                "with more federation.spare_attempts, or simulate anew"
             )
-        # 2. Keys of PCs that have none in this epoch; then who takes part, by the public draw.
-        self._membership.refresh(self._exchange, attempt)
-        groups = self._groups(attempt)
+        # 1. Keys of PCs that have none in this epoch; then who takes part, by the public draw.
+        self._membership.refresh(self._exchange, attempt, self._counters)
+        self._participation.begin(attempt, self._roster.members)
+        tally = _Tally()
+        # 2. Ask them whether they do. Nobody is charged before a sum of them can be unmasked.
+        groups = self._ready_groups(attempt, number, tally)
         ready = time.monotonic()
-        # 3. Send the job and the global vector; add up the updates as they arrive.
+        # 3. The attempt's number on the disk; then the global vector: who gets it, is charged.
+        self._counters.advance(attempt=attempt)
+        self._participation.charge(tally.charged, attempt)
         total = (
             OpenSum(groups)
             if self._job.sealing.mode == "none"
             else SealedSum(groups, self._folder / _UPLOADS)
         )
-        tally = _Tally({pc for terms in groups for pc in terms.participants})
         self._collect(groups, number, total, tally)
         collected = time.monotonic()
-        self._exhausted |= tally.exhausted
-        if tally.declined == tally.asked and not tally.exhausted:
-            raise RunOver(
-                "every PC refuses this job: it breaks its owner's rules or is not for this PC's "
-                "model; each PC's own log says why"
-            )
         # 4. Open the sum: members agree on the updates, then release the shares of the masks.
         self._open(total, tally)
         opened = time.monotonic()
@@ -155,6 +162,13 @@ class Coordinator:
         validation = self._validation.score(self._checkpoint.vector)[0] if due else None
         evaluated = time.monotonic()
         # 7. Write the checkpoint in one step, then tell.
+        nuisance = set() if self._federation.drop_out else tally.silent  # not if it is made so
+        self._participation.settle(
+            declined=tally.declined & tally.charged,
+            silent=nuisance,
+            served=tally.charged - tally.silent - tally.declined,
+            void=tally.why_void is not None,
+        )
         result = RoundResult(
             round=number,
             attempt=attempt,
@@ -181,18 +195,71 @@ class Coordinator:
                 )
                 for stage in self._exchange.bytes_down
             },
-            epsilon=self._epsilon(charged=tally.declined < tally.asked),
+            charged=self._participation.charged,
+            epsilon=self._epsilon(),
             validation=validation,
         )
         self._checkpoint.rounds.append(result)
         self._checkpoint.save(self._folder)
         self._on_round(result)
 
+    def _ready_groups(self, attempt: int, number: int, tally: _Tally) -> list[Terms]:
+        """Groups of PCs that all said that they take part, in these very terms.
+
+        Terms change with each PC that does not, so the others are asked again. Raises as
+        `Participation.too_few`.
+        """
+        said: set[tuple[bytes, bytes]] = set()  # a PC, and the context that it agrees to
+        while True:
+            groups = self._groups(attempt)
+            contexts = {pc: terms.context for terms in groups for pc in terms.participants}
+            missing = {pc for pc, context in contexts.items() if (pc, context) not in said}
+            if not missing:
+                tally.charged = set(contexts)
+                return groups
+            # For the first time a PC tries out whether its machine can do the job.
+            first = not missing <= self._ready
+            patience = self._federation.round_timeout if first else self._federation.stage_timeout
+            tally.asked |= missing
+            for pc, reply in self._ask(READY, self._offers(groups, number, missing), patience):
+                try:
+                    answer = Readiness.decode(reply)
+                except EncodingError as error:
+                    _log.warning("%s: %s", self._membership.members[pc].name, error)
+                    continue
+                missing.discard(pc)
+                if self._participation.hear(pc, answer, attempt):
+                    said.add((pc, contexts[pc]))
+                    self._ready.add(pc)
+                else:
+                    tally.declined.add(pc)
+            self._participation.miss(missing)
+
+    def _offers(
+        self, groups: list[Terms], number: int, pcs: set[bytes]
+    ) -> Iterator[tuple[bytes, RecordDict]]:
+        signed = self._signed
+        for terms in groups:
+            about = RoundRequest(signed.text, signed.signature, number, terms.encode()).encode()
+            yield from ((pc, about) for pc in terms.participants if pc in pcs)
+
     def _groups(self, attempt: int) -> list[Terms]:
-        """The groups that can take part. Raises BudgetExhausted or RoundError where none can."""
-        members = self._membership.members
-        there = self._membership.present() - self._exhausted - self._checkpoint.banned
-        vector = self._checkpoint.vector
+        """The groups that can take part. Raises as `Participation.too_few` where none can."""
+        reason = ""
+        for there in self._participation.candidates():
+            found, reasons = self._formed(attempt, there)
+            asked = sum(len(terms.participants) for terms in found)
+            if asked and asked >= self._federation.min_pcs:
+                return found
+            least = f"{asked} are there, federation.min_pcs = {self._federation.min_pcs}"
+            reason = reasons[0] if reasons else least
+        if self._job.cohort < len(self._roster.members):
+            self._counters.advance(attempt=attempt)  # the next attempt draws others
+        raise self._participation.too_few(reason)
+
+    def _formed(self, attempt: int, there: set[bytes]) -> tuple[list[Terms], list[str]]:
+        """The groups of those that are `there`, and why the others cannot be."""
+        members, vector = self._membership.members, self._checkpoint.vector
         vector_hash, found, reasons = hash_vector(vector), [], []
         for group in self._roster.groups(attempt, self._job.cohort):
             bundles = [members[pc].bundle for pc in group if pc in there]
@@ -204,20 +271,7 @@ class Coordinator:
                 found.append(terms)
             except SealingError as error:
                 reasons.append(str(error))
-        asked = sum(len(terms.participants) for terms in found)
-        if asked and asked >= self._federation.min_pcs:
-            return found
-        if self._exhausted:
-            raise BudgetExhausted(
-                f"{len(there)} of {len(members)} PCs can afford another round at this noise: "
-                "the lifetime budgets of the others are spent; the last checkpoint stands"
-            )
-        if not members:
-            raise RoundError("no PC can take part: start at least one, and look into its log")
-        raise RoundError(
-            f"too few PCs are there: {reasons[0] if reasons else f'{asked} of the cohort'}; start "
-            "more and go on with --resume"
-        )
+        return found, reasons
 
     def _collect(self, groups: list[Terms], number: int, total: OpenSum, tally: _Tally) -> None:
         def requests() -> Iterator[tuple[bytes, RecordDict]]:
@@ -233,11 +287,19 @@ class Coordinator:
 
         for sender, reply in self._ask(MASK, requests(), self._federation.round_timeout):
             try:
-                _count(sender, reply, total, tally)
+                answer = decode_update(reply)
+                if isinstance(answer, str):
+                    tally.declined.add(sender)
+                    self._participation.refuse(sender, answer)
+                else:
+                    total.accept(sender, answer)
+                    tally.uploaded.add(sender)
+                del answer
             except (EncodingError, SealingError) as error:
                 # Counted as dropped: a broken upload costs itself alone.
                 _log.warning("%s: %s", self._membership.members[sender].name, error)
             del reply  # before the next one comes: each holds a vector
+        tally.silent = tally.charged - tally.uploaded - tally.declined
 
     def _open(self, total: OpenSum, tally: _Tally) -> None:
         def ask(
@@ -249,6 +311,7 @@ class Coordinator:
         for reason in total.reasons:
             _log.warning("a group's sum is not opened: %s", reason)
         tally.arrived = total.inside
+        tally.silent |= total.silent
         kept = self._checkpoint
         kept.quarrels |= total.quarrels
         kept.banned |= total.blamed | to_leave_out(kept.quarrels)
@@ -275,24 +338,9 @@ class Coordinator:
             yield asked[node], reply
             del reply
 
-    def _epsilon(self, *, charged: bool) -> float | None:
-        """What a PC that took part in every attempt so far has spent in this run.
-
-        Attempts that a crash cut off are counted too: their number is in the newest attempt.
-        """
+    def _epsilon(self) -> float | None:
+        """What this run has cost the PC that was charged most often, by the ledgers' own word."""
+        charged = self._participation.charged
         if not self._claims_epsilon:
             return None
-        declined = sum(r.declined == r.asked for r in self._checkpoint.rounds)
-        attempts = self._attempt - declined - (not charged)
-        return charged_epsilon(self._job.plan, attempts, self._order) if attempts else 0.0
-
-
-def _count(sender: bytes, reply: RecordDict, total: OpenSum, tally: _Tally) -> None:
-    """Add an answer to the sum, or to those who declined. Raises EncodingError or SealingError."""
-    answer = decode_update(reply)
-    if isinstance(answer, str):
-        tally.declined.add(sender)
-        if answer == EXHAUSTED:
-            tally.exhausted.add(sender)
-    else:
-        total.accept(sender, answer)
+        return charged_epsilon(self._job.plan, charged, self._order) if charged else 0.0

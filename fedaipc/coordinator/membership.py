@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedaipc.config import FederationSettings
+    from fedaipc.coordinator.checkpoint import Counters
     from fedaipc.coordinator.exchange import Exchange
     from fedaipc.federation.job import Job
     from fedaipc.sealing.roster import Roster
@@ -43,18 +44,17 @@ class Membership:
         self._job = job
         self._roster = roster
         self._asked: set[int] = set()  # nodes that have answered in this epoch
-        self._epoch = 0
+        self._epoch = self._first_attempt = 0
 
-    def refresh(self, exchange: Exchange, attempt: int) -> None:
-        """Ask for keys: all PCs where an epoch begins, else those that come late or again.
-
-        An epoch has the number of its first attempt, so that it grows over restarts too.
-        """
+    def refresh(self, exchange: Exchange, attempt: int, counters: Counters) -> None:
+        """Ask for keys: all PCs where an epoch begins, else those that come late or again."""
         nodes = list(exchange.grid.get_node_ids())
         if not self._epoch:
             nodes = self._connected(exchange.grid)
-        if not self._epoch or attempt >= self._epoch + self._job.sealing.key_rounds or self._late():
-            self._epoch = attempt
+        old = attempt >= self._first_attempt + self._job.sealing.key_rounds
+        if not self._epoch or old or self._late():
+            counters.advance(epoch=counters.epoch + 1)
+            self._epoch, self._first_attempt = counters.epoch, attempt
             self.members.clear()
             self._asked.clear()
         request = SetupRequest(self._job.run, self._epoch, self._roster.encode()).encode()

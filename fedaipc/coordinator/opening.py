@@ -33,11 +33,12 @@ class Opening:
     """Of one group.
 
     `blamed` are PCs that were proved wrong: by what they signed, or by more PCs than may collude;
-    `quarrels` pairs of which one is wrong.
+    `quarrels` pairs of which one is wrong; `silent` members did not answer when they were asked.
     """
 
     def __init__(self, aggregator: Aggregator, spool: Spool, ask: Ask) -> None:
         self.blamed: set[bytes] = set()
+        self.silent: set[bytes] = set()
         self.quarrels: set[tuple[bytes, bytes]] = set()
         self._aggregator = aggregator
         self._terms = aggregator.terms
@@ -145,7 +146,9 @@ class Opening:
                 )
                 for member in wave
             )
+            self.silent |= set(wave)
             for member, records in self._ask(stage, requests):
+                self.silent.discard(member)
                 try:
                     answer = read(member, decode_answer(records))
                 except (SealingError, EncodingError) as error:

@@ -151,11 +151,8 @@ def _finish(
     checkpoint: Checkpoint,
     validation: Evaluation,
 ) -> None:
-    """Measure the model on the test set, once; save it, and then the results."""
+    """Save the model, measure it on the test set, once, and save the results."""
     started = time.monotonic()
-    cache, batch = _cache(settings, folder), settings.evaluation.batch
-    test = Evaluation(classifier, folder / TEST_FILE, cache, batch)
-    score, classes = test.score(checkpoint.vector)
     export(
         folder / MODEL_FOLDER,
         classifier.settings,
@@ -164,6 +161,9 @@ def _finish(
         checkpoint.vector,
         results.not_private,
     )
+    cache, batch = _cache(settings, folder), settings.evaluation.batch
+    test = Evaluation(classifier, folder / TEST_FILE, cache, batch)
+    score, classes = test.score(checkpoint.vector)
     results.model_copy(
         update={
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

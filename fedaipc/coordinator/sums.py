@@ -32,12 +32,13 @@ _CHUNK = 1 << 16  # values
 class OpenSum:
     """Over groups of PCs that share one encoding; the coordinator can read each update.
 
-    `blamed` are PCs that were proved wrong, `quarrels` pairs of which one is; `reasons` say why a
-    group was not opened.
+    `blamed` are PCs that were proved wrong, `quarrels` pairs of which one is; `silent` members did
+    not answer; `reasons` say why a group was not opened.
     """
 
     def __init__(self, groups: Sequence[Terms]) -> None:
         self.blamed: set[bytes] = set()
+        self.silent: set[bytes] = set()
         self.quarrels: set[tuple[bytes, bytes]] = set()
         self.reasons: list[str] = []
         self._terms = {pc: terms for terms in groups for pc in terms.participants}
@@ -109,6 +110,7 @@ class SealedSum(OpenSum):
                 for dealer in aggregator.dealers:
                     aggregator.leave_out(dealer, self._spool.upload(dealer).vector)
             self.blamed |= opening.blamed
+            self.silent |= opening.silent
             self.quarrels |= opening.quarrels
             aggregator.close()
             self._spool.close()

@@ -3,7 +3,9 @@
 | stage  | the coordinator sends                          | a PC answers                          |
 |--------|------------------------------------------------|---------------------------------------|
 | setup  | run, key epoch, roster                         | its public name, its signed bundle    |
-| mask   | signed job, round, terms, global vector        | its upload, or one word of `REFUSALS` |
+| ready  | signed job, round, terms                       | how often the run has charged it, and |
+|        |                                                | one word of `REFUSALS` if it declines |
+| mask   | the same, and the global vector                | its upload, or one word of `REFUSALS` |
 | agree  | run, attempt, a proposal                       | an agreement or a complaint           |
 | unmask | run, attempt, the proposal with its agreements | shares                                |
 
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-SETUP, MASK, AGREE, UNMASK = "query.setup", "train.mask", "query.agree", "query.unmask"
-EXHAUSTED = "exhausted"
-REFUSED = "refused"
-REFUSALS = (EXHAUSTED, REFUSED)
+SETUP, READY, MASK = "query.setup", "query.ready", "train.mask"
+AGREE, UNMASK = "query.agree", "query.unmask"
+EXHAUSTED = "exhausted"  # the lifetime budget does not cover another round
+REFUSED = "refused"  # for good: owner's policy, another base, a machine that cannot do the job
+UNABLE = "unable"  # not now: the ledger is locked, the disk is full, other keys are expected
+REFUSALS = (EXHAUSTED, REFUSED, UNABLE)
 _RAW = "bytes"
 
 
@@ -82,31 +86,79 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class MaskRequest:
-    """Ask for one update. `job` is the signed text, `terms` the frame of the PC's group."""
+class RoundRequest:
+    """Describe a round: the signed text of its job, and `terms`, the frame of the PC's group."""
 
     job: str
     signature: bytes
     round: int
     terms: bytes
-    vector: npt.NDArray[np.float32]
 
     def encode(self) -> RecordDict:
         ask = ConfigRecord({"job": self.job, "signature": self.signature, "round": self.round,
                             "terms": self.terms})  # fmt: skip
-        return RecordDict({"ask": ask, "model": ArrayRecord({"vector": Array(self.vector)})})
+        return RecordDict({"ask": ask})
 
     @classmethod
-    def decode(cls, records: RecordDict) -> MaskRequest:
-        """Raises RoundError or EncodingError on anything else than an encoded request."""
+    def decode(cls, records: RecordDict) -> RoundRequest:
+        """Raises RoundError on anything else than an encoded request."""
         ask = _config(records, "ask")
-        return cls(
+        return RoundRequest(
             job=_text(ask, "job"),
             signature=_bytes(ask, "signature"),
             round=_number(ask, "round"),
             terms=_bytes(ask, "terms"),
-            vector=_vector(records),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRequest(RoundRequest):
+    """Ask for one update to the global vector, shape (size,)."""
+
+    vector: npt.NDArray[np.float32]
+
+    def encode(self) -> RecordDict:
+        records = RoundRequest.encode(self)
+        records["model"] = ArrayRecord({"vector": Array(self.vector)})
+        return records
+
+    @classmethod
+    def decode(cls, records: RecordDict) -> MaskRequest:
+        """Raises RoundError or EncodingError on anything else than an encoded request."""
+        about = RoundRequest.decode(records)
+        return cls(about.job, about.signature, about.round, about.terms, _vector(records))
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a PC takes part in a round: `refusal` is None or one of `REFUSALS`.
+
+    `charged` is how many attempts of the run its ledger holds; None where it could not look.
+    """
+
+    refusal: str | None
+    charged: int | None
+
+    def encode(self) -> RecordDict:
+        said = ConfigRecord()
+        if self.refusal is not None:
+            said["refusal"] = self.refusal
+        if self.charged is not None:
+            said["charged"] = self.charged
+        return RecordDict({"ready": said})
+
+    @classmethod
+    def decode(cls, records: RecordDict) -> Readiness:
+        """Raises EncodingError on anything else than an encoded readiness."""
+        said = _config(records, "ready")
+        refusal, charged = said.get("refusal"), said.get("charged")
+        if refusal is not None and refusal not in REFUSALS:
+            raise EncodingError("a PC refused in a way this fedaipc cannot read")
+        if charged is None and refusal is None:
+            raise EncodingError("a PC does not say how often it was charged")
+        if charged is not None and (type(charged) is not int or charged < 0):
+            raise EncodingError("a PC names a number of charges that cannot be")
+        return cls(None if refusal is None else str(refusal), charged)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

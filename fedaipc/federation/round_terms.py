@@ -14,7 +14,7 @@ import numpy as np
 
 from fedaipc.errors import ConfigError, SealingError
 from fedaipc.sealing.roster import MOST_IN_A_GROUP
-from fedaipc.sealing.terms import OPEN, Terms, thresholds
+from fedaipc.sealing.terms import OPEN, Terms, capped, thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,8 @@ def make_terms(
     job = signed.job
     for bundle in bundles:
         check_class(job, bundle)
+    bounds = job_thresholds(job, len(roster.members), len(group), len(bundles))
+    classes = [1 if job.weighting == "equal" else bundle.size_class for bundle in bundles]
     return Terms(
         federation=roster.federation,
         roster_hash=roster.hash,
@@ -59,9 +61,9 @@ def make_terms(
         bits=job.sealing.bits,
         bound=update_bound(job),
         cohort=job.cohort,
-        thresholds=job_thresholds(job, len(roster.members), len(group), len(bundles)),
+        thresholds=bounds,
         bundles=tuple(bundles),
-        weights=tuple(1 if job.weighting == "equal" else b.size_class for b in bundles),
+        weights=capped(classes, bounds),
     )
 
 

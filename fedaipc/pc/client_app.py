@@ -19,6 +19,9 @@ from flwr.clientapp import ClientApp
 from fedaipc.errors import (
     BudgetExhausted,
     EncodingError,
+    FedaipcError,
+    LedgerError,
+    ModelError,
     PrivacyError,
     RoundError,
     SealingError,
@@ -26,8 +29,11 @@ from fedaipc.errors import (
 from fedaipc.federation.messages import (
     EXHAUSTED,
     REFUSED,
+    UNABLE,
     MaskRequest,
     MemberRequest,
+    Readiness,
+    RoundRequest,
     SetupRequest,
     asked_for,
     contents,
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
 
 PC_FAILED = 100  # the one code for whatever goes wrong: which error it was may depend on data
 
+_PUBLIC = (PrivacyError, SealingError, EncodingError, RoundError, ModelError)  # none tells of data
 _HOUR = 3600.0
 _MOST_REMEMBERED = 1000
 _free_answers: deque[float] = deque(maxlen=2000)  # when they left, in this process
@@ -58,6 +65,12 @@ _log = logging.getLogger(__name__)
 def setup(message: Message, context: Context) -> Message:
     """Public name and key bundle."""
     return _reply("setup", message, context, lambda pc: _setup(pc, message))
+
+
+@app.query("ready")
+def ready(message: Message, context: Context) -> Message:
+    """Whether this PC takes part in a round, before anybody is charged for it."""
+    return _reply("ready", message, context, lambda pc: _ready(pc, message))
 
 
 @app.train("mask")
@@ -100,20 +113,42 @@ def _told(pc: Pc) -> Iterator[None]:
         raise
 
 
+def _ready(pc: Pc, message: Message) -> RecordDict:
+    from fedaipc.pc.trainer import Trainer  # loads torch; the stages after training need none
+
+    trainer = Trainer(pc, RoundRequest.decode(message.content))
+    try:
+        trainer.ready()
+    except _PUBLIC as error:
+        return Readiness(_refusal(pc, error), trainer.charged).encode()
+    return Readiness(None, trainer.charged).encode()
+
+
 def _mask(pc: Pc, message: Message) -> RecordDict:
     request = MaskRequest.decode(message.content)
-    from fedaipc.pc.trainer import Trainer  # loads torch; the other stages need none
+    from fedaipc.pc.trainer import Trainer
 
     trainer = Trainer(pc, request)
     try:
-        admitted = trainer.admit()
-    except BudgetExhausted as error:
-        _log.warning("%s: %s", pc.owner.name, error)
-        return encode_refusal(EXHAUSTED)
-    except (PrivacyError, SealingError, EncodingError, RoundError) as error:
-        _log.warning("%s refuses: %s", pc.owner.name, error)
-        return encode_refusal(REFUSED)
+        admitted = trainer.admit(request.vector)
+    except _PUBLIC as error:
+        return encode_refusal(_refusal(pc, error))
     return encode_update(trainer.train(admitted))
+
+
+def _refusal(pc: Pc, error: FedaipcError) -> str:
+    """The word that the coordinator hears; the sentence stays in this PC's log.
+
+    What is refused for good is not asked again, so that it costs the others nothing.
+    """
+    if isinstance(error, BudgetExhausted):
+        _log.warning("%s: %s", pc.owner.name, error)
+        return EXHAUSTED
+    _log.warning("%s does not take part: %s", pc.owner.name, error)
+    passes = (
+        LedgerError | SealingError | EncodingError
+    )  # a lock, a full disk, keys of another epoch
+    return UNABLE if isinstance(error, passes) else REFUSED
 
 
 def _reply(
@@ -147,8 +182,10 @@ def _note(pc: Pc, stage: str, message: Message, records: RecordDict) -> None:
     refused = "refusal" in records
     about = asked_for(message.content)
     again = stage != "mask" and (stage, *about) in _answered  # an update is charged each time
-    if refused or stage == "setup" or again:
+    if refused or stage in {"setup", "ready"} or again:
         _count_free()
+    elif stage == "mask" and _free_answers:
+        _free_answers.pop()  # to be ready for it was not for nothing
     _answered[stage, *about] = None
     if len(_answered) > _MOST_REMEMBERED:
         del _answered[next(iter(_answered))]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fedaipc.sealing.terms import Terms
 
 
-def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger) -> None:
-    """Raise PrivacyError where job or round ask for more than the owner allows.
+def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: bytes) -> None:
+    """Raise PrivacyError where job or round ask for more than the owner of PC `own` allows.
 
     Every refusal follows from public facts and names the key in `owner.toml` that decides it.
     Rounds are counted as attempts: each is charged, and a coordinator may need or want them all.
@@ -33,6 +33,7 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger) -> None
             "least_sum": bounds.least < policy.least_sum,
             "least_colluding": bounds.colluding < policy.least_colluding,
             "least_threshold": bounds.shares < policy.least_threshold * bounds.count,
+            "max_share": terms.largest_share(own) > policy.max_share,
         }
     else:
         faults["allow_plain_updates"] = not policy.allow_plain_updates

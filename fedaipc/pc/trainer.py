@@ -1,7 +1,7 @@
 """A PC's training in a round: check what is asked, charge the ledger, train, seal.
 
-`Trainer.admit` looks at no data, so what it raises may be told. What `train` returns is all that
-leaves.
+`Trainer.ready` and `Trainer.admit` look at no data, so what they raise may be told. What `train`
+returns is all that leaves.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from fedaipc.data.sources import read_records
-from fedaipc.errors import ModelError, RoundError
+from fedaipc.errors import BudgetExhausted, ModelError, RoundError
 from fedaipc.federation.job import SignedJob
 from fedaipc.federation.round_terms import hash_vector, make_terms
-from fedaipc.model.classifier import Classifier
+from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.pc.pc import LEDGER_FILE, LOG_FILE
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
     from fedaipc.config import ModelSettings, OwnerSettings, SpeedSettings
     from fedaipc.federation.job import Job
-    from fedaipc.federation.messages import MaskRequest
+    from fedaipc.federation.messages import RoundRequest
     from fedaipc.pc.pc import Pc
+    from fedaipc.privacy.accountant import Mechanism
     from fedaipc.sealing.dealing import Keys
     from fedaipc.sealing.roster import Roster
 
@@ -49,41 +50,58 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """A round that was checked and charged. `keys` are None where updates travel open."""
+class Checked:
+    """A round that this PC would take part in. `keys` are None where updates travel unsealed."""
 
     job: Job
     terms: Terms
-    head: Head
+    ledger: Ledger
     keys: Keys | None
     classifier: Classifier
 
+    @property
+    def charge(self) -> Mechanism | None:
+        """What the round costs, None where nothing is private."""
+        return self.job.plan.mechanism() if self.job.plan.private else None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted(Checked):
+    """A round that was charged. `head` is the ledger's since then."""
+
+    head: Head
+    vector: npt.NDArray[np.float32]
+
 
 class Trainer:
-    """Of one PC and one request."""
+    """Of one PC and one round.
 
-    def __init__(self, pc: Pc, request: MaskRequest) -> None:
+    `charged` is how many attempts of the job's run are in the ledger, None until that was read.
+    """
+
+    def __init__(self, pc: Pc, request: RoundRequest) -> None:
+        self.charged: int | None = None
         self._pc = pc
         self._request = request
 
-    def admit(self) -> Admitted:
-        """Check what is asked, then charge the ledger.
+    def check(self) -> Checked:
+        """Check what is asked on public facts alone. Nothing is charged, and no data is read.
 
         Raises PrivacyError, SealingError or RoundError where the owner's rules, the round's or
-        the ledger refuse, BudgetExhausted where the budget is spent.
+        the ledger refuse, ModelError where the owner's base cannot be used.
         """
         pc, request = self._pc, self._request
         owner = pc.owner
-        # 1. Check job and round on public facts alone.
         admission = bytes.fromhex(owner.admission)
         signed = SignedJob.read(request.job, request.signature, admission)
         job, ledger = signed.job, Ledger(pc.folder / LEDGER_FILE, pc.vault.identity)
+        self.charged = ledger.attempts(job.run)
         seen = pc.vault.heads().get(pc.vault.identity.public)
         if seen is not None:
             ledger.check_head(seen.count, seen.digest)
         pc.vault.expire()
         terms = self._terms(signed, pc.vault.roster(admission))
-        check_policy(owner.policy, job, terms, ledger)
+        check_policy(owner.policy, job, terms, ledger, pc.vault.identity.public)
         if job.plan.private:
             check_delta(ledger.delta, owner.size_class)
         keys = pc.vault.keys(terms) if terms.sealed else None
@@ -92,33 +110,50 @@ class Trainer:
         # The base is the owner's; that both sides have the same one is in the layout's hash.
         model = job.model.model_copy(update={"base": owner.base})
         classifier = shared_classifier(model, job.labels, owner)
-        if classifier.layout.hash != job.layout_hash:
+        if classifier.layout.hash != job.layout_hash or terms.size != classifier.layout.size:
             raise RoundError(
                 f"the coordinator trains another base model or another part of it than this PC's "
                 f"{owner.base}; `base` in owner.toml says which this PC takes"
             )
-        size, vector = classifier.layout.size, request.vector
-        if vector.shape != (size,) or not np.isfinite(vector).all():
-            raise RoundError("the global vector does not fit the model or is not finite")
         if job.plan.private:
             self._rehearse(job, classifier)
-        # 2. From here on this PC is a member of its group, whether or not it can pay.
+        return Checked(job, terms, ledger, keys, classifier)
+
+    def ready(self) -> None:
+        """Raises as `check`, and BudgetExhausted where the lifetime budget does not cover it."""
+        checked = self.check()
+        if checked.charge is not None and not checked.ledger.covers(checked.charge):
+            raise BudgetExhausted("the lifetime budget does not cover another round")
+
+    def admit(self, vector: npt.NDArray[np.float32]) -> Admitted:
+        """Check the round once more, then charge the ledger; `vector` is the global one.
+
+        Raises as `ready`.
+        """
+        pc, request = self._pc, self._request
+        checked = self.check()
+        job, terms, ledger = checked.job, checked.terms, checked.ledger
+        if hash_vector(vector) != terms.vector_hash or len(vector) != terms.size:
+            raise RoundError("the coordinator sends another global vector than its terms name")
+        if not np.isfinite(vector).all():
+            raise RoundError("the global vector is not finite")
+        # From here on this PC is a member of its group, whether or not it can pay.
         if terms.sealed:
             pc.vault.keep(terms, request.terms)
-        # 3. Charge the ledger; when this returns the charge is on the disk.
+        # Charge the ledger; when this returns the charge is on the disk.
         ledger.charge(
             Charge(
                 run=job.run,
                 round=request.round,
                 attempt=terms.number,
-                mechanism=job.plan.mechanism() if job.plan.private else None,
+                mechanism=checked.charge,
                 clip=job.clip,
-                seeded=owner.insecure_test_seed is not None,
+                seeded=pc.owner.insecure_test_seed is not None,
             )
         )
         head = Head(*ledger.head)
         pc.vault.note_head(head)
-        return Admitted(job, terms, head, keys, classifier)
+        return Admitted(job, terms, ledger, checked.keys, checked.classifier, head, vector)
 
     def train(self, admitted: Admitted) -> bytes:
         """The sealed update as a frame, or the encoded one where the round is open.
@@ -128,9 +163,7 @@ class Trainer:
         the reason stays in the PC's own log.
         """
         self._pc.vanish("mask", admitted.terms.number)
-        # 4. Train with randomness that only this PC knows.
         words = self._words(admitted)
-        # 5. Mask.
         if admitted.keys is None:
             return bytes(admitted.terms.encoding.pack(words))
         return deal(admitted.terms, admitted.keys, words, admitted.head).encode()
@@ -155,7 +188,7 @@ class Trainer:
             admitted.classifier,
             examples,
             targets,
-            self._request.vector,
+            admitted.vector,
             plan=admitted.job.plan,
             training=admitted.job.training,
             size_class=owner.size_class,
@@ -180,17 +213,19 @@ class Trainer:
         if job.not_after < time.time():
             raise RoundError("the job is out of date: have it signed again")
         if roster.version < job.least_roster:
-            raise RoundError("the list of members is older than the job: who was revoked is on it")
+            raise RoundError(
+                "the list of members is older than the job: it still holds PCs that were revoked"
+            )
         if request.round > job.rounds or stated.number > job.most_attempts:
             raise RoundError("the coordinator asks for more rounds than its job states")
         groups = roster.groups(stated.number, job.cohort)
         group = next((group for group in groups if own in group), None)
         if group is None:
             raise RoundError("the public draw did not choose this PC for the round")
+        # Whether the vector is the one that is named here is seen when it comes (`admit`).
         terms = make_terms(
-            signed, roster, stated.number, group, stated.bundles, hash_vector(request.vector),
-            len(request.vector),
-        )  # fmt: skip
+            signed, roster, stated.number, group, stated.bundles, stated.vector_hash, stated.size
+        )
         if terms != stated:
             raise RoundError("the coordinator states other terms than its job has")
         terms.check(roster, group, time.time())
@@ -208,7 +243,7 @@ class Trainer:
             rehearse(
                 classifier,
                 longest_input(classifier, cached=speed.cache_frozen),
-                self._request.vector,
+                read_vector(classifier),
                 plan=job.plan,
                 training=job.training,
                 micro_batch=speed.micro_batch,

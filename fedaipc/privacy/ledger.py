@@ -215,6 +215,10 @@ class Ledger:
         """The newest attempt charged for `run`, 0 if there is none."""
         return max((c.attempt for c in self.charges if c.run == run), default=0)
 
+    def attempts(self, run: str) -> int:
+        """How many attempts of `run` were charged."""
+        return sum(charge.run == run for charge in self.charges)
+
     def covers(self, mechanism: Mechanism) -> bool:
         """Whether the filter has room for `mechanism` on top of all that was charged."""
         budget = filter_budget(self.order, self.lifetime_epsilon, self.delta)

@@ -61,6 +61,19 @@ class Thresholds:
 OPEN = Thresholds(0, 0, 0, 0)  # of a round whose updates travel unsealed
 
 
+def capped(classes: Sequence[int], bounds: Thresholds) -> tuple[int, ...]:
+    """Weights by size class, none above what hides it in every sum that is unmasked (M32).
+
+    Such a sum has at least `least` PCs, of which `colluding` may subtract their own part. The
+    lightest `least` - 1 - `colluding` others are the least that can be left beside a PC; no weight
+    is above theirs together, so none is more than half of what the honest PCs put into the sum.
+    """
+    if bounds == OPEN:
+        return tuple(classes)
+    most = sum(sorted(classes)[: bounds.least - 1 - bounds.colluding])
+    return tuple(min(size, most) for size in classes)
+
+
 def thresholds(
     count: int, *, group: int, members: int, colluding: int, least: float, draws: int
 ) -> Thresholds:
@@ -131,6 +144,8 @@ class Terms:
                 raise SealingError("the round names another number of PCs than it has keys of")
         if len(self.weights) != len(names) or min(self.weights, default=0) < 1:
             raise SealingError("the round has not one weight from 1 on for each PC")
+        if capped(self.weights, self.thresholds) != self.weights:
+            raise SealingError("one PC's weight is more than half of a sum that may be unmasked")
         for kind, keys in (
             ("identity", names),
             ("mask key", [canonical(bundle.mask_key) for bundle in self.bundles]),
@@ -168,6 +183,13 @@ class Terms:
             return self._places[identity]
         except KeyError:
             raise SealingError("a PC that takes no part in the round is named") from None
+
+    def largest_share(self, own: bytes) -> float:
+        """Of the honest PCs' weight, how much `own` may have in a sum that is unmasked (M32)."""
+        place, bounds = self.place(own), self.thresholds
+        others = sorted(self.weights[:place] + self.weights[place + 1 :])
+        weight = self.weights[place]
+        return weight / (weight + sum(others[: bounds.least - 1 - bounds.colluding]))
 
     def neighbours(self, own: bytes) -> tuple[bytes, ...]:
         """With whom `own` shares pairwise masks: all others, ascending."""

@@ -15,7 +15,7 @@ from fedaipc.errors import EncodingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-VERSION = 2
+VERSION = 3
 _T = TypeVar("_T")
 LONGEST = 1 << 31  # bytes of one string
 

@@ -18,9 +18,12 @@ from fedaipc.federation.job import SignedJob, make_job
 from fedaipc.federation.messages import (
     AGREE,
     MASK,
+    READY,
     SETUP,
     MaskRequest,
     MemberRequest,
+    Readiness,
+    RoundRequest,
     SetupRequest,
     encode_answer,
     encode_update,
@@ -60,8 +63,11 @@ class FakePc:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.identity = Vault.create(self.folder).identity.public
         self.asked: list[MaskRequest] = []
+        self.offered: list[RoundRequest] = []
+        self.charged = 0
         self.asked_member: list[str] = []
         self.setup: Callable[[SetupRequest], Answer] | None = None
+        self.ready: Callable[[RoundRequest], Answer] | None = None
         self.mask: Callable[[MaskRequest], Answer] | None = None
         self.member: Callable[[str, MemberRequest], Answer] | None = None
         self.describe()
@@ -107,9 +113,14 @@ class FakePc:
             return (
                 self.setup(described) if self.setup else Pc(self.folder).setup(described).encode()
             )
+        if stage == READY:
+            offer = RoundRequest.decode(message.content)
+            self.offered.append(offer)
+            return self.ready(offer) if self.ready else Readiness(None, self.charged).encode()
         if stage == MASK:
             request = MaskRequest.decode(message.content)
             self.asked.append(request)
+            self.charged += 1
             return (self.mask or self.usual_mask)(request)
         self.asked_member.append(stage)
         asked = MemberRequest.decode(message.content)

@@ -15,8 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 
 from fedaipc.coordinator import exchange, membership
 from fedaipc.coordinator.checkpoint import Checkpoint
-from fedaipc.errors import BudgetExhausted, RoundError
-from fedaipc.federation.messages import EXHAUSTED, REFUSED, encode_refusal, encode_update
+from fedaipc.errors import BudgetExhausted, RoundError, RunOver
+from fedaipc.federation.messages import EXHAUSTED, REFUSED, UNABLE, encode_refusal, encode_update
 from tests.coordinator import fakes
 from tests.coordinator.fakes import SIZE, Answer, FakeGrid, Ran, attempt, roster_of
 
@@ -181,23 +181,23 @@ def test_too_many_void_rounds_end_the_run(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(3)
     for pc in members[:2]:
         pc.mask = lambda _: Error(code=100)
-    changes = ("federation.min_pcs=2", "federation.spare_attempts=3")
+    changes = ("federation.min_pcs=2", "federation.rounds=1", "federation.spare_attempts=1")
     ran = run(tmp_path, FakeGrid(members), *changes)
-    assert isinstance(ran.error, RoundError)
-    assert "allows only 5 attempts" in str(ran.error)
-    assert [r.void for r in ran.rounds] == [True] * 5
-    assert len(members[2].asked) == 5
+    assert isinstance(ran.error, RunOver)
+    assert "allows no more than 2 attempts" in str(ran.error)
+    assert [r.void for r in ran.rounds] == [True] * 2
+    assert len(members[2].asked) == 2
     np.testing.assert_array_equal(ran.checkpoint.vector, 0)
     again = run(tmp_path, FakeGrid(members), *changes)
-    assert isinstance(again.error, RoundError)
-    assert len(members[2].asked) == 5
+    assert isinstance(again.error, RunOver)
+    assert len(members[2].asked) == 2
 
 
 def test_the_attempt_is_on_the_disk_before_anything_is_sent(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(2)
 
     def answer(request: MaskRequest) -> Answer:
-        assert json.loads((tmp_path / "attempt.json").read_text()) == attempt(request)
+        assert json.loads((tmp_path / "counters.json").read_text())["attempt"] == attempt(request)
         return members[0].usual_mask(request)
 
     members[0].mask = answer
@@ -269,10 +269,10 @@ def test_a_pc_with_no_budget_is_not_asked_again_and_the_run_goes_on(
     ]  # fmt: skip
 
 
-def test_a_pc_that_refuses_once_is_asked_again(tmp_path: Path, pcs: Pcs) -> None:
+def test_a_pc_that_is_not_able_once_is_asked_again(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(2)
     members[0].mask = lambda request, pc=members[0]: (
-        encode_refusal(REFUSED) if request.round == 1 else pc.usual_mask(request)
+        encode_refusal(UNABLE) if request.round == 1 else pc.usual_mask(request)
     )
     ran = run(tmp_path, FakeGrid(members))
     assert ran.error is None

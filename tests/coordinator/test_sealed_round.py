@@ -252,7 +252,7 @@ def test_too_few_pcs_are_an_error_and_nobody_is_asked_to_train(tmp_path: Path, p
     vanish("setup", members[:4])
     ran = run(tmp_path, FakeGrid(members))
     assert isinstance(ran.error, RoundError)
-    assert "too few PCs are there" in str(ran.error)
+    assert "too few PCs take part, and none was charged" in str(ran.error)
     assert not any(pc.asked for pc in members)
 
 

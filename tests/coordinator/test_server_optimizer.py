@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedaipc.config import FederationSettings
-from fedaipc.coordinator.checkpoint import FILE, Checkpoint, next_attempt
+from fedaipc.coordinator.checkpoint import FILE, Checkpoint, Counters
 from fedaipc.coordinator.server_optimizer import ServerOptimizer
 from fedaipc.errors import OutputError, RoundError
 
@@ -119,15 +119,22 @@ def test_a_torn_checkpoint_is_refused_in_one_line(tmp_path: Path, kept: float) -
         Checkpoint.load(tmp_path, LAYOUT)
 
 
-def test_attempts_count_up_from_one_and_survive(tmp_path: Path) -> None:
-    assert [next_attempt(tmp_path) for _ in range(3)] == [1, 2, 3]
-    assert [path.name for path in tmp_path.iterdir()] == ["attempt.json"]
+def test_counters_survive_and_are_on_the_disk_when_they_advance(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        counters = Counters(tmp_path)
+        assert (counters.attempt, counters.epoch) == (number - 1, 2 * number - 2)
+        counters.advance(attempt=number)
+        counters.advance(epoch=2 * number)
+    assert [path.name for path in tmp_path.iterdir()] == ["counters.json"]
 
 
-@pytest.mark.parametrize("content", ["", "x", "[1]", "null", '{"a": 1}'])
-def test_a_damaged_attempt_number_stops_the_run(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    ["", "x", "[1]", "null", '{"a": 1}', '{"attempt": 1}', '{"attempt": 1.5, "epoch": 1}'],
+)
+def test_damaged_counters_stop_the_run(tmp_path: Path, content: str) -> None:
     """To start again at 1 would make every PC refuse for good."""
-    (tmp_path / "attempt.json").write_text(content)
-    with pytest.raises(OutputError, match="attempt"):
-        next_attempt(tmp_path)
-    assert (tmp_path / "attempt.json").read_text() == content
+    (tmp_path / "counters.json").write_text(content)
+    with pytest.raises(OutputError, match="counters"):
+        Counters(tmp_path)
+    assert (tmp_path / "counters.json").read_text() == content

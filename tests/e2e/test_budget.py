@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from opacus.accountants import RDPAccountant
 
-from fedaipc.config import load_settings, settings_from
+from fedaipc.config import load_owner, load_settings, settings_from, to_toml
 from fedaipc.errors import (
     BudgetExhausted,
     LedgerError,
@@ -19,12 +19,13 @@ from fedaipc.errors import (
     RoundError,
 )
 from fedaipc.federation import job_folder
+from fedaipc.pc.pc import OWNER_FILE
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
 from fedaipc.privacy.plan import charged_epsilon, filter_order, make_plan
 from fedaipc.results import Results
 from fedaipc.simulation import simulated_pc, simulation
-from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
-from tests.e2e.runs import allow, job_of, ledger, quiet
+from fedaipc.simulation.simulation import Run, pc_folder, prepare, reopen, simulate
+from tests.e2e.runs import allow, job_of, ledger, ledgers, quiet
 from tests.federation.parts import tiny
 
 if TYPE_CHECKING:
@@ -298,3 +299,20 @@ def test_a_crash_while_pcs_join_a_run_leaves_no_run_that_mixes_records(
             reopen(folder)
     _, results = ran(settings(tmp_path, "data.seed=2"), state)
     assert results.status == "finished"
+
+
+def test_one_owner_who_allows_less_costs_the_others_nothing(tmp_path: Path, minilm: Path) -> None:
+    """Three PCs, of which all are needed for a sum: the run waits, and says for whom."""
+    run = prepare(settings(tmp_path, "federation.rounds=1"))
+    path = pc_folder(run.pc_state, 1) / OWNER_FILE
+    usual = path.read_text()
+    strict = load_owner(path)
+    policy = strict.policy.model_copy(update={"most_epsilon": 0.01})
+    path.write_text(to_toml(strict.model_copy(update={"policy": policy})))
+    for _ in range(2):
+        with pytest.raises(RoundError, match="pc-0001 refuses the job"):
+            simulate(reopen(run.folder), "in-process", quiet)
+    assert [len(ledger.charges) for ledger in ledgers(run).values()] == [0, 0, 0]
+    path.write_text(usual)
+    results = simulate(reopen(run.folder), "in-process", quiet)
+    assert [r.attempt for r in results.rounds] == [1]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fedaipc.coordinator import server_app
-from fedaipc.errors import OutputError, RoundError
+from fedaipc.errors import BudgetExhausted, OutputError, RoundError
+from fedaipc.privacy.plan import make_plan, planned_epsilon
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
 from tests.e2e.runs import ledgers, quiet
@@ -85,7 +86,7 @@ def test_without_pcs_enough_the_run_gives_up_and_keeps_what_it_has(
     with pytest.raises(RoundError, match="attempts"):
         simulate(run, "in-process", quiet)
     results = Results.load(run.folder)
-    assert results.status == "running"
+    assert results.status == "interrupted"
     assert [r.void for r in results.rounds] == [True] * 5
     assert all(pc.charges == 5 for pc in results.pcs)
 
@@ -120,7 +121,9 @@ def finish(folder: Path, unbroken: Results, killed: int) -> None:
     assert attempts == sorted(set(attempts))
     assert attempts[-1] <= 4 + killed
     check_ledgers(run)
-    assert max(len(ledger.charges) for ledger in ledgers(run).values()) >= 4
+    charges = max(len(ledger.charges) for ledger in ledgers(run).values())
+    assert charges >= 4
+    assert results.charged == results.rounds[-1].charged == charges
     with pytest.raises(RoundError, match="finished"):
         reopen(folder)
 
@@ -131,10 +134,30 @@ def test_a_run_killed_in_training_and_after_a_checkpoint_ends_as_an_unbroken_one
 ) -> None:
     run = prepare(settings(tmp_path), test_seed=7)
     assert kill(run.folder, "in training", 5)  # the second PC of round 2
+    assert Results.load(run.folder).status == "interrupted"
     check_ledgers(run)
     assert {len(ledger.charges) for ledger in ledgers(run).values()} == {1, 2}
     assert kill(run.folder, "between a checkpoint and the results", 1)
     finish(run.folder, unbroken, killed=2)
+
+
+@needs_kill
+def test_the_epsilon_that_a_resumed_run_shows_is_the_one_in_the_ledgers(
+    tmp_path: Path, minilm: Path
+) -> None:
+    """Attempts that were cut off before they charged anybody cost nothing, and show nothing."""
+    planned = planned_epsilon(make_plan(settings(tmp_path)), 4)["rdp"]
+    run = prepare(settings(tmp_path, f"privacy.lifetime_epsilon={planned * (1 + 1e-6)}"))
+    assert kill(run.folder, "when a counter is kept", 4)  # round 3 is numbered, and nobody asked
+    assert kill(run.folder, "after a charge", 1)  # of the first PC, for round 3
+    with pytest.raises(BudgetExhausted):
+        simulate(reopen(run.folder), "in-process", quiet)
+    results = Results.load(run.folder)
+    spent = [pc.epsilon for pc in results.pcs if pc.epsilon is not None]
+    assert results.rounds[-1].attempt == 5
+    assert sorted(pc.charges for pc in results.pcs) == [3, 3, 4]
+    assert results.rounds[-1].epsilon == pytest.approx(max(spent), rel=1e-9)
+    assert max(spent) <= planned * (1 + 1e-6)
 
 
 POINTS = (
@@ -144,6 +167,7 @@ POINTS = (
     ("before a checkpoint", 2),
     ("between a checkpoint and the results", 1),
     ("when an attempt is numbered", 1),
+    ("when a counter is kept", 2),  # the epoch's, then the attempt's
     ("in training", 1),
     ("before a set is recorded", 2),
     ("when a set is recorded", 2),
@@ -205,7 +229,7 @@ def test_a_run_killed_more_often_than_it_has_spare_attempts_says_so(
         assert kill(run.folder, "after a charge", 1)
     charges = [len(ledger.charges) for ledger in ledgers(run).values()]
     assert sorted(charges) == [0, 0, 5]
-    with pytest.raises(RoundError, match="allows only 5 attempts"):
+    with pytest.raises(RoundError, match="allows no more than 5 attempts"):
         simulate(reopen(run.folder), "in-process", quiet)
     assert [len(ledger.charges) for ledger in ledgers(run).values()] == charges
 

@@ -114,6 +114,8 @@ def victim(folder: Path, point: str, nth: float) -> None:
             deadly(checkpoint.Checkpoint, "save", int(nth), before=False)
         case "when an attempt is numbered":
             deadly(membership.Membership, "refresh", int(nth), before=True)
+        case "when a counter is kept":
+            deadly(checkpoint.Counters, "advance", int(nth), before=False)
         case "at the end":
             deadly(server_app, "export", int(nth), before=False)
         case "seconds after its start":

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from filelock import FileLock
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedaipc.admission.key import Admission
@@ -46,12 +47,17 @@ from fedaipc.federation.messages import (
     AGREE,
     EXHAUSTED,
     MASK,
+    READY,
+    REFUSALS,
     REFUSED,
     SETUP,
+    UNABLE,
     UNMASK,
     Description,
     MaskRequest,
     MemberRequest,
+    Readiness,
+    RoundRequest,
     SetupRequest,
     decode_answer,
     decode_update,
@@ -74,7 +80,7 @@ from fedaipc.sealing.committee import Agreement, Proposal, Release, Unmask, read
 from fedaipc.sealing.dealing import Upload
 from fedaipc.sealing.keys import SigningKey
 from fedaipc.sealing.roster import ROSTER_FILE, Bundle, Roster, read_roster
-from fedaipc.sealing.terms import OPEN, Terms
+from fedaipc.sealing.terms import OPEN, Terms, capped
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.simulation.simulation import prepare
 from tests.federation.parts import on_the_wire, tiny
@@ -317,7 +323,7 @@ def gave(answer: Answer) -> bool:
 
 
 def refused(answer: Answer) -> bool:
-    return answer.reply.has_content() and answer.content == REFUSED
+    return answer.reply.has_content() and answer.content in (REFUSED, UNABLE)
 
 
 def failed(reply: Answer | Message) -> bool:
@@ -326,6 +332,75 @@ def failed(reply: Answer | Message) -> bool:
     return message.has_error() and not message.has_content() and (
         message.error.code, message.error.reason
     ) == (PC_FAILED, "")  # fmt: skip
+
+
+# Before anybody is charged
+
+
+def offer(federation: Federation, folder: Path, attempt: int = 1, **changes: Any) -> Message:
+    """Ask the PC whether it takes part, as a coordinator does before it sends the model."""
+    asked = Job.model_construct(**{**dict(federation.job), **changes})
+    signed = SignedJob.sign(federation.admission, asked)
+    frame = federation.terms(signed, attempt).encode()
+    request = RoundRequest(signed.text, signed.signature, 1, frame)
+    return send(folder, READY, request.encode())
+
+
+def test_a_pc_says_whether_it_takes_part_and_is_not_charged_for_it(
+    five: Federation, member: Path, ask_member: Any, touched: list[str]
+) -> None:
+    before = (member / LEDGER_FILE).read_bytes()
+    for charged in range(2):
+        assert Readiness.decode(offer(five, member, charged + 1).content) == Readiness(
+            None, charged
+        )
+        if not charged:
+            assert touched == []
+            assert (member / LEDGER_FILE).read_bytes() == before
+            assert gave(ask_member())
+    assert charges(member) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "word"),
+    [
+        ({"most_epsilon": 0.01}, {}, REFUSED),
+        ({}, {"layout_hash": "f" * 64}, REFUSED),
+        ({}, {"delta": 1e-6}, REFUSED),
+        ({}, {"noise_multiplier": 0.1, "most_attempts": 2}, EXHAUSTED),
+    ],
+    ids=["policy", "base", "delta", "budget"],
+)
+def test_a_pc_that_will_not_take_part_says_so_before_anybody_is_charged(
+    five: Federation, member: Path, policy: Any, changes: Any, word: str
+) -> None:
+    path = member / LEDGER_FILE
+    if word == EXHAUSTED:
+        path.unlink()
+        Ledger.create(
+            path, Vault(member).identity, lifetime_epsilon=3.0, delta=five.job.delta, order=8.0
+        )
+    before = path.read_bytes()
+    owner(member, policy=policy)
+    assert Readiness.decode(offer(five, member, **changes).content) == Readiness(word, 0)
+    assert path.read_bytes() == before
+
+
+def test_a_pc_whose_ledger_is_locked_is_able_again_later(
+    five: Federation, member: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedaipc.privacy.ledger._LOCK_SECONDS", 0.0)
+    with FileLock(f"{member / LEDGER_FILE}.lock"):
+        assert Readiness.decode(offer(five, member).content) == Readiness(UNABLE, None)
+    assert Readiness.decode(offer(five, member).content) == Readiness(None, 0)
+
+
+def test_a_pc_tells_a_stranger_nothing_of_its_ledger(five: Federation, member: Path) -> None:
+    """How often a run charged it is for the run's own coordinator, whose job is signed."""
+    signed = SignedJob.sign(SigningKey(), five.job)
+    request = RoundRequest(signed.text, signed.signature, 1, five.terms(signed).encode())
+    reply = send(member, READY, request.encode())
+    assert Readiness.decode(reply.content) == Readiness(UNABLE, None)
 
 
 # The order of events
@@ -387,7 +462,7 @@ def test_without_a_charge_no_data_is_touched(
     answer = ask()
     assert touched == []
     assert CANARY.encode() not in on_the_wire(answer.reply)
-    assert answer.reply.has_error() or answer.content in (REFUSED, EXHAUSTED)
+    assert answer.reply.has_error() or answer.content in REFUSALS
 
 
 @pytest.mark.parametrize("step", ["read_records", "make_inputs", "train_round"])
@@ -699,6 +774,8 @@ RULES: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("least_sum", 5, 4, {}),
     ("least_colluding", 2, 1, {}),
     ("least_threshold", 0.81, 0.8, {}),
+    # At least 4 of 5 are in a sum and one colludes: two others hide it for sure.
+    ("max_share", 0.33, 0.34, {"weighting": "equal"}),
     ("bits", [24, 16], [32], {}),
     ("most_clip", 0.99, 1.0, {}),
     ("least_noise", 1.01, 1.0, {}),
@@ -752,12 +829,9 @@ DIFFERS = "other terms than its job has"
 def among(terms: Terms, bundles: Sequence[Bundle], **bounds: int) -> Terms:
     """The round with other participants and all that follows from their number."""
     found = replace(terms.thresholds, count=len(bundles), shares=(len(bundles) + 1) // 2 + 1)
-    return replace(
-        terms,
-        bundles=tuple(bundles),
-        weights=tuple(bundle.size_class for bundle in bundles),
-        thresholds=replace(found, **bounds),
-    )
+    found = replace(found, **bounds)
+    weights = capped([bundle.size_class for bundle in bundles], found)
+    return replace(terms, bundles=tuple(bundles), weights=weights, thresholds=found)
 
 
 def with_bounds(**changes: int) -> Lie:
@@ -818,12 +892,16 @@ LIES: dict[str, tuple[str, Lie]] = {
     "more collude": (DIFFERS, with_bounds(colluding=2)),
     "fewer than there are": (DIFFERS, with_bounds(count=4)),
     "unsealed": (DIFFERS, lambda _, t: replace(t, thresholds=OPEN)),
+    "M32: a weight above all others": (
+        DIFFERS,
+        lambda _, t: replace(t, weights=(*t.weights[:-1], 4096)),
+    ),
     "equal weights": (DIFFERS, lambda _, t: replace(t, weights=(1,) * 5)),
     "a weight too few": (DIFFERS, lambda _, t: replace(t, weights=t.weights[:-1])),
     "other job": (DIFFERS, lambda _, t: replace(t, job_hash=bytes(32))),
     "other run": (DIFFERS, lambda _, t: replace(t, run="f" * 16)),
-    "other model": (DIFFERS, lambda _, t: replace(t, vector_hash=bytes(32))),
-    "other size": (DIFFERS, lambda _, t: replace(t, size=t.size + 1)),
+    "other model": ("another global vector", lambda _, t: replace(t, vector_hash=bytes(32))),
+    "other size": ("another base model", lambda _, t: replace(t, size=t.size + 1)),
     "other federation": (DIFFERS, lambda _, t: replace(t, federation="f")),
     "other members": (DIFFERS, lambda _, t: replace(t, roster_hash=bytes(32))),
     "attempt beyond the job": ("more rounds", lambda _, t: replace(t, number=6)),
@@ -891,7 +969,7 @@ def test_a_model_that_is_not_the_one_of_the_terms_is_refused(
     stated = hash_vector(five.vector)
     other = five.vector + np.float32(0.001)
     assert refused(ask_member(model=other, state=lambda t: replace(t, vector_hash=stated)))
-    assert DIFFERS in caplog.text
+    assert "another global vector" in caplog.text
     assert charges(member) == 0
 
 
@@ -1290,12 +1368,12 @@ class Round:
         return Release.decode(decode_answer(self.unmask(member, agreements).content))
 
 
-def asked_five(five: Federation, folder: Path, missing: int = 0) -> Round:
+def asked_five(five: Federation, folder: Path, missing: int = 0, **job: Any) -> Round:
     """The last `missing` of the PCs' uploads do not arrive."""
     folders = copies(five, folder)
     for own in folders.values():
         owner(own, insecure_test_seed=3)
-    answers = {pc: asker(five, own)() for pc, own in folders.items()}
+    answers = {pc: asker(five, own)(**job) for pc, own in folders.items()}
     (terms, *_) = [answer.terms for answer in answers.values()]
     uploads = {pc: Upload.decode(answer.frame) for pc, answer in answers.items()}
     return Round(folders, Sum(terms, uploads, list(folders)[: len(folders) - missing]))
@@ -1305,7 +1383,8 @@ def asked_five(five: Federation, folder: Path, missing: int = 0) -> Round:
 def test_what_is_opened_is_the_sum_of_what_would_have_travelled_openly(
     five: Federation, tmp_path: Path, missing: int
 ) -> None:
-    sealed = asked_five(five, tmp_path / "sealed", missing)
+    # Equal weights: those of sealed updates are limited.
+    sealed = asked_five(five, tmp_path / "sealed", missing, weighting="equal")
     pcs = sealed.terms.participants
     agreements = sealed.agreed(*pcs[:4])
     opened = sealed.sum.open([sealed.released(pc, agreements) for pc in pcs[:4]])
@@ -1315,7 +1394,7 @@ def test_what_is_opened_is_the_sum_of_what_would_have_travelled_openly(
     for pc in pcs[: 5 - missing]:
         owner(folders[pc], policy={"allow_plain_updates": True}, insecure_test_seed=3)
         plain = five.job.sealing.model_copy(update={"mode": "none"})
-        answer = asker(five, folders[pc])(sealing=plain)
+        answer = asker(five, folders[pc])(sealing=plain, weighting="equal")
         assert answer.frame != sealed.sum.uploads[pc].vector
         total += answer.terms.encoding.unpack(answer.frame, answer.terms.size)
     np.testing.assert_array_equal(opened, sealed.terms.encoding.decode(total))

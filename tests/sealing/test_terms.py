@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,10 @@ from fedaipc.errors import EncodingError, SealingError
 from fedaipc.sealing.keys import ExchangeKey, SigningKey
 from fedaipc.sealing.roster import Bundle, Roster
 from fedaipc.sealing.terms import (
+    OPEN,
     Terms,
     Thresholds,
+    capped,
     check_value,
     colluding_in,
     commitments,
@@ -221,3 +224,49 @@ def test_terms_come_back_from_their_frame_and_their_damage_is_refused_or_another
     for end in range(len(content)):
         with pytest.raises(EncodingError):
             Terms.decode(content[:end])
+
+
+# Weights
+
+
+@given(data=st.data())
+def test_no_pc_is_more_than_half_of_what_honest_pcs_put_into_a_sum(data: st.DataObject) -> None:
+    """M32: whichever PCs are left out of the sum, and whichever of the others collude."""
+    count = data.draw(st.integers(3, 9))
+    colluding = data.draw(st.integers(1, count - 2))
+    least = data.draw(st.integers(max(3, colluding + 2), count))
+    bounds = Thresholds(count, colluding, count, least)
+    classes = data.draw(
+        st.lists(st.integers(5, 20).map(lambda n: 2**n), min_size=count, max_size=count)
+    )
+    weights = capped(classes, bounds)
+    assert capped(weights, bounds) == weights
+    assert all(1 <= weight <= size for weight, size in zip(weights, classes, strict=True))
+    inside = list(data.draw(st.permutations(range(count))))
+    inside = inside[: data.draw(st.integers(least, count))]
+    honest = inside[: len(inside) - colluding]
+    total = sum(weights[pc] for pc in honest)
+    assert all(2 * weights[pc] <= total for pc in honest)
+
+
+def test_a_sum_is_not_one_large_pcs_update() -> None:
+    """M32: by size class, the sum of these three would have a cosine of .9998 to the first."""
+    bounds = Thresholds(count=3, colluding=1, shares=3, least=3)
+    weights = capped((65536, 32, 32), bounds)
+    assert weights == (32, 32, 32)
+    updates = np.random.default_rng(0).normal(size=(3, 5000))
+    shown = np.average(updates, axis=0, weights=weights)
+    cosine = shown @ updates[0] / np.linalg.norm(shown) / np.linalg.norm(updates[0])
+    assert cosine < 0.65
+    by_class = np.average(updates, axis=0, weights=(65536, 32, 32))
+    assert by_class @ updates[0] / np.linalg.norm(by_class) / np.linalg.norm(updates[0]) > 0.999
+
+
+def test_a_round_with_one_weight_above_all_others_is_refused() -> None:
+    """M32."""
+    with pytest.raises(SealingError, match="more than half of a sum"):
+        check(dataclasses.replace(TERMS, weights=(64,) * 6 + (4096,)))
+
+
+def test_weights_of_updates_that_are_not_sealed_stay_as_they_are() -> None:
+    assert capped((65536, 32, 32), OPEN) == (65536, 32, 32)

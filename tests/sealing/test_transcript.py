@@ -163,13 +163,14 @@ def test_bundles_are_signed_as_recorded_and_may_be_used() -> None:
 
 
 def test_the_terms_keep_every_rule_and_have_the_recorded_context() -> None:
-    """M13."""
+    """M13, M32: at least four of five are in a sum, so no weight is above the two lightest."""
     found = terms()
     found.check(roster(), PCS, ROUND["now"])
     assert found.context == one("context")
     assert [bundle.encode().hex() for bundle in found.bundles] == ROUND["bundles"]
     assert found.participants == PCS
-    assert found.weights == tuple(bundle.size_class for bundle in found.bundles)
+    assert tuple(bundle.size_class for bundle in found.bundles) == (16, 64, 256, 32, 128)
+    assert found.weights == (16, 48, 48, 32, 48)
     assert found.thresholds == Thresholds(count=5, colluding=1, shares=4, least=4)
 
 

@@ -37,7 +37,7 @@ RECORD = Path(__file__).with_name("round.json")
 MEMBERS, ASKED, SIZE = 7, 5, 21
 NOW, NUMBER = 1_800_000_000, 3
 FEDERATION, RUN = "reviews", "0123456789abcdef"
-WEIGHTS = (16, 64, 256, 32, 128)
+CLASSES, WEIGHTS = (16, 64, 256, 32, 128), (16, 48, 48, 32, 48)  # none above 16 + 32 (M32)
 
 
 def identities() -> tuple[SigningKey, Roster, tuple[Keys, ...]]:
@@ -64,11 +64,11 @@ def terms_of(roster: Roster, asked: tuple[Keys, ...]) -> Terms:
             epoch=1,
             not_after=NOW + 24 * 3600,
             identity=keys.identity.public,
-            size_class=weight,
+            size_class=size_class,
             mask_key=keys.mask.public,
             share_key=keys.share.public,
         ).signed_by(keys.identity)
-        for keys, weight in zip(asked, WEIGHTS, strict=True)
+        for keys, size_class in zip(asked, CLASSES, strict=True)
     )
     terms = Terms(
         federation=FEDERATION,

@@ -75,7 +75,7 @@ def canary_audit(
     included = np.concatenate([planted.included for planted in audited.pcs])
     whole = np.concatenate(scores)
     privacy = audited.results.privacy
-    attempts = max((one.attempt for one in audited.results.rounds), default=0)
+    attempts = audited.results.charged
     promised = None
     if not audited.results.not_private and attempts:
         promised = epsilon_pld([make_plan(settings).mechanism(attempts)], privacy.delta)

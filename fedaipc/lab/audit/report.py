@@ -124,7 +124,7 @@ def run_audit(
             say(f"epsilon {name}: {runs} runs for membership inference")
             membership = membership_attack(own, data, place / "membership", runs)
         privacy, results = audited.results.privacy, audited.results
-        attempts = max((one.attempt for one in results.rounds), default=0)
+        attempts = results.charged
         one = Setting(
             epsilon=epsilon,
             noise_multiplier=privacy.noise_multiplier,

@@ -71,7 +71,7 @@ def state_of(folder: Path, cell: Cell) -> State:
     """Whether the cell has finished, has failed, or is to be run."""
     place = cell_folder(folder, cell)
     with suppress(OutputError):
-        if Results.load(place / RUN_FOLDER).status != "running":
+        if not Results.load(place / RUN_FOLDER).unfinished:
             return "done"
     return "failed" if (place / ERROR_FILE).is_file() else "open"
 

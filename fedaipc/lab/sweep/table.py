@@ -144,7 +144,7 @@ def _row(folder: Path, cell: Cell) -> Row:
     results = Results.load(place / RUN_FOLDER)
     privacy, rounds = results.privacy, results.rounds
     test, validation = results.test, results.validation
-    attempts = max((one.attempt for one in rounds), default=0)
+    attempts = results.charged
     asked = sum(one.asked for one in rounds)
     planned = privacy.planned_epsilon
     return Row(

@@ -1,0 +1,341 @@
+"""One PC must not cost the others: who is asked, who is left out, and what each was charged."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, RecordDict
+
+from fedaipc.coordinator import membership, participation
+from fedaipc.errors import BudgetExhausted, RoundError, RunOver
+from fedaipc.federation.job import make_job
+from fedaipc.federation.messages import (
+    EXHAUSTED,
+    REFUSED,
+    UNABLE,
+    Readiness,
+    encode_refusal,
+)
+from fedaipc.privacy.plan import charged_epsilon, filter_order
+from tests.coordinator import fakes
+from tests.coordinator.fakes import Answer, FakeGrid, FakePc, Ran, attempt
+from tests.federation.parts import LABELS, tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedaipc.federation.messages import MaskRequest
+
+Pcs = Any
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "_START_SECONDS", 0.5)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Moves the clock by which PCs rest."""
+
+    def move(seconds: float) -> None:
+        clock = SimpleNamespace(time=lambda: time.time() + seconds)
+        monkeypatch.setattr(participation, "time", clock)
+
+    return move
+
+
+def run(folder: Path, members: list[FakePc], *changes: str) -> Ran:
+    quick = ("federation.stage_timeout=2", "federation.round_timeout=3")
+    return fakes.run(folder, FakeGrid(members), *quick, *changes)
+
+
+def refuse(word: str, charged: int | None = 0) -> Any:
+    return lambda _: Readiness(word, charged).encode()
+
+
+def crash(_: MaskRequest) -> Answer:
+    return Error(code=100, reason="")
+
+
+# Before anybody is charged
+
+
+@pytest.mark.parametrize("word", [REFUSED, UNABLE])
+def test_a_refusal_without_which_no_sum_is_had_costs_nobody_and_is_named(
+    tmp_path: Path, pcs: Pcs, word: str
+) -> None:
+    """Three PCs are the fewest that can be summed, and one has an owner who allows less."""
+    members = pcs(3)
+    members[1].ready = refuse(word)
+    for _ in range(3):  # the server tries again, for days perhaps
+        ran = run(tmp_path, members)
+        assert type(ran.error) is RoundError
+        assert "pc-1" in str(ran.error)
+        assert "min_pcs" not in str(ran.error)
+    assert [pc.asked for pc in members] == [[], [], []]
+    assert ran.rounds == []
+    members[1].ready = None  # the owner has changed the rule: no attempt was used up
+    ran = run(tmp_path, members)
+    assert ran.error is None
+    assert [r.attempt for r in ran.rounds] == [1, 2]
+
+
+def test_a_pc_that_refused_for_good_is_not_asked_again_and_the_others_go_on(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    members = pcs(5)
+    members[2].ready = refuse(REFUSED)
+    ran = run(tmp_path, members, "federation.rounds=4")
+    assert ran.error is None
+    assert len(members[2].offered) == 1
+    assert [pc.charged for pc in members] == [4, 4, 0, 4, 4]
+    assert [(r.asked, r.arrived, r.declined, r.dropped) for r in ran.rounds] == [
+        (5, 4, 1, 0), (4, 4, 0, 0), (4, 4, 0, 0), (4, 4, 0, 0),
+    ]  # fmt: skip
+
+
+def test_a_pc_that_is_not_able_now_is_asked_again(tmp_path: Path, pcs: Pcs) -> None:
+    members = pcs(5)
+    members[2].ready = lambda offer: Readiness(UNABLE if offer.round == 1 else None, 0).encode()
+    ran = run(tmp_path, members, "federation.rounds=3")
+    assert ran.error is None
+    assert [pc.charged for pc in members] == [3, 3, 2, 3, 3]
+
+
+def test_all_agree_to_the_very_terms_that_the_round_then_has(tmp_path: Path, pcs: Pcs) -> None:
+    """Where one declines, terms change, and the others are asked again."""
+    members = pcs(6)
+    members[5].ready = refuse(REFUSED)
+    members[0].ready = lambda offer: Readiness(
+        UNABLE if len(members[0].offered) == 2 else None, 0
+    ).encode()
+    ran = run(tmp_path, members, "federation.rounds=1", "sealing.least=0.6")
+    assert ran.error is None
+    for pc in members[1:5]:
+        assert len(pc.offered) == 3
+        assert [offer.terms for offer in pc.offered][-1:] == [r.terms for r in pc.asked]
+    assert [pc.charged for pc in members] == [0, 1, 1, 1, 1, 0]
+
+
+BROKEN: list[Answer] = [
+    None,
+    Error(code=100, reason=""),
+    RecordDict(),
+    RecordDict({"ready": ConfigRecord()}),
+    RecordDict({"ready": ConfigRecord({"charged": -1})}),
+    RecordDict({"ready": ConfigRecord({"charged": 1.5})}),
+    RecordDict({"ready": ConfigRecord({"charged": 0, "refusal": "perhaps"})}),
+]
+
+
+@pytest.mark.parametrize("answer", BROKEN, ids=range(len(BROKEN)))
+def test_who_does_not_say_that_it_takes_part_does_not(
+    tmp_path: Path, pcs: Pcs, answer: Answer
+) -> None:
+    members = pcs(5)
+    members[4].ready = lambda _: answer
+    ran = run(tmp_path, members, "federation.rounds=1", "federation.round_timeout=0.3")
+    assert ran.error is None
+    assert [pc.charged for pc in members] == [1, 1, 1, 1, 0]
+    assert [(r.asked, r.arrived, r.dropped) for r in ran.rounds] == [(5, 4, 1)]
+
+
+def test_when_all_refuse_the_run_is_over_and_nobody_was_charged(tmp_path: Path, pcs: Pcs) -> None:
+    members = pcs(4)
+    for pc in members:
+        pc.ready = refuse(REFUSED)
+    ran = run(tmp_path, members)
+    assert isinstance(ran.error, RunOver)
+    assert "every PC refuses" in str(ran.error)
+    assert not any(pc.asked for pc in members)
+
+
+def test_budgets_that_are_spent_end_the_run_before_it_charges_the_others(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    members = pcs(3)
+    members[0].ready = lambda offer: Readiness(
+        EXHAUSTED if offer.round == 2 else None, members[0].charged
+    ).encode()
+    ran = run(tmp_path, members)
+    assert isinstance(ran.error, BudgetExhausted)
+    assert [pc.charged for pc in members] == [1, 1, 1]
+
+
+# Who makes attempts void
+
+
+def test_pcs_that_crash_in_each_round_are_left_out_after_a_second_chance(
+    tmp_path: Path, pcs: Pcs, later: Any
+) -> None:
+    """Two of five run out of memory: four are needed, so each attempt with both is lost."""
+    members = pcs(5)
+    for pc in members[:2]:
+        pc.mask = crash
+    ran = run(tmp_path, members, "federation.rounds=1")
+    assert type(ran.error) is RoundError
+    assert [r.void for r in ran.rounds] == [True, True]
+    for _ in range(3):  # the server comes back and tries
+        ran = run(tmp_path, members, "federation.rounds=1")
+        assert "pc-0 fell silent in 2 void attempts" in str(ran.error)
+        assert "pc-1 fell silent in 2 void attempts" in str(ran.error)
+    assert [pc.charged for pc in members] == [2, 2, 2, 2, 2]
+    later(3600)
+    members[0].mask = None  # somebody gave it more memory
+    ran = run(tmp_path, members, "federation.rounds=1")
+    assert ran.error is None
+    assert [r.arrived for r in ran.rounds] == [4]
+    assert [pc.charged for pc in members] == [3, 3, 3, 3, 3]
+
+
+def test_where_the_others_suffice_they_go_on_without_those_that_made_it_void(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    """Seven of ten are needed: two always crash, and two others were away for a moment."""
+    members = pcs(10)
+    for pc in members[:4]:
+        pc.mask = lambda request, pc=pc: (
+            crash(request) if attempt(request) == 1 or pc.number < 2 else pc.usual_mask(request)
+        )
+    ran = run(tmp_path, members, "federation.rounds=4")
+    assert ran.error is None
+    # 1: four are silent. 2: six are too few, so all get another chance, and two fail. Then eight.
+    assert [r.void for r in ran.rounds] == [True, False, False, False, False]
+    assert [pc.charged for pc in members] == [2, 2, 5, 5, 5, 5, 5, 5, 5, 5]
+
+
+def test_a_member_that_vanishes_before_the_sum_is_unmasked_rests_too(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    members = pcs(3)
+    members[2].member = lambda *_: None
+    ran = run(tmp_path, members, "federation.stage_timeout=0.3")
+    assert "pc-2 fell silent in 2 void attempts" in str(ran.error)
+    assert [pc.charged for pc in members] == [2, 2, 2]
+
+
+def test_pcs_that_are_made_to_vanish_do_not_rest(tmp_path: Path, pcs: Pcs) -> None:
+    """A simulation of drop-outs goes through its attempts."""
+    members = pcs(3)
+    members[0].mask = lambda request: (
+        crash(request) if attempt(request) < 4 else members[0].usual_mask(request)
+    )
+    ran = run(tmp_path, members, "federation.rounds=1", "federation.drop_out=0.5")
+    assert ran.error is None
+    assert [r.void for r in ran.rounds] == [True, True, True, False]
+
+
+def test_a_run_that_waits_uses_up_no_attempt_and_gets_new_keys(tmp_path: Path, pcs: Pcs) -> None:
+    members = pcs(3)
+    for _ in range(5):
+        ran = fakes.run(tmp_path, FakeGrid(members[:2]), members=members[2:])
+        assert "too few PCs" in str(ran.error)
+    counters = json.loads((tmp_path / "counters.json").read_text())
+    assert counters == {"attempt": 0, "epoch": 5}
+    assert run(tmp_path, members).error is None
+
+
+def test_a_draw_that_too_few_answer_is_drawn_anew(tmp_path: Path, pcs: Pcs) -> None:
+    """Each attempt of a fraction asks others; the ones of a draw may be gone for good."""
+    members = pcs(9)
+    for pc in members[:4]:
+        pc.ready = refuse(UNABLE)
+    changes = ("federation.fraction=0.4", "federation.rounds=1")
+    for _ in range(10):
+        ran = run(tmp_path, members, *changes)
+        if ran.error is None:
+            break
+        assert type(ran.error) is RoundError
+    assert ran.error is None
+    assert sum(pc.charged for pc in members) == 3
+
+
+# What was charged
+
+
+class Killed(BaseException):
+    pass
+
+
+def epsilon(charges: int) -> float:
+    """Of so many attempts, as a fresh ledger of this job has it."""
+    settings = tiny("federation.pcs=3", "federation.rounds=4")
+    job = make_job(settings, LABELS, "0" * 64, "0123456789abcdef", (32, 64), 1)
+    order = filter_order(job.plan, job.rounds, settings.privacy.lifetime_epsilon)
+    return charged_epsilon(job.plan, charges, order)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the charge", "after it"])
+def test_what_a_run_shows_as_spent_is_what_the_ledgers_were_charged(
+    tmp_path: Path, pcs: Pcs, before: bool
+) -> None:
+    """However often the coordinator is killed, and whatever it had sent by then."""
+    members, killed = pcs(3), 0
+
+    def kill(request: MaskRequest) -> Answer:
+        nonlocal killed
+        if request.round == 2 and killed < 2:
+            killed += 1
+            if before:
+                members[0].charged -= 1
+            raise Killed
+        return members[0].usual_mask(request)
+
+    members[0].mask = kill
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run(tmp_path, members, "federation.rounds=4")
+    for pc in members:  # whatever of them had been reached
+        pc.charged = 1 if before else 3
+    ran = run(tmp_path, members, "federation.rounds=4")
+    assert ran.error is None
+    last = ran.checkpoint.rounds[-1]
+    assert last.attempt == 6
+    assert last.charged == max(pc.charged for pc in members) == (4 if before else 6)
+    assert last.epsilon == epsilon(last.charged)
+
+
+def test_an_attempt_that_was_cut_off_counts_until_the_ledgers_say_otherwise(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    """A PC that was charged in it and is gone for good has told nobody."""
+    members = pcs(4)
+
+    def kill(_: MaskRequest) -> Answer:
+        raise Killed
+
+    members[0].mask = kill
+    with pytest.raises(Killed):
+        run(tmp_path, members, "federation.rounds=1")
+    for pc in members:
+        pc.charged = 0
+    gone = FakeGrid(members[1:])
+    ran = fakes.run(tmp_path, gone, "federation.rounds=1", members=members[:1])
+    assert ran.error is None
+    assert ran.rounds[-1].charged == 1
+
+
+def test_a_pc_that_declines_with_the_model_in_hand_was_not_charged(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    members = pcs(5)
+    members[3].mask = lambda _: encode_refusal(REFUSED)
+    for pc in members:
+        pc.ready = lambda offer, pc=pc: Readiness(None, 0).encode()  # none knows better
+    ran = run(tmp_path, members, "federation.rounds=1")
+    assert ran.error is None
+    assert ran.checkpoint.charges[members[3].identity] == 0
+    assert ran.checkpoint.charges[members[0].identity] == 1
+
+
+def test_a_pc_cannot_make_a_run_look_dearer_than_its_attempts(tmp_path: Path, pcs: Pcs) -> None:
+    members = pcs(3)
+    members[1].ready = lambda _: Readiness(None, 10**9).encode()
+    ran = run(tmp_path, members)
+    assert ran.error is None
+    assert [r.charged for r in ran.rounds] == [1, 2]
