@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
+from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 from pydantic import ValidationError
 
 import fedaipc.results as module
 from fedaipc.errors import OutputError
-from fedaipc.results import RESULTS_FILE, Results
+from fedaipc.results import LOCK_FILE, RESULTS_FILE, Results
 from tests.report.factory import begun_results, make_results
 
 if TYPE_CHECKING:
@@ -31,7 +35,29 @@ def test_written_results_read_back_equal(tmp_path: Path, private: bool) -> None:
 def test_a_run_that_has_just_begun_can_be_written(tmp_path: Path) -> None:
     results = begun_results()
     results.write(tmp_path)
-    assert Results.load(tmp_path) == results
+    with FileLock(tmp_path / LOCK_FILE):
+        assert Results.load(tmp_path) == results
+    assert Results.load(tmp_path) == results.model_copy(update={"status": "interrupted"})
+
+
+def test_a_run_is_interrupted_where_no_process_works_on_it(tmp_path: Path) -> None:
+    """Whatever its file says; and to look neither makes a lock nor keeps one."""
+    begun_results().write(tmp_path)
+    assert Results.load(tmp_path).status == "interrupted"
+    assert [file.name for file in tmp_path.iterdir()] == [RESULTS_FILE]
+    holder = (
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holder, str(tmp_path / LOCK_FILE)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert Results.load(tmp_path).status == "running"
+        process.kill()
+    assert Results.load(tmp_path).status == "interrupted"
+    with FileLock(tmp_path / LOCK_FILE, timeout=0):
+        pass
 
 
 def _load_changed(folder: Path, **changes: Any) -> Results:

@@ -33,7 +33,9 @@ def predict(
     folder = run / "model"
     if not folder.is_dir():
         if (run / RESULTS_FILE).is_file():
-            raise OutputError(f"{run}: has no model yet; `fedaipc simulate --resume` goes on")
+            raise OutputError(
+                f"{run}: has no model yet; `fedaipc simulate --resume {run}` finishes the run"
+            )
         folder = run
     model = Exported.load(folder)
     for reason in model.not_private:

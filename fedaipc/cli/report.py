@@ -51,6 +51,10 @@ def report(
         typer.echo(json.dumps(trees if len(trees) > 1 else trees[0], indent=2))
         return
     _show(results)
+    for run, one in zip(runs, results, strict=True):
+        if one.status == "interrupted":
+            resume = "train --resume NAME" if one.engine == "fleet" else f"simulate --resume {run}"
+            typer.echo(f"{run}: was interrupted; `fedaipc {resume}` continues it")
     for path in written:
         typer.echo(f"wrote {path}")
 

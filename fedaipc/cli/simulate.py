@@ -204,7 +204,7 @@ class WarmUpBar:
 
 
 class Display:
-    """A live bar on a terminal, a line per evaluated round elsewhere."""
+    """A live bar on a terminal, a line per round elsewhere; both with the time that is left."""
 
     def __init__(self, console: Console, settings: Settings) -> None:
         self._console = console
@@ -221,6 +221,7 @@ class Display:
         )
         self._task = self._bar.add_task("first round: frozen layers", total=self._rounds)
         self._accuracy = ""
+        self._seconds: list[float] = []
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -246,6 +247,18 @@ class Display:
         pcs = f"{result.arrived} of {result.asked} PCs"
         words = [pcs, self._accuracy, spent] + (["void"] if result.void else [])
         line = ", ".join(word for word in words if word)
-        self._bar.update(self._task, completed=result.round - result.void, description=line)
-        if not self._live and (result.validation is not None or result.void):
+        done = result.round - result.void
+        self._bar.update(self._task, completed=done, description=line)
+        self._seconds.append(result.seconds)
+        if not self._live:
+            line += self._left(self._rounds - done)
             self._console.print(f"round {result.round}/{self._rounds}: {line}", highlight=False)
+
+    def _left(self, rounds: int) -> str:
+        """Of the last rounds, since the first one takes longest."""
+        from fedaipc.report.words import duration_text
+
+        if not rounds:
+            return ""
+        recent = self._seconds[1:][-20:] or self._seconds
+        return f", about {duration_text(rounds * sum(recent) / len(recent))} left"

@@ -17,13 +17,13 @@ from fedaipc import lifeline
 from fedaipc.errors import BudgetExhausted, EngineError, FedaipcError, RoundError, RunOver
 from fedaipc.fleet.runs import RUNNING_FILE, clear_why, tell_why, unwant
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
+from fedaipc.results import LOCK_FILE
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from fedaipc.results import RoundResult
 
-_LOCK_FILE = ".coordinating"
 _LOCK_SECONDS = 30.0  # that the last coordinator of this run may take to go
 _log = logging.getLogger("fedaipc")
 
@@ -46,7 +46,7 @@ def main() -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), leave)
     try:
-        with FileLock(folder / _LOCK_FILE, timeout=_LOCK_SECONDS):
+        with FileLock(folder / LOCK_FILE, timeout=_LOCK_SECONDS):
             _run(folder, state)
     except FedaipcError as error:
         _log.error("%s", error)

@@ -128,6 +128,8 @@ def running(folder: Path) -> dict[str, Any] | None:
 def run_status(run: Path) -> str:
     """One word for people: finished, stopped, halted, running or waiting."""
     word = Results.load(run).status if (run / RESULTS_FILE).is_file() else "waiting"
-    if word in {"running", "waiting"} and not (run / WANTED_FILE).is_file():
+    if word in {"finished", "stopped"}:
+        return word
+    if not (run / WANTED_FILE).is_file():
         return "halted"
-    return word
+    return "running" if word == "running" else "waiting"  # for its coordinator to come back

@@ -161,6 +161,13 @@ def base_text(results: Results) -> str:
     return f"{warm.base}, warmed up on {warm.texts:,} public texts of {warm.source}"
 
 
+_UNFINISHED = {
+    "running": "The run has not finished.",
+    "interrupted": "The run was interrupted and can be resumed.",
+    "stopped": "The run stopped early: lifetime budgets were spent.",
+}
+
+
 def headline(results: Results) -> str:
     """What was trained, on how many PCs, how good it is, and what it cost in privacy."""
     model, test = results.model, results.test
@@ -170,8 +177,8 @@ def headline(results: Results) -> str:
         f"{count_text(pc_count(results), kind)} over {count_text(done_rounds(results), 'round')}."
     )
     parts = [trained]
-    if results.status != "finished":
-        parts.append("The run has not finished." if results.status == "running" else "It stopped.")
+    if results.status in _UNFINISHED:
+        parts.append(_UNFINISHED[results.status])
     if test is not None:
         guess = results.data.majority
         beside = "" if guess is None else f"; always the commonest label: {guess:.3f}"

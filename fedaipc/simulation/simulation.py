@@ -40,7 +40,7 @@ from fedaipc.pc.client_app import pc_folder
 from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import filter_order, make_plan
-from fedaipc.results import RESULTS_FILE, Engine, Results, RoundResult
+from fedaipc.results import LOCK_FILE, RESULTS_FILE, Engine, Results, RoundResult
 from fedaipc.sealing.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
 from fedaipc.simulation.flower_adapter import run_in_process
@@ -346,7 +346,7 @@ def _new_folder(parent: Path, name: str) -> Path:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / LOCK_FILE, timeout=0):
             yield
     except Timeout:
         raise RoundError(f"{folder}: another process is running this job") from None

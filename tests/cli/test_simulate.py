@@ -263,7 +263,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(
     assert (process.returncode, said.count("\n")) == (130, 1)
     assert "simulate --resume" in said
     stopped = Results.load(Path("out/run"))
-    assert stopped.status == "running"
+    assert stopped.status == "interrupted"
     assert 1 <= len(stopped.rounds) < 60
     ran = fedaipc("simulate", "--resume", "out/run")
     assert ran.code == 0, ran.err
