@@ -24,6 +24,8 @@ label, a count or any other value of a PC's data. `exit_code` is what the comman
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 
 class FedaipcError(Exception):
     """Base of every error that fedaipc raises on purpose."""
@@ -97,3 +99,8 @@ class BadDealer(SealingError):  # noqa: N818 - it names who is at fault
     def __init__(self, dealer: bytes) -> None:
         super().__init__(f"PC {dealer.hex()[:16]} dealt shares of another key than it used")
         self.dealer = dealer
+
+
+def check_clock() -> str:
+    """What to do where a date does not fit, beside what its issuer can do."""
+    return f"check this machine's clock, which says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(fedaipc.__file__).parent
 
-_GROUND = {"errors", "config", "files", "lifeline"}
+_GROUND = {"errors", "config", "files", "lifeline", "surroundings"}
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),  # the package itself: its version
     "errors": set(),
     "files": set(),
     "lifeline": set(),
+    "surroundings": set(),
     "config": {"errors"},
     "results": _GROUND,
     "data": _GROUND,
@@ -46,7 +47,18 @@ ALLOWED: dict[str, set[str]] = {
     | {"sealing", "federation", "pc", "coordinator", "admission", "simulation", "fleet"}
     | {"report", "doctor", "lab", "certificate"},
 }
-LIGHT = {"", "errors", "config", "files", "lifeline", "results", "data", "report", "cli"}
+LIGHT = {
+    "",
+    "errors",
+    "config",
+    "files",
+    "lifeline",
+    "surroundings",
+    "results",
+    "data",
+    "report",
+    "cli",
+}
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}
 FLOWER = {"federation", "pc", "coordinator", "simulation", "fleet"}  # may use its public API
 FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
@@ -55,7 +67,7 @@ INSIDE = {
     "fedaipc.simulation.flower_adapter",
     *(
         f"fedaipc.fleet.{m}"
-        for m in ("grid", "guard", "node", "node_auth", "registry", "superlink", "wire")
+        for m in ("clients", "grid", "guard", "node", "node_auth", "registry", "superlink", "wire")
     ),
 }
 ENGINE = "fedaipc.simulation.flower_engine"

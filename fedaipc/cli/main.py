@@ -24,6 +24,7 @@ from fedaipc.cli import (
     simulate,
 )
 from fedaipc.errors import FedaipcError
+from fedaipc.surroundings import settle
 
 app = typer.Typer(
     name="fedaipc",
@@ -70,6 +71,7 @@ def _main(
 
 def run() -> None:
     """Console entry: errors that fedaipc raises on purpose end as one line on stderr."""
+    settle()
     # Weights are either local or asked for by id; nothing is reported to anyone.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

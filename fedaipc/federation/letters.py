@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, ValidationError, field_validator
 
 from fedaipc.config import NAME, Section
-from fedaipc.errors import AdmissionError, SealingError
+from fedaipc.errors import AdmissionError, SealingError, check_clock
 from fedaipc.federation.node_key import NodeKey
 from fedaipc.federation.server_folder import ADDRESS
 from fedaipc.sealing.keys import SigningKey, fingerprint, verify
@@ -67,7 +67,9 @@ class Letter(Section):
                 "again"
             ) from None
         if letter.not_after < time.time():
-            raise AdmissionError(f"{what} is out of date: ask {cls.issuer_name} for a new one")
+            raise AdmissionError(
+                f"{what} is out of date: ask {cls.issuer_name} for a new one, or {check_clock()}"
+            )
         return letter
 
     @property

@@ -84,7 +84,13 @@ class Nodes(Section):
 
 def server_until(path: Path) -> datetime:
     """When the certificate ends. Raises AdmissionError where it cannot be read."""
+    return server_period(path)[1]
+
+
+def server_period(path: Path) -> tuple[datetime, datetime]:
+    """From when until when it is valid. Raises AdmissionError where it cannot be read."""
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise AdmissionError(f"{path}: the certificate cannot be read ({error})") from None
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ssl
 import time
-import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 
 from fedaipc.errors import AdmissionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _LARGEST = 9_000_000  # bytes of an answer; Flower sends arrays in chunks of 5 MiB
 _GRACE = 30.0  # s that an answer may take,
@@ -24,11 +23,11 @@ _RATE = 16 * 2**10  # and how many bytes earn another second
 _TIMEOUT = 30.0  # s for a connection, and for any piece of an answer
 
 
-def bounded_client(address: str, authority: bytes) -> httpx.Client:
-    """For calls to `address` (host:port), whose certificate is of `authority` (PEM) alone.
+def bounded_client(authority: bytes, proxy: httpx.Proxy | None = None) -> httpx.Client:
+    """For calls to a server whose certificate is of `authority` (PEM) alone, through `proxy`.
 
-    The owner's proxy is used where the system names one; it sees no content. Raises AdmissionError
-    where `authority` is no certificate, or the proxy is of a kind that is not known.
+    Nothing is read from the environment: no proxy, and no file of certificates. Raises
+    AdmissionError where `authority` is no certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -38,39 +37,10 @@ def bounded_client(address: str, authority: bytes) -> httpx.Client:
         raise AdmissionError(
             f"the federation's TLS authority cannot be read ({error}); enrol this PC anew"
         ) from None
-    proxy = _proxy(address.rpartition(":")[0].strip("[]"))
     inner = httpx.HTTPTransport(verify=context, trust_env=False, proxy=proxy)
     return httpx.Client(
         transport=Bounded(inner), timeout=_TIMEOUT, trust_env=False, follow_redirects=False
     )
-
-
-def _proxy(host: str) -> str | None:
-    known = urllib.request.getproxies()
-    proxy = known.get("https") or known.get("all")
-    if not proxy or urllib.request.proxy_bypass(host):
-        return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    if not proxy.startswith(("http://", "https://")):
-        raise AdmissionError(
-            f"the proxy {proxy} is none for HTTP: unset it, or name {host} in no_proxy"
-        )
-    return proxy
-
-
-class LetGo:
-    """An interceptor of Flower's clients: an answer is gone as soon as nobody needs it.
-
-    httpx ties each response to itself, so that chunks of 5 MiB would stay until a collection of
-    garbage, which comes seldom in a process with as many objects as torch makes.
-    """
-
-    def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
-        """Untie what was read."""
-        response = call_next(context)
-        if response.is_closed:
-            response.stream = httpx.ByteStream(b"")
-        return response
 
 
 class Bounded(httpx.BaseTransport):

@@ -42,7 +42,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedaipc.errors import EncodingError, EngineError
 from fedaipc.files import write_atomic
-from fedaipc.fleet.bounded import LetGo
+from fedaipc.fleet.clients import LetGo, loopback
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
 
@@ -95,9 +95,9 @@ class FleetGrid(Grid):
             run, bundle = registry.start_run(secrets.token_hex(8))
         finally:
             registry.close()
-        executor = RuntimeHttpClient.from_server_address(
-            self._address, True, None,
-            interceptors=[
+        executor = loopback(
+            RuntimeHttpClient, self._address,
+            [
                 RuntimeVersionHttpInterceptor("SuperExec"),
                 SuperExecAuthHttpInterceptor(
                     master_secret=self._secret,
@@ -110,9 +110,9 @@ class FleetGrid(Grid):
             claim = executor.AcquireTask(AcquireTaskRequest(agentapp_fab_hashes=[bundle]))
         if not claim.token or claim.task.run_id != run:
             raise EngineError("the server's SuperLink gave the run's task to another process")
-        self._client = RuntimeHttpClient.from_server_address(
-            self._address, True, None,
-            interceptors=[
+        self._client = loopback(
+            RuntimeHttpClient, self._address,
+            [
                 LetGo(),
                 RuntimeVersionHttpInterceptor("flwr-serverapp"),
                 RuntimeTokenHttpInterceptor(claim.token),

@@ -39,8 +39,11 @@ from google.protobuf.message import DecodeError
 
 from fedaipc.errors import EncodingError
 from fedaipc.files import write_atomic, write_private
-from fedaipc.fleet.bounded import LetGo, bounded_client
+from fedaipc.fleet.bounded import bounded_client
+from fedaipc.fleet.clients import LetGo, flower_client
 from fedaipc.fleet.node_auth import NodeAuth
+from fedaipc.fleet.proxy import proxy_for
+from fedaipc.fleet.trouble import why
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
 from fedaipc.pc.pc import serving
 
@@ -97,13 +100,11 @@ class FleetNode:
         self._folder, self._app, self._may_work = folder, app, may_work
         self._largest, self._each_hour = largest, each_hour
         self._resting = False
-        self._fleet = FleetHttpClient(
-            f"https://{address}",
-            interceptors=[LetGo(), RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
-        )
-        client = bounded_client(address, authority)
-        self._fleet._client.close()  # noqa: SLF001
-        self._fleet._client = client  # noqa: SLF001
+        self._proxy = proxy_for(address)
+        self._fleet = flower_client(
+            FleetHttpClient, f"https://{address}", bounded_client(authority, self._proxy),
+            [LetGo(), RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
+        )  # fmt: skip
         self._file, self._promised = folder / _NODE_FILE, folder / _PROMISE_FILE
         self._node: NodeId | None = None
         self._heard = time.monotonic()
@@ -155,7 +156,7 @@ class FleetNode:
                 _log.warning("the server refuses with status %d", error.response.status_code)
             except httpx.HTTPError as error:
                 self._node = None  # say at once that we are back
-                _log.warning("the server cannot be reached: %s", _why(error))
+                _log.warning("the server cannot be reached: %s", why(error, self._proxy))
             except Exception as error:  # noqa: BLE001 - whatever a server answers, or a full disk
                 self._node = None
                 _log.warning("this PC could not go on (%s)", type(error).__name__)
@@ -164,10 +165,10 @@ class FleetNode:
 
     def _rests(self) -> bool:
         """Whether the owner wants no work now: then the server counts on no answer."""
-        why = self._may_work()
-        if (why is not None) != self._resting:
-            self._resting = why is not None
-            _log.info("at work again" if why is None else f"resting: {why}")
+        reason = self._may_work()
+        if (reason is not None) != self._resting:
+            self._resting = reason is not None
+            _log.info("at work again" if reason is None else f"resting: {reason}")
             if self._resting and self._node is not None:
                 with suppress(Exception):  # whatever the server answers
                     self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
@@ -357,13 +358,3 @@ class FleetNode:
             if self._stop.wait(pause):
                 raise httpx.TransportError("stopping")
             pause = min(5.0, pause * 2)
-
-
-def _why(error: httpx.HTTPError) -> str:
-    text = str(error) or type(error).__name__
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return (
-            "its certificate is not of this federation's authority, is out of date or is for "
-            "another name"
-        )
-    return text.split("\n", maxsplit=1)[0][:200]

@@ -27,6 +27,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 
 from fedaipc.federation.node_key import pem
+from fedaipc.fleet.clients import loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,9 +56,7 @@ class Registry:
     """At the SuperLink with this address on loopback."""
 
     def __init__(self, address: str, secret: bytes) -> None:
-        self._client = ControlHttpClient.from_server_address(
-            address, True, None, interceptors=[_ControlMark(secret)]
-        )
+        self._client = loopback(ControlHttpClient, address, [_ControlMark(secret)])
 
     def let_in(self, keys: Mapping[str, str]) -> tuple[str, ...]:
         """Register these nodes (OpenSSH public key -> name); names of those that cannot be.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import httpx
 from filelock import FileLock, Timeout
 
-from fedaipc.errors import AdmissionError, EngineError, FedaipcError
+from fedaipc.errors import AdmissionError, EngineError, FedaipcError, check_clock
 from fedaipc.federation.server_folder import (
     NODES_FILE,
     SERVER_FILE,
@@ -31,7 +31,7 @@ from fedaipc.federation.server_folder import (
     STATE_FOLDER,
     Facts,
     Nodes,
-    server_until,
+    server_period,
 )
 from fedaipc.files import write_atomic
 from fedaipc.fleet.children import Child, free_port, signals
@@ -226,7 +226,7 @@ class Server:
                 folder / LOG_FILE,
             )
             self._say(f"{name}: begins")
-        self._runs[name].keep(self._env, self._say)
+        self._runs[name].keep(environment(self._state, proxies=True), self._say)  # to fetch a base
 
     def _complain(self, line: str) -> None:
         """Once, and not twice in a second."""
@@ -236,12 +236,17 @@ class Server:
 
     @staticmethod
     def _check_certificate(folder: Path, say: Callable[[str], None]) -> None:
-        until = server_until(folder / SERVER_FILE)
+        since, until = server_period(folder / SERVER_FILE)
+        if since > datetime.now(UTC):
+            raise AdmissionError(
+                f"{folder / SERVER_FILE}: not valid before {since:%Y-%m-%d %H:%M} UTC: "
+                f"{check_clock()}"
+            )
         if until < datetime.now(UTC):
             raise AdmissionError(
-                f"{folder / SERVER_FILE}: out of date since {until:%Y-%m-%d}; give it a new one "
-                "with `fedaipc federation renew FEDERATION --server` where the admission key is, "
-                "and copy the server folder again"
+                f"{folder / SERVER_FILE}: out of date since {until:%Y-%m-%d}; {check_clock()}, or "
+                "give it a new one with `fedaipc federation renew FEDERATION --server` where the "
+                "admission key is, and copy the server folder again"
             )
         if until < datetime.now(UTC) + _SOON:
             say(f"the server's certificate ends on {until:%Y-%m-%d}: renew it soon")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sqlite3
 import sys
 import time
@@ -19,16 +18,17 @@ from typing import Any
 from fedaipc import lifeline
 from fedaipc.federation.server_folder import STATE_FOLDER
 from fedaipc.fleet.admitted import Admitted
+from fedaipc.surroundings import inherited
 
 HOST = "127.0.0.1"
 SECRET_FILE, DATABASE_FILE = "superexec.secret", "state.db"
 UPLOAD_FILE = "largest_upload"  # bytes of the largest answer that the run at hand can have
 
 
-def environment(state: Path) -> dict[str, str]:
+def environment(state: Path, *, proxies: bool = False) -> dict[str, str]:
     """For every process that loads Flower: no telemetry, nothing outside `state`."""
     return {
-        **os.environ,
+        **inherited(proxies=proxies),
         "FLWR_HOME": str(state),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fedaipc.data.sources import read_records
-from fedaipc.errors import BudgetExhausted, ModelError, RoundError
+from fedaipc.errors import BudgetExhausted, ModelError, RoundError, check_clock
 from fedaipc.federation.job import SignedJob
 from fedaipc.federation.round_terms import hash_vector, make_terms
 from fedaipc.model.classifier import Classifier, read_vector
@@ -211,7 +211,7 @@ class Trainer:
         stated = Terms.decode(request.terms)
         own = self._pc.vault.identity.public
         if job.not_after < time.time():
-            raise RoundError("the job is out of date: have it signed again")
+            raise RoundError(f"the job is out of date: have it signed again, or {check_clock()}")
         if roster.version < job.least_roster:
             raise RoundError(
                 "the list of members is older than the job: it still holds PCs that were revoked"

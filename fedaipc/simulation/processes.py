@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 import fedaipc
+from fedaipc.surroundings import inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,7 @@ def undisturbed() -> Iterator[None]:
 def environment(
     folder: Path, mark: str, import_paths: Sequence[Path], *, cluster: bool
 ) -> dict[str, str]:
-    env = dict(os.environ)
+    env = inherited(proxies=False)
     source = Path(fedaipc.__file__).resolve().parent.parent
     paths = [str(path.resolve()) for path in import_paths]
     # An installed package is found anyway, and site-packages must not come before the library.
@@ -112,8 +113,6 @@ def environment(
             "NO_COLOR": "1",
         }
     )
-    for name in ("NO_PROXY", "no_proxy"):  # a proxy must not get between us and loopback
-        env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1"]))
     if not cluster:
         env["RAY_TMPDIR"] = str(folder)
     return env

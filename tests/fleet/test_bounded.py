@@ -7,7 +7,6 @@ import socket
 import ssl
 import threading
 import time
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +57,7 @@ class Liar:
         self._socket.close()
 
     def answer(self) -> bytes:
-        with bounded_client(self.address, self.authority) as client:
+        with bounded_client(self.authority) as client:
             return client.post(f"https://{self.address}/v1/fleet/x", content=b"q").content
 
 
@@ -130,7 +129,7 @@ def test_another_authority_and_tls_1_2_are_refused(liar: Liar, tmp_path: Path) -
 def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
     for content in (b"-----BEGIN CERTIFICATE-----\nno\n", b"", b"\xff"):
         with pytest.raises(AdmissionError, match="enrol this PC anew"):
-            bounded_client("localhost:1", content)
+            bounded_client(content)
 
 
 def test_a_slow_upload_does_not_count_as_a_slow_answer(
@@ -140,27 +139,3 @@ def test_a_slow_upload_does_not_count_as_a_slow_answer(
     liar.parts = [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"]
     liar.pause = 1.0  # before its head comes
     assert liar.answer() == b"hello"
-
-
-@pytest.mark.parametrize(
-    ("proxies", "used"),
-    [
-        ({}, None), ({"https": "proxy:3128"}, "http://proxy:3128"),
-        ({"https": "http://proxy:3128"}, "http://proxy:3128"),
-        ({"all": "https://proxy"}, "https://proxy"), ({"http": "http://other"}, None),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_the_systems_proxy_is_used(
-    monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], used: str | None
-) -> None:
-    monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
-    monkeypatch.setattr(urllib.request, "proxy_bypass", lambda host: host == "inside")
-    assert bounded._proxy("fleet.example") == used
-    assert bounded._proxy("inside") is None
-
-
-def test_a_proxy_of_another_kind_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "socks5://x"})
-    with pytest.raises(AdmissionError, match="none for HTTP"):
-        bounded._proxy("fleet.example")

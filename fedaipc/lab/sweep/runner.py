@@ -23,6 +23,7 @@ from fedaipc.federation.job_folder import JOB_FILE
 from fedaipc.files import write_atomic
 from fedaipc.lab.sweep.cells import CELL_FILE, ERROR_FILE, RUN_FOLDER
 from fedaipc.results import Results
+from fedaipc.surroundings import inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -177,7 +178,7 @@ class Runner:
     def _environment(self, cell: Cell) -> dict[str, str]:
         threads = None if cell.settings is None else cell.settings.speed.threads
         count = threads or max(1, (os.cpu_count() or 1) // self._parallel)
-        return {**os.environ, "OMP_NUM_THREADS": str(count), "COLUMNS": "200"}
+        return {**inherited(), "OMP_NUM_THREADS": str(count), "COLUMNS": "200"}
 
     def _ended(self, job: _Job, progress: Progress) -> None:
         if job.process.stdin is not None:
