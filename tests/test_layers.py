@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(fedaipc.__file__).parent
 
-_GROUND = {"errors", "config", "files", "lifeline", "surroundings"}
+_GROUND = {"errors", "config", "files", "lifeline", "stopping", "streams", "surroundings"}
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),  # the package itself: its version
     "errors": set(),
     "files": set(),
     "lifeline": set(),
+    "stopping": set(),
+    "streams": set(),
     "surroundings": set(),
     "config": {"errors"},
     "results": _GROUND,
@@ -67,7 +69,17 @@ INSIDE = {
     "fedaipc.simulation.flower_adapter",
     *(
         f"fedaipc.fleet.{m}"
-        for m in ("clients", "grid", "guard", "node", "node_auth", "registry", "superlink", "wire")
+        for m in (
+            "answers",
+            "clients",
+            "grid",
+            "guard",
+            "node",
+            "node_auth",
+            "registry",
+            "superlink",
+            "wire",
+        )
     ),
 }
 ENGINE = "fedaipc.simulation.flower_engine"

@@ -24,6 +24,7 @@ from fedaipc.cli import (
     simulate,
 )
 from fedaipc.errors import FedaipcError
+from fedaipc.streams import forgiving
 from fedaipc.surroundings import settle
 
 app = typer.Typer(
@@ -72,6 +73,11 @@ def _main(
 def run() -> None:
     """Console entry: errors that fedaipc raises on purpose end as one line on stderr."""
     settle()
+    with forgiving():
+        _run()
+
+
+def _run() -> None:
     # Weights are either local or asked for by id; nothing is reported to anyone.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,8 +19,7 @@ from fedaipc.errors import EngineError
 from fedaipc.fleet.superlink import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+    from collections.abc import Callable
 
 _START = 60.0  # s that a process may take to be there
 _STOP = 25.0  # s that it may take to go
@@ -150,22 +149,6 @@ def free_port(host: str, wanted: int = 0) -> int:
                 "another --port or --bind, or stop what uses it"
             ) from None
         return int(probe.getsockname()[1])
-
-
-@contextmanager
-def signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block, what asks a process to end calls `stop`."""
-    names = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, n)]
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop()
-
-    before = {name: signal.signal(name, handle) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def _appended(path: Path) -> IO[bytes]:

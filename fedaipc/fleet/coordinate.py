@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
+import os
 import sys
+import threading
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,13 +20,13 @@ from fedaipc.errors import BudgetExhausted, EngineError, FedaipcError, RoundErro
 from fedaipc.fleet.runs import RUNNING_FILE, clear_why, tell_why, unwant
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
 from fedaipc.results import LOCK_FILE
+from fedaipc.stopping import STOPPED, Stop, signals
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from fedaipc.results import RoundResult
 
 _LOCK_SECONDS = 30.0  # that the last coordinator of this run may take to go
+_LEAVE_SECONDS = 5.0  # that this one has to tell the SuperLink that it goes
 _log = logging.getLogger("fedaipc")
 
 
@@ -38,16 +40,11 @@ def main() -> int:
     folder, state = Path(sys.argv[1]), Path(sys.argv[2])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    for name in ("SIGTERM", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), leave)
+    stop = Stop()
+    threading.Thread(target=_end_soon, args=(stop,), name="stopping", daemon=True).start()
     try:
-        with FileLock(folder / LOCK_FILE, timeout=_LOCK_SECONDS):
-            _run(folder, state)
+        with signals(stop.set), FileLock(folder / LOCK_FILE, timeout=_LOCK_SECONDS):
+            _run(folder, state, stop)
     except FedaipcError as error:
         _log.error("%s", error)
         with suppress(OSError):
@@ -60,13 +57,20 @@ def main() -> int:
     return 0
 
 
-def _run(folder: Path, state: Path) -> None:
+def _end_soon(stop: Stop) -> None:
+    """Where the run does not end by itself, as within a long evaluation: its checkpoint stays."""
+    stop.wait()
+    time.sleep(_LEAVE_SECONDS)
+    os._exit(STOPPED)
+
+
+def _run(folder: Path, state: Path, stop: Stop) -> None:
     from fedaipc.coordinator.server_app import run_job
     from fedaipc.fleet.grid import FleetGrid
 
     address = json.loads((state / RUNNING_FILE).read_text("utf-8"))["superlink"]
     secret = (state / SECRET_FILE).read_bytes()
-    with FleetGrid(address, secret, state / UPLOAD_FILE) as grid:
+    with FleetGrid(address, secret, state / UPLOAD_FILE, stop.is_set) as grid:
         run_job(grid, folder, "fleet", partial(_tell, folder))
 
 

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import signal
 import socket
 import ssl
 import sys
@@ -33,10 +32,10 @@ from fedaipc.federation.server_folder import SERVER_FILE, SERVER_KEY_FILE
 from fedaipc.fleet.admitted import Admitted
 from fedaipc.fleet.limits import Limits, Pace, Refused, allow_files, source
 from fedaipc.fleet.sockets import CHUNK, LINGER, Certificate, Peer, bind, reset_on_close
+from fedaipc.stopping import signals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from types import FrameType
 
     from fedaipc.fleet.sockets import Log
 
@@ -354,16 +353,11 @@ async def run(front: Front, sock: socket.socket) -> None:
     """Serve until the process is told to stop."""
     loop = asyncio.get_running_loop()
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(front.stop.set)
-
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # Windows has no loop.add_signal_handler
-        if number := getattr(signal, name, None):
-            signal.signal(number, stop)
     host, port, *_ = sock.getsockname()
     allow_files(front.limits)
-    front.log({"event": "listening", "host": host, "port": port})
-    await front.serve(sock)
+    with signals(lambda: loop.call_soon_threadsafe(front.stop.set)):
+        front.log({"event": "listening", "host": host, "port": port})
+        await front.serve(sock)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -45,6 +46,7 @@ from fedaipc.files import write_atomic
 from fedaipc.fleet.clients import LetGo, loopback
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
+from fedaipc.stopping import STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,12 +65,20 @@ _log = logging.getLogger(__name__)
 class FleetGrid(Grid):
     """`with FleetGrid(...) as grid:` is one Flower run, completed or failed when it ends.
 
-    `upload_file` tells the SuperLink how large an answer may be. Replies come one by one. Not safe
-    for use by several threads. Raises EngineError where the SuperLink is not there, or has given
-    the run up: the job goes on from its checkpoint.
+    `upload_file` tells the SuperLink how large an answer may be. Once `is_stopped`, the next call
+    raises SystemExit. Replies come one by one. Not safe for use by several threads. Raises
+    EngineError where the SuperLink is not there, or has given the run up: the job goes on from its
+    checkpoint.
     """
 
-    def __init__(self, address: str, secret: bytes, upload_file: Path) -> None:
+    def __init__(
+        self,
+        address: str,
+        secret: bytes,
+        upload_file: Path,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._is_stopped = is_stopped
         self._address, self._secret = address, secret
         self._upload_file, self._largest = upload_file, 0
         self._over, self._lost, self._away = (threading.Event() for _ in range(3))
@@ -300,6 +310,8 @@ class FleetGrid(Grid):
         method: Callable[[Any], Any] = getattr(self._client, name)
         end, pause = time.monotonic() + _PATIENCE, 0.05
         while not self._lost.is_set():
+            if self._is_stopped():
+                sys.exit(STOPPED)
             try:
                 return method(request)
             except httpx.HTTPStatusError as error:

@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import sys
-import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,7 +33,7 @@ from fedaipc.federation.server_folder import (
     server_period,
 )
 from fedaipc.files import write_atomic
-from fedaipc.fleet.children import Child, free_port, signals
+from fedaipc.fleet.children import Child, free_port
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.runs import (
     LOCK_FILE,
@@ -48,6 +47,7 @@ from fedaipc.fleet.runs import (
 )
 from fedaipc.fleet.superlink import HOST, SECRET_FILE, environment
 from fedaipc.sealing.roster import ROSTER_FILE, read_roster
+from fedaipc.stopping import Stop, signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ class Server:
         self._port, self._inner = port, 0
         self._nodes: bytes | None = None
         self._complaint = ""
-        self._stop = False
+        self._stop = Stop()
         self._runs: dict[str, Child] = {}
         self._per_address = per_address
         self._superlink = Child([], self._state / "superlink.log")
@@ -100,26 +100,22 @@ class Server:
         return self._port
 
     def serve(self) -> None:
-        """Until SIGTERM or Ctrl-C; then every process of it is gone."""
+        """Until SIGTERM or Ctrl-C; then every process of it is gone, at a second one at once."""
         lock = FileLock(self._state / LOCK_FILE, timeout=0)
         try:
             lock.acquire()
         except Timeout:
             raise EngineError(f"{self._folder}: a server is running here already") from None
-        with lock, signals(self._ask_to_stop):
+        with lock, signals(self._stop.set):
             try:
                 self._start()
-                while not self._stop:
+                while not self._stop.wait(_LOOK):
                     self._look()
-                    time.sleep(_LOOK)
                 self._say("stopping")
             finally:
                 for child in [*self._runs.values(), self._front, self._superlink]:
                     child.stop()
                 (self._state / RUNNING_FILE).unlink(missing_ok=True)
-
-    def _ask_to_stop(self) -> None:
-        self._stop = True
 
     def _start(self) -> None:
         self._inner, self._port = free_port(HOST), free_port(self._bind, self._port)

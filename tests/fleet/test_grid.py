@@ -239,3 +239,16 @@ def test_patience_has_an_end(
     runtime.trouble = [httpx.ConnectError("away")] * 3
     with pytest.raises(EngineError, match="does not answer"):
         grid.get_node_ids()
+
+
+def test_a_coordinator_that_is_asked_to_stop_leaves_at_its_next_call(
+    tmp_path: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = [False]
+    made = FleetGrid("127.0.0.1:1", b"secret", tmp_path / "largest_upload", lambda: stopped[0])
+    monkeypatch.setattr(made, "_client", runtime)
+    assert made.get_node_ids() == [7, 8]
+    stopped[0] = True
+    with pytest.raises(SystemExit) as left:
+        made.get_node_ids()
+    assert left.value.code == 143
