@@ -1,8 +1,8 @@
 """The owner's proxy, on a PC's way to its server. Nothing else of fedaipc goes through one.
 
 As other programs have it: `https_proxy`, else `all_proxy`, in capitals too, or what Windows and
-macOS have in their settings; `no_proxy` names hosts, domains, and (as few programs read it)
-networks. The proxy sees the server's name and how much passes, and no content: TLS goes through it.
+macOS have in their settings; `no_proxy` names hosts, domains (`.lan`, `*.lan`) and networks. The
+proxy sees the server's name and how much passes, and no content: TLS goes through it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def _is_usable(url: httpx.URL) -> bool:
 def _is_direct(host: str, address: str) -> bool:
     if host == "localhost" or urllib.request.proxy_bypass(host):
         return True
+    if any(part.startswith("*.") and host.endswith(part[1:]) for part in _unproxied()):
+        return True
     with suppress(ValueError):
         number = ip_address(host)
         if number.is_loopback or any(number in network for network in _networks()):
@@ -55,10 +57,14 @@ def _is_direct(host: str, address: str) -> bool:
 
 def _networks() -> list[IPv4Network | IPv6Network]:
     found: list[IPv4Network | IPv6Network] = []
-    for part in urllib.request.getproxies().get("no", "").split(","):
+    for part in _unproxied():
         with suppress(ValueError):
-            found.append(ip_network(part.strip(), strict=False))
+            found.append(ip_network(part, strict=False))
     return found
+
+
+def _unproxied() -> list[str]:
+    return [part.strip() for part in urllib.request.getproxies().get("no", "").split(",")]
 
 
 def _without_password(text: str) -> str:

@@ -119,7 +119,7 @@ def test_a_pc_reaches_its_server_through_the_owners_proxy(
 
 @pytest.mark.parametrize(
     "direct",
-    ["fleet.test", "other.test, .test", "*", "fleet.test:8443", "10.1.2.0/24"],
+    ["fleet.test", "other.test, .test", "*", "fleet.test:8443", "*.test", "fe80::/10, 10.1.2.0/24"],
 )
 def test_what_no_proxy_names_is_reached_without_one(
     monkeypatch: pytest.MonkeyPatch, direct: str
