@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
+from threading import Thread
 from typing import Annotated
 
 import typer
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fedaipc.cli.enrol import DEFAULT_FOLDER, PcFolder
 from fedaipc.errors import AdmissionError
+from fedaipc.stopping import signals
 
 _BESIDE_MODEL = 64 * 2**20  # bytes of a message beside the part of the model that is trained
 
@@ -58,20 +59,19 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
         client_app,
         # Weights may be stored by half, and adapters come with large ranks.
         largest=4 * weights_bytes(owner.base) + _BESIDE_MODEL,
+        answer_slot=owner.work.answer_slot,
         may_work=Work(owner.work, lambda: local_path(Pc(folder).source)),
         each_hour=pc.vault.expire,  # keys go when their time is over, asked or not
     )
 
-    def stop(number: int, _: object) -> None:
+    def announce() -> None:
+        node.await_stop()
         typer.echo("stopping after the message at hand; once more stops at once")
-        signal.signal(number, signal.SIG_DFL)
-        node.stop()
 
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop)
-    typer.echo(f"{owner.name} serves {owner.server}; Ctrl-C stops it")
-    node.serve()
+    with signals(node.stop):
+        Thread(target=announce, daemon=True).start()
+        typer.echo(f"{owner.name} serves {owner.server}; Ctrl-C stops it")
+        node.serve()
 
 
 @app.command()

@@ -345,6 +345,12 @@ class WorkSettings(Section):
     )
     least_free_gib: float = Field(0.0, ge=0, description="rest while less memory (GiB) is free")
     low_priority: bool = Field(True, description="give way to the owner's own programs")
+    answer_slot: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="send updates only each so many seconds after the request: hides training time",
+    )
 
 
 class OwnerSettings(Section):

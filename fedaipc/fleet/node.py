@@ -17,13 +17,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import Context, RecordDict
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
-    PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
@@ -35,22 +33,24 @@ from flwr.proto.node_pb2 import Node as NodeId
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from google.protobuf.message import DecodeError
 
 from fedaipc.errors import EncodingError
-from fedaipc.files import write_atomic, write_private
+from fedaipc.files import write_atomic
+from fedaipc.fleet.answers import Promise, failure, push
 from fedaipc.fleet.bounded import bounded_client
 from fedaipc.fleet.clients import LetGo, flower_client
 from fedaipc.fleet.node_auth import NodeAuth
 from fedaipc.fleet.proxy import proxy_for
 from fedaipc.fleet.trouble import why
-from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
+from fedaipc.fleet.wire import fetch, is_whole, unpack
 from fedaipc.pc.pc import serving
+from fedaipc.stopping import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from flwr.app import Message, Metadata
     from flwr.clientapp import ClientApp
 
 _HEARTBEAT = 10  # s: Flower's least; a node that is silent for twice as long counts as offline
@@ -60,7 +60,7 @@ _LONGEST_PAUSE = 60.0  # s between two attempts at a server that is away
 _DOWNLOAD, _UPLOAD = 600.0, 170.0  # s; the SuperLink gives an upload up after 180 s of silence
 _HOUR = 3600.0
 _REST = 15.0  # s between two questions whether to work again
-_NODE_FILE, _PROMISE_FILE = "node.json", "promised.bin"
+_NODE_FILE = "node.json"
 _BUSY = (502, 503, 504)
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -77,9 +77,10 @@ class _NotAdmitted(Exception):  # noqa: N818 - a state, not a fault
 class FleetNode:
     """The PC in `folder` at the server with this address; `authority` is a certificate in PEM.
 
-    `largest` is the most bytes that a message may have, whoever sends it. `may_work` is asked
-    before each look for a message and says why not to work now; `each_hour` is called at the start
-    and then each hour, also while the server is away. `serve` returns after `stop`.
+    `largest` is the most bytes that a message may have, whoever sends it. With an `answer_slot` (in
+    seconds) what was trained is sent a whole number of slots after the request came. `may_work` is
+    asked before each look for a message and says why not to work now; `each_hour` is called at the
+    start and then each hour, also while the server is away. `serve` returns after `stop`.
     Raises AdmissionError where the PC's key or the certificate cannot be read, or another process
     serves this PC.
     """
@@ -93,26 +94,31 @@ class FleetNode:
         app: ClientApp,
         *,
         largest: int,
+        answer_slot: float = 0.0,
         may_work: Callable[[], str | None] = lambda: None,
         each_hour: Callable[[], None] = lambda: None,
     ) -> None:
         self._auth = NodeAuth(key)
         self._folder, self._app, self._may_work = folder, app, may_work
         self._largest, self._each_hour = largest, each_hour
-        self._resting = False
+        self._resting, self._slot = False, answer_slot
         self._proxy = proxy_for(address)
         self._fleet = flower_client(
             FleetHttpClient, f"https://{address}", bounded_client(authority, self._proxy),
             [LetGo(), RuntimeVersionHttpInterceptor("SuperNode"), self._auth],
         )  # fmt: skip
-        self._file, self._promised = folder / _NODE_FILE, folder / _PROMISE_FILE
+        self._file, self._promise = folder / _NODE_FILE, Promise(folder)
         self._node: NodeId | None = None
         self._heard = time.monotonic()
-        self._stop = threading.Event()
+        self._stop, self._over = Stop(), Stop()
 
     def stop(self) -> None:
         """Finish the message at hand and return from `serve`; from any thread or signal handler."""
         self._stop.set()
+
+    def await_stop(self) -> None:
+        """Return once `stop` was called."""
+        self._stop.wait()
 
     def serve(self) -> None:
         """Until `stop`, whatever the network does."""
@@ -126,6 +132,7 @@ class FleetNode:
             self._loop()
         finally:
             self._stop.set()
+            self._over.set()
             if self._node is not None:
                 with suppress(Exception):  # whatever the server answers
                     self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
@@ -217,7 +224,7 @@ class FleetNode:
 
     def _beat_on(self) -> None:
         due = 0.0
-        while not self._stop.wait(_HEARTBEAT * random.uniform(0.4, 0.6)):  # noqa: S311
+        while not self._over.wait(_HEARTBEAT * random.uniform(0.4, 0.6)):  # noqa: S311
             if time.monotonic() >= due:
                 due = time.monotonic() + _HOUR
                 with suppress(Exception):
@@ -237,17 +244,17 @@ class FleetNode:
         try:
             self._handle(head, answer.message_object_trees[0])
         except _RunOver:
-            self._promised.unlink(missing_ok=True)
+            self._promise.keep()
             _log.info("a message's run is over")
         except EncodingError as error:
             _log.warning("%s", error)
             with suppress(EncodingError, _RunOver):  # spare the round from waiting for us
-                code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-                refusal = Message(Error(code=code, reason=""), reply_to=unpack(head))
-                self._send(head.metadata.run_id, refusal, 0.0)
+                asked = unpack(head)
+                self._send(asked.metadata, failure(asked))
         self._heard = time.monotonic()
 
     def _handle(self, head: Any, tree: Any) -> None:
+        received = time.monotonic()
         run, name = head.metadata.run_id, head.metadata.message_id
         if is_whole(tree):
             message = unpack(head)
@@ -258,36 +265,35 @@ class FleetNode:
         # A new `Message` reads these; nothing else of Flower's does here.
         TaskIdentity.run_id, TaskIdentity.task_id = run, 0
         TaskIdentity.node_id = 0 if self._node is None else self._node.node_id
-        self._promise(message)
+        self._promise.give(message)
         started = time.monotonic()
         reply = self._answer(message)
-        kind = message.metadata.message_type
+        asked = message.metadata
         del message
-        worked = time.monotonic() - started
-        self._send(run, reply, worked)
-        self._promised.unlink(missing_ok=True)
-        sent = time.monotonic() - started - worked
-        _log.info("%.40r: worked %.3f s, sent in %.3f s", kind, worked, sent)
-
-    def _promise(self, message: Message) -> None:
-        """Keep an error answer at hand: after a crash it spares the round from waiting for us."""
-        code = ErrorCode.CLIENT_APP_CRASHED
-        parcel = pack(Message(Error(code=code, reason=""), reply_to=message))
-        request = PushMessagesRequest(
-            messages_list=[parcel.head], message_object_trees=[parcel.tree],
-            clientapp_runtime_list=[0.0],
+        done = time.monotonic()
+        if asked.message_type.startswith("train."):  # the others see no data
+            self._await_slot(received)
+        ready = time.monotonic()
+        self._send(asked, reply)
+        self._promise.keep()
+        _log.info(
+            "%.40r: worked %.3f s, sent in %.3f s",
+            asked.message_type, done - started, time.monotonic() - ready,
         )  # fmt: skip
-        write_private(self._promised, request.SerializeToString())
+
+    def _await_slot(self, received: float) -> None:
+        """Let the time of sending tell no more than how many slots went by; also when stopping."""
+        if self._slot > 0:
+            time.sleep(self._slot - (time.monotonic() - received) % self._slot)
 
     def _break_promise(self) -> None:
         """Say that the message at hand when this PC was cut off will not be answered."""
-        if not self._promised.is_file():
-            return
-        with suppress(DecodeError, httpx.HTTPStatusError, _RunOver, OSError):
-            request = PushMessagesRequest.FromString(self._promised.read_bytes())
+        request = self._promise.broken()
+        if request is not None:
             request.node.CopyFrom(self._node)
-            self._call(self._fleet.PushMessages, request)
-        self._promised.unlink(missing_ok=True)
+            with suppress(httpx.HTTPStatusError, _RunOver):
+                self._call(self._fleet.PushMessages, request)
+        self._promise.keep()
 
     def _answer(self, message: Message) -> Message:
         node = 0 if self._node is None else self._node.node_id
@@ -302,8 +308,7 @@ class FleetNode:
             return self._app(message, context)
         except Exception as error:  # noqa: BLE001 - its text must not leave the PC
             _log.warning("a message is answered with an error (%s)", type(error).__name__)
-            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            return Message(Error(code=code, reason=""), reply_to=message)
+            return failure(message)
 
     def _pull(self, run: int, name: str) -> bytes:
         end, pause = time.monotonic() + _DOWNLOAD, _SHORTEST
@@ -319,19 +324,16 @@ class FleetNode:
             pause = min(1.0, pause * 1.5)
         raise _RunOver
 
-    def _send(self, run: int, reply: Message, seconds: float) -> None:
-        parcel = pack(reply)
-        request = PushMessagesRequest(
-            node=self._node, messages_list=[parcel.head], message_object_trees=[parcel.tree],
-            clientapp_runtime_list=[seconds],
-        )  # fmt: skip
+    def _send(self, asked: Metadata, reply: Message) -> None:
+        run = asked.run_id
+        request, parcel = push(self._node, asked, reply)
         answer = self._call(self._fleet.PushMessages, request, patience=_UPLOAD)
         for name, content in parcel.take(set(answer.objects_to_push)):
-            push = PushObjectRequest(
+            content_of = PushObjectRequest(
                 node=self._node, run_id=run, session_id=answer.session_id, object_id=name,
                 object_content=content,
             )  # fmt: skip
-            if self._call(self._fleet.PushObject, push, patience=_UPLOAD).stored:
+            if self._call(self._fleet.PushObject, content_of, patience=_UPLOAD).stored:
                 continue
             # A repeated push is refused though the first came through: is it there?
             look = PullObjectRequest(node=self._node, run_id=run, object_id=name)

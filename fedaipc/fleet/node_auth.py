@@ -55,7 +55,8 @@ class NodeAuth:
         return response
 
     def _signed(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
-        stamp = (datetime.now(UTC) + self._offset - _PAST).isoformat()
+        # No finer than needed: this PC's clock is nobody's business.
+        stamp = (datetime.now(UTC) + self._offset - _PAST).isoformat(timespec="seconds")
         headers = context.request.headers
         headers["flwr-public-key"] = b64encode(self.public).decode()
         headers["flwr-timestamp"] = stamp

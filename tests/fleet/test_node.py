@@ -31,7 +31,7 @@ class FakeFleet:
     """Answers pulls with what is in `script`, one thing a call: an exception, or an answer."""
 
     def __init__(self, script: list[Any]) -> None:
-        self.script, self.pushed = script, []
+        self.script, self.pushed, self.raw = script, [], []
 
     def ActivateNode(self, _: Any) -> Any:  # noqa: N802 - Flower's name
         return ActivateNodeResponse(node_id=7)
@@ -43,6 +43,7 @@ class FakeFleet:
         return found
 
     def PushMessages(self, request: Any) -> Any:  # noqa: N802
+        self.raw.append(request.SerializeToString())
         self.pushed.append(unpack(request.messages_list[0]))
         return PushMessagesResponse()
 
@@ -75,12 +76,13 @@ def serve(
     app: Any = answer,
     largest: int = 10**6,
     may_work: Any = lambda: None,
+    answer_slot: float = 0.0,
 ) -> FakeFleet:
     """Run a node until it has answered once."""
     make_authority(tmp_path, "test")
     node = FleetNode(
         "localhost:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
-        tmp_path, app, largest=largest, may_work=may_work,
+        tmp_path, app, largest=largest, may_work=may_work, answer_slot=answer_slot,
     )  # fmt: skip
     fake = FakeFleet(script)
     monkeypatch.setattr(node, "_fleet", fake)
@@ -199,3 +201,102 @@ def test_a_garbled_farewell_does_not_end_a_client_that_rests(
         may_work=lambda: next(asks, None),
     )  # fmt: skip
     assert fake.pushed
+
+
+@pytest.mark.parametrize("app", [answer, None], ids=("answer", "error"))
+def test_the_bytes_of_an_answer_do_not_tell_how_long_the_work_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: Any
+) -> None:
+    request = asked("train.mask")
+
+    def slow(message: Message, context: Any) -> Message:
+        time.sleep(0.05)
+        return quick(message, context)
+
+    def quick(message: Message, context: Any) -> Message:
+        if app is None:
+            raise ValueError
+        return answer(message, context)
+
+    kept: list[bytes] = []
+
+    def keeps(message: Message, context: Any) -> Message:
+        kept.append((tmp_path / "promised.bin").read_bytes())
+        return quick(message, context)
+
+    pushed = [serve(tmp_path, monkeypatch, [request], kind).raw[0] for kind in (quick, slow, keeps)]
+    assert pushed[0] == pushed[1] == pushed[2]
+    time.sleep(0.01)
+    serve(tmp_path, monkeypatch, [request], keeps)
+    assert kept[0] == kept[1]  # what it says after a crash
+
+
+@pytest.mark.parametrize("kind", ["train.mask", "query.setup"])
+@pytest.mark.parametrize("worked", [1.5, 31.0, 59.75])
+def test_within_a_slot_the_time_of_sending_does_not_tell_how_long_training_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, worked: float
+) -> None:
+    now, times = [1000.0], []
+
+    def train(message: Message, context: Any) -> Message:
+        now[0] += worked
+        return answer(message, context)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    push = FakeFleet.PushMessages
+
+    def note(self: FakeFleet, request: Any) -> Any:
+        times.append(now[0] - 1000.0)
+        return push(self, request)
+
+    monkeypatch.setattr(FakeFleet, "PushMessages", note)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    serve(tmp_path, monkeypatch, [asked(kind)], train, answer_slot=60.0)
+    assert times == [60.0 if kind == "train.mask" else worked]
+
+
+def test_training_that_takes_longer_is_sent_at_the_end_of_a_later_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_authority(tmp_path, "test")
+    node = FleetNode(
+        "localhost:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
+        tmp_path, answer, largest=1, answer_slot=60.0,
+    )  # fmt: skip
+    slept: list[float] = []
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=lambda: 1130.0, sleep=slept.append)
+    )
+    node._await_slot(1000.0)
+    node._slot = 0.0
+    node._await_slot(1000.0)
+    assert slept == [50.0]
+
+
+def test_a_pc_that_finishes_its_last_message_stays_online_until_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the server would give it up within the training that it waits for."""
+    beats = threading.Event()
+
+    def train(message: Message, context: Any) -> Message:
+        node.stop()
+        time.sleep(0.05)
+        beats.clear()
+        assert beats.wait(20)
+        return answer(message, context)
+
+    make_authority(tmp_path, "test")
+    node = FleetNode(
+        "localhost:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
+        tmp_path, train, largest=10**6,
+    )  # fmt: skip
+    fake = FakeFleet([asked()])
+    monkeypatch.setattr(FakeFleet, "SendNodeHeartbeat", lambda *_: beats.set(), raising=False)
+    monkeypatch.setattr(node, "_fleet", fake)
+    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.001)
+    node.serve()
+    (reply,) = fake.pushed
+    assert not reply.has_error()
