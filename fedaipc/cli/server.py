@@ -92,7 +92,7 @@ def status(server: ServerFolder = Path()) -> None:
     Example: fedaipc status --server acme-server
     """
     from fedaipc.federation.server_folder import Facts, Nodes
-    from fedaipc.fleet.runs import RUNS_FOLDER, run_status, running, why
+    from fedaipc.fleet.runs import RUNS_FOLDER, run_status, running, waits_for, why
     from fedaipc.results import RESULTS_FILE, Results
 
     facts, found = Facts.load(server), running(server)
@@ -101,13 +101,17 @@ def status(server: ServerFolder = Path()) -> None:
     typer.echo(f"server of federation {facts.federation}: {state}, {members} members")
     table = Table("run", "state", "round", "PCs in the last", "accuracy", "why", box=None)
     for run in sorted((server / RUNS_FOLDER).glob("*/")):
-        word = run_status(run)
-        if word == "running" and found is None:
-            word = "waiting"
-        cells = ["", "", ""]
-        if (run / RESULTS_FILE).is_file():
-            cells = _cells(Results.load(run))
-        reason = "" if word == "finished" else why(run) or ""
+        cells, reason = ["", "", ""], why(run)
+        try:
+            word = run_status(run)
+            if (run / RESULTS_FILE).is_file():
+                cells = _cells(Results.load(run))
+        except OSError as error:
+            word, reason = "waiting", f"{run}: {error.strerror}"
+        if word in {"running", "waiting"}:
+            reason = waits_for(run, server, found)
+            word = "waiting" if found is None else word
+        reason = "" if word == "finished" else reason or ""
         table.add_row(run.name, word, *cells, escape(reason))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
@@ -155,12 +159,13 @@ def _watch(run: Path, server: Path) -> None:
     from fedaipc.config import load_settings
     from fedaipc.errors import BudgetExhausted
     from fedaipc.federation.job_folder import CONFIG_FILE
-    from fedaipc.fleet.runs import LOG_FILE, WANTED_FILE, run_status, running, why
+    from fedaipc.fleet.ownership import as_server
+    from fedaipc.fleet.runs import LOG_FILE, WANTED_FILE, run_status, running, waits_for, why
     from fedaipc.report.html import write_all
     from fedaipc.report.tables import per_class, summary
     from fedaipc.results import RESULTS_FILE, Results
 
-    console, seen, told, server_there = Console(), 0, None, True
+    console, seen, told = Console(), 0, None
     settings = load_settings(run / CONFIG_FILE)
     with ExitStack() as until_end:
         display = until_end.enter_context(Display(console, settings))
@@ -172,14 +177,10 @@ def _watch(run: Path, server: Path) -> None:
             seen = len(results.rounds) if results else 0
             if over:
                 break
-            reason = why(run)
+            reason = waits_for(run, server, running(server))
             if reason is not None and reason != told:
-                console.print(f"the server tries again: {reason}", markup=False)
+                console.print(f"waiting: {reason}", markup=False)
             told = reason
-            there = running(server) is not None
-            if there != server_there:
-                console.print("the server is back" if there else _not_running(server), markup=False)
-            server_there = there
             time.sleep(_LOOK)
     word = run_status(run)
     if results is None or word not in {"finished", "stopped"}:
@@ -188,7 +189,8 @@ def _watch(run: Path, server: Path) -> None:
     if results.test is not None:
         console.print(per_class(results))
     if settings.output.plots:
-        write_all(results, run)
+        with as_server(server):
+            write_all(results, run)
         console.print(f"report: {run / 'report.html'}", highlight=False, markup=False)
     if word == "stopped":
         raise BudgetExhausted(why(run) or "the PCs' budgets for life do not cover another round")

@@ -52,6 +52,10 @@ class Facts(Section):
                 f"{folder}: no federation is here; give the folder that `fedaipc federation init` "
                 "made, or on the server the copy of its server folder"
             ) from None
+        except PermissionError:
+            raise AdmissionError(
+                f"{path}: this user may not read it; run this as the user whose it is"
+            ) from None
         except (OSError, ValidationError) as error:
             raise AdmissionError(
                 f"{path}: cannot be read ({type(error).__name__}); restore it from a copy"

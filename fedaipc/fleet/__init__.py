@@ -4,6 +4,7 @@ On the server
 server.py      supervisor: keeps the others alive, lets members in, starts wanted runs
 children.py    its processes
 runs.py        runs in the server's folder, as commands, supervisor and coordinator see them
+ownership.py   whose files they are, where commands and server run as different users
 front.py       TLS 1.3, the fleet's calls, members only, a limit on all that strangers can grow
 limits.py      those limits; sockets.py: its sockets and certificate
 admitted.py    whom the list of members lets in
@@ -14,8 +15,11 @@ coordinate.py  the coordinator of one run as a process; grid.py: its end of a Fl
 On a PC
 node.py        one process: asks for messages, calls the installed client app, answers
 node_auth.py   Flower's node signatures, by the server's clock
-bounded.py     HTTP to a server that is not trusted
+answers.py     what it sends, which does not tell how long the work took
+bounded.py     HTTP to a server that is not trusted; proxy.py: through the owner's proxy
+trouble.py     why it is not reached
 
+clients.py     Flower's clients over connections of ours
 wire.py        messages in one piece or many, one copy of a vector in memory
 
 Nothing of the bundle that a SuperLink hands out is ever fetched or run.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -19,6 +20,7 @@ from fedaipc.errors import OutputError
 from fedaipc.federation.job_folder import FILES, read_job
 from fedaipc.federation.server_folder import STATE_FOLDER, Facts
 from fedaipc.files import write_atomic
+from fedaipc.fleet.ownership import as_server, foreign, server_user, user_name
 from fedaipc.results import RESULTS_FILE, Results
 from fedaipc.sealing.roster import ROSTER_FILE
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 RUNS_FOLDER, RUNNING_FILE, LOCK_FILE = "runs", "running.json", ".lock"
 WANTED_FILE, WHY_FILE, LOG_FILE = "wanted", "why", "coordinator.log"
+_ALIVE = {"running", "waiting"}
 
 
 def submit(folder: Path, job: Path, name: str) -> Path:
@@ -35,22 +38,24 @@ def submit(folder: Path, job: Path, name: str) -> Path:
     missing = [file for file in FILES if not (job / file).is_file()]
     if missing:
         raise OutputError(f"{job}: {missing[0]} is missing; give what `fedaipc job sign` made")
+    contents = {file: (job / file).read_bytes() for file in FILES}  # whose it is, may read it
     target = run_folder(folder, name)
-    try:
-        target.mkdir(parents=True)
-    except FileExistsError:
-        raise OutputError(
-            f"{target}: is there already; give another --name, or --resume {name}"
-        ) from None
-    try:
-        for file in FILES:
-            shutil.copyfile(job / file, target / file)
-        shutil.copyfile(folder / ROSTER_FILE, target / ROSTER_FILE)
-        _check(target)
-        want(target)
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+    with as_server(folder):
+        try:
+            target.mkdir(parents=True)
+        except FileExistsError:
+            raise OutputError(
+                f"{target}: is there already; give another --name, or --resume {name}"
+            ) from None
+        try:
+            for file, content in contents.items():
+                (target / file).write_bytes(content)
+            shutil.copyfile(folder / ROSTER_FILE, target / ROSTER_FILE)
+            _check(target)
+            want(target)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
     return target
 
 
@@ -75,28 +80,35 @@ def want(run: Path) -> None:
     """Let the server go on with a run. Raises OutputError."""
     if not run.is_dir():
         raise OutputError(f"{run}: no such run")
+    server = run.parent.parent
+    if (other := foreign(run, server)) is not None:
+        raise OutputError(f"{run}: {other}")
     if (run / WANTED_FILE).is_file():  # it keeps its place among those that wait
         return
     clear_why(run)
-    write_atomic(run / WANTED_FILE, b"")
+    with as_server(server):
+        write_atomic(run / WANTED_FILE, b"")
 
 
 def unwant(run: Path) -> None:
     """Let the server stop a run; its checkpoint stays. Raises OutputError if it is not wanted."""
     try:
-        (run / WANTED_FILE).unlink()
+        with as_server(run.parent.parent):
+            (run / WANTED_FILE).unlink()
     except FileNotFoundError:
         raise OutputError(f"{run}: is not running") from None
 
 
 def tell_why(run: Path, line: str) -> None:
-    """Leave word of why a run does not go on. Raises OSError."""
-    write_atomic(run / WHY_FILE, line.encode())
+    """Leave word of why a run does not go on. Raises OSError, OutputError."""
+    with as_server(run.parent.parent):
+        write_atomic(run / WHY_FILE, line.encode())
 
 
 def clear_why(run: Path) -> None:
-    """The run goes on. Raises OSError."""
-    (run / WHY_FILE).unlink(missing_ok=True)
+    """The run goes on. Raises OSError, OutputError."""
+    with as_server(run.parent.parent):
+        (run / WHY_FILE).unlink(missing_ok=True)
 
 
 def why(run: Path) -> str | None:
@@ -108,10 +120,20 @@ def why(run: Path) -> str | None:
 
 
 def running(folder: Path) -> dict[str, Any] | None:
-    """What a running server wrote of itself; None where none runs."""
+    """What a running server wrote of itself; None where none runs.
+
+    Raises OutputError where this user may not look.
+    """
     path = folder / STATE_FOLDER / LOCK_FILE
-    if not path.is_file():  # and to look must not make it
-        return None
+    try:
+        if not path.is_file():  # and to look must not make it
+            return None
+    except PermissionError:
+        name = user_name(server_user(folder))
+        raise OutputError(
+            f"{path.parent}: is for user {name} to read: run this as that user, as in "
+            f"`sudo -u {name} fedaipc ...`"
+        ) from None
     try:
         with FileLock(path, timeout=0):
             return None
@@ -133,3 +155,28 @@ def run_status(run: Path) -> str:
     if not (run / WANTED_FILE).is_file():
         return "halted"
     return "running" if word == "running" else "waiting"  # for its coordinator to come back
+
+
+def in_order(folder: Path) -> list[Path]:
+    """Wanted runs that the server can see: first come, first served."""
+    return [p.parent for p in sorted((folder / RUNS_FOLDER).glob(f"*/{WANTED_FILE}"), key=_since)]
+
+
+def waits_for(run: Path, folder: Path, found: dict[str, Any] | None) -> str | None:
+    """What a wanted run that is not over waits for; `found` is what `running` says."""
+    if (other := foreign(run, folder)) is not None:
+        return other
+    if found is None:
+        return f"no server runs: fedaipc server {folder}"
+    if (told := why(run)) is not None:
+        return told
+    ahead = in_order(folder)
+    ahead = ahead[: ahead.index(run)] if run in ahead else []
+    first = next((other for other in ahead if run_status(other) in _ALIVE), None)
+    return None if first is None else f"{first.name} goes first"
+
+
+def _since(wanted: Path) -> float:
+    with suppress(OSError):
+        return wanted.stat().st_mtime
+    return float("inf")

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +35,7 @@ from fedaipc.federation.server_folder import (
 )
 from fedaipc.files import write_atomic
 from fedaipc.fleet.children import Child, free_port
+from fedaipc.fleet.ownership import check_user, foreign, server_user
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.runs import (
     LOCK_FILE,
@@ -41,6 +43,7 @@ from fedaipc.fleet.runs import (
     RUNNING_FILE,
     RUNS_FOLDER,
     WANTED_FILE,
+    in_order,
     run_status,
     tell_why,
     unwant,
@@ -54,14 +57,17 @@ if TYPE_CHECKING:
 
 _LOOK = 0.5  # s between two looks at processes and folders
 _SOON = timedelta(days=30)
+_STARTS = 30.0  # s that a SuperLink may take
+_AGAIN = 3600.0  # s before a complaint is repeated
+_MOST_COMPLAINTS = 100
 
 
 class Server:
     """In `folder`, facing the network at `bind`:`port` (0: a free one).
 
     No more than `per_address` connections come from one address. Raises AdmissionError where the
-    folder is not a federation's server folder, or its certificate is over; EngineError where
-    another server runs in it, or the port is taken.
+    folder is not a federation's server folder, or its certificate is over; OutputError where it is
+    another user's; EngineError where another server runs in it, or the port is taken.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Server:
                 "federation init` made, as a whole"
             )
         self.facts = Facts.load(folder)
+        check_user(folder, SERVER_FILES)
         self._check_certificate(folder, say)
         self._folder, self._say = folder, say
         self._bind = bind
@@ -87,7 +94,7 @@ class Server:
         self._env = environment(self._state)
         self._port, self._inner = port, 0
         self._nodes: bytes | None = None
-        self._complaint = ""
+        self._complaints: dict[str, float] = {}  # when they were made
         self._stop = Stop()
         self._runs: dict[str, Child] = {}
         self._per_address = per_address
@@ -172,7 +179,8 @@ class Server:
             finally:
                 registry.close()
         except (OSError, httpx.HTTPError, AdmissionError) as error:
-            if self._nodes is None and not isinstance(error, AdmissionError):
+            age = time.monotonic() - self._superlink.started
+            if isinstance(error, httpx.TransportError) and age < _STARTS:
                 return  # the SuperLink is on its way: the next look comes soon
             self._complain(f"the list of members could not be taken: {error}")
             return
@@ -183,14 +191,16 @@ class Server:
 
     def _keep_runs(self) -> None:
         """A coordinator for each wanted run, one at a time: PCs train for one."""
-        runs = self._folder / RUNS_FOLDER
-        wanted = sorted(runs.glob(f"*/{WANTED_FILE}"), key=_since)  # first come, first served
-        names = [path.parent.name for path in wanted]
-        for name in [name for name in self._runs if name not in names]:
+        self._look_for_foreign()
+        wanted = {run.name: run for run in in_order(self._folder)}
+        for name in [name for name in self._runs if name not in wanted]:
             self._runs.pop(name).stop()
             self._say(f"{name}: halted; `fedaipc train --resume {name}` goes on")
-        for name in sorted(names, key=lambda name: name not in self._runs):  # stable
-            folder = runs / name
+        for name in sorted(wanted, key=lambda name: name not in self._runs):  # stable
+            folder = wanted[name]
+            if name not in self._runs and (line := foreign(folder, self._folder)) is not None:
+                self._complain(f"{name}: {line}")
+                continue
             try:
                 self._keep_run(name, folder)
             except FedaipcError as error:  # it can never go on; the others can
@@ -198,7 +208,21 @@ class Server:
                 unwant(folder)
                 self._say(f"{name}: halted: {error}")
                 continue
+            except OSError as error:  # a full disk, perhaps: the others may have more luck
+                line = f"{error.filename or folder}: {error.strerror or error}"
+                self._complain(f"{name}: waits: {line}")
+                with suppress(OSError):
+                    tell_why(folder, line)
+                if name not in self._runs:
+                    continue
             return
+
+    def _look_for_foreign(self) -> None:
+        """Runs of other users, in which a server cannot even see whether they are wanted."""
+        user = server_user(self._folder)
+        for run in (self._folder / RUNS_FOLDER).glob("*/"):
+            if run.stat().st_uid != user and (line := foreign(run, self._folder)) is not None:
+                self._complain(f"{run.name}: {line}")
 
     def _keep_run(self, name: str, folder: Path) -> None:
         status = run_status(folder)
@@ -225,10 +249,14 @@ class Server:
         self._runs[name].keep(environment(self._state, proxies=True), self._say)  # to fetch a base
 
     def _complain(self, line: str) -> None:
-        """Once, and not twice in a second."""
-        if line != self._complaint:
-            self._say(line)
-        self._complaint = line
+        """Once in an hour, not twice in a second."""
+        now = time.monotonic()
+        if now - self._complaints.get(line, -_AGAIN) < _AGAIN:
+            return
+        if len(self._complaints) > _MOST_COMPLAINTS:
+            self._complaints.clear()
+        self._complaints[line] = now
+        self._say(line)
 
     @staticmethod
     def _check_certificate(folder: Path, say: Callable[[str], None]) -> None:
@@ -246,9 +274,3 @@ class Server:
             )
         if until < datetime.now(UTC) + _SOON:
             say(f"the server's certificate ends on {until:%Y-%m-%d}: renew it soon")
-
-
-def _since(path: Path) -> float:
-    with suppress(OSError):
-        return path.stat().st_mtime
-    return float("inf")

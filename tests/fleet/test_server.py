@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from fedaipc.admission.federation import Federation
@@ -20,7 +22,7 @@ class FakeChild:
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.command, self.log = command, log
-        self.process, self.ended = None, False
+        self.process, self.ended, self.started = None, False, 0.0
         self.kept = 0
 
     def keep(self, *_: Any) -> None:
@@ -131,3 +133,61 @@ def test_nobody_else_reads_its_state(server: Server, tmp_path: Path) -> None:
     Server(tmp_path / "acme" / "server", "127.0.0.1", 0, 64, lambda _: None)
     assert state.stat().st_mode & 0o777 == 0o700
     assert (state / "superexec.secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_members_that_cannot_be_let_in_are_complained_about(
+    server: Server, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that listens and lets nobody in, and says nothing, is a riddle."""
+
+    class Deaf:
+        def __init__(self, *_: Any) -> None: ...
+
+        def let_in(self, _: Any) -> Any:
+            raise httpx.ConnectError("refused")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(module, "Registry", Deaf)
+    server._superlink.started = now = time.monotonic()
+    server._let_in()
+    assert said == []  # it may be on its way
+    server._superlink.started = now - 60
+    for _ in range(3):
+        server._let_in()
+    assert said == ["the list of members could not be taken: refused"]
+
+
+def test_two_complaints_that_take_turns_are_made_once_each(
+    server: Server, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    for _ in range(10):
+        server._complain("one")
+        server._complain("another")
+    assert said == ["one", "another"]
+    now[0] += 4000
+    server._complain("one")
+    assert said == ["one", "another", "one"]
+
+
+def test_a_run_that_fails_for_a_reason_of_the_system_holds_up_no_other(
+    server: Server, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = wanted(tmp_path, "bad", 1000)
+    wanted(tmp_path, "good", 2000)
+    status = module.run_status
+
+    def full(run: Path) -> str:
+        if run == bad:
+            raise OSError(28, "No space left on device", str(run / "results.json"))
+        return status(run)
+
+    monkeypatch.setattr(module, "run_status", full)
+    for _ in range(3):
+        server._keep_runs()
+    assert list(server._runs) == ["good"]
+    line = f"{bad / 'results.json'}: No space left on device"
+    assert why(bad) == line
+    assert said == [f"bad: waits: {line}", "good: begins"]
