@@ -56,6 +56,9 @@ class Seen:
             request, answer = CALLS[call.target.removeprefix(_FLEET)]
             for path, value in _leaves(answer.FromString(call.answer), ""):
                 self.add(path.rpartition(".")[2], value)
+                if path == "object_content" and value.startswith(b"Message "):
+                    for inner, told in _leaves(message_pb2.Message.FromString(_body(value)), ""):
+                        self.add(inner.rpartition(".")[2], told)
             if request is message_pb2.PushObjectRequest:
                 self.objects.add(request.FromString(call.body).object_id)
 
@@ -217,7 +220,7 @@ def _answer(message: Message, seen: Seen, call: Call) -> Iterator[str]:
 
 def _object(content: bytes, seen: Seen, call: Call) -> Iterator[str]:
     kind, children, size = get_object_head_values_from_object_content(content)
-    body = content[len(content) - size :]
+    body = _body(content)
     head = f"{kind} {','.join(children)} {size}".encode() + b"\0"
     if content != head + body:
         yield f"object {kind}: bytes that its head does not explain"
@@ -234,6 +237,10 @@ def _object(content: bytes, seen: Seen, call: Call) -> Iterator[str]:
         yield f"object {kind}"
     elif OBJECTS[kind] and not set(json.loads(body)) <= OBJECTS[kind]:
         yield f"object {kind}: {sorted(set(json.loads(body)) - OBJECTS[kind])}"
+
+
+def _body(content: bytes) -> bytes:
+    return content[len(content) - get_object_head_values_from_object_content(content)[2] :]
 
 
 def _judge(
