@@ -300,3 +300,17 @@ def test_a_pc_that_finishes_its_last_message_stays_online_until_it_is_answered(
     node.serve()
     (reply,) = fake.pushed
     assert not reply.has_error()
+
+
+def test_a_clock_that_is_a_day_ahead_makes_no_answer_out_of_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower takes the time that has passed from an answer's time limit; a SuperLink refuses it."""
+    message = Message(
+        RecordDict({"ask": ConfigRecord({"x": 1})}), dst_node_id=7, message_type="query.setup"
+    )
+    message.metadata.created_at -= 24 * 3600
+    parcel = pack(message)
+    request = PullMessagesResponse(messages_list=[parcel.head], message_object_trees=[parcel.tree])
+    fake = serve(tmp_path, monkeypatch, [request])
+    assert fake.pushed[0].metadata.ttl == message.metadata.ttl > 0
