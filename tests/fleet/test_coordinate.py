@@ -65,7 +65,7 @@ def test_what_waiting_does_not_mend_is_not_wanted_any_more(
 
     monkeypatch.setattr(sys, "argv", ["coordinate", str(run), str(state)])
     monkeypatch.setattr(coordinate.lifeline, "hold", lambda: None)
-    monkeypatch.setattr(coordinate.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(coordinate, "_end_soon", lambda _: None)  # no thread stays
     monkeypatch.setattr(grid, "FleetGrid", FakeGrid)
     monkeypatch.setattr(server_app, "run_job", job)
     assert coordinate.main() == code
