@@ -55,6 +55,8 @@ LIGHT = {
     "config",
     "files",
     "lifeline",
+    "stopping",
+    "streams",
     "surroundings",
     "results",
     "data",

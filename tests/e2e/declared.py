@@ -166,6 +166,13 @@ FIELDS["push-messages.messages_list.metadata.message_id"] = ("the answer's hash"
 ANSWERS: dict[tuple[str, str, str], tuple[str, Check]] = {
     ("query.setup", "pc", "name"): ("the PC's public name", matches(r"pc-\d{4}")),
     ("query.setup", "pc", "bundle"): ("its signed public keys", matches(r"(?s)b'.*'|b\".*\"")),
+    ("query.ready", "ready", "charged"): (
+        "how many attempts of this run its ledger holds: as many as it was asked in",
+        matches(r"\d{1,9}"),
+    ),
+    ("query.ready", "ready", "refusal"): (
+        "a word that follows from public facts", matches("|".join(REFUSALS)),
+    ),
     ("train.mask", "update", "frame"): ("the noisy update, masked", matches("(?s).*")),
     ("train.mask", "refusal", "word"): (
         "a word that follows from public facts", matches("|".join(REFUSALS)),

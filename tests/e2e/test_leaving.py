@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ensure_message_identity()
-STAGES = {"query.setup", "train.mask", "query.agree", "query.unmask"}
+STAGES = {"query.setup", "query.ready", "train.mask", "query.agree", "query.unmask"}
 
 
 @pytest.fixture
