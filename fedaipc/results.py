@@ -126,8 +126,18 @@ class WarmUpFacts(Section):
     seconds: Amount
 
 
+class TextFit(Section):
+    """How texts fit a model: shares of tokens not in its vocabulary, and of texts that are cut."""
+
+    unknown_tokens: Fraction
+    cut_texts: Fraction
+
+
 class DataFacts(Section):
-    """Labels and the sizes (in texts) of the sets; `majority` is the test set's largest share."""
+    """Labels and the sizes (in texts) of the sets; `majority` is the test set's largest share.
+
+    `train_fit` is of what all PCs hold together: known to a simulator only.
+    """
 
     source: str
     labels: tuple[str, ...]
@@ -136,6 +146,8 @@ class DataFacts(Section):
     test: Number
     majority: Fraction | None
     notes: tuple[str, ...] = ()
+    train_fit: TextFit | None = None
+    validation_fit: TextFit | None = None
 
 
 class Traffic(Section):

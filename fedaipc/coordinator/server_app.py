@@ -37,9 +37,10 @@ from fedaipc.federation.round_terms import (
     update_bound,
 )
 from fedaipc.model.base import base_hash
+from fedaipc.model.card import model_card
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
-from fedaipc.model.export import export
+from fedaipc.model.export import export, write_card
 from fedaipc.model.metrics import standard_error
 from fedaipc.privacy.plan import NEIGHBOURS, planned_epsilon
 from fedaipc.results import (
@@ -153,18 +154,21 @@ def _finish(
 ) -> None:
     """Save the model, measure it on the test set, once, and save the results."""
     started = time.monotonic()
+    layers = classifier.hf.config.num_hidden_layers
+    model = folder / MODEL_FOLDER
     export(
-        folder / MODEL_FOLDER,
+        model,
         classifier.settings,
         classifier.labels,
         classifier.layout,
         checkpoint.vector,
-        results.not_private,
+        card=model_card(results, classifier.settings, layers),
+        not_private=results.not_private,
     )
     cache, batch = _cache(settings, folder), settings.evaluation.batch
     test = Evaluation(classifier, folder / TEST_FILE, cache, batch)
     score, classes = test.score(checkpoint.vector)
-    results.model_copy(
+    done = results.model_copy(
         update={
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": results.seconds + time.monotonic() - started,
@@ -175,7 +179,9 @@ def _finish(
             "data": results.data.model_copy(update={"majority": test.majority}),
             "peak_memory_bytes": peak_memory(),
         }
-    ).write(folder)
+    )
+    write_card(model, model_card(done, classifier.settings, layers))
+    done.write(folder)
 
 
 def peak_memory() -> int:

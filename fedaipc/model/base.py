@@ -42,6 +42,11 @@ def resolve(base: str) -> str:
     return base
 
 
+def base_folder(base: str) -> Path:
+    """The folder with the files of `base`, fetched from the hub if need be. Raises ModelError."""
+    return _source(base)
+
+
 def warm_folder(base: str) -> Path:
     """Where a base named "warm-up:KEY" lies, whether it is there or not."""
     return cache_folder() / "warm-up" / base.removeprefix(WARM_UP)

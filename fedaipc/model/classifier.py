@@ -68,7 +68,7 @@ class Classifier(nn.Module):
         self.labels = labels
         self.half_precision = False
         self.tokenizer = load_tokenizer(settings)
-        whole = load_base(settings, labels)
+        whole, self.notes = load_base(settings, labels)
         check_vocabulary(self.tokenizer, whole.get_input_embeddings().num_embeddings)
         self.hf = prepare_trainable(whole, settings)
         depth = self.hf.config.num_hidden_layers

@@ -1,26 +1,41 @@
-"""The result as files that transformers and peft load by themselves.
+"""The result as a folder that transformers loads by itself, and that fails loudly elsewhere.
 
-A LoRA result is a peft adapter; every other method gives a full transformers model. `fedaipc.json`
-beside it holds what neither format can say: how token logits are pooled and where texts are cut.
+config.json, model.safetensors  the whole model, a LoRA result with its adapters merged in
+tokenizer.json, ...             the tokenizer, which cuts where the training cut
+adapter/                        of a LoRA result: the adapter alone, for whoever has the base
+README.md                       the model card, with the lines that load the model
+fedaipc.json                    what `fedaipc predict` needs
+
+No sequence classification class of transformers for these families can average over tokens, so a
+mean-pooled model is stored as a token classifier. Loaded as a sequence classifier it would answer
+from layers that were never trained, after a warning at most. So its file holds one tensor of that
+class in a size that cannot be, and config.json names no class to fall back to: the load raises.
+Positions beyond the job's `max_length` are left out, so that a longer text raises as well where
+the caller forgets to cut it.
 """
 
 from __future__ import annotations
 
-import json
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import AutoModelForSequenceClassification
 
-from fedaipc.errors import OutputError
-from fedaipc.model.base import resolve
+from fedaipc.config import Section
+from fedaipc.errors import ModelError, OutputError
+from fedaipc.files import write_atomic
 from fedaipc.model.classifier import prepare_trainable
-from fedaipc.model.load import load_base, load_tokenizer, quiet
+from fedaipc.model.inputs import cut_characters
+from fedaipc.model.load import first_position, load_base, load_tokenizer, open_result, quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -28,45 +43,82 @@ if TYPE_CHECKING:
     from fedaipc.config import ModelSettings
     from fedaipc.model.classifier import Layout
 
+ADAPTER_FOLDER, CARD_FILE, FACTS_FILE = "adapter", "README.md", "fedaipc.json"
+_HINT = "averages_over_tokens__see_README.md"  # in the report that transformers prints
 
-@torch.no_grad()
+
+class Saved(Section):
+    """`fedaipc.json`: what the other files cannot say."""
+
+    labels: tuple[str, ...] = Field(min_length=2)
+    pooling: Literal["mean", "cls"]
+    max_length: int = Field(ge=4, le=8192)
+    not_private: tuple[str, ...]
+
+
 def export(
     folder: Path,
     settings: ModelSettings,
     labels: tuple[str, ...],
     layout: Layout,
     vector: npt.NDArray[np.float32],
+    *,
+    card: str,
     not_private: Sequence[str] = (),
 ) -> None:
-    """Write the trained model to `folder`, with the reasons why it is not private, if any.
+    """Write the trained model to `folder`, with its card and the reasons why it is not private.
 
     Raises OutputError where it cannot be written.
     """
-    hf = prepare_trainable(load_base(settings, labels), settings)
-    parameters = dict(hf.named_parameters())
-    start = 0
-    for name, shape in zip(layout.names, layout.shapes, strict=True):
-        size = int(np.prod(shape))
-        parameters[name].copy_(torch.from_numpy(vector[start : start + size].copy()).view(shape))
-        start += size
-    if settings.method == "lora":
-        hf.peft_config["default"].base_model_name_or_path = settings.base
-    pooling = {"pooling": settings.pooling, "max_length": settings.max_length, "labels": labels,
-               "base": settings.base, "keep_layers": settings.keep_layers,
-               "adapter": settings.method == "lora", "not_private": list(not_private)}  # fmt: skip
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with quiet():
-            hf.save_pretrained(folder, safe_serialization=True)
-        load_tokenizer(settings).save_pretrained(folder)
-        (folder / "fedaipc.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{folder}: the model cannot be written ({error.strerror})") from None
+    hf, tokenizer = _trained(settings, labels, layout, vector), load_tokenizer(settings)
+    tokenizer.model_max_length = settings.max_length
+    saved = Saved(
+        labels=labels,
+        pooling=settings.pooling,
+        max_length=settings.max_length,
+        not_private=tuple(not_private),
+    )
+    with _writing(folder):
+        if settings.method == "lora":
+            hf = _save_adapter(hf, folder / ADAPTER_FOLDER)
+        tensors = dict(hf.state_dict())
+        most = settings.max_length + first_position(hf.config)
+        for name in tensors:
+            if name.endswith("position_embeddings.weight"):
+                tensors[name] = tensors[name][:most]
+        hf.config.max_position_embeddings = most
+        hf.config.architectures = [type(hf).__name__]
+        if settings.pooling == "mean":
+            hf.config.architectures = []
+            tensors |= {_lure(hf): torch.zeros(1), _HINT: torch.zeros(1)}
+        _save(folder, hf.config, tensors, tokenizer)
+        (folder / FACTS_FILE).write_text(saved.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Write or replace the model's card. Raises OutputError."""
+    with _writing(folder):
+        write_atomic(folder / CARD_FILE, card.encode())
+
+
+def export_base(
+    folder: Path,
+    settings: ModelSettings,
+    labels: tuple[str, ...],
+    layout: Layout,
+    vector: npt.NDArray[np.float32],
+) -> None:
+    """Write a model that is to be the base of a job. Raises OutputError."""
+    hf = _trained(settings, labels, layout, vector)
+    hf.config.architectures = [type(hf).__name__]
+    with _writing(folder):
+        _save(folder, hf.config, dict(hf.state_dict()), load_tokenizer(settings))
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A saved result, loaded through transformers (and peft) alone."""
+    """A saved result, loaded through transformers alone."""
 
     hf: Any
     tokenizer: Any
@@ -79,33 +131,25 @@ class Exported:
     def load(cls, folder: Path) -> Exported:
         """Raises OutputError where `folder` does not hold a result of `export`."""
         try:
-            what = json.loads((folder / "fedaipc.json").read_text(encoding="utf-8"))
-            with quiet():
-                hf, tokenizer = _load_saved(folder, what)
-            return cls(
-                hf,
-                tokenizer,
-                tuple(what["labels"]),
-                what["pooling"],
-                what["max_length"],
-                tuple(what["not_private"]),
-            )
+            what = Saved.model_validate_json((folder / FACTS_FILE).read_text(encoding="utf-8"))
+            hf, tokenizer = open_result(folder, what.labels, what.pooling)
         except FileNotFoundError:
             raise OutputError(
                 f"{folder}: no usable model here; give the folder of a run that has finished"
             ) from None
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, ValidationError, ModelError) as error:
             raise OutputError(
                 f"{folder}: no usable model here: a file is missing or damaged "
-                f"({type(error).__name__}); restore the folder, or run again"
+                f"({_reason(error)}); restore the folder, or run again"
             ) from None
+        return cls(hf, tokenizer, what.labels, what.pooling, what.max_length, what.not_private)
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Class probabilities, shape (texts, labels)."""
         batch = self.tokenizer(
-            list(texts), truncation=True, max_length=self.max_length, padding=True,
-            return_tensors="pt",
+            cut_characters(texts, self.max_length), truncation=True, max_length=self.max_length,
+            padding=True, return_tensors="pt",
         )  # fmt: skip
         logits = self.hf(**batch).logits
         if self.pooling == "mean":
@@ -114,25 +158,63 @@ class Exported:
         return logits.softmax(-1).numpy()
 
 
-def _load_saved(folder: Path, what: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-        AutoTokenizer,
-    )
+def _reason(error: Exception) -> str:
+    if isinstance(error, ModelError):
+        return str(error).rpartition(": ")[2]
+    return type(error).__name__
 
-    auto = (
-        AutoModelForTokenClassification
-        if what["pooling"] == "mean"
-        else AutoModelForSequenceClassification
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not what["adapter"]:
-        return auto.from_pretrained(folder, dtype=torch.float32).eval(), tokenizer
-    from peft import PeftModel
 
-    extra = {} if what["keep_layers"] is None else {"num_hidden_layers": what["keep_layers"]}
-    base = auto.from_pretrained(
-        resolve(what["base"]), num_labels=len(what["labels"]), dtype=torch.float32, **extra
-    )
-    return PeftModel.from_pretrained(base, folder).eval(), tokenizer
+@torch.no_grad()
+def _trained(
+    settings: ModelSettings,
+    labels: tuple[str, ...],
+    layout: Layout,
+    vector: npt.NDArray[np.float32],
+) -> Any:
+    """Transformers' model (within peft's, for LoRA) with the values of `vector`."""
+    hf = prepare_trainable(load_base(settings, labels).hf, settings)
+    parameters = dict(hf.named_parameters())
+    start = 0
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        size = int(np.prod(shape))
+        parameters[name].copy_(torch.from_numpy(vector[start : start + size].copy()).view(shape))
+        start += size
+    return hf
+
+
+def _save_adapter(hf: Any, folder: Path) -> Any:
+    """Save what LoRA trained; return the whole model with it merged in."""
+    adapter = hf.peft_config["default"]
+    # Never looked up: an AutoPeftModel would build the base with other labels, or more layers.
+    adapter.base_model_name_or_path = "see ../README.md"
+    with quiet():
+        # By default peft asks the hub for the base, to see whether its vocabulary is the same.
+        hf.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's card has no content
+        return hf.merge_and_unload()
+
+
+def _lure(hf: Any) -> str:
+    """A weight of the sequence classification class that the model of `hf` has not."""
+    with torch.device("meta"):
+        other = AutoModelForSequenceClassification.from_config(hf.config)
+    return min(set(other.state_dict()) - set(hf.state_dict()))
+
+
+def _save(folder: Path, config: Any, tensors: dict[str, torch.Tensor], tokenizer: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.chat_template = None
+    with quiet():
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise OutputError(f"{folder}: the model cannot be written ({why})") from None

@@ -177,11 +177,17 @@ def longest_input(classifier: Classifier, *, cached: bool) -> Inputs:
     return Inputs(states[:1], None, most) if classifier.pooled else Inputs(states[0], offsets, most)
 
 
+def cut_characters(texts: Sequence[str], max_length: int) -> list[str]:
+    """The beginnings of `texts` that `max_length` tokens are taken from.
+
+    Tokenizers read a text to its end: one of 20 MB takes gigabytes.
+    """
+    return [text[: _MOST_CHARACTERS * max_length] for text in texts]
+
+
 def _tokenise(classifier: Classifier, texts: Sequence[str]) -> Inputs:
-    most = _MOST_CHARACTERS * classifier.settings.max_length
     encoded = classifier.tokenizer(
-        # Tokenizers read a text to its end: one of 20 MB takes gigabytes.
-        [text[:most] for text in texts],
+        cut_characters(texts, classifier.settings.max_length),
         truncation=True,
         max_length=classifier.settings.max_length,
         return_attention_mask=False,

@@ -29,7 +29,7 @@ from fedaipc.errors import DataError, ModelError
 from fedaipc.model.base import WARM_UP, base_hash, warm_folder
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device, has_fused_steps
-from fedaipc.model.export import export
+from fedaipc.model.export import export_base
 from fedaipc.model.inputs import make_inputs
 from fedaipc.results import WarmUpFacts
 
@@ -149,7 +149,7 @@ def _train(
         raise ModelError("the warm-up diverged: choose a smaller warm_up.learning_rate")
     if model.pooling == "mean":
         _centre(classifier, inputs)
-    export(folder, whole, labels, classifier.layout, read_vector(classifier))
+    export_base(folder, whole, labels, classifier.layout, read_vector(classifier))
 
 
 def _order(settings: WarmUpSettings, inputs: Inputs) -> Iterator[npt.NDArray[np.int64]]:

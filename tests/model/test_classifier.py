@@ -42,7 +42,7 @@ def classifier(family: str = "bert", method: str = "bitfit", pooling: str = "mea
 @torch.no_grad()
 def whole_model_logits(model: Classifier) -> np.ndarray:
     """Transformers' own model, unsplit, one unpadded text at a time, with our values in it."""
-    hf = prepare_trainable(load_base(model.settings, LABELS), model.settings)
+    hf = prepare_trainable(load_base(model.settings, LABELS).hf, model.settings)
     parameters = dict(hf.named_parameters())
     for name, value in model.trainable():
         parameters[name].copy_(value)

@@ -1,26 +1,32 @@
-"""A saved result loads through transformers and peft alone and says what the trained one says."""
+"""A saved result gives the right answer by the obvious call, or that call raises."""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForSequenceClassification, AutoPeftModelForTokenClassification
+from safetensors import safe_open
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
+    pipeline,
 )
 
 from fedaipc.errors import OutputError
+from fedaipc.model.card import model_card
 from fedaipc.model.classifier import Classifier, write_vector
 from fedaipc.model.export import Exported, export
 from fedaipc.model.inputs import make_inputs
 from fedaipc.model.load import quiet
 from fedaipc.model.predict import logits, mean_loss
+from fedaipc.results import DataFacts
 from tests.model.tiny import (
     FAMILIES,
     LABELS,
@@ -30,36 +36,22 @@ from tests.model.tiny import (
     settings,
     shared_folder,
 )
+from tests.report.factory import make_results
+
+LONG = " ".join(TEXTS)  # of more tokens than `max_length`
 
 
 def trained(folder: Path, base: Path, **changes: object) -> np.ndarray:
-    """Export a model with random values to `folder`; its logits."""
+    """Export a model with random values to `folder`; its probabilities."""
     classifier = Classifier(settings(base, **changes), LABELS)
     vector = np.random.default_rng(0).normal(0, 0.3, classifier.layout.size).astype(np.float32)
     write_vector(classifier, vector)
-    export(folder, classifier.settings, LABELS, classifier.layout, vector)
-    return logits(classifier, make_inputs(classifier, TEXTS, None), 5)
-
-
-@torch.no_grad()
-def logits_by_transformers_alone(folder: Path, base: Path, method: str, pooling: str) -> np.ndarray:
-    """What a user does who has never heard of fedaipc."""
-    auto = (
-        AutoModelForTokenClassification if pooling == "mean" else AutoModelForSequenceClassification
-    )
-    with quiet():
-        if method == "lora":
-            body = auto.from_pretrained(base, num_labels=len(LABELS))
-            model = PeftModel.from_pretrained(body, folder)
-        else:
-            model = auto.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    model.eval()
-    rows = []
-    for text in TEXTS:
-        found = model(**tokenizer(text, truncation=True, max_length=16, return_tensors="pt"))
-        rows.append(found.logits[0].mean(0) if pooling == "mean" else found.logits[0])
-    return torch.stack(rows).numpy()
+    data = DataFacts(source="own.csv", labels=LABELS, train=9, validation=3, test=3, majority=0.4)
+    results = make_results(data=data)
+    layers = classifier.hf.config.num_hidden_layers
+    card = model_card(results, classifier.settings, layers)
+    export(folder, classifier.settings, LABELS, classifier.layout, vector, card=card)
+    return softmax(logits(classifier, make_inputs(classifier, TEXTS, None), 5))
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -67,26 +59,109 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def by_pipeline(folder: Path, texts: list[str], **options: object) -> np.ndarray:
+    """What the obvious call says, shape (texts, labels), by the labels' names."""
+    with quiet():
+        found = pipeline("text-classification", model=str(folder))(texts, top_k=None, **options)
+    scores = [{one["label"]: one["score"] for one in row} for row in found]
+    return np.array([[row[label] for label in LABELS] for row in scores])
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_result_loads_without_fedaipc_and_gives_the_same_logits(
+def test_the_obvious_call_gives_the_right_answer_or_raises(
     family: str, method: str, pooling: str, tmp_path: Path
 ) -> None:
-    base = shared_folder(family)
-    expected = trained(tmp_path / "out", base, method=method, pooling=pooling)
-    alone = logits_by_transformers_alone(tmp_path / "out", base, method, pooling)
-    assert alone == pytest.approx(expected, abs=1e-5)
-    probabilities = Exported.load(tmp_path / "out").probabilities(TEXTS)
-    assert probabilities == pytest.approx(softmax(expected), abs=1e-5)
+    folder = tmp_path / "out"
+    expected = trained(folder, shared_folder(family), method=method, pooling=pooling)
+    assert Exported.load(folder).probabilities(TEXTS) == pytest.approx(expected, abs=1e-5)
+    if pooling == "cls":
+        assert by_pipeline(folder, TEXTS, truncation=True) == pytest.approx(expected, abs=1e-5)
+        assert by_pipeline(folder, TEXTS, truncation=True, batch_size=4) == pytest.approx(
+            expected, abs=1e-5
+        )
+    else:
+        with quiet(), pytest.raises(ValueError, match="Could not load model"):
+            pipeline("text-classification", model=str(folder))
+        with quiet(), pytest.raises(RuntimeError, match="mismatch"):
+            AutoModelForSequenceClassification.from_pretrained(folder)
+    for auto in (AutoPeftModelForSequenceClassification, AutoPeftModelForTokenClassification):
+        for place in (folder, folder / "adapter"):
+            with quiet(), pytest.raises((ValueError, OSError)):
+                auto.from_pretrained(place)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_text_is_cut_as_in_training_or_raises(family: str, tmp_path: Path) -> None:
+    trained(tmp_path, shared_folder(family), method="head", pooling="cls")
+    cut = Exported.load(tmp_path).probabilities([LONG])
+    assert by_pipeline(tmp_path, [LONG], truncation=True) == pytest.approx(cut, abs=1e-5)
+    with pytest.raises((RuntimeError, IndexError)):
+        by_pipeline(tmp_path, [LONG])
+
+
+@pytest.mark.slow
+def test_the_cards_own_lines_give_the_same_answers_without_fedaipc(tmp_path: Path) -> None:
+    """For each method and pooling; for LoRA both the merged model and peft's adapter."""
+    expected, blocks = {}, []
+    for method in METHODS:
+        for pooling in ("mean", "cls"):
+            name = f"{method}-{pooling}"
+            expected[name] = trained(
+                tmp_path / name, shared_folder("bert"), method=method, pooling=pooling,
+                keep_layers=1,
+            )  # fmt: skip
+            card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+            found = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+            assert len(found) == (2 if method == "lora" else 1)
+            blocks += [(name, block) for block in found]
+    script = tmp_path / "use.py"
+    script.write_text(_USE)
+    done = subprocess.run(
+        [sys.executable, "-P", str(script)],
+        input=json.dumps({"blocks": blocks, "texts": TEXTS, "folder": str(tmp_path)}),
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert len(answers) == len(blocks) == 12
+    for (name, _), rows in zip(blocks, answers, strict=True):
+        best = [LABELS[place] for place in expected[name].argmax(axis=1)]
+        assert [label for label, _ in rows] == best
+        assert [chance for _, chance in rows] == pytest.approx(expected[name].max(axis=1), abs=1e-5)
+
+
+_USE = """
+import builtins, contextlib, io, json, os, sys
+sys.modules["fedaipc"] = None  # whoever imports it fails
+given = json.load(sys.stdin)
+answers = []
+for name, block in given["blocks"]:
+    os.chdir(os.path.join(given["folder"], name))
+    block = block.replace('["a first text", "and another one"]', "TEXTS")
+    assert "TEXTS" in block
+    space = {"TEXTS": given["texts"]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(block, space)
+    if "probabilities" in space:
+        names = space["model"].config.id2label
+        rows = [[names[int(row.argmax())], float(row.max())] for row in space["probabilities"]]
+    else:
+        found = space["classify"](given["texts"], truncation=True, max_length=16, top_k=None)
+        rows = [[row[0]["label"], row[0]["score"]] for row in found]
+    answers.append(rows)
+print(json.dumps(answers))
+"""
 
 
 def test_an_adapter_brings_the_pooler_that_its_base_has_not(tmp_path: Path) -> None:
     """Else whoever loads it would get a pooler of random values, and other answers each time."""
     base = make_folder(tmp_path / "base", "bert", pooler=False)
-    expected = trained(tmp_path / "out", base, method="lora", pooling="cls")
-    alone = logits_by_transformers_alone(tmp_path / "out", base, "lora", "cls")
-    assert alone == pytest.approx(expected, abs=1e-5)
+    trained(tmp_path / "out", base, method="lora", pooling="cls")
+    file = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
+    with safe_open(file, "np") as tensors:
+        assert any("pooler" in name for name in tensors.keys())  # noqa: SIM118 - no mapping
 
 
 @pytest.mark.parametrize("method", ["lora", "last-k"])
@@ -95,23 +170,65 @@ def test_a_model_cut_to_its_lowest_layers_stays_cut(method: str, tmp_path: Path)
     expected = trained(tmp_path / "out", base, method=method, keep_layers=1)
     loaded = Exported.load(tmp_path / "out")
     assert loaded.hf.config.num_hidden_layers == 1
-    assert loaded.probabilities(TEXTS) == pytest.approx(softmax(expected), abs=1e-5)
+    assert loaded.probabilities(TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
 def test_labels_and_length_travel_with_the_model(tmp_path: Path) -> None:
     trained(tmp_path / "out", shared_folder("bert"), method="head", max_length=9)
     loaded = Exported.load(tmp_path / "out")
     assert (loaded.labels, loaded.max_length, loaded.pooling) == (LABELS, 9, "mean")
-    assert loaded.hf.config.id2label == dict(enumerate(LABELS))
+    with quiet():
+        alone = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    assert alone.config.id2label == dict(enumerate(LABELS))
+    assert alone.config.max_position_embeddings == 9
 
 
 def test_weights_are_safetensors_and_an_adapter_holds_no_base(tmp_path: Path) -> None:
     for method in ("lora", "head"):
         trained(tmp_path / method, shared_folder("bert"), method=method)
-        names = {path.name for path in (tmp_path / method).iterdir()}
+        names = {path.name for path in (tmp_path / method).rglob("*")}
         assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
-    assert (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size < 8000
-    assert (tmp_path / "head" / "model.safetensors").stat().st_size > 16000
+        assert (tmp_path / method / "model.safetensors").stat().st_size > 16000
+    assert (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").stat().st_size < 8000
+
+
+def test_nothing_is_asked_of_the_hub_while_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself peft looks the base up by its name, which tells the hub what is trained."""
+    asked = []
+    monkeypatch.setattr(
+        "peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *a: asked.append(a)
+    )
+    trained(tmp_path, shared_folder("bert"), method="lora")
+    assert asked == []
+
+
+def test_the_card_says_what_the_run_was_and_what_it_promises(tmp_path: Path) -> None:
+    base = shared_folder("bert")
+    card = model_card(make_results(), settings(base), 2)
+    for part in ("epsilon 7.97 at delta 1e-05", "2,000 test texts", '`"negative"`', "per record"):
+        assert part in card
+    assert "NOT PRIVATE" not in card
+    assert str(base) not in card  # a path may name a user
+    open_ = model_card(make_results(private=False), settings(base), 2)
+    assert "**NOT PRIVATE**: mode none: no noise" in open_
+    assert "epsilon" not in open_.split("## Privacy")[1].split("## Data")[0]
+    licensed = model_card(
+        make_results(), settings(base).model_copy(update={"base": "minilm-l6"}), 6
+    )
+    assert "Licence of the base: Apache-2.0" in licensed
+
+
+def test_a_label_cannot_break_out_of_the_card() -> None:
+    evil = ('"""\nimport os', "``` <script>", "plain")
+    data = DataFacts(source="x", labels=evil, train=1, validation=1, test=1, majority=0.5)
+    card = model_card(make_results(data=data), settings(shared_folder("bert"), method="lora"), 2)
+    blocks = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "card", "exec")
+    assert "\nimport os" not in card.replace("\nimport torch", "")
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
@@ -120,20 +237,28 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> 
         trained(tmp_path / "file" / "out", shared_folder("bert"), method="head")
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "no labels", "no weights", "cut weights"])
+@pytest.mark.parametrize(
+    "damage",
+    ["missing", "empty", "no labels", "no weights", "cut weights", "fewer labels", "code"],
+)
 def test_a_folder_without_a_usable_result_is_told_in_one_line(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "out"
     trained(folder, shared_folder("bert"), method="head")
-    what = folder / "fedaipc.json"
+    what, config = folder / "fedaipc.json", folder / "config.json"
+    facts = json.loads(what.read_text())
     if damage == "missing":
         what.unlink()
     elif damage == "empty":
         what.write_text("")
     elif damage == "no labels":
-        rest = {k: v for k, v in json.loads(what.read_text()).items() if k != "labels"}
-        what.write_text(json.dumps(rest))
+        what.write_text(json.dumps({k: v for k, v in facts.items() if k != "labels"}))
     elif damage == "no weights":
         (folder / "model.safetensors").unlink()
+    elif damage == "fewer labels":
+        what.write_text(json.dumps({**facts, "labels": ["a", "b"]}))
+    elif damage == "code":
+        own = json.loads(config.read_text())
+        config.write_text(json.dumps({**own, "auto_map": {"AutoModel": "evil.Evil"}}))
     else:
         (folder / "model.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(OutputError, match=r"^[^\n]*no usable model here[^\n]*$"):
