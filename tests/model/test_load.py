@@ -12,6 +12,7 @@ import select
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +163,9 @@ def test_nothing_is_asked_and_a_y_runs_no_planted_code(tmp_path: Path) -> None:
         "    except ModelError as error:\n        print('refused:', error)\n"
     )
     controller, terminal = pty.openpty()
+    kinds = termios.tcgetattr(terminal)
+    kinds[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, kinds)
     bases = [str(tmp_path / plant.__name__ / "model") for plant in PLANTED]
     process = subprocess.Popen(
         [sys.executable, str(script), *bases], stdin=terminal, stdout=terminal, stderr=terminal,
@@ -182,7 +186,7 @@ def test_nothing_is_asked_and_a_y_runs_no_planted_code(tmp_path: Path) -> None:
     os.close(controller)
     text = said.decode(errors="replace")
     assert not re.search(r"y/N|custom code\?", text)
-    assert text.count("refused: model.base") == len(PLANTED)
+    assert text.count("refused: model.base") == len(PLANTED), text
     assert not list(tmp_path.glob("*/ran"))
 
 
