@@ -98,7 +98,7 @@ class ModelFacts(Section):
     """Which model was trained, where, and hashes by which two runs can be compared.
 
     `vector_hash` is the SHA-256 of the final flat float32 vector; `reason` says why this device
-    and dtype were taken.
+    and dtype were taken, `notes` what was done to the base.
     """
 
     base: str
@@ -112,6 +112,7 @@ class ModelFacts(Section):
     device: str
     dtype: str
     reason: str
+    notes: tuple[str, ...] = ()
 
 
 class WarmUpFacts(Section):

@@ -13,9 +13,9 @@ from fedaipc.errors import AdmissionError
 from fedaipc.federation.job import Job, SignedJob, make_job
 from fedaipc.federation.job_folder import write_job
 from fedaipc.federation.round_terms import check_sealing
-from fedaipc.model.base import copy_base, is_local
+from fedaipc.model.base import copy_base, with_whole_base
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.warm_up import warm_base
+from fedaipc.model.warm_up import check_model, warm_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,12 +44,13 @@ def sign_job(
     settings = _for_members(settings, len(members))
     check_sealing(settings)
     held_back = prepare_held_back(settings.data)
+    before = check_model(settings, held_back)
     settings, warm_up = warm_base(settings, held_back, on_warm_up)
-    layout_hash = Classifier(settings.model, held_back.labels).layout.hash
+    classifier = before if warm_up is None else Classifier(settings.model, held_back.labels)
     job = make_job(
         settings,
         held_back.labels,
-        layout_hash,
+        classifier.layout.hash,
         secrets.token_hex(8),
         [member.size_class for member in members],
         federation.roster_version,
@@ -65,6 +66,8 @@ def sign_job(
                 settings,
                 held_back,
                 train=None,
+                classifier=classifier,
+                model_notes=before.notes,
                 warm_up=warm_up,
                 not_private=reasons,
             )
@@ -97,9 +100,6 @@ def hand_out_base(
 
 def _for_members(settings: Settings, pcs: int) -> Settings:
     """Paths that hold from any folder, and as many PCs as there are."""
-    model = settings.model
-    if is_local(model.base):
-        base = str(Path(model.base).expanduser().resolve())
-        model = model.model_copy(update={"base": base})
+    model = with_whole_base(settings.model)
     federation = settings.federation.model_copy(update={"pcs": pcs})
     return settings.model_copy(update={"model": model, "federation": federation})

@@ -44,7 +44,10 @@ def show(
 
 @app.command()
 def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Check a config and say what it promises; exit code 2 if it cannot be used.
+    """Check a config, its data and its model, as simulate would; say what it promises.
+
+    A config that names public texts for validation and test, and no source, is checked as
+    `fedaipc job sign` would. The exit code is that of the command.
 
     Example: fedaipc config check my.toml
     """
@@ -59,10 +62,13 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     from fedaipc.report.words import NOT_SEALED
 
     settings = load_settings(config, overrides or ())
+    bounds = check_sealing(settings)
+    lines = _model_lines(settings)
     plan = make_plan(settings)
     rounds = settings.federation.rounds
-    bounds = check_sealing(settings)
     typer.echo("the configuration is valid")
+    for line in lines:
+        typer.echo(line)
     if settings.sealing.mode == "none":
         typer.echo(f"{NOT_SEALED} (simulate asks for --insecure-plain-updates)")
     else:
@@ -88,3 +94,28 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
             f"PCs will decline after {covered} of {rounds} rounds: privacy.lifetime_epsilon is "
             f"{lifetime:g}"
         )
+
+
+def _model_lines(settings: Settings) -> list[str]:
+    """What the model makes of the texts. Raises DataError, AssetError or ModelError."""
+    from fedaipc.data.prepare import prepare_held_back, prepare_simulation
+    from fedaipc.model.base import with_whole_base
+    from fedaipc.model.fit import measure_fit
+    from fedaipc.model.warm_up import check_model
+    from fedaipc.report.words import fit_text, fit_warnings
+
+    settings = settings.model_copy(update={"model": with_whole_base(settings.model)})
+    data = settings.data
+    given = "source" in data.model_fields_set or None in (data.validation, data.test)
+    held_back = (
+        prepare_simulation(data, settings.federation.pcs) if given else prepare_held_back(data)
+    )
+    classifier = check_model(settings, held_back)
+    sets = {"training": getattr(held_back, "train", None), "validation": held_back.validation}
+    fits = {
+        name: measure_fit(classifier.tokenizer, records.texts, settings.model.max_length)
+        for name, records in sets.items()
+        if records is not None
+    }
+    lines = [f"{name} texts: {fit_text(fit)}" for name, fit in fits.items()]
+    return lines + [f"note: {line}" for line in (*classifier.notes, *fit_warnings(**fits))]

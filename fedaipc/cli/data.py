@@ -16,6 +16,7 @@ from fedaipc.cli.config import Overrides
 from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
 
 if TYPE_CHECKING:
+    from fedaipc.config import Settings
     from fedaipc.data.prepare import SimulatedData
 
 _MOST_ROWS = 50
@@ -65,6 +66,24 @@ def describe(
         f"{len(data.test):,} test texts"
     )
     console.print("; ".join((sizes, *data.notes)), highlight=False)
+    for line in _fit_lines(settings, data):
+        console.print(line, highlight=False, markup=False)
+
+
+def _fit_lines(settings: Settings, data: SimulatedData) -> list[str]:
+    """How the texts fit the model; why it is not known, where the model cannot be loaded."""
+    from fedaipc.errors import AssetError, ModelError
+    from fedaipc.model.fit import measure_fit
+    from fedaipc.model.load import load_tokenizer
+    from fedaipc.report.words import fit_text, fit_warnings
+
+    try:
+        tokenizer = load_tokenizer(settings.model)
+    except (AssetError, ModelError) as error:
+        return [f"how the texts fit the model is not known: {error}"]
+    fit = measure_fit(tokenizer, data.train.texts, settings.model.max_length)
+    shown = f"{fit_text(fit)} at model.max_length = {settings.model.max_length}"
+    return [f"{settings.model.base}: {shown}", *(f"note: {w}" for w in fit_warnings(training=fit))]
 
 
 def _table(labels: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:

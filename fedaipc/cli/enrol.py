@@ -133,12 +133,21 @@ def _text(invite: str) -> str:
 
 
 def _show(found: Enrolled, folder: Path) -> None:
+    from fedaipc.report.words import fit_text, fit_warnings
+
     request = found.request
     typer.echo(f"{folder}: {found.records:,} records can be used")
     if found.other_labels:
         typer.echo(
             f"{found.other_labels:,} of them have a label that the federation does not train"
         )
+    if found.fit is not None:
+        typer.echo(
+            f"with the federation's base, cut at the usual length: {fit_text(found.fit)} (said to "
+            "you alone)"
+        )
+        for line in fit_warnings(your=found.fit):
+            typer.echo(f"note: {line}")
     typer.echo(
         f"{request.name} will tell the federation its name, its keys, and that it holds at most "
         f"{request.size_class:,} records"

@@ -29,7 +29,7 @@ def sign(
     """
     from fedaipc.admission.federation import Federation
     from fedaipc.admission.jobs import sign_job
-    from fedaipc.cli.simulate import WarmUpBar
+    from fedaipc.cli.simulate import WarmUpBar, say_fit
     from fedaipc.config import load_settings
     from fedaipc.federation.job_folder import read_facts
     from fedaipc.privacy.plan import planned_epsilon
@@ -52,8 +52,10 @@ def sign(
             f"at worst, if all {job.most_attempts} attempts that it allows are charged: epsilon "
             f"{worst:.2f}; owners whose policy.most_epsilon is lower refuse it"
         )
-    for note in read_facts(out)["notes"]:
+    facts = read_facts(out)
+    for note in facts["notes"]:
         typer.echo(f"texts to measure on: {note}")
+    say_fit(Console(), facts)
     typer.echo(f"PCs that take part have the base {job.model.base}; copy {out} to the server")
 
 

@@ -149,6 +149,7 @@ def _announce(console: Console, run: Run) -> None:
         console.print("[bold red]NOT PRIVATE[/]:", escape(reason), highlight=False)
     if settings.sealing.mode == "none":
         console.print(f"[bold red]{NOT_SEALED}[/]", highlight=False)
+    say_fit(console, facts)
     promise = f"noise multiplier {privacy.noise_multiplier}"
     if facts["not_private"]:
         promise = "no privacy"
@@ -165,6 +166,20 @@ def _announce(console: Console, run: Run) -> None:
         highlight=False,
         markup=False,
     )
+
+
+def say_fit(console: Console, facts: dict[str, Any]) -> None:
+    """What was done to the base, and a warning where texts fit the model badly."""
+    from fedaipc.report.words import fit_warnings
+    from fedaipc.results import TextFit
+
+    fits = {
+        name: TextFit(**facts[f"{key}_fit"])
+        for name, key in (("training", "train"), ("validation", "validation"))
+        if facts.get(f"{key}_fit")
+    }
+    for line in (*facts.get("model_notes", ()), *fit_warnings(**fits)):
+        console.print(f"note: {line}", style="yellow", highlight=False, markup=False)
 
 
 def _base(facts: dict[str, Any], settings: Settings) -> str:

@@ -257,6 +257,7 @@ def _facts(
             device=str(device.torch),
             dtype=device.dtype,
             reason=device.reason,
+            notes=tuple(data.pop("model_notes", ())),
         ),
         start=before.start if before else None,
         warm_up=data.pop("warm_up"),

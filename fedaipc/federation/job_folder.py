@@ -15,6 +15,7 @@ from fedaipc.config import to_toml
 from fedaipc.errors import EncodingError, OutputError, RoundError
 from fedaipc.federation.job import Job, SignedJob
 from fedaipc.files import write_text
+from fedaipc.model.fit import measure_fit
 from fedaipc.sealing.roster import ROSTER_FILE, read_roster
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Settings
     from fedaipc.data.prepare import HeldBack
+    from fedaipc.data.records import Records
+    from fedaipc.model.classifier import Classifier
     from fedaipc.results import WarmUpFacts
     from fedaipc.sealing.roster import Roster
 
@@ -37,23 +40,34 @@ def write_job(
     settings: Settings,
     held_back: HeldBack,
     *,
-    train: int | None,
+    train: Records | None,
+    classifier: Classifier,
+    model_notes: Sequence[str],
     warm_up: WarmUpFacts | None,
     not_private: Sequence[str],
 ) -> None:
-    """Write all but the list of members. `train` is how many texts PCs hold, where that is known.
+    """Write all but the list of members. `train` is what PCs hold, where that is known.
+
+    `model_notes` say what was done to the base; `classifier` is the job's model.
 
     Raises OSError.
     """
     held_back.validation.write_parquet(folder / VALIDATION_FILE)
     held_back.test.write_parquet(folder / TEST_FILE)
+    tokenizer, most = classifier.tokenizer, classifier.settings.max_length
+    fits = {
+        "train_fit": None if train is None else measure_fit(tokenizer, train.texts, most),
+        "validation_fit": measure_fit(tokenizer, held_back.validation.texts, most),
+    }
     facts = {
         "source": settings.data.source if train is not None else "the PCs' own texts",
         "labels": held_back.labels,
-        "train": train,
+        "train": None if train is None else len(train),
         "validation": len(held_back.validation),
         "test": len(held_back.test),
         "notes": held_back.notes,
+        **{name: fit and fit.model_dump(mode="json") for name, fit in fits.items()},
+        "model_notes": list(model_notes),
         "warm_up": None if warm_up is None else warm_up.model_dump(mode="json"),
         "not_private": list(not_private),
     }

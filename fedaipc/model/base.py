@@ -8,9 +8,13 @@ import logging
 import shutil
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedaipc.data.assets import cache_folder, fetch_asset, is_asset, list_assets
 from fedaipc.errors import ModelError
+
+if TYPE_CHECKING:
+    from fedaipc.config import ModelSettings
 
 WARM_UP = "warm-up:"  # a base that this machine warmed up; what follows is its key
 
@@ -55,6 +59,13 @@ def warm_folder(base: str) -> Path:
 def is_local(base: str) -> bool:
     """Whether `base` is a folder of this machine, and not an asset or a hub id."""
     return not is_asset(base) and Path(base).expanduser().is_dir()
+
+
+def with_whole_base(model: ModelSettings) -> ModelSettings:
+    """A base that is a folder by its whole path, which holds from any working directory."""
+    if not is_local(model.base):
+        return model
+    return model.model_copy(update={"base": str(Path(model.base).expanduser().resolve())})
 
 
 @lru_cache(maxsize=8)

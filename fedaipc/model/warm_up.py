@@ -88,8 +88,36 @@ def warm_base(
     ModelError.
     """
     wanted, before = settings.warm_up, settings.model
-    if wanted.source is None:
+    public = _public_texts(wanted, held_back)
+    if public is None:
         return settings, None
+    started, device = time.monotonic(), choose_device(settings.speed)
+    base = warmed_up(wanted, before, held_back.labels, public, device, on_step)
+    model = before.model_copy(update={"base": base, "keep_layers": None})
+    facts = WarmUpFacts(
+        base=before.base,
+        source=str(wanted.source),
+        texts=len(public),
+        seconds=time.monotonic() - started,
+    )
+    # Without the source: who runs the resolved settings again starts from the same base.
+    return settings.model_copy(update={"model": model, "warm_up": WarmUpSettings()}), facts
+
+
+def check_model(settings: Settings, held_back: HeldBack) -> Classifier:
+    """The job's model as it is before any warm-up, and a look at the warm-up's texts.
+
+    What cannot work is found here, before anything is trained or written. Raises DataError or
+    ModelError.
+    """
+    _public_texts(settings.warm_up, held_back)
+    return Classifier(settings.model, held_back.labels)
+
+
+def _public_texts(wanted: WarmUpSettings, held_back: HeldBack) -> Records | None:
+    """What the warm-up trains on; None without one. Raises DataError."""
+    if wanted.source is None:
+        return None
     public = read_records(
         wanted.source,
         text_column=wanted.text_column,
@@ -100,17 +128,7 @@ def warm_base(
     if not len(public):
         raise DataError("warm_up.source: nothing is left but texts of the validation and test sets")
     label_list(public, held_back.labels, what="warm_up.source")
-    started, device = time.monotonic(), choose_device(settings.speed)
-    base = warmed_up(wanted, before, held_back.labels, public, device, on_step)
-    model = before.model_copy(update={"base": base, "keep_layers": None})
-    facts = WarmUpFacts(
-        base=before.base,
-        source=wanted.source,
-        texts=len(public),
-        seconds=time.monotonic() - started,
-    )
-    # Without the source: who runs the resolved settings again starts from the same base.
-    return settings.model_copy(update={"model": model, "warm_up": WarmUpSettings()}), facts
+    return public
 
 
 def _train(

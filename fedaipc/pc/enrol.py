@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fedaipc.data.records import Records
+    from fedaipc.results import TextFit
 
 NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE = "node.key", "authority.pem", "federation"
 _LEFT_HEAD_FILE = "ledger.head"  # of a PC that left
@@ -50,13 +51,15 @@ _MOST_BYTES = 1 << 30  # of a file that a PC is moved in
 class Enrolled:
     """What the owner is shown: the letter for the federation, and what it was made from.
 
-    `other_labels` is how many records have a label that the federation does not train.
+    `other_labels` is how many records have a label that the federation does not train; `fit` says
+    how the texts fit the base, None where that is not here yet. Both are for the owner alone.
     """
 
     request: Request
     letter: str
     records: int
     other_labels: int
+    fit: TextFit | None
 
 
 def enroll(
@@ -324,5 +327,8 @@ def _enrolled(folder: Path, records: Records, labels: tuple[str, ...]) -> Enroll
         node_key=public.decode(),
         size_class=owner.size_class,
     )
+    from fedaipc.model.fit import fit_of_base  # brings transformers
+
     other = sum(label not in labels for label in records.labels) if labels else 0
-    return Enrolled(request, request.write(vault.identity), len(records), other)
+    fit = fit_of_base(owner.base, records.texts)
+    return Enrolled(request, request.write(vault.identity), len(records), other, fit)

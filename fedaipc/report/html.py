@@ -216,7 +216,9 @@ def _model(results: Results) -> str:
         ("labels", ", ".join(data.labels)),
         ("texts for training", _plain(data.train)),
         ("for validation, for test", f"{data.validation:,}, {data.test:,}"),
-        *(("note", note) for note in data.notes),
+        ("training texts", words.fit_text(data.train_fit)),
+        ("validation texts", words.fit_text(data.validation_fit)),
+        *(("note", note) for note in (*data.notes, *words.results_warnings(results))),
     ]
     return facts(rows)
 

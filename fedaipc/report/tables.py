@@ -50,6 +50,10 @@ def summary(results: Results) -> RenderableType:
         took = words.duration_text(results.warm_up.seconds)
         row("warm-up", f"{took}; validation accuracy {results.start.accuracy:.3f} before round 1")
     row("data", f"{data.source}, {len(data.labels)} labels, {_sizes(results)}")
+    if data.validation_fit is not None:
+        row("texts", words.fit_text(data.train_fit or data.validation_fit))
+    for warning in words.results_warnings(results):
+        row("note", Text(words.printable(warning), style="yellow"))
     row("PCs", _pc_line(results))
     row("rounds", _round_line(results))
     if privacy.noise_multiplier is not None:

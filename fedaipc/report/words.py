@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedaipc.results import Results, Score
+    from fedaipc.results import Results, Score, TextFit
 
 NOT_PRIVATE = "NOT PRIVATE"
 NOT_SEALED = "NOT SEALED: the server can read every PC's update"
 UNKNOWN = "-"
+_MOST_UNKNOWN, _MOST_CUT = 0.05, 0.2  # shares that need no warning
 
 
 def printable(text: str) -> str:
@@ -107,6 +108,43 @@ def count_text(count: int, one: str, many: str | None = None) -> str:
 
 def reasons_text(results: Results) -> str:
     return "; ".join(results.not_private)
+
+
+def fit_text(fit: TextFit | None) -> str:
+    """How texts fit the model."""
+    if fit is None:
+        return UNKNOWN
+    return f"{fit.unknown_tokens:.1%} of tokens unknown, {fit.cut_texts:.1%} of texts cut"
+
+
+def fit_warnings(**fits: TextFit | None) -> list[str]:
+    """One line for each set of texts that fits badly, with what to do; sets by name.
+
+    English texts in an English vocabulary have hardly an unknown token. With one in twenty, a
+    sentence of twenty words has lost one of them. Where more than a fifth of the texts is cut,
+    their ends are missing more often than accuracies differ by.
+    """
+    lines = []
+    for name, fit in fits.items():
+        if fit is not None and fit.unknown_tokens > _MOST_UNKNOWN:
+            lines.append(
+                f"{fit.unknown_tokens:.0%} of the tokens of the {name} texts are not in the "
+                "model's vocabulary, so it learns nothing from them; take a base of the texts' "
+                "own language and field"
+            )
+        if fit is not None and fit.cut_texts > _MOST_CUT:
+            lines.append(
+                f"{fit.cut_texts:.0%} of the {name} texts are longer than model.max_length and "
+                "lose their ends; raise it, or give shorter texts"
+            )
+    return lines
+
+
+def results_warnings(results: Results) -> list[str]:
+    """What was done to the base, and which texts fit badly."""
+    data = results.data
+    fits = fit_warnings(training=data.train_fit, validation=data.validation_fit)
+    return [*results.model.notes, *fits]
 
 
 def sealing_text(results: Results) -> str:

@@ -32,9 +32,9 @@ from fedaipc.federation.job import Job, SignedJob, make_job
 from fedaipc.federation.job_folder import CONFIG_FILE, JOB_FILE, write_job
 from fedaipc.federation.round_terms import check_sealing
 from fedaipc.files import write_text
-from fedaipc.model.base import is_local
+from fedaipc.model.base import with_whole_base
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.warm_up import warm_base
+from fedaipc.model.warm_up import check_model, warm_base
 from fedaipc.pc.client_app import app as client_app
 from fedaipc.pc.client_app import pc_folder
 from fedaipc.pc.vault import Vault
@@ -89,8 +89,9 @@ def prepare(
     settings = _with_whole_paths(settings)
     check_sealing(settings)
     data = prepare_simulation(settings.data, settings.federation.pcs)
+    before = check_model(settings, data)
     settings, public = warm_base(settings, data, on_warm_up)
-    layout_hash = Classifier(settings.model, data.labels).layout.hash
+    classifier = before if public is None else Classifier(settings.model, data.labels)
     plan = make_plan(settings)
     order = filter_order(plan, settings.federation.rounds, settings.privacy.lifetime_epsilon)
     folder = _new_folder(Path(settings.output.folder), settings.output.name)
@@ -117,7 +118,7 @@ def prepare(
             job = make_job(
                 settings,
                 data.labels,
-                layout_hash,
+                classifier.layout.hash,
                 secrets.token_hex(8),
                 [owner.size_class for owner in owners],
                 read_roster(roster)[1].version,
@@ -127,7 +128,9 @@ def prepare(
                 SignedJob.sign(admission.key, job),
                 settings,
                 data,
-                train=len(data.train),
+                train=data.train,
+                classifier=classifier,
+                model_notes=before.notes,
                 warm_up=public,
                 not_private=_not_private(settings, test_seed, ledgers),
             )
@@ -151,10 +154,7 @@ def prepare(
 
 def _with_whole_paths(settings: Settings) -> Settings:
     """Paths that hold from any folder: engines and later commands may run in another one."""
-    model, speed = settings.model, settings.speed
-    if is_local(model.base):
-        base = str(Path(model.base).expanduser().resolve())
-        model = model.model_copy(update={"base": base})
+    model, speed = with_whole_base(settings.model), settings.speed
     if speed.cache_folder is not None:
         whole = str(Path(speed.cache_folder).expanduser().resolve())
         speed = speed.model_copy(update={"cache_folder": whole})

@@ -71,7 +71,9 @@ def test_a_job_is_for_the_members_there_are_and_can_be_read_with_their_list(
     signed, roster = read_job(folder)
     assert signed.job == job
     assert len(roster.members) == 3
-    assert read_facts(folder)["train"] is None
+    facts = read_facts(folder)
+    assert facts["train"] is facts["train_fit"] is None  # nobody here has what PCs train on
+    assert facts["validation_fit"] == {"unknown_tokens": 0.5, "cut_texts": 0.0}
 
 
 def test_a_changed_job_is_refused(

@@ -16,6 +16,7 @@ import typer.main
 from fedaipc.cli.main import app
 from fedaipc.config import Settings
 from tests.conftest import write_reviews
+from tests.model.tiny import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,6 +166,68 @@ def test_config_check_says_what_is_sealed_and_refuses_what_cannot_be(
     refused(fedaipc("config", "check", "--set", "federation.pcs=2"), 2)
     plain = fedaipc("config", "check", "--set", "sealing.mode=none", "--set", "federation.pcs=2")
     assert "NOT SEALED" in plain.out
+
+
+def test_config_check_refuses_a_base_as_simulate_does(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """A decoder, another architecture, an odd activation, a base without its tokenizer."""
+    write_reviews(tmp_path / "own.csv")
+    names = ("data.source=own.csv", "data.text_column=body", "data.label_column=stars",
+             "federation.pcs=3", "federation.rounds=1", "model.base=base",
+             "model.max_length=16")  # fmt: skip
+    flags = [word for name in names for word in ("--set", name)]
+    config = json.loads((make_folder(tmp_path / "base", "bert") / "config.json").read_text())
+    for change in ({"model_type": "gpt2"}, {"is_decoder": True}, {"hidden_act": "silu"},
+                   {"auto_map": {"AutoModel": "a.b"}}, {"num_hidden_layers": 9}):  # fmt: skip
+        (tmp_path / "base" / "config.json").write_text(json.dumps({**config, **change}))
+        ran = fedaipc("config", "check", *flags)
+        line = refused(ran, 5)
+        assert line == refused(fedaipc("simulate", *flags), 5)
+        assert "the configuration is valid" not in ran.out
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    assert "the configuration is valid" in fedaipc("config", "check", *flags).out
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    assert "holds no tokenizer" in refused(fedaipc("config", "check", *flags), 5)
+    assert "holds no tokenizer" in refused(fedaipc("simulate", *flags), 5)
+
+
+def test_config_check_and_describe_say_how_texts_fit_the_model(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    write_reviews(tmp_path / "own.csv")
+    make_folder(tmp_path / "base", "bert")
+    sets = ("--set", "model.base=base", "--set", "model.max_length=8", "--set", "federation.pcs=3")
+    described = fedaipc(
+        "data", "describe", "own.csv", "--text", "body", "--label", "stars", "--pcs", "3", *sets
+    )
+    columns = ("--set", "data.source=own.csv", "--set", "data.text_column=body",
+               "--set", "data.label_column=stars")  # fmt: skip
+    checked = fedaipc("config", "check", *sets, *columns)
+    for ran in (described, checked):
+        assert ran.code == 0
+        assert "100.0% of tokens unknown, 100.0% of texts cut" in ran.out
+        assert "note: 100% of the tokens of the training texts are not in" in ran.out
+        assert "are longer than model.max_length" in ran.out
+    assert "validation texts: 100.0% of tokens unknown" in checked.out
+    gone = fedaipc("data", "describe", "own.csv", "--text", "body", "--label", "stars",
+                   "--pcs", "3", "--set", "model.base=./none")  # fmt: skip
+    assert gone.code == 0
+    assert "how the texts fit the model is not known: model.base = ./none" in gone.out
+
+
+def test_config_check_of_a_federations_job_looks_at_its_public_texts(
+    fedaipc: Callable[..., Ran], tmp_path: Path
+) -> None:
+    make_folder(tmp_path / "base", "bert")
+    for name in ("validation", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\nw1 {name},yes\nw2 {name},no\n")
+    sets = ("model.base=base", "model.max_length=16", "data.validation=validation.csv",
+            "data.test=test.csv")  # fmt: skip
+    ran = fedaipc("config", "check", *(word for one in sets for word in ("--set", one)))
+    assert ran.code == 0
+    assert "validation texts: 50.0% of tokens unknown, 0.0% of texts cut" in ran.out
+    assert "training texts" not in ran.out
 
 
 def test_config_check_without_privacy_says_so(fedaipc: Callable[..., Ran]) -> None:

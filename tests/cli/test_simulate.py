@@ -73,6 +73,15 @@ def test_own_data_by_customer_gives_a_model_a_report_and_a_ledger(
     assert results.status == "finished"
     assert [pc.groups for pc in results.pcs] == [(f"customer {n}",) for n in range(3)]
     assert sum(pc.examples for pc in results.pcs) == 72
+    fit = results.data.train_fit
+    assert fit is not None
+    assert (fit.unknown_tokens, fit.cut_texts) == (0, 0)
+    assert results.data.validation_fit == fit
+    assert "0.0% of tokens unknown, 0.0% of texts cut" in ran.out
+    card = (run / "model" / "README.md").read_text()
+    for part in ("epsilon 8.00 at delta 1e-05", "reviews.csv", "Apache-2.0", '`"5"`'):
+        assert part in card
+    assert str(tmp_path) not in card
     assert "<html" in (run / "report.html").read_text()
     assert {path.suffix for path in (run / "plots").iterdir()} == {".png", ".svg"}
     assert not list(run.rglob("*cache*"))

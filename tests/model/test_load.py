@@ -169,7 +169,7 @@ def test_nothing_is_asked_and_a_y_runs_no_planted_code(tmp_path: Path) -> None:
     bases = [str(tmp_path / plant.__name__ / "model") for plant in PLANTED]
     process = subprocess.Popen(
         [sys.executable, str(script), *bases], stdin=terminal, stdout=terminal, stderr=terminal,
-        cwd=Path(fedaipc.__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(fedaipc.__file__).parent.parent)},
     )  # fmt: skip
     os.close(terminal)
     said, end, last = b"", time.monotonic() + 120, 0.0
