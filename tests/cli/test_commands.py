@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Ran
 
+FEW = ("--set", "data.limit=600")
 REVIEWS = ("reviews.csv", "--text", "body", "--label", "stars")
 
 
@@ -150,21 +151,25 @@ def test_config_show_lists_whole_keys_even_on_a_narrow_screen(
 
 
 def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None:
-    ran = fedaipc("config", "check", "--set", "federation.rounds=2")
+    ran = fedaipc("config", "check", "--set", "federation.rounds=2", *FEW)
     assert ran.code == 0
     assert "the configuration is valid" in ran.out
     assert "2 rounds of 1 steps at rate 0.1: epsilon 8.000" in ran.out
     assert "decline" not in ran.out
     small = ("--set", "federation.rounds=40", "--set", "privacy.lifetime_epsilon=7.5")
-    assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out
+    assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small, *FEW).out
 
 
 def test_config_check_says_what_is_sealed_and_refuses_what_cannot_be(
     fedaipc: Callable[..., Ran],
 ) -> None:
-    assert "no sum of fewer than 14 PCs is opened; 2 of 20 may" in fedaipc("config", "check").out
+    assert (
+        "no sum of fewer than 14 PCs is opened; 2 of 20 may" in fedaipc("config", "check", *FEW).out
+    )
     refused(fedaipc("config", "check", "--set", "federation.pcs=2"), 2)
-    plain = fedaipc("config", "check", "--set", "sealing.mode=none", "--set", "federation.pcs=2")
+    plain = fedaipc(
+        "config", "check", "--set", "sealing.mode=none", "--set", "federation.pcs=2", *FEW
+    )
     assert "NOT SEALED" in plain.out
 
 
@@ -231,7 +236,7 @@ def test_config_check_of_a_federations_job_looks_at_its_public_texts(
 
 
 def test_config_check_without_privacy_says_so(fedaipc: Callable[..., Ran]) -> None:
-    assert "NOT PRIVATE" in fedaipc("config", "check", "--set", "privacy.mode=none").out
+    assert "NOT PRIVATE" in fedaipc("config", "check", "--set", "privacy.mode=none", *FEW).out
 
 
 @pytest.mark.parametrize("command", ["show", "check"])
@@ -251,7 +256,7 @@ def test_a_config_that_cannot_be_is_refused(
 
 
 def test_a_target_that_no_noise_reaches_is_refused(fedaipc: Callable[..., Ran]) -> None:
-    many = ("--set", "federation.rounds=100000", "--set", "training.local_steps=100000")
+    many = ("--set", "federation.rounds=100000", "--set", "training.local_steps=100000", *FEW)
     refused(fedaipc("config", "check", "--set", "privacy.epsilon=1e-6", *many), 6)
 
 
