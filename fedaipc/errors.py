@@ -18,8 +18,10 @@
     ├── OutputError       a run folder cannot be written or read
     └── AdmissionError    a federation's folder, letter, member or certificate is not as it must be
 
-Every message is one line that says what was wrong and how to mend it, and never holds a text, a
-label, a count or any other value of a PC's data. `exit_code` is what the command line returns.
+Every message is one line that says what was wrong and how to mend it, and never holds a text of a
+PC's data. A DataError may hold what whoever gave the data must know to mend it: lines, counts and
+labels that are not listed. It goes to their own terminal or the PC's own log. No other error holds
+such a value, and no error's text leaves a PC. `exit_code` is what the command line returns.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ def _settings(draw: st.DrawFn) -> Settings:
     tree: dict[str, dict[str, Any]] = {}
     for section, field in Settings.model_fields.items():
         inner: Any = field.annotation
-        clashing = {"labels", "only", "min_pcs", "epsilon", "noise_multiplier"}
+        clashing = {"labels", "only", "min_pcs", "epsilon", "noise_multiplier", "header",
+                    "encoding"}  # fmt: skip
         values = {
             name: draw(_values(one))
             for name, one in inner.model_fields.items()
@@ -101,6 +102,10 @@ def _settings(draw: st.DrawFn) -> Settings:
         tree[section] = {name: value for name, value in values.items() if value is not None}
     if tree["data"].get("partition") == "column":
         tree["data"]["partition_column"] = draw(_TEXT)
+    if draw(st.booleans()):
+        tree["data"]["encoding"] = draw(st.sampled_from(["auto", "utf-8", "cp1252"]))
+    if draw(st.booleans()):
+        tree["data"] |= {"header": False, "text_column": "2", "label_column": "1"}
     if draw(st.booleans()):
         tree["data"]["labels"] = draw(st.lists(_TEXT, min_size=2, max_size=4, unique=True))
     if tree["privacy"].get("mode") != "none" and draw(st.booleans()):

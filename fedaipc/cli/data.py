@@ -13,7 +13,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedaipc.cli.config import Overrides
-from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
+from fedaipc.cli.source import (
+    By,
+    Encoding,
+    Label,
+    NoHeader,
+    Pcs,
+    SkipUnusable,
+    Source,
+    Text,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
@@ -37,6 +47,9 @@ def describe(
     label: Label = None,
     by: By = None,
     pcs: Pcs = None,
+    encoding: Encoding = None,
+    no_header: NoHeader = False,
+    skip_unusable: SkipUnusable = False,
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option(help="also draw it, .png or .svg")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
@@ -47,7 +60,10 @@ def describe(
     """
     from fedaipc.data.prepare import prepare_simulation
 
-    settings = read_settings(source, overrides, {}, text=text, label=label, by=by, pcs=pcs)
+    settings = read_settings(
+        source, overrides, {}, text=text, label=label, by=by, pcs=pcs, encoding=encoding,
+        no_header=no_header, skip_unusable=skip_unusable,
+    )  # fmt: skip
     data = prepare_simulation(settings.data, settings.federation.pcs)
     rows = [_row(data, number) for number in range(len(data.parts))]
     if plot is not None:
@@ -65,8 +81,8 @@ def describe(
         f"{len(data.train):,} training, {len(data.validation):,} validation and "
         f"{len(data.test):,} test texts"
     )
-    console.print("; ".join((sizes, *data.notes)), highlight=False)
-    for line in _fit_lines(settings, data):
+    console.print(sizes, highlight=False)
+    for line in (*data.notes, *_fit_lines(settings, data)):
         console.print(line, highlight=False, markup=False)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedaipc.cli.source import NoHeader
 from fedaipc.errors import AdmissionError
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ def enroll(
     name: Annotated[str | None, typer.Option(help="public name of this PC")] = None,
     text: Annotated[str, typer.Option(help="column with the text")] = "text",
     label: Annotated[str, typer.Option(help="column with the label")] = "label",
+    encoding: Annotated[
+        str, typer.Option(help="of a text file, as cp1252; auto: UTF-8, or UTF-16 with its mark")
+    ] = "auto",
+    quoting: Annotated[
+        Literal["auto", "csv", "line", "none"],
+        typer.Option(help="what quotation marks mean in a CSV or TSV; see docs/owner.md"),
+    ] = "auto",
+    no_header: NoHeader = False,
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="enroll though most records cannot be used")
+    ] = False,
     base: Annotated[str | None, typer.Option(help="base model; else as the invite says")] = None,
     epsilon: Annotated[
         float | None,
@@ -57,7 +69,8 @@ def enroll(
         typer.echo(f"its fingerprint {letter.fingerprint}: compare it with what you were told")
         found = enrol_pc(
             folder, letter, name=name, source=data, text_column=text, label_column=label,
-            base=base, lifetime_epsilon=epsilon,
+            encoding=encoding, quoting=quoting, header=not no_header,
+            skip_unusable=skip_unusable, base=base, lifetime_epsilon=epsilon,
         )  # fmt: skip
     _show(found, folder)
     if out is None:
@@ -133,14 +146,21 @@ def _text(invite: str) -> str:
 
 
 def _show(found: Enrolled, folder: Path) -> None:
+    from fedaipc.data.reading import label_hints
+    from fedaipc.privacy.plan import outgrown
     from fedaipc.report.words import fit_text, fit_warnings
 
-    request = found.request
-    typer.echo(f"{folder}: {found.records:,} records can be used")
-    if found.other_labels:
-        typer.echo(
-            f"{found.other_labels:,} of them have a label that the federation does not train"
-        )
+    request, reading = found.request, found.reading
+    count = len(reading.records)
+    typer.echo(f"{folder}: {count:,} records can be used")
+    hints = (
+        f"left out: {reading.tally()}" if reading.dropped else "",
+        *label_hints(reading.records.labels),
+        reading.quoted_hint,
+        outgrown(count, request.size_class),
+    )
+    for hint in filter(None, hints):
+        typer.echo(hint)
     if found.fit is not None:
         typer.echo(
             f"with the federation's base, cut at the usual length: {fit_text(found.fit)} (said to "

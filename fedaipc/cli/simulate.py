@@ -15,7 +15,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedaipc.cli.config import Overrides
-from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
+from fedaipc.cli.source import (
+    By,
+    Encoding,
+    Label,
+    NoHeader,
+    Pcs,
+    SkipUnusable,
+    Source,
+    Text,
+    read_settings,
+)
 from fedaipc.errors import BudgetExhausted, ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +43,9 @@ def simulate(
     label: Label = None,
     by: By = None,
     pcs: Pcs = None,
+    encoding: Encoding = None,
+    no_header: NoHeader = False,
+    skip_unusable: SkipUnusable = False,
     rounds: Annotated[int | None, typer.Option(help="how many rounds")] = None,
     epsilon: Annotated[float | None, typer.Option(help="privacy target over all rounds")] = None,
     overrides: Overrides = None,
@@ -70,6 +83,8 @@ def simulate(
     console = Console()
     if resume is not None:
         own = {"--text": text, "--label": label, "--by": by, "--pcs": pcs, "--rounds": rounds,
+               "--encoding": encoding, "--no-header": no_header or None,
+               "--skip-unusable": skip_unusable or None,
                "--epsilon": epsilon, "--set": overrides, "--out": out, "--name": name,
                "--pc-state": pc_state, "--insecure-test-seed": insecure_test_seed,
                "--insecure-plain-updates": insecure_plain_updates or None,
@@ -87,7 +102,10 @@ def simulate(
             "output.name": name,
             "sealing.mode": "none" if insecure_plain_updates else None,
         }
-        settings = read_settings(source, overrides, flags, text=text, label=label, by=by, pcs=pcs)
+        settings = read_settings(
+            source, overrides, flags, text=text, label=label, by=by, pcs=pcs, encoding=encoding,
+            no_header=no_header, skip_unusable=skip_unusable,
+        )  # fmt: skip
         if settings.output.tensorboard and find_spec("tensorboard") is None:
             raise ConfigError("output.tensorboard needs `pip install 'fedaipc[tensorboard]'`")
         if settings.sealing.mode == "none" and not insecure_plain_updates:

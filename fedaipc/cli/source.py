@@ -28,6 +28,18 @@ By = Annotated[
     str | None,
     typer.Option(help="column whose values (users, speakers) are the PCs", show_default=False),
 ]
+Encoding = Annotated[
+    str | None,
+    typer.Option(help="of a text file, as cp1252; else UTF-8", show_default=False),
+]
+NoHeader = Annotated[
+    bool,
+    typer.Option("--no-header", help="the first row is a record: give columns by number, from 1"),
+]
+SkipUnusable = Annotated[
+    bool,
+    typer.Option("--skip-unusable", help="leave out records that cannot be used, and count them"),
+]
 Pcs = Annotated[int | None, typer.Option(help="how many PCs", show_default=False)]
 
 
@@ -40,6 +52,9 @@ def read_settings(
     label: str | None,
     by: str | None,
     pcs: int | None,
+    encoding: str | None = None,
+    no_header: bool = False,
+    skip_unusable: bool = False,
 ) -> Settings:
     """Settings of a job; a flag that is None was not given. Raises ConfigError or DataError."""
     is_config = source is not None and source.endswith(".toml")
@@ -47,6 +62,9 @@ def read_settings(
         "data.source": None if is_config else source,
         "data.text_column": text,
         "data.label_column": label,
+        "data.encoding": encoding,
+        "data.header": False if no_header else None,
+        "data.skip_unusable": True if skip_unusable else None,
         "data.partition_column": by,
         "data.partition": None if by is None else "column",
         "federation.pcs": pcs,

@@ -26,11 +26,19 @@ from fedaipc.config.settings import (
     Settings,
     SpeedSettings,
     Stage,
+    TextSource,
     TrainingSettings,
     WarmUpSettings,
     WorkSettings,
 )
-from fedaipc.config.toml import load_owner, load_settings, settings_from, to_toml
+from fedaipc.config.toml import (
+    load_owner,
+    load_settings,
+    owner_from,
+    settings_from,
+    text_source,
+    to_toml,
+)
 
 __all__ = [
     "LEAST_CLIP",
@@ -52,12 +60,15 @@ __all__ = [
     "Settings",
     "SpeedSettings",
     "Stage",
+    "TextSource",
     "TrainingSettings",
     "WarmUpSettings",
     "WorkSettings",
     "describe_fields",
     "load_owner",
     "load_settings",
+    "owner_from",
     "settings_from",
+    "text_source",
     "to_toml",
 ]

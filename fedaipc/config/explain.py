@@ -67,6 +67,7 @@ def _find(model: type[Section], names: Sequence[str]) -> tuple[type[Section], Fi
 
 _WORDS = {
     "string_type": "input should be text: put it in quotes",
+    "string_unicode": "is not UTF-8, so that no settings file can hold it; rename it",
     "tuple_type": 'input should be a list, as in ["a", "b"]',
     "string_pattern_mismatch": "input should be a plain name",
 }

@@ -8,6 +8,7 @@ type what it can affect: `PrivacySettings` (and the schedule in `TrainingSetting
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -68,7 +69,60 @@ class ModelSettings(Section):
     seed: Seed = Field(0, description="public; initial values of head and adapters")
 
 
-class WarmUpSettings(Section):
+class TextSource(Section):
+    """Where labelled texts are, and how their file is written.
+
+    `source` is an asset, "hf:ID", a file or a folder with one sub-folder of .txt per label. What
+    is below `label_column` matters to text files only; "auto" is what `data.sources` says.
+    """
+
+    source: str | None = Field(None, min_length=1)
+    text_column: str = Field("text", min_length=1, description="column with the text")
+    label_column: str = Field("label", min_length=1, description="column with the label")
+    encoding: str = Field(
+        "auto", description="of a text file, as cp1252; auto: UTF-8, or UTF-16/32 with its mark"
+    )
+    quoting: Literal["auto", "csv", "line", "none"] = Field(
+        "auto",
+        description="csv: a quoted text may go over several lines; line: within one; none: "
+        "quotation marks are text; auto: none for .tsv, else csv",
+    )
+    header: bool = Field(
+        True, description="of a CSV or TSV; without one the columns are numbers: 1 is the first"
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_an_encoding(cls, name: str) -> str:
+        if name != "auto" and not _decodes_text(name):
+            raise PydanticCustomError(
+                "unknown_encoding", "Python has no text encoding of this name; try cp1252 or utf-16"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _columns_are_numbers(self) -> Self:
+        columns = self.text_column, self.label_column
+        if not self.header and not all(column.isdecimal() and int(column) for column in columns):
+            raise ValueError(
+                "a file without a header has columns by number, 1 is the first: say header = "
+                'false with text_column = "2" and label_column = "1", or --no-header --text 2 '
+                "--label 1"
+            )
+        return self
+
+
+_ESCAPES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # no file is written so
+
+
+def _decodes_text(name: str) -> bool:
+    try:
+        return codecs.lookup(name).name not in _ESCAPES and "a,1".encode(name).decode(name) == "a,1"
+    except (LookupError, ValueError):  # not known, or from bytes to bytes, as base64
+        return False
+
+
+class WarmUpSettings(TextSource):
     """Ordinary training of the whole base on public labelled texts, before any PC is asked.
 
     Not private, and it need not be: no PC's text is among them. It gives a new base model.
@@ -77,8 +131,6 @@ class WarmUpSettings(Section):
     source: str | None = Field(
         None, min_length=1, description="public texts, given as data.source is; else no warm-up"
     )
-    text_column: str = Field("text", min_length=1, description="column with the text")
-    label_column: str = Field("label", min_length=1, description="column with the label")
     passes: int = Field(2, ge=1, le=1000, description="over the public texts")
     batch: int = Field(32, ge=1, le=65_536, description="texts of one step")
     learning_rate: Positive = Field(1e-4, description="of AdamW; falls to 0 in a straight line")
@@ -86,7 +138,7 @@ class WarmUpSettings(Section):
     seed: Seed = Field(0, description="public; the order of the texts")
 
 
-class DataSettings(Section):
+class DataSettings(TextSource):
     """Where simulated data comes from and how it is spread over PCs. Simulation only.
 
     A relative path counts from the working directory, not from the config file.
@@ -97,8 +149,9 @@ class DataSettings(Section):
         min_length=1,
         description="asset, hf:ID, or a file or folder, counted from the working directory",
     )
-    text_column: str = Field("text", min_length=1, description="column with the text")
-    label_column: str = Field("label", min_length=1, description="column with the label")
+    skip_unusable: bool = Field(
+        False, description="leave out records that cannot be used (also of warm_up), and count them"
+    )
     labels: tuple[str, ...] | None = Field(
         None, description="public label list, in order; else all that occur"
     )
@@ -353,7 +406,7 @@ class WorkSettings(Section):
     )
 
 
-class OwnerSettings(Section):
+class OwnerSettings(TextSource):
     """What the owner of one PC decides. Stays on the PC.
 
     The base model is the owner's choice too: a PC that loaded what a job names could be given one
@@ -363,9 +416,7 @@ class OwnerSettings(Section):
     """
 
     name: str = Field(max_length=80, pattern=NAME)
-    source: str = Field(min_length=1)
-    text_column: str = "text"
-    label_column: str = "label"
+    source: str = Field(min_length=1, description="where this PC's texts are")
     size_class: int = Field(ge=1, description="public upper end of the number of records")
     base: str = Field(min_length=1, description="the one base model that this PC trains")
     admission: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedaipc.config.explain import explain
-from fedaipc.config.settings import OwnerSettings, Section, Settings
+from fedaipc.config.settings import OwnerSettings, Section, Settings, TextSource
 from fedaipc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ def load_owner(path: Path) -> OwnerSettings:
         return _validated(OwnerSettings, tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def owner_from(tree: Mapping[str, object]) -> OwnerSettings:
+    """Validate what is to be an owner.toml. Raises ConfigError."""
+    return _validated(OwnerSettings, tree)
+
+
+def text_source(tree: Mapping[str, object]) -> TextSource:
+    """Validate where texts are and how they are written. Raises ConfigError."""
+    return _validated(TextSource, tree)
 
 
 def to_toml(settings: Section, *, without: Collection[str] = ()) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedaipc.data.partition import partition
-from fedaipc.data.records import Records
+from fedaipc.data.reading import label_hints, label_name, shown_names
 from fedaipc.data.sources import read_records
 from fedaipc.errors import DataError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedaipc.config import DataSettings
+    from fedaipc.data.records import Records
 
 
 _LARGEST_SPLIT = 2000  # texts: the standard error of an accuracy is then about one point
@@ -55,10 +56,13 @@ def prepare_held_back(settings: DataSettings) -> HeldBack:
             f"data.{missing} is not given: a real federation is measured on public texts; name "
             "two files of them in data.validation and data.test"
         )
-    given = _read_given(settings)
+    notes: list[str] = []
+    given = _read_given(settings, notes)
     labels = label_list(given["validation"], settings.labels, what="data.validation")
     label_list(given["test"], labels, what="data.test")
-    return HeldBack(validation=given["validation"], test=given["test"], labels=labels)
+    return HeldBack(
+        validation=given["validation"], test=given["test"], labels=labels, notes=tuple(notes)
+    )
 
 
 def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
@@ -70,13 +74,13 @@ def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
     Raises DataError: unusable source, one class only, too few records for the sets or PCs.
     """
     group = settings.partition_column  # read for any partition: splits keep its shares
-    source = _read(settings, settings.source, group)
-    notes = []
+    notes: list[str] = []
+    source = _read(settings, settings.source, group, notes)
     if settings.limit is not None and settings.limit < len(source):
         kept = np.random.default_rng([settings.split_seed, 2]).permutation(len(source))
         source = source.take(np.sort(kept[: settings.limit]))
         notes.append(f"a random sample of {settings.limit:,} records")
-    given = _read_given(settings)
+    given = _read_given(settings, notes)
     train, dropped = deduplicate(source, *given.values())
     if dropped:
         notes.append(f"{dropped:,} duplicates and contradictions dropped")
@@ -86,6 +90,7 @@ def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
             "data.test are dropped"
         )
     labels = label_list(train, settings.labels)
+    notes += label_hints(train.labels)
     for name, records in given.items():
         label_list(records, labels, what=f"data.{name}")
     sizes = _split_sizes(
@@ -108,15 +113,23 @@ def label_list(
 ) -> tuple[str, ...]:
     """The public label list: as given, else all labels present, numbers in numeric order.
 
-    Raises DataError on a single class, or where a record's label is not in the given list.
+    Raises DataError on a single class, where a record's label is not in the given list, or where
+    two names of that list are one label, as 1 and 1.0.
     """
     present = set(records.labels)
     if given is not None:
-        if not present <= set(given):
+        listed = tuple(name for label in given if (name := label_name(label)) is not None)
+        if len(set(listed)) < len(given):
             raise DataError(
-                f"{what}: holds labels that are not in the label list; complete data.labels"
+                "data.labels: each must be a name, and 1 and 1.0, or True and true, "
+                "are the same one"
             )
-        return given
+        if not present <= set(listed):
+            raise DataError(
+                f"{what}: holds labels that are not in the label list; complete data.labels with "
+                f"{shown_names(sorted(present - set(listed)))}"
+            )
+        return listed
     if len(present) < 2:
         raise DataError(f"{what}: all records have one label; a classifier needs at least two")
     if len(present) > _MOST_LABELS:
@@ -152,19 +165,21 @@ def _key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _read(settings: DataSettings, source: str, group: str | None) -> Records:
-    return read_records(
-        source,
-        text_column=settings.text_column,
-        label_column=settings.label_column,
-        group_column=group,
-    )
+def _read(settings: DataSettings, source: str, group: str | None, notes: list[str]) -> Records:
+    """All records of `source`, or with `skip_unusable` those that can be used, with a note."""
+    reading = read_records(source, settings, group_column=group, labels=settings.labels)
+    records = reading.some() if settings.skip_unusable else reading.all()
+    if reading.dropped:
+        notes.append(f"left out: {reading.where}: {reading.tally()}")
+    if reading.quoted_hint:
+        notes.append(f"{reading.where}: {reading.quoted_hint}")
+    return records
 
 
-def _read_given(settings: DataSettings) -> dict[str, Records]:
+def _read_given(settings: DataSettings, notes: list[str]) -> dict[str, Records]:
     """The test and validation sets that have files of their own; no text is in both."""
     given = {
-        name: _read(settings, source, None)
+        name: _read(settings, source, None, notes)
         for name, source in (("test", settings.test), ("validation", settings.validation))
         if source is not None
     }

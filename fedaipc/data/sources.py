@@ -1,35 +1,36 @@
 """Read texts and labels from files, folders, data sets and assets. Column names are settings.
 
-Errors name files, columns and row numbers (the header of a CSV is row 1), and never what a row
-holds.
+Errors name files, columns, labels and lines, and never what a text says.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
-import math
 import re
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fedaipc.data import encoding
 from fedaipc.data.assets import fetch_asset, is_asset, list_assets
-from fedaipc.data.records import Records
+from fedaipc.data.csv_lines import CsvReader, fits
+from fedaipc.data.reading import Collector, Fault, Reading, Row
 from fedaipc.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    Place = int | str  # a row number, or the name of a file in a folder
-    Row = tuple[object, ...]  # text, label and, where it was asked for, group
+    from fedaipc.config import TextSource
+    from fedaipc.data.csv_lines import Line
+    from fedaipc.data.reading import Place
+
+    Rows = Iterable[tuple[Place, Row | Fault]]
 
 FILE_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_LARGEST_FIELD = 10_000_000  # characters
 _COLUMN_NAME = re.compile(r"[^\W\d][\w.-]{0,29}( [\w.-]{1,29})?")
 
 
@@ -40,54 +41,54 @@ def local_path(source: str) -> Path | None:
 
 def read_records(
     source: str,
+    how: TextSource,
     *,
-    text_column: str,
-    label_column: str,
-    group_column: str | None,
-    skip_unusable: bool = False,
-) -> Records:
+    group_column: str | None = None,
+    labels: Collection[str] | None = None,
+) -> Reading:
     """All records of `source`: an asset, a file, a folder with one sub-folder of .txt per label,
-    or "hf:ID" / "hf:ID:SPLIT".
+    or "hf:ID" / "hf:ID:SPLIT". Where it is comes from here and not from `how`.
 
-    Labels and groups become text; 1, 1.0 and "1" are one label. Raises DataError: nothing there,
-    a column missing, an empty text or label (with its row). AssetError: as `fetch_asset`. With
-    `skip_unusable`, a record that cannot be used is left out instead (a byte that is not UTF-8 or a
-    stray quotation mark costs its own record), and none at all is fine; what is no file of records
-    still raises.
+    Labels and groups become text, as `label_name` says; with `labels`, others cannot be used. What
+    is no source of records raises DataError: nothing there, a column missing, a damaged file.
+    AssetError: as `fetch_asset`.
     """
-    columns = [text_column, label_column] + ([group_column] if group_column is not None else [])
+    columns = [how.text_column, how.label_column] + ([group_column] if group_column else [])
+    collector = Collector(labels, grouped=group_column is not None)
     if is_asset(source):
-        return _read_file(fetch_asset(source), columns, skip_unusable)
+        return _read_file(fetch_asset(source), how, columns, collector)
     if source.startswith("hf:"):
-        return _read_hub(source, columns, skip_unusable)
+        return _read_hub(source, columns, collector)
     try:
         path = Path(source).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{source}: cannot be read ({type(error).__name__})") from None
     if is_folder:
         if group_column is not None:
             raise DataError(f"{source}: a folder of texts has no column {group_column!r}")
-        return _read_folder(path, skip_unusable)
+        return _read_folder(path, how, collector)
     if not is_file:
         close = difflib.get_close_matches(source, [asset.name for asset in list_assets()], n=1)
         hint = f"did you mean {close[0]}?" if close else "see `fedaipc assets list`"
         raise DataError(f"{source}: no such file, folder or asset; {hint}")
-    return _read_file(path, columns, skip_unusable)
+    return _read_file(path, how, columns, collector)
 
 
-def _read_file(path: Path, columns: Sequence[str], skip: bool) -> Records:
+def _read_file(
+    path: Path, how: TextSource, columns: Sequence[str], collector: Collector
+) -> Reading:
     kind = path.suffix.lower()
+    if kind in FILE_KINDS[2:] and not how.header:
+        raise DataError(f"{path.name}: only .csv and .tsv have columns by number (--no-header)")
     try:
         if kind in (".csv", ".tsv"):
-            return _read_csv(path, columns, skip)
+            return _read_csv(path, how, columns, collector)
         if kind in (".jsonl", ".ndjson"):
-            return _read_jsonl(path, columns, skip)
+            return _read_jsonl(path, how, columns, collector)
         if kind == ".parquet":
-            return _read_parquet(path, columns, skip)
-    except UnicodeDecodeError:
-        raise DataError(f"{path.name}: not UTF-8; save it as UTF-8") from None
-    except (csv.Error, pa.ArrowException) as error:
+            return _read_parquet(path, columns, collector)
+    except pa.ArrowException as error:
         raise DataError(f"{path.name}: not valid {kind[1:]} ({type(error).__name__})") from None
     except OSError as error:
         # Arrow's errors of this kind have no strerror, and more than one line.
@@ -97,104 +98,187 @@ def _read_file(path: Path, columns: Sequence[str], skip: bool) -> Records:
     raise DataError(f"{path.name}: unknown kind of file (known: {', '.join(FILE_KINDS)})")
 
 
-def _read_csv(path: Path, columns: Sequence[str], skip: bool) -> Records:
-    csv.field_size_limit(2**31 - 1 if skip else _LARGEST_FIELD)
-    with _opened(path, skip) as file:
-        header = file.readline()
+def _read_csv(path: Path, how: TextSource, columns: Sequence[str], collector: Collector) -> Reading:
+    own = encoding.resolve(path, how.encoding)
+    tabs = path.suffix.lower() == ".tsv"
+    quoting = how.quoting
+    if quoting == "auto":  # without a header nothing but a record says how wide a record is
+        quoting = "none" if tabs else "csv" if how.header else "line"
+    delimiter = "\t" if tabs else ","
+    if how.header:
+        header = next(encoding.lines(path, own), "")
         if not header.strip():
             raise DataError(f"{path.name}: is empty, or has no column names in its first row")
-        file.seek(0)
-        lines = _csv_lines(path.name, file, _delimiter(header, columns), strict=not skip)
-        names = [name.strip() for name in next(lines)[1]]
-        if not set(columns) <= set(names):
-            _check_header(path.name, names, (line for _, line in islice(lines, 1000)))
-        _check_columns(path.name, names, columns)
-        places = [names.index(column) for column in columns]
-        return _records(path.name, _csv_rows(path.name, lines, len(names), places), skip)
+        delimiter = _delimiter(header, columns)
+    reader = CsvReader(encoding.lines(path, own), delimiter, quoting)
+    lines = iter(reader)
+    places = _places(path, own, columns, reader, lines) if how.header else _numbers(columns)
+    long: list[Line] = []
+    quoted = 0
+    for line in lines:
+        row = _csv_row(line, reader.width, places)
+        if isinstance(row, Row) and len(line.lines) > 1:
+            long.append(line)
+        collector.add(line.number, row)
+        quoted += quoting == "none" and isinstance(row, Row) and _is_quoted(row.text)
+    auto = how.quoting == "auto"
+    return Reading(
+        where=path.name,
+        unit="line",
+        records=collector.records(),
+        dropped=(dropped := collector.dropped()),
+        advice=_advice(path, own, {part.fault for part in dropped}, quoting),
+        encoding=own,
+        # Where no text goes over several lines, none has to: later a quotation that never closes
+        # then costs its own line only.
+        quoting="line" if auto and quoting == "csv" and not long else quoting,
+        swallowing=_swallowing(long, reader, places, collector) if auto else (),
+        quoted=quoted,
+    )
 
 
 def _delimiter(header: str, columns: Sequence[str]) -> str:
     """The delimiter under which the header has the wanted columns, else the most columns."""
 
     def split(delimiter: str) -> list[str]:
-        return [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+        cells = CsvReader((), delimiter, "none").split(header)
+        return [] if isinstance(cells, Fault) else [name.strip().strip('"') for name in cells]
 
     return max(",;\t|", key=lambda d: (set(columns) <= set(split(d)), len(split(d))))
 
 
-def _csv_lines(
-    name: str, file: Iterable[str], delimiter: str, *, strict: bool
-) -> Iterator[tuple[int, list[str]]]:
-    lines = csv.reader(file, delimiter=delimiter, strict=strict, skipinitialspace=True)
-    number = 0
+def _places(
+    path: Path, own: str, columns: Sequence[str], reader: CsvReader, lines: Iterator[Line]
+) -> list[int]:
+    """Where the wanted columns stand, by the header. Raises DataError."""
+    line = next(lines, None)
+    if line is None or isinstance(line.cells, Fault):
+        raise DataError(f"{path.name}: has no column names in its first row")
+    names = [name.strip().strip('"') for name in line.cells]
+    reader.width = len(names)
+    if not set(columns) <= set(names):
+        if any("\0" in name or not encoding.is_valid(name) for name in names):
+            advice = _advice(path, own, {Fault.ENCODING})
+            raise DataError(f"{path.name}: its first row is not {own}; {advice}")
+        rows = [line.cells for line in islice(lines, 1000) if isinstance(line.cells, list)]
+        _check_header(path.name, names, rows)
+    _check_columns(path.name, names, columns)
+    return [names.index(column) for column in columns]
+
+
+def _numbers(columns: Sequence[str]) -> list[int]:
+    if not all(column.isdecimal() and int(column) for column in columns):
+        raise DataError("a file without a header has columns by number; 1 is the first")
+    return [int(column) - 1 for column in columns]
+
+
+def _csv_row(line: Line, width: int, places: Sequence[int]) -> Row | Fault:
+    cells = line.cells
+    if isinstance(cells, Fault):
+        return cells
+    if len(cells) <= max(places):
+        return Fault.FEW
+    if width and not fits(cells, min(width, len(cells))):
+        return Fault.MANY
+    text, label, *group = (cells[place] for place in places)
+    return Row(text=text, label=label, group=group[0] if group else "")
+
+
+def _is_quoted(text: object) -> bool:
+    return isinstance(text, str) and len(text) > 1 and text[0] == text[-1] == '"'
+
+
+def _swallowing(
+    long: Sequence[Line], reader: CsvReader, places: Sequence[int], collector: Collector
+) -> tuple[int, ...]:
+    """Records over several lines that hold a line which reads like a record with a known label."""
+
+    def reads_like_a_record(cells: list[str] | Fault) -> bool:
+        if isinstance(cells, Fault) or len(cells) <= max(places):
+            return False
+        return fits(cells, reader.width) and collector.knows(cells[places[1]])
+
+    return tuple(line.number for line in long if any(map(reads_like_a_record, reader.parts(line))))
+
+
+def _advice(path: Path, own: str, faults: set[Fault], quoting: str = "") -> str:
+    """What options may make more of a text file usable."""
+    if faults & {Fault.ENCODING, Fault.JSON, Fault.FEW}:
+        known = encoding.readable_as(path)
+        if (Fault.ENCODING in faults and own not in known) or known[0].startswith("utf-16"):
+            return (
+                f"the file is not {own}; it could be {' or '.join(known)}: check which one shows "
+                f"its letters correctly and give it, as in --encoding {known[0]} (data.encoding)"
+            )
+    if Fault.QUOTATION in faults:
+        or_lines = "--quoting csv if texts go over several lines, " if quoting == "line" else ""
+        return (
+            'write a quotation mark inside a quoted text as "" and close each quotation, or give '
+            f"{or_lines}--quoting none if quotation marks are part of the texts (data.quoting)"
+        )
+    return ""
+
+
+def _read_jsonl(
+    path: Path, how: TextSource, columns: Sequence[str], collector: Collector
+) -> Reading:
+    own = encoding.resolve(path, how.encoding)
+    missing: DataError | None = None
+    for number, line in enumerate(encoding.lines(path, own), start=1):
+        if not line.strip():
+            continue
+        row = _json_row(line, columns)
+        if isinstance(row, dict):
+            if missing is None:
+                missing = _missing_column(path.name, list(row), columns)
+            row = Fault.KEY
+        collector.add(number, row)
+    records, dropped = collector.records(), collector.dropped()
+    if missing is not None and not len(records):
+        raise missing
+    return Reading(
+        where=path.name,
+        unit="line",
+        records=records,
+        dropped=dropped,
+        advice=_advice(path, own, {part.fault for part in dropped}),
+        encoding=own,
+    )
+
+
+def _json_row(line: str, columns: Sequence[str]) -> Row | Fault | dict[str, object]:
+    """The object itself where it has not all of `columns`."""
+    if not encoding.is_valid(line):
+        return Fault.ENCODING
     try:
-        for number, line in enumerate(lines, start=1):
-            if line:
-                yield number, line
-    except csv.Error:
-        raise DataError(
-            f"{name}, row {number + 1}: not valid CSV; write a quotation mark inside a quoted "
-            'text as "", close each quotation, and keep fields below 10 million characters'
-        ) from None
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return Fault.JSON
+    if not isinstance(row, dict):
+        return Fault.JSON
+    if not set(columns) <= row.keys():
+        return row
+    text, label, *group = (row[column] for column in columns)
+    return Row(text=text, label=label, group=group[0] if group else "")
 
 
-def _csv_rows(
-    name: str, lines: Iterable[tuple[int, list[str]]], width: int, places: Sequence[int]
-) -> Iterator[tuple[Place, Row | DataError]]:
-    for number, line in lines:
-        where = f"{name}, row {number}"
-        if len(line) <= max(places):
-            yield number, DataError(f"{where}: has too few columns")
-        elif any(extra.strip() for extra in line[width:]):
-            more = "put texts that hold the delimiter in quotation marks"
-            yield number, DataError(f"{where}: has more columns than the first row; {more}")
-        else:
-            yield number, tuple(line[place] for place in places)
-
-
-def _read_jsonl(path: Path, columns: Sequence[str], skip: bool) -> Records:
-    def rows(file: Iterable[str]) -> Iterator[tuple[Place, Row | DataError]]:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name}, row {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                yield number, DataError(f"{where}: not valid JSON")
-                continue
-            if not isinstance(row, dict):
-                yield number, DataError(f"{where}: not a JSON object; write one object per line")
-                continue
-            try:
-                _check_columns(where, list(row), columns)
-            except DataError as error:
-                yield number, error
-            else:
-                yield number, tuple(row[column] for column in columns)
-
-    with _opened(path, skip) as file:
-        return _records(path.name, rows(file), skip)
-
-
-def _read_parquet(path: Path, columns: Sequence[str], skip: bool) -> Records:
+def _read_parquet(path: Path, columns: Sequence[str], collector: Collector) -> Reading:
     with pq.ParquetFile(path) as file:
         _check_columns(path.name, file.schema_arrow.names, columns)
         table = file.read(columns=list(dict.fromkeys(columns)))
-    values = [_listed(table[column], skip) for column in columns]
-    return _records(path.name, enumerate(zip(*values, strict=True), start=1), skip)
+    return _read_table(path.name, [_values(table[column]) for column in columns], collector)
 
 
-def _opened(path: Path, skip: bool) -> TextIO:
-    """Where records may be left out, bytes that are not UTF-8 become what `_usable` refuses."""
-    errors = "surrogateescape" if skip else "strict"
-    return path.open(encoding="utf-8-sig", newline="", errors=errors)
+def _read_table(where: str, columns: Sequence[Iterable[object]], collector: Collector) -> Reading:
+    for number, (text, label, *group) in enumerate(zip(*columns, strict=True), start=1):
+        collector.add(number, Row(text=text, label=label, group=group[0] if group else ""))
+    records, dropped = collector.records(), collector.dropped()
+    return Reading(where=where, unit="row", records=records, dropped=dropped)
 
 
-def _listed(column: pa.ChunkedArray, skip: bool) -> list[object]:
+def _values(column: pa.ChunkedArray) -> list[object]:
+    """Python values; bytes of a text that are not UTF-8 stay half characters."""
     kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    if not skip:
-        return list(column.to_pylist())
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if column.type not in kinds:
@@ -211,31 +295,35 @@ def _single(value: pa.Scalar) -> object:
         return None
 
 
-def _read_folder(path: Path, skip: bool) -> Records:
-    def rows() -> Iterator[tuple[Place, Row | DataError]]:
+def _read_folder(path: Path, how: TextSource, collector: Collector) -> Reading:
+    own = "utf-8" if how.encoding == "auto" else how.encoding
+    unread: Path | None = None
+    try:
+        if not any(path.glob("*/*")):
+            raise DataError(f"{path.name}: holds no sub-folder with .txt files (one per label)")
         for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != "."):
             for file in sorted(p for p in folder.iterdir() if p.suffix.lower() == ".txt"):
                 try:
-                    yield file.name, (file.read_text(encoding="utf-8-sig"), folder.name)
-                except (OSError, UnicodeDecodeError) as error:
-                    # The sub-folder is a label, so it is not named.
-                    yield (
-                        file.name,
-                        DataError(
-                            f"{path.name}, file {file.name}: cannot be read as UTF-8 text "
-                            f"({type(error).__name__})"
-                        ),
-                    )
-
-    if not any(path.glob("*/*")):
-        raise DataError(f"{path.name}: holds no sub-folder with .txt files (one per label)")
-    try:
-        return _records(path.name, rows(), skip)
+                    text = encoding.decode(file.read_bytes(), own)
+                except OSError:
+                    collector.add(file.name, Fault.FILE)
+                    continue
+                # The sub-folder is a label, so it is not named.
+                if not collector.add(file.name, Row(text=text, label=folder.name)):
+                    unread = unread or (None if encoding.is_valid(text) else file)
     except OSError as error:
         raise DataError(f"{path.name}: cannot be read ({error.strerror or error})") from None
+    return Reading(
+        where=path.name,
+        unit="file",
+        records=collector.records(),
+        dropped=collector.dropped(),
+        advice=_advice(unread, own, {Fault.ENCODING}) if unread else "",
+        encoding=own,
+    )
 
 
-def _read_hub(source: str, columns: Sequence[str], skip: bool) -> Records:
+def _read_hub(source: str, columns: Sequence[str], collector: Collector) -> Reading:
     _, identifier, *split = source.split(":", 2)  # a split may be a slice, as test[:10%]
     try:
         import datasets
@@ -250,7 +338,7 @@ def _read_hub(source: str, columns: Sequence[str], skip: bool) -> Records:
         ) from None
     _check_columns(source, data.column_names, columns)
     values = [[_named(data.features[column], v) for v in data[column]] for column in columns]
-    return _records(source, enumerate(zip(*values, strict=True), start=1), skip)
+    return _read_table(source, values, collector)
 
 
 def _named(feature: object, value: object) -> object:
@@ -266,84 +354,30 @@ def _check_header(where: str, names: Sequence[str], lines: Iterable[Sequence[str
     repeated = any(name == cell for line in lines for name, cell in zip(names, line, strict=False))
     if repeated or not all(_COLUMN_NAME.fullmatch(name) for name in names if name):
         raise DataError(
-            f"{where}: the first row does not read like column names; add a row such as text,label"
+            f"{where}: the first row does not read like column names; add a row such as "
+            "text,label, or say --no-header (data.header = false) and give columns by number, as "
+            "--text 1 --label 2"
         )
 
 
 def _check_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise DataError unless each of `columns` is there once."""
+    for column in columns:
+        if list(present).count(column) > 1:
+            raise DataError(f"{where}: column {column!r} is there twice; rename one of them")
+    missing = _missing_column(where, present, columns)
+    if missing is not None:
+        raise missing
+
+
+def _missing_column(where: str, present: Sequence[str], columns: Sequence[str]) -> DataError | None:
     for column in columns:
         if column not in present:
             close = difflib.get_close_matches(column, present, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            shown = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
-            raise DataError(f"{where}: no column {column!r}; {hint}there are: {shown}")
-        if list(present).count(column) > 1:
-            raise DataError(f"{where}: column {column!r} is there twice; rename one of them")
-
-
-def _records(where: str, rows: Iterable[tuple[Place, Row | DataError]], skip: bool) -> Records:
-    texts, labels, groups = [], [], []
-    for place, row in rows:
-        try:
-            text, label, group = _usable(where, place, row)
-        except DataError:
-            if skip:
-                continue
-            raise
-        texts.append(text)
-        labels.append(label)
-        if group is not None:
-            groups.append(group)
-    if not texts and not skip:
-        raise DataError(f"{where}: holds no records")
-    return Records(tuple(texts), tuple(labels), tuple(groups) if groups else None)
-
-
-def _usable(where: str, place: Place, row: Row | DataError) -> tuple[str, str, str | None]:
-    """Text, label and group of a row. Raises DataError."""
-    if isinstance(row, DataError):
-        raise row
-    text, raw_label, *raw_group = row
-    what = f"row {place}" if isinstance(place, int) else f"file {place}"
-    label = _name(raw_label)
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}, {what}: the text is empty or not a text; remove it")
-    if label is None:
-        raise DataError(f"{where}, {what}: the label is missing; fill it in or remove it")
-    for value in (text, label):
-        if not _is_unicode(value):
-            raise DataError(f"{where}, {what}: holds half a character; save it as UTF-8 again")
-    if not raw_group:
-        return text.strip(), label, None
-    group = _name(raw_group[0])
-    if group is None or not _is_unicode(group):
-        raise DataError(f"{where}, {what}: the partition column is empty; fill it in")
-    return text.strip(), label, group
-
-
-def _is_unicode(text: str) -> bool:
-    """False with half a surrogate pair (JSON can write one), which no file or tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _name(value: object) -> str | None:
-    """A label or group as text: 1, 1.0, "1" and "1.0" are one name. None where missing."""
-    if value is None or isinstance(value, bytes | list | dict):
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return str(int(value)) if value.is_integer() else repr(value)
-    text = str(value).strip()
-    if text in ("", "nan", "NaN"):  # what a missing number turns into; "none" may be a class
-        return None
-    whole, point, zeros = text.partition(".")
-    if point and whole.removeprefix("-").isdecimal() and zeros and not zeros.strip("0"):
-        return whole
-    return text
+            shown = [name if name.isprintable() else repr(name) for name in present[:20]]
+            more = ", ..." if len(present) > 20 else ""
+            return DataError(
+                f"{where}: no column {column!r}; {hint}there are: {', '.join(shown)}{more}"
+            )
+    return None

@@ -88,7 +88,7 @@ def warm_base(
     ModelError.
     """
     wanted, before = settings.warm_up, settings.model
-    public = _public_texts(wanted, held_back)
+    public = _public_texts(settings, held_back)
     if public is None:
         return settings, None
     started, device = time.monotonic(), choose_device(settings.speed)
@@ -110,21 +110,18 @@ def check_model(settings: Settings, held_back: HeldBack) -> Classifier:
     What cannot work is found here, before anything is trained or written. Raises DataError or
     ModelError.
     """
-    _public_texts(settings.warm_up, held_back)
+    _public_texts(settings, held_back)
     return Classifier(settings.model, held_back.labels)
 
 
-def _public_texts(wanted: WarmUpSettings, held_back: HeldBack) -> Records | None:
+def _public_texts(settings: Settings, held_back: HeldBack) -> Records | None:
     """What the warm-up trains on; None without one. Raises DataError."""
+    wanted = settings.warm_up
     if wanted.source is None:
         return None
-    public = read_records(
-        wanted.source,
-        text_column=wanted.text_column,
-        label_column=wanted.label_column,
-        group_column=None,
-    )
-    public, _ = deduplicate(public, held_back.validation, held_back.test)
+    reading = read_records(wanted.source, wanted, labels=held_back.labels)
+    usable = reading.some() if settings.data.skip_unusable else reading.all()
+    public, _ = deduplicate(usable, held_back.validation, held_back.test)
     if not len(public):
         raise DataError("warm_up.source: nothing is left but texts of the validation and test sets")
     label_list(public, held_back.labels, what="warm_up.source")
@@ -241,7 +238,9 @@ def _key(
     digest = hashlib.sha256()
     what = {
         "version": _VERSION,
-        "warm-up": settings.model_dump(mode="json", exclude={"source"}),
+        "warm-up": settings.model_dump(
+            mode="json", exclude={"source", "encoding", "quoting", "header"}
+        ),
         "base": base_hash(model.base, model.keep_layers),
         "pooling": model.pooling,
         "max_length": model.max_length,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
+from fedaipc.config import Policy, load_owner, owner_from, text_source, to_toml
+from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
 from fedaipc.errors import AdmissionError, DataError
 from fedaipc.federation.letters import Invite, Request
@@ -32,7 +33,8 @@ from fedaipc.privacy.plan import check_delta, size_class, usual_order
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fedaipc.data.records import Records
+    from fedaipc.config import OwnerSettings
+    from fedaipc.data.reading import Reading
     from fedaipc.results import TextFit
 
 NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE = "node.key", "authority.pem", "federation"
@@ -51,14 +53,13 @@ _MOST_BYTES = 1 << 30  # of a file that a PC is moved in
 class Enrolled:
     """What the owner is shown: the letter for the federation, and what it was made from.
 
-    `other_labels` is how many records have a label that the federation does not train; `fit` says
-    how the texts fit the base, None where that is not here yet. Both are for the owner alone.
+    `reading` is what of the texts can be used, and what is left out and why; `fit` says how they
+    fit the base, None where that is not here yet. Both are for the owner alone.
     """
 
     request: Request
     letter: str
-    records: int
-    other_labels: int
+    reading: Reading
     fit: TextFit | None
 
 
@@ -70,16 +71,24 @@ def enroll(
     source: str,
     text_column: str,
     label_column: str,
+    encoding: str = "auto",
+    quoting: str = "auto",
+    header: bool = True,
+    skip_unusable: bool = False,
     base: str | None = None,
     lifetime_epsilon: float | None = None,
     policy: Policy | None = None,
 ) -> Enrolled:
     """Check the data, make keys and ledger, and write the request.
 
+    How the file is written is fixed here and not found out anew in each round, where one record
+    could decide it for the others. Most records must be usable, unless `skip_unusable`. The size
+    class counts what can be used and has a label that the invite lists.
+
     Without `base` and `lifetime_epsilon` the invite's advice counts. In a folder that a PC has left
     its ledger goes on: what was spent stays spent. Raises AdmissionError where the folder is taken
-    or cannot be written, DataError, PrivacyError or LedgerError; then no folder is left behind, and
-    one that was there is as it was.
+    or cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no folder is
+    left behind, and one that was there is as it was.
     """
     again = (folder / LEDGER_FILE).is_file() and not (folder / OWNER_FILE).exists()
     if folder.exists() and any(folder.iterdir()) and not again:
@@ -87,35 +96,34 @@ def enroll(
             f"{folder}: not empty; give a new folder, or print its letter again with "
             f"`fedaipc enroll --again --folder {folder}`"
         )
-    records = read_records(
-        source,
-        text_column=text_column,
-        label_column=label_column,
-        group_column=None,
-        skip_unusable=True,
-    )
-    if not len(records):
-        raise DataError(f"{source}: holds no record that can be used")
-    if invite.labels and not set(records.labels) & set(invite.labels):
-        raise DataError(
-            f"{source}: no record has a label that the federation trains: "
-            f"{', '.join(map(ascii, invite.labels))}; is {label_column} the right column?"
-        )
-    public_class = size_class(len(records))
+    how = {
+        "source": source,
+        "text_column": text_column,
+        "label_column": label_column,
+        "encoding": encoding,
+        "quoting": quoting,
+        "header": header,
+    }
+    reading = read_records(source, text_source(how), labels=invite.labels or None)
+    _check_usable(reading, invite, skip_unusable=skip_unusable)
+    public_class = size_class(len(reading.records))
     check_delta(invite.delta, public_class)
     if again:
         lifetime_epsilon = _kept_budget(folder / LEDGER_FILE, invite, lifetime_epsilon)
     path = Path(source).expanduser()
-    owner = OwnerSettings(
-        name=name,
-        source=str(path.resolve()) if path.exists() else source,
-        text_column=text_column,
-        label_column=label_column,
-        size_class=public_class,
-        base=base or invite.base,
-        admission=invite.issuer,
-        server=invite.address,
-        policy=policy or Policy(),
+    owner = owner_from(
+        {
+            **how,
+            "name": name,
+            "source": str(path.resolve()) if path.exists() else source,
+            "encoding": reading.encoding,
+            "quoting": reading.quoting,
+            "size_class": public_class,
+            "base": base or invite.base,
+            "admission": invite.issuer,
+            "server": invite.address,
+            "policy": policy or Policy(),
+        }
     )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -131,20 +139,29 @@ def enroll(
                 made.replace(folder)
     except OSError as error:
         raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
-    return _enrolled(folder, records, invite.labels)
+    return _enrolled(folder, reading)
 
 
 def request_again(folder: Path) -> Enrolled:
     """The letter of a PC that is enrolled: for one that was lost, or whose time is over."""
     owner = load_owner(folder / OWNER_FILE)
-    records = read_records(
-        owner.source,
-        text_column=owner.text_column,
-        label_column=owner.label_column,
-        group_column=None,
-        skip_unusable=True,
-    )
-    return _enrolled(folder, records, ())
+    return _enrolled(folder, read_records(owner.source, owner))
+
+
+def _check_usable(reading: Reading, invite: Invite, *, skip_unusable: bool) -> None:
+    """Raise DataError where none, or only a few, of the records can be used."""
+    other = sum(part.count for part in reading.dropped if part.fault is Fault.UNKNOWN)
+    if other and not len(reading.records):
+        raise DataError(
+            f"{reading.where}: no record has a label that the federation trains: "
+            f"{shown_names(invite.labels)}; is the label column right? {reading.tally()}"
+        )
+    used, unusable = len(reading.some()), reading.left_out - other
+    if unusable > used and not skip_unusable:
+        raise DataError(
+            f"{reading.where}: {reading.tally()}; mend them, or go on with {used:,} records by "
+            "--skip-unusable"
+        )
 
 
 def leave(folder: Path) -> None:
@@ -313,7 +330,7 @@ def _facts(folder: Path, owner: OwnerSettings, invite: Invite) -> None:
     write_text(folder / OWNER_FILE, to_toml(owner, without=_SIMULATED))
 
 
-def _enrolled(folder: Path, records: Records, labels: tuple[str, ...]) -> Enrolled:
+def _enrolled(folder: Path, reading: Reading) -> Enrolled:
     owner, vault = load_owner(folder / OWNER_FILE), Vault(folder)
     key = serialization.load_pem_private_key((folder / NODE_KEY_FILE).read_bytes(), password=None)
     public = key.public_key().public_bytes(
@@ -329,6 +346,5 @@ def _enrolled(folder: Path, records: Records, labels: tuple[str, ...]) -> Enroll
     )
     from fedaipc.model.fit import fit_of_base  # brings transformers
 
-    other = sum(label not in labels for label in records.labels) if labels else 0
-    fit = fit_of_base(owner.base, records.texts)
-    return Enrolled(request, request.write(vault.identity), len(records), other, fit)
+    fit = fit_of_base(owner.base, reading.records.texts)
+    return Enrolled(request, request.write(vault.identity), reading, fit)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fedaipc.data.reading import label_name
 from fedaipc.data.sources import read_records
 from fedaipc.errors import BudgetExhausted, ModelError, RoundError, check_clock
 from fedaipc.federation.job import SignedJob
@@ -28,7 +29,7 @@ from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.pc.pc import LEDGER_FILE, LOG_FILE
 from fedaipc.pc.policy import check_policy
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.privacy.plan import check_delta
+from fedaipc.privacy.plan import check_delta, outgrown
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.privacy.training import rehearse, train_round
 from fedaipc.sealing.dealing import Head, deal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedaipc.config import ModelSettings, OwnerSettings, SpeedSettings
+    from fedaipc.data.reading import Reading
     from fedaipc.federation.job import Job
     from fedaipc.federation.messages import RoundRequest
     from fedaipc.pc.pc import Pc
@@ -267,18 +269,13 @@ class Trainer:
         if key in _examples:
             _examples.move_to_end(key)
             return _examples[key]
-        # A record that cannot be read is left out too: it must not cost the others.
-        records = read_records(
-            source,
-            text_column=owner.text_column,
-            label_column=owner.label_column,
-            group_column=None,
-            skip_unusable=True,
-        )
-        number = {label: i for i, label in enumerate(admitted.job.labels)}
-        # A record whose label the job does not list is left out. To fail instead would tell a
-        # coordinator that lies about labels, and without any noise, whether the PC holds one.
-        records = records.take(i for i, label in enumerate(records.labels) if label in number)
+        # A record that cannot be read is left out: it must not cost the others. So is one whose
+        # label the job does not list: to fail instead would tell a coordinator that lies about
+        # labels, and without any noise, whether the PC holds one.
+        reading = read_records(source, owner, labels=admitted.job.labels)
+        self._remark(reading)
+        records = reading.records
+        number = {label_name(label): i for i, label in enumerate(admitted.job.labels)}
         targets = np.array([number[label] for label in records.labels], dtype=np.int64)
         cache = folder / "cache"
         if owner.speed.cache_folder is not None:
@@ -292,6 +289,18 @@ class Trainer:
         if len(_examples) > _EXAMPLES_KEPT:
             _examples.popitem(last=False)
         return _examples[key]
+
+    def _remark(self, reading: Reading) -> None:
+        """Tell the owner what of the texts is not used: the numbers in the PC's own log alone."""
+        pc, size_class = self._pc, self._pc.owner.size_class
+        if reading.dropped:
+            pc.note(f"left out: {reading.where}: {reading.tally()}")
+        count = len(reading.records)
+        advice = outgrown(count, size_class)
+        if advice:
+            pc.note(f"{count:,} records, size class {size_class:,}: {advice}")
+            if pc.owner.server is not None:  # in a simulation the log is the coordinator's
+                _log.warning("%s; %s has the numbers", advice, pc.folder / LOG_FILE)
 
 
 _EXAMPLES_KEPT = 256  # PCs of one process; mostly file-backed, so this is a bound on open files

@@ -169,6 +169,28 @@ def size_class(records: int) -> int:
     return max(SMALLEST_CLASS, 1 << (records - 1).bit_length())
 
 
+def outgrown(records: int, public_class: int) -> str:
+    """What the owner of a PC should do, where the class does not fit its records (any more).
+
+    For the owner alone: it depends on the data. "" where it fits: above half of the class, or in
+    the smallest.
+    """
+    anew = "run `fedaipc leave`, then `fedaipc enroll` in the same folder, and send the new request"
+    if records == 0:
+        return "trained on nothing: none of this PC's texts can be used"
+    if records > public_class:
+        return (
+            "this PC holds more records than its size class, for which delta was checked: take "
+            f"some out, or {anew}"
+        )
+    if records <= public_class // 4 and public_class > SMALLEST_CLASS:
+        return (
+            "most of the records that this PC enrolled with are gone or cannot be used, so that "
+            f"its noise outweighs them: mend its texts, or {anew}"
+        )
+    return ""
+
+
 def check_delta(delta: float, public_class: int) -> None:
     """Raise PrivacyError on a delta above 1 / (10 n), n the upper end of the public size class.
 

@@ -200,9 +200,7 @@ def true_count_as_weight(patch: pytest.MonkeyPatch) -> None:
     real = Pc.setup
 
     def setup(self: Pc, request: SetupRequest) -> object:
-        records = read_records(
-            self.source, text_column="text", label_column="label", group_column=None
-        )
+        records = read_records(self.source, self.owner).records
         self.owner = self.owner.model_copy(update={"size_class": len(records)})
         return real(self, request)
 

@@ -145,7 +145,7 @@ def test_a_warm_up_on_public_texts_gives_the_base_and_is_told(
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        (("body", "customer"), "warm_up.source: holds labels that are not in the label list"),
+        (("body", "customer"), "cannot be used: a label that is not in the label list"),
         (("body", "nothing"), "public.csv: no column 'nothing'"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fedaipc.config import DataSettings
+from fedaipc.config import DataSettings, TextSource
 from fedaipc.data.partition import apportion, partition
 from fedaipc.data.records import Records
 from fedaipc.data.sources import read_records
@@ -203,9 +203,7 @@ print(hashlib.sha256(repr(found).encode()).hexdigest())
 
 
 def test_four_domains_over_twenty_pcs(sentiment: Path) -> None:
-    real = read_records(
-        str(sentiment), text_column="text", label_column="label", group_column="domain"
-    )
+    real = read_records(str(sentiment), TextSource(), group_column="domain").records
     parts = partition(real, settings("column"), 20)
     assert all(1000 < len(part) < 1300 for part in parts)
     assert real.groups is not None

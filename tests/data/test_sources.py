@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedaipc.config import TextSource
+from fedaipc.data.reading import label_name
 from fedaipc.data.records import Records
-from fedaipc.data.sources import _name, read_records
+from fedaipc.data.sources import read_records
 from fedaipc.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,14 +30,14 @@ LABELS = ("1", "0", "1", "0")
 GROUPS = ("ann", "bob", "ann", "eve")
 
 
-def read(source: Path | str, group: str | None = None) -> Records:
-    return read_records(str(source), text_column="text", label_column="label", group_column=group)
+def read(source: Path | str, group: str | None = None, **how: Any) -> Records:
+    return read_records(str(source), TextSource(**how), group_column=group).all()
 
 
-def refused(source: Path | str, group: str | None = None) -> str:
+def refused(source: Path | str, group: str | None = None, **how: Any) -> str:
     """The error's text: one line, without a record, and no other error hangs on it."""
     with pytest.raises(DataError) as caught:
-        read(source, group)
+        read(source, group, **how)
     error = caught.value
     assert error.__cause__ is None
     assert error.__context__ is None or error.__suppress_context__
@@ -89,8 +91,9 @@ def test_each_kind_of_file_gives_the_same_records(
     make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     path = make(tmp_path)
-    assert read(path) == Records(TEXTS, LABELS)
-    assert read(path, "who") == Records(TEXTS, LABELS, GROUPS)
+    how = {"quoting": "csv"}
+    assert read(path, **how) == Records(TEXTS, LABELS)
+    assert read(path, "who", **how) == Records(TEXTS, LABELS, GROUPS)
 
 
 def test_a_folder_has_one_sub_folder_per_label(tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_a_folder_has_one_sub_folder_per_label(tmp_path: Path) -> None:
     assert "has no column 'who'" in refused(tmp_path, "who")
 
 
-def test_assets_read_by_name(sentiment: Path) -> None:
+def test_assets_read_bylabel_name(sentiment: Path) -> None:
     records = read("sentiment-4", "domain")
     assert records.groups is not None
     assert set(records.groups) == {"movies", "tweets", "amazon", "nyt"}
@@ -137,12 +140,12 @@ def test_spaces_after_a_delimiter_do_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [1, 1.0, "1", "1.0", " 1.00 "])
 def test_one_number_is_one_label(value: object) -> None:
-    assert _name(value) == "1"
+    assert label_name(value) == "1"
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "nan", "NaN", math.nan, math.inf, b"1", [1], {}])
 def test_what_counts_as_a_missing_label(value: object) -> None:
-    assert _name(value) is None
+    assert label_name(value) is None
 
 
 @pytest.mark.parametrize(
@@ -151,36 +154,38 @@ def test_what_counts_as_a_missing_label(value: object) -> None:
      ("-0.50", "-0.50"), (True, "true"), ("v1.0", "v1.0"), ("1.0.0", "1.0.0"),
      (10**20, str(10**20)), (".", ".")],
 )  # fmt: skip
-def test_other_labels_keep_their_name(value: object, name: str) -> None:
-    assert _name(value) == name
+def test_other_labels_keep_theirlabel_name(value: object, name: str) -> None:
+    assert label_name(value) == name
 
 
 @given(st.integers(-(2**53), 2**53))
 def test_any_whole_number_is_one_label(number: int) -> None:
     spellings = (number, float(number), str(number), f"{number}.0")
-    assert {_name(spelling) for spelling in spellings} == {str(number)}
+    assert {label_name(spelling) for spelling in spellings} == {str(number)}
 
 
 BAD_CSV = {
     "no column": ("text,labels,id\na,1,2\n",
                   "no column 'label'; did you mean 'labels'? there are: text, labels, id"),
     "twice": ("text,label,label\na,1,2\n", "column 'label' is there twice"),
-    "empty text": (f"text,label\n{SECRET},1\n  ,0\n", "data.csv, row 3: the text is empty"),
-    "blank lines count": (f"text,label\n\n{SECRET},1\n\n,0\n", "data.csv, row 5: the text"),
-    "quoted lines are one row": (f'text,label\n"{SECRET}\nx\ny",1\n,0\n', "row 3: the text"),
-    "empty label": (f"text,label\n{SECRET},\n", "row 2: the label is missing"),
-    "nan label": (f"text,label\n{SECRET},nan\n", "row 2: the label is missing"),
-    "short row": (f"text,label\n{SECRET}\n", "row 2: has too few columns"),
-    "long row": (f"text,label\n{SECRET}, you see,1\n", "row 2: has more columns"),
-    "open quote": (f'text,label\nfine,1\n"{SECRET},1\n', "row 3: not valid CSV"),
-    "stray quote": (f'text,label\n"{SECRET}"x,1\n', "row 2: not valid CSV"),
+    "empty text": (f"text,label\n{SECRET},1\n  ,0\n", "data.csv: 1 of 2 records"),
+    "blank lines count": (f"text,label\n\n{SECRET},1\n\n,0\n", "not a text (line 5)"),
+    "quoted lines count": (f'text,label\n"{SECRET}\nx\ny",1\n,0\n', "not a text (line 5)"),
+    "empty label": (f"text,label\n{SECRET},\n", "a label that is missing (line 2)"),
+    "nan label": (f"text,label\n{SECRET},nan\n", "a label that is missing (line 2)"),
+    "short row": (f"text,label\n{SECRET}\n", "too few columns (line 2)"),
+    "long row": (f"text,label\n{SECRET}, you see,1\n", "more columns than the first row"),
+    "open quote": (f'text,label\nfine,1\n"{SECRET},1\n', "not doubled (line 3)"),
+    "stray quote": (f'text,label\n"{SECRET}"x,1\n', "not doubled (line 2)"),
     "only a header": ("text,label\n", "holds no records"),
     "empty": ("", "is empty"),
     "blank first row": ("\ntext,label\na,1\n", "no column names in its first row"),
     "headless": (f"{SECRET},good\nfine,good\n", "first row does not read like column names"),
     "headless sentence": (f"I hate my boss {SECRET},bad\n", "add a row such as text,label"),
-    "latin-1": (b"text,label\ncaf\xe9,1\n", "not UTF-8"),
-    "utf-16": ("text,label\na,1\n".encode("utf-16"), "not UTF-8"),
+    "latin-1": (b"text,label\ncaf\xe9,1\n",
+                "(line 2); the file is not utf-8; it could be cp1252 or"),
+    "latin-1 header": (b"texte,cat\xe9gorie\na,1\n", "first row is not utf-8; the file"),
+    "utf-16": ("text,label\na,1\n".encode("utf-16-be"), "give it, as in --encoding utf-16-be"),
 }  # fmt: skip
 
 
@@ -192,21 +197,21 @@ def test_bad_csv(case: str, tmp_path: Path) -> None:
 
 def test_an_empty_partition_column_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "data.csv", f"text,label,who\n{SECRET},1,\n")
-    assert "row 2: the partition column is empty" in refused(path, "who")
+    assert "a partition column that is empty (line 2)" in refused(path, "who")
     assert "did you mean 'who'?" in refused(path, "whom")
 
 
 BAD_JSONL = {
-    "broken": (f'{{"text": "{SECRET}", "label": \n', "data.jsonl, row 1: not valid JSON"),
-    "deep": ("[" * 200_000, "row 1: not valid JSON"),
-    "list": (f'["{SECRET}", 1]', "row 1: not a JSON object"),
+    "broken": (f'{{"text": "{SECRET}", "label": \n', "1 of 1 records cannot be used"),
+    "deep": ("[" * 200_000, "not one JSON object on one line (line 1)"),
+    "list": (f'["{SECRET}", 1]', "not one JSON object on one line (line 1)"),
     "key gone": (f'{{"text": "{SECRET}", "label": 1}}\n\n{{"text": "b"}}',
-                 "row 3: no column 'label'"),
-    "null": (f'{{"text": "{SECRET}", "label": null}}', "row 1: the label is missing"),
-    "NaN": (f'{{"text": "{SECRET}", "label": NaN}}', "row 1: the label is missing"),
-    "nested label": (f'{{"text": "a", "label": ["{SECRET}"]}}', "row 1: the label is missing"),
-    "text is a number": ('{"text": 5, "label": 1}', "row 1: the text is empty or not a text"),
-    "half a character": (f'{{"text": "{SECRET}\\ud83d", "label": 1}}', "half a character"),
+                 "a key that is missing (line 3)"),
+    "null": (f'{{"text": "{SECRET}", "label": null}}', "a label that is missing (line 1)"),
+    "NaN": (f'{{"text": "{SECRET}", "label": NaN}}', "a label that is missing (line 1)"),
+    "nested label": (f'{{"text": "a", "label": ["{SECRET}"]}}', "a label that is a list"),
+    "text is a number": ('{"text": 5, "label": 1}', "or not a text (line 1)"),
+    "half a character": (f'{{"text": "{SECRET}\\ud83d", "label": 1}}', "half a character (line 1)"),
     "empty": ("\n\n", "holds no records"),
 }  # fmt: skip
 
@@ -223,9 +228,9 @@ def test_bad_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [SECRET], "Label": [1]}), path)
     assert "no column 'label'; did you mean 'Label'?" in refused(path)
     pq.write_table(pa.table({"text": [SECRET, None], "label": [1, 0]}), path)
-    assert "row 2: the text is empty" in refused(path)
+    assert "not a text (row 2)" in refused(path)
     pq.write_table(pa.table({"text": [SECRET], "label": [math.nan]}), path)
-    assert "row 1: the label is missing" in refused(path)
+    assert "a label that is missing (row 1)" in refused(path)
     pq.write_table(
         pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.int8())}), path
     )
@@ -241,9 +246,9 @@ def test_bad_folders(tmp_path: Path) -> None:
     written(tmp_path / SECRET / "readme.md", SECRET)
     assert "holds no" in refused(tmp_path)
     written(tmp_path / SECRET / "one.txt", " \n")
-    assert "file one.txt: the text is empty" in refused(tmp_path)
+    assert "a text that is empty or not a text (file 'one.txt')" in refused(tmp_path)
     written(tmp_path / SECRET / "one.txt", b"\xff")
-    assert "file one.txt: cannot be read as UTF-8 text" in refused(tmp_path)
+    assert "half a character (file 'one.txt'); the file is not utf-8" in refused(tmp_path)
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -284,7 +289,7 @@ def test_the_hub_gives_class_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("someone/reviews", "train"), ("imdb", "test[:10%]")]
     assert "did you mean 'who'?" in refused("hf:imdb", "whom")
     data.columns["label"] = [1, -1]  # how hidden test labels are written
-    assert "row 2: the label is missing" in refused("hf:imdb")
+    assert "a label that is missing (row 2)" in refused("hf:imdb")
 
 
 def test_a_hub_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,14 @@ import pytest
 
 from fedaipc.admission.federation import Federation
 from fedaipc.config import Policy, load_owner
-from fedaipc.errors import AdmissionError, DataError, FedaipcError, LedgerError, PrivacyError
+from fedaipc.errors import (
+    AdmissionError,
+    ConfigError,
+    DataError,
+    FedaipcError,
+    LedgerError,
+    PrivacyError,
+)
 from fedaipc.federation.letters import Invite, Request
 from fedaipc.pc.enrol import Enrolled, enroll, leave, move_in, move_out, request_again
 from fedaipc.pc.pc import Pc
@@ -57,13 +64,13 @@ def test_a_pc_is_made_and_its_request_can_be_admitted(
     tmp_path: Path, federation: Federation, invite: Invite, data: Path
 ) -> None:
     found = enrolled(tmp_path / "pc", invite, data)
-    assert (found.records, found.other_labels) == (90, 30)
+    assert (len(found.reading.records), found.reading.left_out) == (60, 30)
     federation.admit([Request.read(found.letter)])
     (member,) = federation.members.active
     owner, vault = load_owner(tmp_path / "pc" / "owner.toml"), Vault(tmp_path / "pc")
     assert member.identity == vault.identity.public.hex()
     assert (owner.admission, owner.server) == (federation.facts.admission, "fleet.example:8443")
-    assert (owner.size_class, member.size_class) == (128, 128)
+    assert (owner.size_class, member.size_class) == (64, 64)  # of what the federation trains
     assert owner.policy == Policy()
     assert Ledger(tmp_path / "pc" / "ledger.jsonl").lifetime_epsilon == 8.0
     roster = (federation.folder / "server" / "roster.bin").read_bytes()[32:]
@@ -114,6 +121,105 @@ def test_what_cannot_be_leaves_no_folder(
         enrolled(tmp_path / "pc", invite, data, **change)
     assert not (tmp_path / "pc").exists()
     assert not list(tmp_path.glob(".pc.*"))
+
+
+def latin(tmp_path: Path, accented: int, plain: int) -> Path:
+    """So many rows with and without a letter that UTF-8 writes otherwise."""
+    lines = [f"caf\u00e9 {n},no" for n in range(accented)] + [f"b {n},yes" for n in range(plain)]
+    path = tmp_path / "latin.csv"
+    path.write_bytes(("body,stars\n" + "\n".join(lines)).encode("latin-1"))
+    return path
+
+
+def test_data_of_which_most_cannot_be_used_is_refused_with_numbers_and_a_remedy(
+    tmp_path: Path, invite: Invite
+) -> None:
+    """48 of 60 rows once went without a word, and the size class was made from 12."""
+    data = latin(tmp_path, 48, 12)
+    with pytest.raises(DataError) as caught:
+        enrolled(tmp_path / "pc", invite, data)
+    said = str(caught.value)
+    assert "latin.csv: 48 of 60 records cannot be used: bytes of another encoding" in said
+    assert "(lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 38 more)" in said
+    assert not (tmp_path / "pc").exists()
+    enrolled(tmp_path / "pc", invite, data, encoding="cp1252")  # as the error says
+    owner = load_owner(tmp_path / "pc" / "owner.toml")
+    assert (owner.size_class, owner.encoding) == (64, "cp1252")
+    enrolled(tmp_path / "skipped", invite, data, skip_unusable=True)
+    assert load_owner(tmp_path / "skipped" / "owner.toml").size_class == 32
+
+
+def test_a_few_records_that_cannot_be_used_are_told_to_the_owner_and_to_nobody_else(
+    tmp_path: Path, invite: Invite
+) -> None:
+    found = enrolled(tmp_path / "pc", invite, latin(tmp_path, 3, 30))
+    assert "3 of 33 records cannot be used" in found.reading.tally()
+    assert "(lines 2, 3, 4)" in found.reading.tally()
+    clean = enrolled(tmp_path / "clean", invite, latin(tmp_path, 0, 30))
+    told = {"name", "size_class", "federation"}
+    assert found.request.model_dump(include=told) == clean.request.model_dump(include=told)
+    assert found.request.model_fields_set == clean.request.model_fields_set
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", 'body,stars\nx,no\n"y, z",yes\n', ("utf-8", "line")),
+        ("a.csv", 'body,stars\nx,no\n"y\nz",yes\n', ("utf-8", "csv")),
+        ("a.tsv", "body\tstars\nx\tno\n", ("utf-8", "none")),
+        ("a.csv", "body,stars\nx,no\n".encode("utf-16"), ("utf-16", "line")),
+    ],
+)
+def test_how_a_file_is_written_is_fixed_at_enrolment(
+    tmp_path: Path, invite: Invite, name: str, content: str | bytes, expected: tuple[str, str]
+) -> None:
+    """Found out anew in each round, one record could decide how the others are read."""
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    enrolled(tmp_path / "pc", invite, path)
+    owner = load_owner(tmp_path / "pc" / "owner.toml")
+    assert (owner.encoding, owner.quoting) == expected
+
+
+def test_a_text_that_swallows_records_is_asked_about(tmp_path: Path, invite: Invite) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('stars,body\nno,"A\nyes,B\nno,C"\nyes,D\n')
+    with pytest.raises(DataError, match="lines that read like records"):
+        enrolled(tmp_path / "pc", invite, path)
+    found = enrolled(tmp_path / "pc", invite, path, quoting="line")
+    assert found.reading.tally().startswith("1 of 4 records cannot be used: a quotation mark")
+    assert "(line 2)" in found.reading.tally()
+
+
+def test_labels_that_the_federation_does_not_train_are_named(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    assert "'maybe'" in enrolled(tmp_path / "pc", invite, data).reading.tally()
+    data.write_text("body,stars\nx,No\ny,Yes\n")
+    with pytest.raises(DataError, match="almost the same as 'no', 'yes'"):
+        enrolled(tmp_path / "other", invite, data)
+
+
+@pytest.mark.parametrize("change", [{"name": "no name"}, {"encoding": "x"}, {"header": False}])
+def test_a_setting_that_cannot_be_is_one_line(
+    tmp_path: Path, invite: Invite, data: Path, change: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        enrolled(tmp_path / "pc", invite, data, **change)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pc").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_file_name_that_is_not_utf8_is_refused_since_no_settings_can_hold_it(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.csv"))
+    data.rename(odd)
+    with pytest.raises(ConfigError) as caught:
+        enrolled(tmp_path / "pc", invite, odd)
+    assert "UTF-8" in str(caught.value)
+    str(caught.value).encode()
 
 
 def test_a_delta_too_large_for_the_data_is_refused(
@@ -246,7 +352,7 @@ def test_an_enrolment_that_was_cut_off_can_be_done_again(
     assert not (folder / "owner.toml").exists()
     enrolled(folder, invite, data)
     Ledger(folder / "ledger.jsonl", Vault(folder).identity)
-    assert request_again(folder).records == 90
+    assert len(request_again(folder).reading.records) == 90
 
 
 def test_a_pc_moves_with_all_it_has_spent(tmp_path: Path, invite: Invite, data: Path) -> None:

@@ -1,0 +1,97 @@
+"""Lines of text from bytes: which encoding a file has, and what its bytes are not.
+
+Bytes that an encoding does not know become one lone surrogate, U+DCFF, which no valid text holds:
+so they cost the line that they are in and no other.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_MARK = "\udcff"
+_ERRORS = "fedaipc-mark"
+_SAMPLE = 1 << 20  # bytes of a file that are looked at for a hint
+_CANDIDATES = ("utf-8", "cp1252", "cp1250", "cp1251", "shift_jis", "gb18030", "euc_kr", "latin-1")
+_BOMS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+codecs.register_error(_ERRORS, lambda error: (_MARK, error.end))  # type: ignore[attr-defined]
+
+
+def resolve(path: Path, encoding: str) -> str:
+    """`encoding`, or for "auto" what the file's mark says: UTF-16 or UTF-32, else UTF-8."""
+    if encoding != "auto":
+        return encoding
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for mark, name in _BOMS if start.startswith(mark)), "utf-8")
+
+
+def decode(content: bytes, encoding: str) -> str:
+    """All of `content`, without a byte order mark."""
+    return content.decode(encoding, _ERRORS).removeprefix("\ufeff")
+
+
+def lines(path: Path, encoding: str) -> Iterator[str]:
+    """Lines with their ends (LF, CR LF or CR), as an editor counts them. Raises OSError.
+
+    Where a line end is one byte, bytes are cut into lines first and each line is decoded by itself:
+    half a character at the end of one, or a shift that is never taken back, stays in its line.
+    """
+    first = True
+    for line in _by_line(path, encoding) if _has_plain_ends(encoding) else _whole(path, encoding):
+        yield line.removeprefix("\ufeff") if first else line
+        first = False
+
+
+def is_valid(text: str) -> bool:
+    """False with half a surrogate pair, which no file or tokenizer takes (JSON can write one)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def readable_as(path: Path) -> tuple[str, ...]:
+    """Encodings under which the start of the file is text, likely ones first. Raises OSError.
+
+    One of them is latin-1 for any bytes: which is right only a reader of the text can tell.
+    """
+    with path.open("rb") as file:
+        content = file.read(_SAMPLE)
+    zeros = content[:4096].count(0)
+    if zeros > len(content[:4096]) // 4:  # letters with every other byte zero
+        little = content[1:4096:2].count(0) * 2 > zeros
+        return ("utf-16-le" if little else "utf-16-be",)
+    content = content[: content.rfind(b"\n") + 1] or content  # no half character at the end
+    return tuple(name for name in _CANDIDATES if _MARK not in content.decode(name, _ERRORS))
+
+
+def _by_line(path: Path, encoding: str) -> Iterator[str]:
+    with path.open("rb") as file:
+        for raw in file:
+            line = raw.decode(encoding, _ERRORS)
+            if "\r" in line[:-2]:
+                yield from re.split(r"(?<=\r)(?!\n)(?=.)", line, flags=re.DOTALL)
+            else:
+                yield line
+
+
+def _whole(path: Path, encoding: str) -> Iterator[str]:
+    with path.open(encoding=encoding, errors=_ERRORS, newline="") as file:
+        yield from file
+
+
+def _has_plain_ends(encoding: str) -> bool:
+    return b"a\n".decode(encoding, _ERRORS) == "a\n"
