@@ -67,6 +67,14 @@ def stamp(path: Path) -> Stamp:
     return state.st_mtime_ns, state.st_size, state.st_ino
 
 
+def expanded(path: str) -> Path:
+    """`path` with "~" as the home folder; as it stands where that is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable, where the system has a way to ask for it."""
     if os.name == "nt":  # Windows has no handle to a folder; its renames are journaled

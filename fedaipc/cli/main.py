@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
+from pathlib import Path
 
 import typer
 
@@ -24,6 +26,7 @@ from fedaipc.cli import (
     simulate,
 )
 from fedaipc.errors import FedaipcError
+from fedaipc.files import expanded
 from fedaipc.streams import forgiving
 from fedaipc.surroundings import settle
 
@@ -73,6 +76,7 @@ def _main(
 def run() -> None:
     """Console entry: errors that fedaipc raises on purpose end as one line on stderr."""
     settle()
+    _prepare()
     with forgiving():
         _run()
 
@@ -98,6 +102,21 @@ def _run() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)
+
+
+def _prepare() -> None:
+    """See that names of files can be printed, and that libraries need no home folder."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    cache = os.environ.get("FEDAIPC_CACHE")
+    if cache and not expanded("~").is_absolute():
+        for name, folder in (("HF_HOME", "huggingface"), ("MPLCONFIGDIR", "matplotlib")):
+            os.environ.setdefault(name, str(Path(cache) / folder))
+    try:
+        Path.cwd()
+    except OSError:
+        _fail("the working directory is gone or cannot be read; change to another", 1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -68,9 +68,23 @@ def list_assets() -> list[Asset]:
 
 
 def cache_folder() -> Path:
-    """$FEDAIPC_CACHE, else the user's cache folder of this system."""
+    """$FEDAIPC_CACHE, else the user's cache folder of this system.
+
+    Raises AssetError where there is neither, as for a user id without an account.
+    """
     own = os.environ.get("FEDAIPC_CACHE")
-    return Path(own) if own else user_cache_path("fedaipc", appauthor=False)
+    if own:
+        return Path(own)
+    try:
+        folder = user_cache_path("fedaipc", appauthor=False)
+    except RuntimeError:
+        folder = Path()
+    if not folder.is_absolute():  # "~" as it stands
+        raise AssetError(
+            "this user has no home folder for downloaded models: set FEDAIPC_CACHE to a folder "
+            "that it may write"
+        )
+    return folder
 
 
 def is_cached(name: str) -> bool:

@@ -20,6 +20,7 @@ from fedaipc.data.assets import fetch_asset, is_asset, list_assets
 from fedaipc.data.csv_lines import CsvReader, fits
 from fedaipc.data.reading import Collector, Fault, Reading, Row
 from fedaipc.errors import DataError
+from fedaipc.files import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -36,7 +37,7 @@ _COLUMN_NAME = re.compile(r"[^\W\d][\w.-]{0,29}( [\w.-]{1,29})?")
 
 def local_path(source: str) -> Path | None:
     """The file or folder that `source` names; None for what is no place of this machine."""
-    return None if is_asset(source) or source.startswith("hf:") else Path(source).expanduser()
+    return None if is_asset(source) or source.startswith("hf:") else expanded(source)
 
 
 def read_records(
@@ -60,9 +61,9 @@ def read_records(
     if source.startswith("hf:"):
         return _read_hub(source, columns, collector)
     try:
-        path = Path(source).expanduser()
+        path = expanded(source)
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{source}: cannot be read ({type(error).__name__})") from None
     if is_folder:
         if group_column is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fedaipc.config import load_owner, to_toml
 from fedaipc.data.assets import cache_folder
+from fedaipc.errors import AssetError
 from fedaipc.files import write_atomic, write_text
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def save_for_pc(folder: Path, speed: Speed) -> Path:
 
 def with_saved(settings: Settings, processor: str) -> Settings:
     """`settings` with what was saved, where they leave threads or micro-batch at 0."""
-    found = _read(cache_folder() / _FILE).get(_key(settings, processor))
+    try:
+        found = _read(cache_folder() / _FILE).get(_key(settings, processor))
+    except AssetError:  # no place for a cache: it only ever saves time
+        return settings
     if not isinstance(found, dict):
         return settings
     speed = settings.speed

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedaipc.data.assets import cache_folder, fetch_asset, is_asset, list_assets
 from fedaipc.errors import ModelError
+from fedaipc.files import expanded
 
 if TYPE_CHECKING:
     from fedaipc.config import ModelSettings
@@ -26,7 +27,7 @@ def resolve(base: str) -> str:
         if not folder.is_dir():
             raise ModelError(f"model.base = {base}: this asset is text, not a model")
         return str(folder)
-    folder = warm_folder(base) if base.startswith(WARM_UP) else Path(base).expanduser()
+    folder = warm_folder(base) if base.startswith(WARM_UP) else expanded(base)
     if folder.is_dir():
         if not any(folder.glob("*.safetensors")):
             raise ModelError(f"model.base = {base}: the folder holds no .safetensors weights")
@@ -58,14 +59,14 @@ def warm_folder(base: str) -> Path:
 
 def is_local(base: str) -> bool:
     """Whether `base` is a folder of this machine, and not an asset or a hub id."""
-    return not is_asset(base) and Path(base).expanduser().is_dir()
+    return not is_asset(base) and expanded(base).is_dir()
 
 
 def with_whole_base(model: ModelSettings) -> ModelSettings:
     """A base that is a folder by its whole path, which holds from any working directory."""
     if not is_local(model.base):
         return model
-    return model.model_copy(update={"base": str(Path(model.base).expanduser().resolve())})
+    return model.model_copy(update={"base": str(expanded(model.base).resolve())})
 
 
 @lru_cache(maxsize=8)

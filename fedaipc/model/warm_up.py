@@ -63,7 +63,13 @@ def warmed_up(
     """
     base = WARM_UP + _key(settings, model, labels, records)
     folder = warm_folder(base)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"{folder.parent}: cannot be written ({error.strerror or error}); set FEDAIPC_CACHE to "
+            "another folder"
+        ) from None
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed

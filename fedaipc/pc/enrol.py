@@ -23,7 +23,7 @@ from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
 from fedaipc.errors import AdmissionError, DataError
 from fedaipc.federation.letters import Invite, Request
-from fedaipc.files import write_atomic, write_private, write_text
+from fedaipc.files import expanded, write_atomic, write_private, write_text
 from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE, serving
 from fedaipc.pc.vault import FOLDER as KEYS_FOLDER
 from fedaipc.pc.vault import HEAD_FILE, Vault, read_head
@@ -110,7 +110,7 @@ def enroll(
     check_delta(invite.delta, public_class)
     if again:
         lifetime_epsilon = _kept_budget(folder / LEDGER_FILE, invite, lifetime_epsilon)
-    path = Path(source).expanduser()
+    path = expanded(source)
     owner = owner_from(
         {
             **how,

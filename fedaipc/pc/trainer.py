@@ -23,6 +23,7 @@ from fedaipc.data.sources import read_records
 from fedaipc.errors import BudgetExhausted, ModelError, RoundError, check_clock
 from fedaipc.federation.job import SignedJob
 from fedaipc.federation.round_terms import hash_vector, make_terms
+from fedaipc.files import expanded
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
@@ -311,7 +312,7 @@ _examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict
 
 def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
     """What shows that a file, or one in a folder, was replaced since it was read."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     found = []
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         with suppress(OSError):  # gone, or a link to nowhere

@@ -31,7 +31,7 @@ from fedaipc.errors import (
 from fedaipc.federation.job import Job, SignedJob, make_job
 from fedaipc.federation.job_folder import CONFIG_FILE, JOB_FILE, write_job
 from fedaipc.federation.round_terms import check_sealing
-from fedaipc.files import write_text
+from fedaipc.files import expanded, write_text
 from fedaipc.model.base import with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
@@ -156,7 +156,7 @@ def _with_whole_paths(settings: Settings) -> Settings:
     """Paths that hold from any folder: engines and later commands may run in another one."""
     model, speed = with_whole_base(settings.model), settings.speed
     if speed.cache_folder is not None:
-        whole = str(Path(speed.cache_folder).expanduser().resolve())
+        whole = str(expanded(speed.cache_folder).resolve())
         speed = speed.model_copy(update={"cache_folder": whole})
     return settings.model_copy(update={"model": model, "speed": speed})
 
