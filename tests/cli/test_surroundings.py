@@ -13,7 +13,7 @@ from fedaipc.cli import main
 from fedaipc.config import Settings
 from fedaipc.data.assets import cache_folder
 from fedaipc.doctor.saved import with_saved
-from fedaipc.errors import AssetError
+from fedaipc.errors import AssetError, DataError
 from fedaipc.files import expanded
 from fedaipc.model.base import is_local
 from fedaipc.pc.trainer import _stamp
@@ -77,3 +77,42 @@ def test_a_working_directory_that_is_gone_is_one_line(
     with pytest.raises(SystemExit):
         main._prepare()
     assert "working directory is gone" in capsys.readouterr().err
+
+
+def test_options_for_a_file_reach_the_reader(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Latin-1, no header, rows that cannot be used: nothing, named, then left out."""
+    rows = ["0,cafe"] + [f"{n % 2},caf\u00e9 {n}" for n in range(29)] + ["0,"]
+    path = tmp_path / "a.csv"
+    path.write_bytes("\n".join(rows).encode("latin-1"))
+    given = ["data", "describe", str(path), "--pcs", "2"]
+    columns = ["--no-header", "--text", "2", "--label", "1"]
+
+    def ran(*more: str) -> str:
+        with pytest.raises(DataError) as caught:
+            main.app([*given, *more], standalone_mode=False)
+        return str(caught.value)
+
+    assert "--no-header" in ran()
+    assert "30 of 31 records" in ran(*columns)
+    assert "1 of 31 records" in (said := ran(*columns, "--encoding", "cp1252"))
+    assert "(line 31)" in said
+    main.app([*given, *columns, "--encoding", "cp1252", "--skip-unusable"], standalone_mode=False)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "1 of 31 records cannot be used" in said
+
+
+def test_an_owner_reads_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("text,label\n" + "x,yes\ny,no\n" * 20 + '"z,no\n')
+    main.app(["federation", "init", "acme", "--address", "localhost:1"], standalone_mode=False)
+    main.app(["federation", "invite", "acme", "--out", "invite"], standalone_mode=False)
+    enroll = ["enroll", "invite", "--data", "a.csv", "--name", "pc", "--out", "request"]
+    main.app(enroll, standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "40 records can be used" in said
+    assert "left out: 1 of 41 records cannot be used: a quotation mark" in said
+    assert "(line 42)" in said

@@ -256,7 +256,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert "did you mean sentiment-4?" in refused("sentiment4")
     assert "unknown kind of file (known: .csv" in refused(written(tmp_path / "data.xlsx", "a"))
     assert "cannot be read" in refused("x" * 5000)
-    assert "cannot be read" in refused("~no-such-user-here/data.csv")
+    assert "no such file" in refused("~no-such-user-here/data.csv")
 
 
 class _Dataset:
