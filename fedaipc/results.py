@@ -7,7 +7,6 @@ never zero and never NaN.
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from fedaipc import strict_json
 from fedaipc.config import Section
 from fedaipc.errors import OutputError
 from fedaipc.files import write_atomic
@@ -22,6 +22,7 @@ from fedaipc.files import write_atomic
 SCHEMA_VERSION = 1  # and the Literal in `Results`
 RESULTS_FILE = "results.json"
 LOCK_FILE = ".lock"  # in a run's folder; held by the process that works on the run
+_MOST_BYTES = 1 << 27  # 100,000 rounds
 
 
 def _utc(text: str) -> str:
@@ -274,15 +275,17 @@ class Results(Section):
         """
         path = Path(run_folder) / RESULTS_FILE
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
+            tree = strict_json.load(path, most_bytes=_MOST_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             raise OutputError(
                 f"{run_folder}: no {RESULTS_FILE} here; give the folder that a run wrote"
             ) from None
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
-        except (ValueError, RecursionError):
-            raise OutputError(f"{path}: not valid JSON; copy the file again or rerun") from None
+        except ValueError as error:
+            raise OutputError(
+                f"{path}: not valid JSON ({error}); copy the file again or rerun"
+            ) from None
         _check_version(path, tree)
         try:
             results = cls.model_validate(tree)

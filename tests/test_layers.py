@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(fedaipc.__file__).parent
 
-_GROUND = {"errors", "config", "files", "lifeline", "stopping", "streams", "surroundings"}
+_GROUND = {
+    "errors", "config", "files", "lifeline", "stopping", "streams", "strict_json", "surroundings",
+}  # fmt: skip
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),  # the package itself: its version
@@ -28,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "stopping": set(),
     "streams": set(),
     "surroundings": set(),
-    "config": {"errors"},
+    "strict_json": set(),
+    "config": {"errors", "strict_json"},
     "results": _GROUND,
     "data": _GROUND,
     "model": _GROUND | {"results", "data"},
@@ -49,20 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"sealing", "federation", "pc", "coordinator", "admission", "simulation", "fleet"}
     | {"report", "doctor", "lab", "certificate"},
 }
-LIGHT = {
-    "",
-    "errors",
-    "config",
-    "files",
-    "lifeline",
-    "stopping",
-    "streams",
-    "surroundings",
-    "results",
-    "data",
-    "report",
-    "cli",
-}
+LIGHT = {"", *_GROUND, "results", "data", "report", "cli"}
+PLAIN = {"files", "strict_json"}  # the standard library alone
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}
 FLOWER = {"federation", "pc", "coordinator", "simulation", "fleet"}  # may use its public API
 FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
@@ -136,8 +127,8 @@ def complaints(module: str, source: str) -> list[str]:
                 found.append(f"{module} imports {one.name}: {layer} must not know {other}")
             if one.at_once and layer == "cli" and other not in LIGHT:
                 found.append(f"{module} imports {one.name} at once: --help would load it")
-        elif layer == "files" and top not in sys.stdlib_module_names:
-            found.append(f"{module} imports {one.name}: files needs the standard library alone")
+        elif layer in PLAIN and top not in sys.stdlib_module_names:
+            found.append(f"{module} imports {one.name}: {layer} needs the standard library alone")
         elif top == "flwr" and (layer not in FLOWER or module == ENGINE):
             found.append(f"{module} imports {one.name}: Flower belongs to the round's two sides")
         elif top == "flwr" and one.name not in FLOWER_API and module not in INSIDE:
@@ -183,6 +174,7 @@ def test_the_arrows_between_layers_make_no_circle() -> None:
         ("fedaipc.errors", "import fedaipc.files"),
         ("fedaipc.files", "from fedaipc.errors import OutputError"),
         ("fedaipc.files", "import numpy"),
+        ("fedaipc.strict_json", "import pydantic"),
         ("fedaipc.config", "from fedaipc import results"),
         ("fedaipc.results", "from fedaipc.report import words"),
         ("fedaipc.data.sources", "def f():\n    from fedaipc.model.load import resolve"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fedaipc.config import NAME, Section
 from fedaipc.errors import AdmissionError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FILE = "members.json"
 MEMBER_DAYS = 365
+_MOST_BYTES = 1 << 26
 
 
 class Member(Section):
@@ -53,8 +54,8 @@ class Members(Section):
         """Raises AdmissionError where the file is damaged; none yet is an empty list."""
         path = folder / FILE
         try:
-            return cls.model_validate_json(path.read_bytes()) if path.is_file() else cls()
-        except (OSError, ValidationError) as error:
+            return cls.from_file(path, most_bytes=_MOST_BYTES) if path.is_file() else cls()
+        except (OSError, ValueError) as error:
             kind = type(error).__name__
             raise AdmissionError(f"{path}: damaged ({kind}); restore it from a copy") from None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
+from fedaipc import strict_json
 from fedaipc.certificate.document import AuditFacts, Certificate, Guarantee
 from fedaipc.errors import CertificateError
 
@@ -29,7 +29,7 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     wanted = (step.noise_multiplier, step.sampling_rate, step.steps, guarantee.delta)
     try:
         content = path.read_bytes()
-        report: Any = json.loads(content)
+        report: Any = strict_json.parse(content)
         if report["format"] != _FORMAT:
             raise ValueError  # noqa: TRY301 - all that is no report ends in one line
         for one in report["settings"]:
@@ -46,7 +46,7 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
                 )
     except OSError as error:
         raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise CertificateError(f"{path}: is not what `fedaipc privacy audit` writes") from None
     raise CertificateError(
         f"{path}: holds no audit of noise multiplier {step.noise_multiplier:g}, sampling rate "

@@ -6,13 +6,13 @@ or from the ledger's signed lines. Nothing of fedaipc's accounting is imported h
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedaipc import strict_json
 from fedaipc.certificate.document import (
     AMPLIFICATION,
     AS_DECLARED,
@@ -125,7 +125,7 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
         verify(bytes.fromhex(signer), bytes.fromhex(run.job_signature), signed, "the job")
 
     yield _checked("job's signature", job_signature)
-    job: dict[str, Any] = json.loads(run.job)
+    job: dict[str, Any] = strict_json.parse(run.job)
     private = job["mode"] != "none"
     key = (float(job["noise_multiplier"] or 0), float(job["sampling_rate"]))
     local, most, rounds = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,7 +18,7 @@ from fedaipc.errors import CertificateError
 from fedaipc.sealing.keys import SigningKey, verify
 
 _LABEL = b"fedaipc certificate"
-_MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 25
 _MOST_STEPS = 10_000_000  # beyond, accounting takes more memory than a PC has
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -195,15 +195,12 @@ class Certificate(Section):
     def load(cls, path: Path) -> Certificate:
         """Raises CertificateError where the file holds none."""
         try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise CertificateError(f"{path}: too large for a certificate")
-            content: Any = json.loads(path.read_bytes())
-            return cls.model_validate(content)
+            return cls.from_file(path, most_bytes=MOST_BYTES)
         except OSError as error:
             raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "certificate"
             raise CertificateError(f"{path}: no certificate ({where}: {first['msg']})") from None
-        except (ValueError, RecursionError):
-            raise CertificateError(f"{path}: no certificate (not JSON)") from None
+        except ValueError as error:
+            raise CertificateError(f"{path}: no certificate ({error})") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from fedaipc.certificate.document import (
     AS_DECLARED,
     AT_MOST,
     LIFETIME,
+    MOST_BYTES,
     NOTHING,
     Certificate,
     Epsilons,
@@ -193,7 +193,7 @@ def _software() -> Software:
 
 def _signed(certificate: Certificate, key: SigningKey) -> Certificate:
     # As it will be read: numbers in JSON come back as they went in, tuples as lists.
-    return Certificate.model_validate(json.loads(certificate.write())).signed_by(key)
+    return Certificate.from_json(certificate.write(), most_bytes=MOST_BYTES).signed_by(key)
 
 
 def _hash(path: Path) -> str:

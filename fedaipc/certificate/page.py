@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
+from fedaipc import strict_json
 from fedaipc.report import words
 from fedaipc.report.markup import escape, facts, page, section, table
 from fedaipc.sealing.keys import fingerprint
@@ -125,7 +125,7 @@ def _audit(certificate: Certificate) -> str:
 
 
 def _run(run: RunFacts) -> list[tuple[str, object]]:
-    job = json.loads(run.job)
+    job = strict_json.parse(run.job)
     accuracy = words.UNKNOWN if run.test_accuracy is None else f"{run.test_accuracy:.3f}"
     return [
         ("run", run.run),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedaipc import strict_json
 from fedaipc.errors import CertificateError
 from fedaipc.report.words import at_most, printable
 
@@ -113,7 +114,7 @@ def _admission_key(folder: Path, federation: Path | None) -> SigningKey:
     place = folder / "pc-state.json"
     if federation is None and place.is_file():
         try:
-            federation = folder / json.loads(place.read_text(encoding="utf-8")) / "federation"
+            federation = folder / strict_json.load(place) / "federation"
         except (OSError, ValueError, TypeError):
             raise CertificateError(f"{place}: cannot be read; give --federation") from None
     if federation is None or not (federation / KEY_FILE).is_file():

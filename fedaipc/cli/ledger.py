@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedaipc import strict_json
 from fedaipc.errors import LedgerError, OutputError
 from fedaipc.report.words import printable
 
@@ -164,7 +165,7 @@ def _ledgers(folder: Path) -> list[Path]:
     place = folder / "pc-state.json"
     if place.is_file():
         try:
-            folder = folder / json.loads(place.read_text(encoding="utf-8"))
+            folder = folder / strict_json.load(place)
         except (OSError, ValueError, TypeError):
             raise LedgerError(f"{place}: cannot be read; give the folder of the PCs") from None
     found = sorted(folder.glob(f"*/{LEDGER_FILE}"))
@@ -218,7 +219,7 @@ def _csv(copies: list[Copy]) -> str:
     table.writeheader()
     for copy in copies:
         for number, line in enumerate(copy.lines, start=1):
-            entry = json.loads(line)
+            entry = strict_json.parse(line)
             if entry["kind"] == "charge":
                 table.writerow({**entry, "pc": copy.pc, "line": number})
     return file.getvalue()

@@ -9,6 +9,7 @@ type what it can affect: `PrivacySettings` (and the schedule in `TrainingSetting
 from __future__ import annotations
 
 import codecs
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -20,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from fedaipc import strict_json
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -38,6 +41,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
     )
+
+    @classmethod
+    def from_json(cls, content: bytes | str, *, most_bytes: int = strict_json.MOST_BYTES) -> Self:
+        """Raises ValueError (pydantic's is one): not strict JSON, or not of this type."""
+        return cls.model_validate(strict_json.parse(content, most_bytes=most_bytes))
+
+    @classmethod
+    def from_file(cls, path: Path, *, most_bytes: int = strict_json.MOST_BYTES) -> Self:
+        """Raises OSError, or ValueError as `from_json`."""
+        return cls.model_validate(strict_json.load(path, most_bytes=most_bytes))
 
     @field_validator("*", mode="before")
     @classmethod

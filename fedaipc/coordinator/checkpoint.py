@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import operator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fedaipc import strict_json
 from fedaipc.errors import OutputError, RunOver
 from fedaipc.files import replace_atomic, write_atomic
 from fedaipc.results import RoundResult
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FILE = "checkpoint.safetensors"
 _COUNTERS_FILE, _NONE_YET = "counters.json", {"attempt": 0, "epoch": 0}
+_MOST_BYTES = 1 << 27  # of one text: 100,000 rounds
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,19 +86,17 @@ class Checkpoint:
                 vector=tensors.pop("vector"),
                 round=int(meta["round"]),
                 optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
-                rounds=[RoundResult.model_validate(r) for r in json.loads(meta["rounds"])],
-                banned={bytes.fromhex(pc) for pc in json.loads(meta["banned"])},
+                rounds=[RoundResult.model_validate(r) for r in _parsed(meta["rounds"])],
+                banned={bytes.fromhex(pc) for pc in _parsed(meta["banned"])},
                 quarrels={
                     (bytes.fromhex(one), bytes.fromhex(two))
-                    for one, two in json.loads(meta["quarrels"])
+                    for one, two in _parsed(meta["quarrels"])
                 },
                 attempt=int(meta["attempt"]),
-                charges={
-                    bytes.fromhex(pc): int(n) for pc, n in json.loads(meta["charges"]).items()
-                },
+                charges={bytes.fromhex(pc): int(n) for pc, n in _parsed(meta["charges"]).items()},
                 failures={
                     bytes.fromhex(pc): (int(count), float(until))
-                    for pc, (count, until) in json.loads(meta["failures"]).items()
+                    for pc, (count, until) in _parsed(meta["failures"]).items()
                 },
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
@@ -104,6 +104,10 @@ class Checkpoint:
         if checkpoint.layout_hash != layout_hash:
             raise RunOver(f"{path}: belongs to another model; resume with its own config")
         return checkpoint
+
+
+def _parsed(text: str) -> Any:
+    return strict_json.parse(text, most_bytes=_MOST_BYTES)
 
 
 class Counters:
@@ -116,7 +120,7 @@ class Counters:
         """Raises OutputError where the file cannot be read."""
         self._path = folder / _COUNTERS_FILE
         try:
-            found = json.loads(self._path.read_bytes()) if self._path.is_file() else _NONE_YET
+            found = strict_json.load(self._path) if self._path.is_file() else _NONE_YET
             self.attempt, self.epoch = (operator.index(found[name]) for name in _NONE_YET)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise OutputError(f"{self._path}: cannot be read ({error})") from None

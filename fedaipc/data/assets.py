@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Literal
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from fedaipc import strict_json
 from fedaipc.errors import AssetError
 from fedaipc.surroundings import inherited
 
@@ -120,7 +121,7 @@ def fetch_asset(name: str, *, again: bool = False, offline: bool = False) -> Pat
 def _is_current(asset: Asset, folder: Path) -> bool:
     """Whether a copy is there, of this package and layout. One with damage is: `_verify` tells."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = strict_json.load(folder / _MANIFEST)
         found = manifest["package"], manifest.get("layout", 1)
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -132,7 +133,7 @@ def _is_current(asset: Asset, folder: Path) -> bool:
 def _verify(asset: Asset, folder: Path) -> None:
     """Hash every file again: 0.1 s for the largest. Raises AssetError."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = strict_json.load(folder / _MANIFEST)
         for file, expected in (*manifest["files"].items(), *asset.pinned.items()):
             if _sha256(folder / file) != expected:
                 raise ValueError(file)

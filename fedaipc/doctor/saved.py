@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedaipc import strict_json
 from fedaipc.config import load_owner, to_toml
 from fedaipc.data.assets import cache_folder
 from fedaipc.errors import AssetError
@@ -62,7 +63,7 @@ def with_saved(settings: Settings, processor: str) -> Settings:
 def _read(path: Path) -> dict[str, object]:
     """Nothing where the file is missing or damaged: it only ever saves time."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = strict_json.load(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from fedaipc.config import (
     LEAST_CLIP,
@@ -85,8 +85,8 @@ class Job(Section):
     def parse(cls, text: str) -> Job:
         """Raises RoundError on anything that is not a job of this version."""
         try:
-            return cls.model_validate_json(text)
-        except ValidationError:
+            return cls.from_json(text)
+        except ValueError:
             raise RoundError("the job cannot be read: both sides need the same fedaipc") from None
 
 

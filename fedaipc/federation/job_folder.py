@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from fedaipc import strict_json
 from fedaipc.config import to_toml
 from fedaipc.errors import EncodingError, OutputError, RoundError
 from fedaipc.federation.job import Job, SignedJob
@@ -96,8 +97,8 @@ def read_job(folder: Path) -> tuple[SignedJob, Roster]:
 def read_facts(folder: Path) -> dict[str, Any]:
     """What `write_job` put into data.json. Raises OutputError."""
     try:
-        return dict(json.loads(read_text(folder / DATA_FILE)))
-    except ValueError as error:
+        return dict(strict_json.parse(read_text(folder / DATA_FILE)))
+    except (ValueError, TypeError) as error:
         raise OutputError(f"{folder / DATA_FILE}: damaged ({error})") from None
 
 

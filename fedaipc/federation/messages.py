@@ -15,7 +15,6 @@ here.
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedaipc import strict_json
 from fedaipc.config import NAME, RUN
 from fedaipc.errors import EncodingError, RoundError
 
@@ -238,7 +238,7 @@ def asked_for(records: RecordDict) -> tuple[str | None, int | None]:
     run, number = ask.get("run"), ask.get("attempt", ask.get("epoch", ask.get("round")))
     if run is None:
         with suppress(ValueError, TypeError, KeyError):
-            run = json.loads(str(ask["job"]))["run"]
+            run = strict_json.parse(str(ask["job"]))["run"]
     return (
         run if isinstance(run, str) and re.fullmatch(RUN, run) else None,
         number if type(number) is int else None,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cryptography import x509
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fedaipc.config import Section
 from fedaipc.errors import AdmissionError
@@ -29,6 +29,7 @@ SERVER_FILES = (FACTS_FILE, AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE, ROSTER
 
 
 ADDRESS = r"^[A-Za-z0-9.:\[\]-]+:[0-9]{1,5}$"  # host:port
+_MOST_BYTES = 1 << 26  # of all members
 _HOST = r"^[A-Za-z0-9.:-]+$"
 
 
@@ -46,7 +47,7 @@ class Facts(Section):
         """Raises AdmissionError where the folder is none of a federation or its server."""
         path = folder / FACTS_FILE
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.from_file(path)
         except FileNotFoundError:
             raise AdmissionError(
                 f"{folder}: no federation is here; give the folder that `fedaipc federation init` "
@@ -56,7 +57,7 @@ class Facts(Section):
             raise AdmissionError(
                 f"{path}: this user may not read it; run this as the user whose it is"
             ) from None
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise AdmissionError(
                 f"{path}: cannot be read ({type(error).__name__}); restore it from a copy"
             ) from None
@@ -78,8 +79,8 @@ class Nodes(Section):
     def load(cls, folder: Path) -> Nodes:
         """Raises AdmissionError."""
         try:
-            return cls.model_validate_json((folder / NODES_FILE).read_bytes())
-        except (OSError, ValidationError) as error:
+            return cls.from_file(folder / NODES_FILE, most_bytes=_MOST_BYTES)
+        except (OSError, ValueError) as error:
             raise AdmissionError(
                 f"{folder / NODES_FILE}: cannot be read ({type(error).__name__}); copy the "
                 "federation's server folder again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from fedaipc import lifeline
+from fedaipc import lifeline, strict_json
 from fedaipc.errors import BudgetExhausted, EngineError, FedaipcError, RoundError, RunOver
 from fedaipc.fleet.runs import RUNNING_FILE, clear_why, tell_why, unwant
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
@@ -68,7 +67,7 @@ def _run(folder: Path, state: Path, stop: Stop) -> None:
     from fedaipc.coordinator.server_app import run_job
     from fedaipc.fleet.grid import FleetGrid
 
-    address = json.loads((state / RUNNING_FILE).read_text("utf-8"))["superlink"]
+    address = strict_json.load(state / RUNNING_FILE)["superlink"]
     secret = (state / SECRET_FILE).read_bytes()
     with FleetGrid(address, secret, state / UPLOAD_FILE, stop.is_set) as grid:
         run_job(grid, folder, "fleet", partial(_tell, folder))

@@ -34,6 +34,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from fedaipc import strict_json
 from fedaipc.errors import EncodingError
 from fedaipc.files import write_atomic
 from fedaipc.fleet.answers import Promise, failure, push
@@ -212,7 +213,7 @@ class FleetNode:
 
     def _kept(self) -> int | None:
         try:
-            return int(json.loads(self._file.read_text(encoding="utf-8"))["node"])
+            return int(strict_json.load(self._file)["node"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

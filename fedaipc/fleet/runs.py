@@ -7,7 +7,6 @@ runs/NAME/why        one line: why its coordinator ended the last time, where it
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from fedaipc import strict_json
 from fedaipc.config import NAME
 from fedaipc.errors import OutputError
 from fedaipc.federation.job_folder import FILES, read_job
@@ -142,7 +142,7 @@ def running(folder: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     try:
-        return dict(json.loads((folder / STATE_FOLDER / RUNNING_FILE).read_text("utf-8")))
+        return dict(strict_json.load(folder / STATE_FOLDER / RUNNING_FILE))
     except (OSError, ValueError):
         return None
 

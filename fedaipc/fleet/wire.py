@@ -8,7 +8,6 @@ object, and of a vector no more than one copy is in memory.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 
+from fedaipc import strict_json
 from fedaipc.errors import EncodingError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def fetch(message_id: str, pull: Callable[[str], bytes], most: int) -> Message:
         content = get(name)
         kind, children, size = get_object_head_values_from_object_content(content)
         if kind == "Array":
-            about = json.loads(content[-size:])
+            about = strict_json.parse(content[-size:])
             data = bytearray()
             for index in about["arraychunk_ids"]:  # equal chunks are one object: each use counts
                 left -= 1
@@ -123,7 +123,7 @@ def fetch(message_id: str, pull: Callable[[str], bytes], most: int) -> Message:
         inner = {child: inflate(child, depth + 1) for child in children}
         if kind == "ArrayRecord":  # its own way insists on bytes
             record = ArrayRecord()
-            for key, child in json.loads(content[-size:]).items():
+            for key, child in strict_json.parse(content[-size:]).items():
                 record[key] = inner[child]
             return record
         return inflatable_class_registry[kind].inflate(content, children=inner)

@@ -131,7 +131,7 @@ class Exported:
     def load(cls, folder: Path) -> Exported:
         """Raises OutputError where `folder` does not hold a result of `export`."""
         try:
-            what = Saved.model_validate_json((folder / FACTS_FILE).read_text(encoding="utf-8"))
+            what = Saved.from_file(folder / FACTS_FILE)
             hf, tokenizer = open_result(folder, what.labels, what.pooling)
         except FileNotFoundError:
             raise OutputError(

@@ -7,7 +7,6 @@ safetensors alone, and nothing is asked on the terminal or fetched while loading
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import warnings
@@ -24,6 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from fedaipc import strict_json
 from fedaipc.errors import ModelError
 from fedaipc.model.base import base_folder
 
@@ -219,12 +219,11 @@ def _check_usable(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _LARGEST_CONFIG * (16 if path.name.endswith("index.json") else 1):
-        raise ModelError(f"{path.name} is too large to be one")
+    most = _LARGEST_CONFIG * (16 if path.name.endswith("index.json") else 1)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise ModelError(f"{path.name} is not JSON") from None
+        tree = strict_json.load(path, most_bytes=most)
+    except ValueError as error:
+        raise ModelError(f"{path.name} cannot be used ({error})") from None
     if not isinstance(tree, dict):
         raise ModelError(f"{path.name} is not an object of JSON")
     return tree

@@ -8,7 +8,6 @@ the answer does not.
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ def read(folder: Path) -> list[Sent]:
     found = []
     for number, line in enumerate(lines):
         try:
-            found.append(Sent.model_validate(json.loads(line)))
+            found.append(Sent.from_json(line))
         except ValueError:
             if number < len(lines) - 1:
                 raise OutputError(f"{path}, line {number + 1}: damaged") from None

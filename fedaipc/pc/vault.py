@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
+from fedaipc import strict_json
 from fedaipc.errors import FedaipcError, RoundError, SealingError
 from fedaipc.files import Stamp, stamp, write_atomic, write_private
 from fedaipc.sealing.dealing import Head, Keys
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FOLDER, HEAD_FILE = "sealing", "head"
+_MOST_BYTES = 1 << 26  # of one file
 _EPOCH_SECONDS = 24 * 3600
 _LOCK_SECONDS = 30.0
 _T = TypeVar("_T")
@@ -300,7 +302,7 @@ class _Promise(NamedTuple):
 
 
 def _promise(content: bytes) -> _Promise:
-    record = json.loads(content)
+    record = strict_json.parse(content, most_bytes=_MOST_BYTES)
     run, number, set_hash = record["run"], record["round"], bytes.fromhex(record["set"])
     heads = {
         bytes.fromhex(dealer): Head(count, bytes.fromhex(digest))
@@ -316,7 +318,7 @@ def _promise(content: bytes) -> _Promise:
 
 
 def _epoch(content: bytes) -> _Epoch:
-    entry = json.loads(content)
+    entry = strict_json.parse(content, most_bytes=_MOST_BYTES)
     bundle = Bundle.decode(bytes.fromhex(entry["bundle"]))
     mask, share = (ExchangeKey(bytes.fromhex(entry[name])) for name in ("mask", "share"))
     if (mask.public, share.public) != (bundle.mask_key, bundle.share_key):

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedaipc import strict_json
 from fedaipc.errors import FedaipcError, LedgerError
 from fedaipc.pc.pc import LEDGER_FILE
 from fedaipc.pc.vault import Vault, has_keys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fedaipc.sealing.dealing import Head
 
 _FORMAT = "fedaipc ledgers"
+_MOST_BYTES = 1 << 27  # of an export
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def write_export(copies: Sequence[Copy]) -> bytes:
 def read_export(path: Path) -> list[Copy]:
     """What `write_export` wrote. Raises LedgerError."""
     try:
-        content: Any = json.loads(_bytes(path))
+        content: Any = strict_json.load(path, most_bytes=_MOST_BYTES)
         if (content["format"], content["version"]) != (_FORMAT, 1):
             raise ValueError  # noqa: TRY301 - all that is no export ends in one line
         if not content["ledgers"]:
@@ -90,7 +92,9 @@ def read_export(path: Path) -> list[Copy]:
             )
             for entry in content["ledgers"]
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise LedgerError(f"{path}: is not what `fedaipc privacy ledger export` writes") from None
 
 

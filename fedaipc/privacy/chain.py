@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedaipc import strict_json
 from fedaipc.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _LABEL, _KEY_BYTES = b"fedaipc ledger", 32
+_LINE_BYTES = 4096
 RESTORE = "restore the file from a copy that is not older than the last training"
 
 
@@ -117,12 +119,12 @@ def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -
 def parsed(raw: bytes) -> dict[str, Any] | None:
     """The entry of a line, or None where its hash is wrong."""
     try:
-        entry = json.loads(raw)
+        entry = strict_json.parse(raw, most_bytes=_LINE_BYTES)
         if not isinstance(entry, dict):
             return None
         body = {name: value for name, value in entry.items() if name != "hash"}
         expected = _hash(body)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     # One line has one spelling: else a byte could be changed, and nothing would show it.
     return entry if entry.get("hash") == expected and raw == _canonical(entry) else None

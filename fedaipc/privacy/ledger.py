@@ -12,7 +12,6 @@ seed, are entered too: after one, no epsilon can be claimed any more.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from fedaipc import strict_json
 from fedaipc.errors import BudgetExhausted, LedgerError
 from fedaipc.files import append_durable, write_atomic
 from fedaipc.privacy.accountant import (
@@ -268,7 +268,7 @@ class Ledger:
                 f"{self.path}: the charge cannot be written ({error.strerror or error}); "
                 "nothing was trained"
             ) from None
-        entry = json.loads(line)
+        entry = strict_json.parse(line)
         own = (entry["key"],) if "key" in entry else ()
         keys = (*self._chain.keys, *own)
         self._take(Chain((*self._chain.entries, entry), entry.get("key", self.key), keys))

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
+from fedaipc import strict_json
 from fedaipc.admission.key import Admission
 from fedaipc.config import load_settings
 from fedaipc.coordinator import server_app
@@ -167,7 +167,7 @@ def reopen(folder: Path) -> Run:
         raise OutputError(f"{folder}: not a run folder; give the one that the run wrote")
     if _status(folder) == "finished":
         raise RoundError(f"{folder}: this run is finished; there is nothing to resume")
-    state = folder.resolve() / json.loads((folder / _PLACE_FILE).read_text(encoding="utf-8"))
+    state = folder.resolve() / strict_json.load(folder / _PLACE_FILE)
     if not state.is_dir():
         raise OutputError(f"{state}: the folder with the state of the PCs is gone")
     settings = load_settings(folder / CONFIG_FILE)
@@ -223,7 +223,7 @@ def check_engine(engine: Engine, pc_state: Path | None) -> None:
 def _check_joined(run: Run) -> None:
     """Raise RoundError where the PCs got the records of another run since."""
     try:
-        joined = json.loads((run.pc_state / _JOINED_FILE).read_text(encoding="utf-8"))
+        joined = strict_json.load(run.pc_state / _JOINED_FILE)
     except (OSError, ValueError):
         joined = None
     if joined != Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).run:
@@ -253,8 +253,8 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
     def on_log(line: str) -> None:
         _, found, event = line.partition(server_app.EVENT)
         if found:
-            with suppress(ValidationError):  # a line that another process broke into
-                on_round(RoundResult.model_validate_json(event.strip()))
+            with suppress(ValueError):  # a line that another process broke into
+                on_round(RoundResult.from_json(event.strip()))
 
     starts = _starts(run.folder)
     try:

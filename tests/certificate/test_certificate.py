@@ -380,6 +380,15 @@ def test_what_is_no_certificate_is_refused_in_one_line(
     assert "no certificate" in refused(fedaipc("privacy", "certificate", "verify", "x.json"), 15)
 
 
+def test_a_certificate_with_a_key_twice_is_none(run: Run, key: SigningKey, tmp_path: Path) -> None:
+    """Its signature is good for whoever takes the last one, and no other reader need do so."""
+    text = run_certificate(run.folder, key).write().decode()
+    path = tmp_path / "twice.json"
+    path.write_text(text.replace('"claim"', '"claim": 0.1, "claim"', 1), encoding="utf-8")
+    with pytest.raises(CertificateError, match="twice"):
+        Certificate.load(path)
+
+
 def test_a_run_of_a_fleet_needs_the_federations_key(
     fedaipc: Callable[..., Ran], run: Run, tmp_path: Path
 ) -> None:

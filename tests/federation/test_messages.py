@@ -311,6 +311,14 @@ def test_a_text_that_is_no_job_is_refused(text: str) -> None:
         Job.parse(text)
 
 
+def test_a_job_with_a_key_twice_is_refused() -> None:
+    """Another reader could take the first, and see another job under the same signature."""
+    text = tiny_job().model_dump_json()
+    assert Job.parse(text) == tiny_job()
+    with pytest.raises(RoundError, match="cannot be read"):
+        Job.parse(text.replace('"rounds":', '"rounds":1,"rounds":', 1))
+
+
 def test_a_job_carries_no_seed_but_the_public_one_of_start_values() -> None:
     def names(tree: object, path: str = "") -> list[str]:
         if not isinstance(tree, dict):
