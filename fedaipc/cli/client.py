@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from threading import Thread
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedaipc.cli.enrol import DEFAULT_FOLDER, PcFolder
+from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import AdmissionError
 from fedaipc.stopping import signals
+from fedaipc.terminal import log_to_stderr
 
 _BESIDE_MODEL = 64 * 2**20  # bytes of a message beside the part of the model that is trained
 
@@ -34,7 +34,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     os.environ["FLWR_HOME"] = str(folder.resolve() / "flwr")
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr("%(asctime)s %(message)s", "%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from fedaipc.config import load_owner
     from fedaipc.data.sources import local_path
@@ -66,11 +66,11 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
 
     def announce() -> None:
         node.await_stop()
-        typer.echo("stopping after the message at hand; once more stops at once")
+        say("stopping after the message at hand; once more stops at once")
 
     with signals(node.stop):
         Thread(target=announce, daemon=True).start()
-        typer.echo(f"{owner.name} serves {owner.server}; Ctrl-C stops it")
+        say(f"{owner.name} serves {owner.server}; Ctrl-C stops it")
         node.serve()
 
 
@@ -94,7 +94,7 @@ def log(
     entries = read(folder)
     if as_json:
         for entry in entries:
-            typer.echo(entry.model_dump_json())
+            say_json(entry.model_dump(mode="json"), indent=None)
         return
     table = Table("time", "kind", "run", "round", "bytes", "SHA-256", "epsilon so far", box=None)
     for entry in entries:
@@ -103,5 +103,5 @@ def log(
             f"{entry.bytes:,}", entry.sha256[:16],
             "" if entry.epsilon is None else f"{entry.epsilon:.3f}",
         )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    typer.echo(f"{sum(e.bytes for e in entries):,} bytes in {len(entries)} answers")
+    make_console(width_in_a_file=120).print(table)
+    say(f"{sum(e.bytes for e in entries):,} bytes in {len(entries)} answers")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from fedaipc.cli.output import make_console, say
 from fedaipc.config import Settings, describe_fields, load_settings, to_toml
 
 app = typer.Typer(help="Show or check a configuration.", no_args_is_help=True)
@@ -34,12 +34,12 @@ def show(
     """
     settings = load_settings(config, overrides or ())
     if not keys:
-        typer.echo(to_toml(settings), nl=False)
+        say(*to_toml(settings).rstrip("\n").split("\n"))
         return
     table = Table(Column("key", no_wrap=True), "allowed", "meaning", box=None)
     for row in describe_fields(Settings):
         table.add_row(*(escape(cell) for cell in row))
-    Console().print(table)
+    make_console().print(table)
 
 
 @app.command()
@@ -66,31 +66,31 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     lines = _model_lines(settings)
     plan = make_plan(settings)
     rounds = settings.federation.rounds
-    typer.echo("the configuration is valid")
+    say("the configuration is valid")
     for line in lines:
-        typer.echo(line)
+        say(line)
     if settings.sealing.mode == "none":
-        typer.echo(f"{NOT_SEALED} (simulate asks for --insecure-plain-updates)")
+        say(f"{NOT_SEALED} (simulate asks for --insecure-plain-updates)")
     else:
-        typer.echo(
+        say(
             f"sealed: no sum of fewer than {bounds.least} PCs is opened; {bounds.colluding} of "
             f"{bounds.count} may be on the server's side, {bounds.shares} must answer to the end"
         )
     if not plan.private:
-        typer.echo("NOT PRIVATE: neither clip nor noise")
+        say("NOT PRIVATE: neither clip nor noise")
         return
     lifetime = settings.privacy.lifetime_epsilon
     order = filter_order(plan, rounds, lifetime)
     epsilons = planned_epsilon(plan, rounds)
     charged = charged_epsilon(plan, rounds, order)
-    typer.echo(
+    say(
         f"noise multiplier {plan.noise_multiplier:.4f}, {rounds} rounds of {plan.local_steps} "
         f"steps at rate {plan.sampling_rate:g}: epsilon {charged:.3f} charged at delta "
         f"{plan.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
         f"PLD {epsilons['pld']:.3f})"
     )
     if (covered := covered_rounds(plan, lifetime, order)) < rounds:
-        typer.echo(
+        say(
             f"PCs will decline after {covered} of {rounds} rounds: privacy.lifetime_epsilon is "
             f"{lifetime:g}"
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fedaipc.cli.config import Overrides
+from fedaipc.cli.output import make_console, say_json
 from fedaipc.cli.source import (
     By,
     Encoding,
@@ -71,9 +70,9 @@ def describe(
 
         write_holdings(data.labels, [row["labels"] for row in rows], plot)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        say_json(rows)
         return
-    console = Console()
+    console = make_console()
     console.print(_table(data.labels, rows))
     if len(rows) > _MOST_ROWS:
         console.print(f"... and {len(rows) - _MOST_ROWS:,} more (--json shows all)")

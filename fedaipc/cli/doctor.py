@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedaipc.cli.config import Overrides
+from fedaipc.cli.output import make_console, say_json
 from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def doctor(
     data = prepare_simulation(settings.data, settings.federation.pcs)
     step = max(1, len(data.train) // _SAMPLE)
     sample = data.train.texts[::step][:_SAMPLE]
-    with Console(stderr=True).status("measuring") as status:
+    with make_console(stderr=True).status("measuring") as status:
         meter = PowerMeter()
         speeds = probe(settings, sample, status.update)
         watts = meter.watts()
@@ -90,9 +90,9 @@ def doctor(
             "parameters": parameters,
             "forecast": asdict(future),
         }
-        typer.echo(json.dumps(report, indent=2, allow_nan=False, default=str))
+        say_json(report)
         return
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     _show_machine(console, machine)
     _show_speeds(console, speeds)
     warm_up = settings.warm_up.source is not None
@@ -151,7 +151,8 @@ def _show_speeds(console: Console, speeds: list[Speed]) -> None:
             speed.device, speed.precision, str(speed.threads), str(speed.micro_batch), frozen,
             f"{speed.ordinary:,.0f}", f"{speed.private:,.0f}",
         )  # fmt: skip
-    console.print("\ntexts per second (frozen layers once per text; then a step of training)")
+    console.print()
+    console.print("texts per second (frozen layers once per text; then a step of training)")
     console.print(table)
     best = speeds[0]
     console.print(
@@ -166,8 +167,9 @@ def _show_speeds(console: Console, speeds: list[Speed]) -> None:
 
 def _show_forecast(console: Console, future: Forecast, pcs: int, *, warm_up: bool) -> None:
     source = "measured" if future.watts_measured else "from the price table"
+    console.print()
     console.print(
-        f"\nthis job, all {pcs} PCs simulated here: {future.minutes:,.1f} minutes, "
+        f"this job, all {pcs} PCs simulated here: {future.minutes:,.1f} minutes, "
         f"{future.watt_hours:,.1f} Wh at {future.watts:.0f} W ({source}), ${future.dollars:.4f}"
     )
     console.print(f"on a fleet: {future.fleet_minutes:,.2f} minutes of each PC like this one")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedaipc.cli.output import agreed, say
 from fedaipc.cli.source import NoHeader
 from fedaipc.errors import AdmissionError
 
@@ -65,8 +66,8 @@ def enroll(
         if invite is None or data is None or name is None:
             raise AdmissionError("give the invite, --data and --name (or --again)")
         letter = Invite.read(_text(invite))
-        typer.echo(f"federation {letter.federation} at {letter.address}")
-        typer.echo(f"its fingerprint {letter.fingerprint}: compare it with what you were told")
+        say(f"federation {letter.federation} at {letter.address}")
+        say(f"its fingerprint {letter.fingerprint}: compare it with what you were told")
         found = enrol_pc(
             folder, letter, name=name, source=data, text_column=text, label_column=label,
             encoding=encoding, quoting=quoting, header=not no_header,
@@ -74,11 +75,11 @@ def enroll(
         )  # fmt: skip
     _show(found, folder)
     if out is None:
-        typer.echo("\nsend this request to the federation:\n")
-        typer.echo(found.letter, nl=False)
+        say("", "send this request to the federation:", "")
+        say(*found.letter.splitlines())
     else:
         write_text(out, found.letter.strip())
-        typer.echo(f"send {out} to the federation")
+        say(f"send {out} to the federation")
 
 
 def leave(
@@ -94,10 +95,10 @@ def leave(
 
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(f"{folder}: no PC is enrolled here")
-    if not yes and not typer.confirm(f"Delete the keys of the PC in {folder} for good?"):
+    if not yes and not agreed(f"Delete the keys of the PC in {folder} for good?"):
         raise AdmissionError(f"{folder}: left as it is")
     leave_federation(folder)
-    typer.echo(f"{folder}: keys deleted; ask the federation to revoke this PC, too")
+    say(f"{folder}: keys deleted; ask the federation to revoke this PC, too")
 
 
 def move_out(
@@ -111,9 +112,7 @@ def move_out(
     from fedaipc.pc.enrol import move_out as move
 
     move(folder, file)
-    typer.echo(
-        f"wrote {file}: whoever has it is this PC; carry it over and run `fedaipc move-in`, once"
-    )
+    say(f"wrote {file}: whoever has it is this PC; carry it over and run `fedaipc move-in`, once")
 
 
 def move_in(
@@ -127,7 +126,7 @@ def move_in(
     from fedaipc.pc.enrol import move_in as move
 
     move(file, folder)
-    typer.echo(
+    say(
         f"{folder}: is the PC now, and {file} is deleted: two of one PC would spend its budget "
         "twice; see that source in owner.toml finds your texts here"
     )
@@ -152,7 +151,7 @@ def _show(found: Enrolled, folder: Path) -> None:
 
     request, reading = found.request, found.reading
     count = len(reading.records)
-    typer.echo(f"{folder}: {count:,} records can be used")
+    say(f"{folder}: {count:,} records can be used")
     hints = (
         f"left out: {reading.tally()}" if reading.dropped else "",
         *label_hints(reading.records.labels),
@@ -160,16 +159,16 @@ def _show(found: Enrolled, folder: Path) -> None:
         outgrown(count, request.size_class),
     )
     for hint in filter(None, hints):
-        typer.echo(hint)
+        say(hint)
     if found.fit is not None:
-        typer.echo(
+        say(
             f"with the federation's base, cut at the usual length: {fit_text(found.fit)} (said to "
             "you alone)"
         )
         for line in fit_warnings(your=found.fit):
-            typer.echo(f"note: {line}")
-    typer.echo(
+            say(f"note: {line}")
+    say(
         f"{request.name} will tell the federation its name, its keys, and that it holds at most "
         f"{request.size_class:,} records"
     )
-    typer.echo(f"this PC's fingerprint {request.fingerprint}: tell it to the federation yourself")
+    say(f"this PC's fingerprint {request.fingerprint}: tell it to the federation yourself")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from fedaipc.cli.output import agreed, make_console, say
 from fedaipc.errors import AdmissionError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def invite(
         ),
     )
     if out is None:
-        typer.echo(letter, nl=False)
+        say(*letter.splitlines())
         return
     write_text(out, letter.strip())
     _say(f"wrote {out}; tell owners this fingerprint over another way: {federation.fingerprint}")
@@ -112,7 +112,7 @@ def admit(
     letters = [_request(path) for path in requests]
     for request in letters:
         _say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}")
-    if not yes and not typer.confirm("Did each owner confirm this fingerprint?"):
+    if not yes and not agreed("Did each owner confirm this fingerprint?"):
         raise AdmissionError("nobody was admitted: compare the fingerprints first")
     federation.admit(letters, days)
     _say(f"{len(federation.members.active)} members; copy {folder / SERVER_FOLDER} to the server")
@@ -134,7 +134,7 @@ def show(folder: Folder) -> None:
         until = datetime.fromtimestamp(member.not_after, UTC).date().isoformat()
         state = member.state if member.state == "member" else f"[red]{member.state}[/]"
         table.add_row(member.name, state, until, f"{member.size_class:,}", member.fingerprint)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    make_console(width_in_a_file=120).print(table)
     facts = federation.facts
     _say(f"server {facts.address}, certificate until {federation.server_until():%Y-%m-%d}")
 
@@ -202,4 +202,4 @@ def _host(address: str) -> str:
 
 
 def _say(line: str) -> None:
-    typer.echo(line)
+    say(line)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from fedaipc.cli.output import make_console, say
 
 app = typer.Typer(help="Sign jobs. Done where the admission key is.", no_args_is_help=True)
 
@@ -36,7 +37,7 @@ def sign(
 
     settings = load_settings(config, overrides or [])
     opened = Federation(federation)
-    with WarmUpBar(Console()) as bar:
+    with WarmUpBar(make_console()) as bar:
         job = sign_job(opened, settings, out, bar.on_step)
     promise = "NOT PRIVATE"
     if job.plan.private:
@@ -44,19 +45,17 @@ def sign(
         promise = f"epsilon {epsilon:.2f} at delta {job.delta:g} over {job.rounds} rounds"
         worst = planned_epsilon(job.plan, job.most_attempts)["rdp"]
     sealed = "NOT SEALED" if job.sealing.mode == "none" else "sealed"
-    typer.echo(
-        f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}"
-    )
+    say(f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}")
     if job.plan.private:
-        typer.echo(
+        say(
             f"at worst, if all {job.most_attempts} attempts that it allows are charged: epsilon "
             f"{worst:.2f}; owners whose policy.most_epsilon is lower refuse it"
         )
     facts = read_facts(out)
     for note in facts["notes"]:
-        typer.echo(f"texts to measure on: {note}")
-    say_fit(Console(), facts)
-    typer.echo(f"PCs that take part have the base {job.model.base}; copy {out} to the server")
+        say(f"texts to measure on: {note}")
+    say_fit(make_console(), facts)
+    say(f"PCs that take part have the base {job.model.base}; copy {out} to the server")
 
 
 @app.command()
@@ -77,6 +76,6 @@ def base(
     from fedaipc.config import load_settings
 
     settings = load_settings(config, overrides or [])
-    with WarmUpBar(Console()) as bar:
+    with WarmUpBar(make_console()) as bar:
         hand_out_base(settings, out, bar.on_step)
-    typer.echo(f"made {out}: owners give it to `fedaipc enroll --base`")
+    say(f"made {out}: owners give it to `fedaipc enroll --base`")

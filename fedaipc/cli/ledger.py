@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fedaipc import strict_json
+from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import LedgerError, OutputError
-from fedaipc.report.words import printable
 
 if TYPE_CHECKING:
     from fedaipc.pc.witness import Copy
@@ -43,7 +41,7 @@ def show(
     """
     rows = [_row(path) for path in _ledgers(folder)]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        say_json(rows)
         return
     table = Table("PC", "rounds", "charged", "lifetime", "RDP", "PRV", "delta", box=None)
     for row in rows:
@@ -53,7 +51,7 @@ def show(
             names = ("charged", "lifetime_epsilon", "rdp", "prv")
             shown = [f"{row[name]:.3f}" for name in names]
         table.add_row(row["pc"], str(row["charges"]), *shown, f"{row['delta']:g}")
-    Console().print(table)
+    make_console().print(table)
 
 
 @app.command()
@@ -108,19 +106,19 @@ def verify(
             }
             for v in verdicts
         ]  # fmt: skip
-        typer.echo(json.dumps(rows, indent=2))
+        say_json(rows)
     else:
         table = Table("PC", "lines", "charges", "signed by", "remembered by", "", box=None)
         for v in verdicts:
             good = "[bold red]NOT GOOD[/]" if v.pc in problems else "good"
             good += ", half a line follows that a crash cut off" if v.torn else ""
             table.add_row(
-                escape(printable(v.pc)), str(v.lines), str(v.charges), v.key or "nobody",
+                escape(v.pc), str(v.lines), str(v.charges), v.key or "nobody",
                 str(v.witnesses), good,
             )  # fmt: skip
-        Console().print(table)
+        make_console().print(table)
     if problems:
-        raise LedgerError(printable("; ".join(problems.values())))
+        raise LedgerError("; ".join(problems.values()))
 
 
 @app.command()
@@ -154,7 +152,7 @@ def export(
     except OSError as error:
         raise OutputError(f"{file}: cannot be written ({error.strerror})") from None
     lines = sum(len(copy.lines) for copy in copies)
-    typer.echo(f"wrote {file}: {len(copies)} ledgers, {lines:,} lines")
+    say(f"wrote {file}: {len(copies)} ledgers, {lines:,} lines")
 
 
 def _ledgers(folder: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from fedaipc.cli import (
     server,
     simulate,
 )
+from fedaipc.cli.output import Commands, say
 from fedaipc.errors import FedaipcError
 from fedaipc.files import expanded
 from fedaipc.streams import forgiving
@@ -32,6 +33,7 @@ from fedaipc.surroundings import settle
 
 app = typer.Typer(
     name="fedaipc",
+    cls=Commands,
     help="Privacy-preserving federated fine-tuning of BERT-class models on many AI PCs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -60,7 +62,7 @@ app.add_typer(privacy.app, name="privacy")
 
 def _version(show: bool) -> None:
     if show:
-        typer.echo(f"fedaipc {__version__}")
+        say(f"fedaipc {__version__}")
         raise typer.Exit
 
 
@@ -89,7 +91,7 @@ def _run() -> None:
         app()
     except FedaipcError as error:
         for note in getattr(error, "__notes__", ()):
-            typer.echo(note, err=True)
+            say(note, err=True)
         _fail(str(error), error.exit_code)
     except SystemExit as end:  # how typer ends; 130 is its word for Ctrl-C
         if end.code == 130:
@@ -120,7 +122,7 @@ def _prepare() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"fedaipc: {message}", err=True)
+    say(f"fedaipc: {message}", err=True)
     sys.exit(code)
 
 

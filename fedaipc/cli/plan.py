@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedaipc.cli.config import ConfigFile, Overrides
+from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.config import load_settings
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
 from fedaipc.report.words import duration_text, size_text
@@ -127,11 +127,11 @@ def plan(
     if plot is not None:
         write_chart(plot, found, points, others)
     if as_json:
-        typer.echo(json.dumps(report, indent=2, allow_nan=False))
+        say_json(report)
         return
-    _show(Console(highlight=False), report, found)
+    _show(make_console(highlight=False), report, found)
     if plot is not None:
-        typer.echo(f"wrote {plot}")
+        say(f"wrote {plot}")
 
 
 def _work(settings: Settings, schedule: Schedule) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _work(settings: Settings, schedule: Schedule) -> dict[str, Any]:
     job = settings_from(tree)
     data = prepare_simulation(job.data, job.federation.pcs)
     step = max(1, len(data.train) // _SAMPLE)
-    with Console(stderr=True).status("measuring") as status:
+    with make_console(stderr=True).status("measuring") as status:
         speeds = probe(job, data.train.texts[::step][:_SAMPLE], status.update)
     own = next(speed for speed in speeds if speed.precision == job.speed.precision)
     pcs = job.federation.pcs
@@ -241,15 +241,17 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
         table.add_row(
             f"{row['epsilon']:.2f}", f"{row['noise']:.3f}", f"{row['relative_noise']:.4g} clips"
         )
-    console.print("\nother budgets for the same rounds and rate")
+    console.print()
+    console.print("other budgets for the same rounds and rate")
     console.print(table)
     table = Table("records", "epsilon", box=None)
     for records, value in report["records_of_one_person"].items():
         table.add_row(
             f"{int(records):,}", "nothing is promised" if value is None else f"{value:.2f}"
         )
+    console.print()
     console.print(
-        "\nfor somebody who has several of this PC's records (group privacy, same delta; by PLD, "
+        "for somebody who has several of this PC's records (group privacy, same delta; by PLD, "
         "and for more than 50 by a looser bound)"
     )
     console.print(table)
@@ -257,19 +259,22 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
     if held is not None:
         _show_ledger(console, held, found)
     if work is not None:
-        console.print(
-            f"\nwork of one of {work['pcs']} PCs, at this machine's pace: "
-            f"{duration_text(60 * work['minutes'])}, {size_text(work['bytes_up'])} up, "
-            f"{size_text(work['bytes_down'])} down"
-        )
+        console.print()
+    console.print(
+        f"work of one of {work['pcs']} PCs, at this machine's pace: "
+        f"{duration_text(60 * work['minutes'])}, {size_text(work['bytes_up'])} up, "
+        f"{size_text(work['bytes_down'])} down"
+    )
 
 
 def _show_ledger(console: Console, held: dict[str, Any], found: Schedule) -> None:
     if held["unprotected"]:
-        console.print("\nthe ledger: NOT PRIVATE already, no epsilon can be claimed for this PC")
+        console.print()
+        console.print("the ledger: NOT PRIVATE already, no epsilon can be claimed for this PC")
         return
+    console.print()
     console.print(
-        f"\nthe ledger: {held['spent']:.3f} of {held['lifetime_epsilon']:g} spent; it covers "
+        f"the ledger: {held['spent']:.3f} of {held['lifetime_epsilon']:g} spent; it covers "
         f"{held['rounds_left']:,} more rounds of this plan, which has {found.rounds:,}"
     )
     if not held["same_delta"]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fedaipc.cli.output import say, say_json, say_row
 from fedaipc.errors import DataError, OutputError
 from fedaipc.results import RESULTS_FILE
 
@@ -39,7 +39,7 @@ def predict(
         folder = run
     model = Exported.load(folder)
     for reason in model.not_private:
-        typer.echo(f"NOT PRIVATE: {reason}", err=True)
+        say(f"NOT PRIVATE: {reason}", err=True)
     given = texts or _lines()
     if not all(text.strip() for text in given):
         raise DataError("a text to classify is empty; leave it out")
@@ -64,6 +64,6 @@ def _show(text: str, ranked: list[tuple[float, str]], as_json: bool) -> None:
     chance, label = ranked[0]
     if as_json:
         chances = {name: round(value, 6) for value, name in ranked}
-        typer.echo(json.dumps({"text": text, "label": label, "probability": chances}))
+        say_json({"text": text, "label": label, "probability": chances}, indent=None)
     else:
-        typer.echo(f"{label}\t{chance:.3f}\t{text}")
+        say_row(label, f"{chance:.3f}", text)

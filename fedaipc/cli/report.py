@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.report import tables
 from fedaipc.results import Results
 
@@ -48,19 +47,19 @@ def report(
         written.append(path)
     if as_json:
         trees = [one.model_dump(mode="json") for one in results]
-        typer.echo(json.dumps(trees if len(trees) > 1 else trees[0], indent=2))
+        say_json(trees if len(trees) > 1 else trees[0])
         return
     _show(results)
     for run, one in zip(runs, results, strict=True):
         if one.status == "interrupted":
             resume = "train --resume NAME" if one.engine == "fleet" else f"simulate --resume {run}"
-            typer.echo(f"{run}: was interrupted; `fedaipc {resume}` continues it")
+            say(f"{run}: was interrupted; `fedaipc {resume}` continues it")
     for path in written:
-        typer.echo(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def _show(results: list[Results]) -> None:
-    console = Console()
+    console = make_console()
     if len(results) > 1:
         console.print(tables.compare(results))
         return

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedaipc.cli.output import make_console, say
 from fedaipc.errors import OutputError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def server(
     from fedaipc.fleet.server import Server
 
     def say(line: str) -> None:
-        typer.echo(f"{time.strftime('%H:%M:%S')} {line}")
+        say(f"{time.strftime('%H:%M:%S')} {line}")
 
     os.umask(0o077)  # database and logs are nobody else's
     Server(folder, bind, port, per_address, say).serve()
@@ -76,14 +75,14 @@ def train(
     else:
         assert job is not None  # noqa: S101 - see above
         run = submit(server, job, name or job.resolve().name)
-    typer.echo(f"{run}: wanted")
+    say(f"{run}: wanted")
     if running(server) is None:
-        typer.echo(_not_running(server))
+        say(_not_running(server))
     elif not detach:
         try:
             _watch(run, server)
         except KeyboardInterrupt:
-            typer.echo(f"the run goes on; `fedaipc stop {run.name} --server {server}` halts it")
+            say(f"the run goes on; `fedaipc stop {run.name} --server {server}` halts it")
 
 
 def status(server: ServerFolder = Path()) -> None:
@@ -98,7 +97,7 @@ def status(server: ServerFolder = Path()) -> None:
     facts, found = Facts.load(server), running(server)
     members = len(Nodes.load(server).nodes)
     state = "not running" if found is None else f"running on port {found['port']}"
-    typer.echo(f"server of federation {facts.federation}: {state}, {members} members")
+    say(f"server of federation {facts.federation}: {state}, {members} members")
     table = Table("run", "state", "round", "PCs in the last", "accuracy", "why", box=None)
     for run in sorted((server / RUNS_FOLDER).glob("*/")):
         cells, reason = ["", "", ""], why(run)
@@ -113,7 +112,7 @@ def status(server: ServerFolder = Path()) -> None:
             word = "waiting" if found is None else word
         reason = "" if word == "finished" else reason or ""
         table.add_row(run.name, word, *cells, escape(reason))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    make_console(width_in_a_file=200).print(table)
 
 
 def stop(
@@ -129,7 +128,7 @@ def stop(
     unwant(run_folder(server, run))
     tell_why(run_folder(server, run), "fedaipc stop")
     what = "is halted" if running(server) is None else "the server halts it"
-    typer.echo(f"{run}: {what}; `fedaipc train --resume {run} --server {server}` goes on")
+    say(f"{run}: {what}; `fedaipc train --resume {run} --server {server}` goes on")
 
 
 def _not_running(server: Path) -> str:
@@ -165,7 +164,7 @@ def _watch(run: Path, server: Path) -> None:
     from fedaipc.report.tables import per_class, summary
     from fedaipc.results import RESULTS_FILE, Results
 
-    console, seen, told = Console(), 0, None
+    console, seen, told = make_console(), 0, None
     settings = load_settings(run / CONFIG_FILE)
     with ExitStack() as until_end:
         display = until_end.enter_context(Display(console, settings))

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedaipc.cli.config import Overrides
+from fedaipc.cli.output import make_console
 from fedaipc.cli.source import (
     By,
     Encoding,
@@ -80,7 +81,7 @@ def simulate(
     from fedaipc.results import Results
     from fedaipc.simulation import simulation
 
-    console = Console()
+    console = make_console()
     if resume is not None:
         own = {"--text": text, "--label": label, "--by": by, "--pcs": pcs, "--rounds": rounds,
                "--encoding": encoding, "--no-header": no_header or None,

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from fedaipc.cli.output import make_console
 from fedaipc.errors import RoundError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def sweep(
     wanted = read_sweep(file)
     base = None if wanted.config is None else file.parent / wanted.config
     cells = cells_of(wanted, base)
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     folder = out or Path("runs") / wanted.name
     if dry:
         _list(console, cells, folder)

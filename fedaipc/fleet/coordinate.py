@@ -20,6 +20,7 @@ from fedaipc.fleet.runs import RUNNING_FILE, clear_why, tell_why, unwant
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
 from fedaipc.results import LOCK_FILE
 from fedaipc.stopping import STOPPED, Stop, signals
+from fedaipc.terminal import log_to_stderr
 
 if TYPE_CHECKING:
     from fedaipc.results import RoundResult
@@ -37,7 +38,7 @@ def main() -> int:
     """
     lifeline.hold()
     folder, state = Path(sys.argv[1]), Path(sys.argv[2])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr("%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stop = Stop()
     threading.Thread(target=_end_soon, args=(stop,), name="stopping", daemon=True).start()

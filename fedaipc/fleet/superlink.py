@@ -19,6 +19,7 @@ from fedaipc import lifeline
 from fedaipc.federation.server_folder import STATE_FOLDER
 from fedaipc.fleet.admitted import Admitted
 from fedaipc.surroundings import inherited
+from fedaipc.terminal import printable
 
 HOST = "127.0.0.1"
 SECRET_FILE, DATABASE_FILE = "superexec.secret", "state.db"
@@ -99,7 +100,7 @@ def _escape_logs() -> None:
         record = before(*args, **kwargs)
         with suppress(TypeError, ValueError):  # a wrong format is logging's own to complain about
             text = record.getMessage()
-            record.msg, record.args = text if text.isprintable() else ascii(text), ()
+            record.msg, record.args = printable(text), ()
         return record
 
     logging.setLogRecordFactory(factory)

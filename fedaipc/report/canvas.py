@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from fedaipc.errors import OutputError
 from fedaipc.report import words
+from fedaipc.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,7 +81,7 @@ def new_figure(height: float = 4.2) -> Figure:
 
 def plain(text: str, limit: int = 40) -> str:
     """`text` as matplotlib shall show it: printable, not too long, never read as mathematics."""
-    text = words.printable(text)
+    text = printable(text)
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     # A legend would leave out what starts with an underscore.

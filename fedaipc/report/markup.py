@@ -7,7 +7,8 @@ import re
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from fedaipc.report import canvas, words
+from fedaipc.report import canvas
+from fedaipc.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,7 +41,7 @@ def page(title: str, *content: str) -> str:
 
 def escape(text: object) -> str:
     """`text` as HTML shows it literally, in text and in a quoted attribute."""
-    return html.escape(words.printable(str(text)), quote=True)
+    return html.escape(printable(str(text)), quote=True)
 
 
 def table(

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedaipc.report import words
+from fedaipc.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,7 @@ def summary(results: Results) -> RenderableType:
     if data.validation_fit is not None:
         row("texts", words.fit_text(data.train_fit or data.validation_fit))
     for warning in words.results_warnings(results):
-        row("note", Text(words.printable(warning), style="yellow"))
+        row("note", Text(printable(warning), style="yellow"))
     row("PCs", _pc_line(results))
     row("rounds", _round_line(results))
     if privacy.noise_multiplier is not None:
@@ -85,7 +86,7 @@ def per_class(results: Results) -> RenderableType:
 def compare(runs: Sequence[Results]) -> RenderableType:
     """Several runs, one line each, in the order given."""
     bases = {words.base_text(run) for run in runs}
-    title = "Runs" if len(bases) > 1 else f"Runs on {words.printable(*bases)}"
+    title = "Runs" if len(bases) > 1 else f"Runs on {printable(*bases)}"
     table = Table(
         title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
@@ -130,13 +131,13 @@ def _comparison_warnings(runs: Sequence[Results]) -> list[Text]:
 
 
 def _text(value: str) -> Text:
-    return Text(words.printable(value))
+    return Text(printable(value))
 
 
 def _privacy(results: Results) -> Text:
     if results.not_private:
         line = Text(words.NOT_PRIVATE, style=ALARM)
-        return line.append(f": {words.printable(words.reasons_text(results))}", style="not bold")
+        return line.append(f": {printable(words.reasons_text(results))}", style="not bold")
     privacy = results.privacy
     spent = words.epsilon_text(words.spent_epsilon(results))
     if results.engine == "fleet" and results.rounds:

@@ -20,11 +20,6 @@ UNKNOWN = "-"
 _MOST_UNKNOWN, _MOST_CUT = 0.05, 0.2  # shares that need no warning
 
 
-def printable(text: str) -> str:
-    """`text` on one line, with what could steer a terminal or turn the reading order replaced."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
 def accuracy_text(accuracy: float, error: float | None) -> str:
     """Digits as far as the standard error's first one, never fewer than two: "0.768 ± 0.009"."""
     if not error:
