@@ -26,6 +26,7 @@ from fedaipc.certificate.document import (
     UNIT,
     Step,
 )
+from fedaipc.config import LOSS_DELTA, MOST_KINDS, MOST_LOSS
 from fedaipc.errors import FedaipcError
 from fedaipc.privacy.chain import check_chain
 from fedaipc.sealing.keys import verify
@@ -60,39 +61,39 @@ class Finding:
 
 
 def check(certificate: Certificate) -> list[Finding]:
-    """All that can be checked without the run or the PC; never raises for what is wrong.
+    """What can be checked without the run or the PC, up to the first check that fails.
 
-    Where a signature is wrong nothing else is looked at.
+    Never raises for what is wrong. Cheap checks come first: a certificate is a stranger's, and
+    anybody can sign one that keeps an accountant busy for hours.
     """
-    signature = _checked("signature", certificate.check_signature)
-    if not signature.holds:
-        return [signature]
-    found = [signature, _wording(certificate)]
+    found: list[Finding] = []
+    try:
+        for finding in _findings(certificate):
+            found.append(finding)
+            if not finding.holds:
+                break
+    except (ArithmeticError, AttributeError, KeyError, MemoryError, TypeError, ValueError,
+            RecursionError, FedaipcError) as error:  # fmt: skip
+        # A certificate comes from somebody who may want this program to stumble.
+        found.append(Finding("contents", False, f"cannot be read ({type(error).__name__})"))
+    return found
+
+
+def _findings(certificate: Certificate) -> Iterator[Finding]:
     guarantee = certificate.guarantee
-    parts: list[Callable[[], list[Finding]]] = []
+    yield _checked("signature", certificate.check_signature)
+    yield _wording(certificate)
+    if certificate.audit is not None:
+        yield _audit(certificate.audit, guarantee)
     if certificate.run is not None:
-        run = certificate.run
-        parts.append(lambda: list(_run(run, guarantee, certificate.signer)))
+        yield from _run(certificate.run, guarantee, certificate.signer)
     if certificate.pc is not None:
-        pc = certificate.pc
-        parts.append(lambda: list(_pc(pc, guarantee, certificate.signer)))
+        yield from _pc(certificate.pc, guarantee, certificate.signer)
     if guarantee.epsilon is None:
         reasons = "; ".join(guarantee.not_private)
-        found.append(Finding("nothing is claimed", True, f"NOT PRIVATE: {reasons}"))
+        yield Finding("nothing is claimed", True, f"NOT PRIVATE: {reasons}")
     else:
-        told = guarantee.epsilon
-        parts.append(lambda: list(_epsilons(guarantee, told)))
-    if certificate.audit is not None:
-        audit = certificate.audit
-        parts.append(lambda: [_audit(audit, guarantee)])
-    for part in parts:
-        try:
-            found += part()
-        except (ArithmeticError, AttributeError, KeyError, MemoryError, TypeError, ValueError,
-                RecursionError, FedaipcError) as error:  # fmt: skip
-            # A certificate comes from somebody who may want this program to stumble.
-            found.append(Finding("contents", False, f"cannot be read ({type(error).__name__})"))
-    return found
+        yield from _epsilons(guarantee, guarantee.epsilon)
 
 
 def _wording(certificate: Certificate) -> Finding:
@@ -150,6 +151,7 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
         declared = run.status == "finished" and run.attempts == rounds
         steps = local * (rounds if declared else most)
         taken = Step(noise_multiplier=key[0], sampling_rate=key[1], steps=steps)
+        yield _size([taken])
         again = _pld([taken], guarantee.delta)
         yield Finding(
             "claim",
@@ -216,6 +218,7 @@ def _is_charge(entry: dict[str, Any]) -> bool:
 
 
 def _epsilons(guarantee: Guarantee, told: Epsilons) -> Iterator[Finding]:
+    yield _size(guarantee.schedule)
     pld = _pld(guarantee.schedule, guarantee.delta)
     yield Finding(
         "epsilon by PLD", math.isclose(told.pld, pld, rel_tol=_PLD_DIGITS, abs_tol=_PLD_DIGITS),
@@ -240,6 +243,19 @@ def _same_schedule(stated: Sequence[Step], found: Counter[_Key]) -> Finding:
         "schedule", told == found and len(told) == len(stated),
         f"{steps:,} steps of {len(found)} kind{'' if len(found) == 1 else 's'}",
     )  # fmt: skip
+
+
+def _size(schedule: Sequence[Step]) -> Finding:
+    """Whether the PLD accountant can be asked at all."""
+    if len(schedule) > MOST_KINDS:
+        return Finding("size", False, f"not checked: more than {MOST_KINDS} kinds of steps")
+    loss = _rdp(schedule, LOSS_DELTA)
+    if not loss <= MOST_LOSS:
+        return Finding(
+            "size", False,
+            f"not checked: too large, RDP {loss:.4g} of at most {MOST_LOSS:g} at delta 1e-15",
+        )  # fmt: skip
+    return Finding("size", True, f"RDP {loss:.4g} of at most {MOST_LOSS:g} at delta 1e-15")
 
 
 def _pld(schedule: Sequence[Step], delta: float) -> float:

@@ -19,7 +19,7 @@ from fedaipc.sealing.keys import SigningKey, verify
 
 _LABEL = b"fedaipc certificate"
 MOST_BYTES = 1 << 25
-_MOST_STEPS = 10_000_000  # beyond, accounting takes more memory than a PC has
+_MOST_STEPS = 10_000_000
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0)]
@@ -71,7 +71,7 @@ class Epsilons(Section):
 class Filter(Section):
     """What counts against a PC's lifetime budget: RDP at one order, fixed for life."""
 
-    order: float = Field(gt=1)
+    order: float = Field(gt=1, le=1024)  # the accountant takes as many terms
     epsilon: Amount
     lifetime_epsilon: Amount
 

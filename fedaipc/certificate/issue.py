@@ -29,7 +29,14 @@ from fedaipc.errors import CertificateError
 from fedaipc.federation.job_folder import CONFIG_FILE, read_job
 from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
 from fedaipc.pc.vault import Vault
-from fedaipc.privacy.accountant import Mechanism, epsilon_pld, epsilon_prv, epsilon_rdp, merged
+from fedaipc.privacy.accountant import (
+    Mechanism,
+    epsilon_pld,
+    epsilon_prv,
+    epsilon_rdp,
+    is_dear,
+    merged,
+)
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.results import Results
 from fedaipc.sealing.keys import SigningKey
@@ -96,10 +103,6 @@ def pc_certificate(folder: Path) -> Certificate:
     """
     identity = Vault(folder).identity
     ledger = Ledger(folder / LEDGER_FILE, identity)
-    if ledger.key is None:
-        raise CertificateError(
-            f"{ledger.path}: has no signed line yet; its next round signs it, and all before"
-        )
     reasons = {
         "a round without clip and noise": any(c.mechanism is None for c in ledger.charges),
         "a round with a test seed": any(c.seeded for c in ledger.charges),
@@ -152,8 +155,9 @@ def _run_claim(job: Job, results: Results) -> tuple[float, str]:
     attempts = results.charged
     declared = results.status == "finished" and attempts == job.rounds
     taken = job.rounds if declared else job.most_attempts
-    epsilon = epsilon_pld([job.plan.mechanism(taken)], job.delta)
-    return epsilon, AS_DECLARED if declared else AT_MOST
+    mechanism = job.plan.mechanism(taken)
+    _check_size([mechanism])
+    return epsilon_pld([mechanism], job.delta), AS_DECLARED if declared else AT_MOST
 
 
 def _guarantee(
@@ -167,6 +171,7 @@ def _guarantee(
     steps = merged(schedule)
     epsilon = None
     if not reasons:
+        _check_size(steps)
         epsilon = Epsilons(
             rdp=epsilon_rdp(steps, delta),
             prv=epsilon_prv(steps, delta),
@@ -184,6 +189,15 @@ def _guarantee(
         epsilon=epsilon,
         not_private=tuple(reasons),
     )
+
+
+def _check_size(steps: Sequence[Mechanism]) -> None:
+    """Raises CertificateError where a checker would refuse to compute."""
+    if is_dear(steps):
+        raise CertificateError(
+            "the schedule has too many kinds of steps, or so large an epsilon that it promises "
+            "next to nothing and nobody could check it: no certificate"
+        )
 
 
 def _software() -> Software:

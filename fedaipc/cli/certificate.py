@@ -77,6 +77,8 @@ def verify(
 ) -> None:
     """Check signatures, the schedule, and epsilon anew by dp-accounting alone.
 
+    Ends at the first check that fails. A schedule too large for the accountant fails, too.
+
     Example: fedaipc privacy certificate verify runs/demo/certificate.json
     """
     from fedaipc.certificate.check import Finding, check
@@ -85,10 +87,12 @@ def verify(
 
     certificate = Certificate.load(file)
     signer = fingerprint(bytes.fromhex(certificate.signer))
-    found = check(certificate)
+    found: list[Finding] = []
     if key is not None:
         holds = read_fingerprint(key) == signer
         found.append(Finding("signer", holds, f"{signer}, asked for {key}"))
+    if all(one.holds for one in found):
+        found += check(certificate)
     if as_json:
         rows = [{"what": f.what, "holds": f.holds, "detail": f.detail} for f in found]
         say_json({"signer": signer, "findings": rows})
@@ -103,7 +107,9 @@ def verify(
         say(f"it claims nothing: {_said(certificate)}", err=True)
     wrong = [one.what for one in found if not one.holds]
     if wrong:
-        raise CertificateError(f"{file}: does not hold: {', '.join(wrong)}")
+        raise CertificateError(
+            f"{file}: does not hold: {', '.join(wrong)}; what comes after it was not checked"
+        )
 
 
 def _admission_key(folder: Path, federation: Path | None) -> SigningKey:

@@ -9,7 +9,10 @@ from fedaipc.config.explain import describe_fields
 from fedaipc.config.settings import (
     LEAST_CLIP,
     LEAST_NOISE,
+    LOSS_DELTA,
     MOST_CLIP,
+    MOST_KINDS,
+    MOST_LOSS,
     MOST_NOISE,
     NAME,
     RUN,
@@ -43,7 +46,10 @@ from fedaipc.config.toml import (
 __all__ = [
     "LEAST_CLIP",
     "LEAST_NOISE",
+    "LOSS_DELTA",
     "MOST_CLIP",
+    "MOST_KINDS",
+    "MOST_LOSS",
     "MOST_NOISE",
     "NAME",
     "RUN",

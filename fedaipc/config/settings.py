@@ -30,6 +30,10 @@ Positive = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Stage = Literal["setup", "mask", "agree", "unmask"]
 LEAST_NOISE, MOST_NOISE = 0.1, 1e6  # noise multiplier; beyond, accountants lose their digits
+MOST_KINDS = 100  # of steps: each costs the PLD accountant a second
+# What a schedule can lose at a delta of 1e-15, by RDP. The PLD accountant's grid is about as wide,
+# at 20,000 points for each 1: here it takes seconds and half a GB. Epsilon is 200 there, and more.
+MOST_LOSS, LOSS_DELTA = 300.0, 1e-15
 LEAST_CLIP, MOST_CLIP = 1e-9, 1e9  # below, the float32 squares of a gradient vanish
 RUN = r"^[0-9a-f]{16}$"  # the identifier of a run
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -52,9 +52,9 @@ class Job(Section):
     sampling_rate: float = Field(gt=0, le=1)
     delta: float = Field(gt=0, lt=0.01)
     exact_sums: bool
-    rounds: int = Field(ge=1)
-    most_attempts: int = Field(ge=1)
-    cohort: int = Field(ge=1)
+    rounds: int = Field(ge=1, le=100_000)
+    most_attempts: int = Field(ge=1, le=110_000)
+    cohort: int = Field(ge=1, le=1_000_000)
     smallest_class: int = Field(ge=1)
     largest_class: int = Field(ge=1, le=2**40)
     weighting: Literal["equal", "size-class"]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedaipc.config import LEAST_NOISE, MOST_NOISE
+from fedaipc.config import LEAST_NOISE, LOSS_DELTA, MOST_KINDS, MOST_LOSS, MOST_NOISE
 from fedaipc.errors import PrivacyError
 
 if TYPE_CHECKING:
@@ -83,6 +83,13 @@ def epsilon_at(order: float, total_rdp: float, delta: float) -> float:
 def filter_budget(order: float, epsilon: float, delta: float) -> float:
     """RDP at `order` that (epsilon, delta) leaves room for."""
     return float(epsilon + np.log(delta * order) / (order - 1) - np.log1p(-1 / order))
+
+
+def is_dear(mechanisms: Sequence[Mechanism]) -> bool:
+    """Whether PLD and PRV would take more memory and time than their answer is worth."""
+    if len(mechanisms) > MOST_KINDS:
+        return True
+    return bool(mechanisms) and not best_order(mechanisms, LOSS_DELTA)[1] <= MOST_LOSS
 
 
 def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:

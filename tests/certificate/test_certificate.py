@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,17 @@ from fedaipc.admission.key import Admission
 from fedaipc.certificate import check as checker
 from fedaipc.certificate.audited import with_audit
 from fedaipc.certificate.check import check
-from fedaipc.certificate.document import AS_DECLARED, LIFETIME, AuditFacts, Certificate
+from fedaipc.certificate.document import (
+    AS_DECLARED,
+    LIFETIME,
+    AuditFacts,
+    Certificate,
+    Epsilons,
+    Guarantee,
+    RunFacts,
+    Software,
+    Step,
+)
 from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
 from fedaipc.config import load_settings
@@ -119,7 +132,7 @@ RUN_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
     "more attempts than the job has": (lambda c: c["run"].update(attempts=10**6), "job's terms"),
     "another job": (
         lambda c: c["run"].update(job=c["run"]["job"].replace("2.0", "9.0")), "job's signature"),
-    "no job": (lambda c: c["run"].update(job="[]"), "contents"),
+    "no job": (lambda c: c["run"].update(job="[]"), "job's signature"),
     "another unit": (lambda c: c["guarantee"].update(unit="one person"), "wording"),
     "less to rest on": (lambda c: c.update(trust=[]), "wording"),
     "more rounds than attempts": (lambda c: c["run"].update(rounds=30), "job's terms"),
@@ -211,8 +224,12 @@ def test_a_charge_that_gives_budget_back_is_found(run: Run, tmp_path: Path) -> N
 def test_a_certificate_that_wants_the_reader_to_stumble_is_a_failed_check(
     run: Run, key: SigningKey, change: Callable[[Any], None]
 ) -> None:
-    found = wrong(told(run_certificate(run.folder, key), key, change))
-    assert "contents" in found
+    def signed_change(content: Any) -> None:
+        change(content)
+        job = content["run"]["job"].encode()
+        content["run"]["job_signature"] = key.sign(b"fedaipc job" + job).hex()
+
+    assert wrong(told(run_certificate(run.folder, key), key, signed_change)) == ["contents"]
 
 
 @pytest.mark.parametrize("value", [1e-9, 1e300, -1.0])
@@ -224,6 +241,90 @@ def test_noise_that_no_accountant_can_take_is_no_certificate(
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(CertificateError, match="no certificate"):
         Certificate.load(tmp_path / "c.json")
+
+
+def by_a_stranger(noise: float, rate: float, local: int, rounds: int) -> Certificate:
+    """Signed, job and all, by a key that anybody can make; its numbers agree."""
+    key = SigningKey()
+    job = {"mode": "local", "noise_multiplier": noise, "sampling_rate": rate, "delta": 1e-5,
+           "training": {"local_steps": local}, "most_attempts": rounds, "rounds": rounds,
+           "clip": 1.0, "run": "0" * 16}  # fmt: skip
+    text = json.dumps(job)
+    step = Step(noise_multiplier=noise, sampling_rate=rate, steps=local * rounds)
+    return Certificate(
+        issued="now",
+        guarantee=Guarantee(
+            delta=1e-5, clip=(1.0,), schedule=(step,), claim=1e9, basis=AS_DECLARED,
+            epsilon=Epsilons(rdp=1.0, prv=1.0, pld=1.0), not_private=(),
+        ),
+        software=Software(fedaipc="0", code="0" * 64, packages={}),
+        run=RunFacts(
+            run="0" * 16, name="x", engine="x", status="finished", rounds=rounds, attempts=rounds,
+            pcs=3, sealing="secagg", job=text,
+            job_signature=key.sign(b"fedaipc job" + text.encode()).hex(),
+            config_hash="0" * 64, vector_hash="", test_accuracy=None,
+        ),
+        signer=key.public.hex(),
+    ).signed_by(key)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "local", "rounds"),
+    [(1.0, 1.0, 100, 100_000), (5.0, 0.5, 100, 100_000), (0.1, 0.1, 1, 1000), (0.1, 1.0, 1, 10)],
+)
+def test_a_schedule_that_would_cost_its_verifier_is_not_computed(
+    monkeypatch: pytest.MonkeyPatch, noise: float, rate: float, local: int, rounds: int
+) -> None:
+    """10,000,000 steps took 22 GB, and 1,000 steps of noise 0.1 took minutes."""
+
+    def computed(*_: object) -> float:
+        raise AssertionError("the accountant was asked")
+
+    monkeypatch.setattr(checker, "_pld", computed)
+    *before, last = check(by_a_stranger(noise, rate, local, rounds))
+    assert all(one.holds for one in before)
+    assert (last.what, last.holds) == ("size", False)
+    assert "not checked: too large" in last.detail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 10_000_000), (0.1, 1000), (0.61, 220)])
+def test_a_certificate_of_anybody_takes_little_memory(
+    tmp_path: Path, noise: float, steps: int
+) -> None:
+    """The last one is about the largest whose epsilon is computed."""
+    (tmp_path / "c.json").write_bytes(by_a_stranger(noise, 1.0, 1, steps).write())
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
+        "sys.argv = ['fedaipc', 'privacy', 'certificate', 'verify', sys.argv[1]]\n"
+        "from fedaipc.cli.main import run\n"
+        "run()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c.json")],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 15, done.stderr
+    assert "does not hold" in done.stderr
+    assert "MemoryError" not in done.stdout + done.stderr
+
+
+def test_of_more_kinds_of_steps_than_a_life_has_none_is_computed() -> None:
+    steps = [Step(noise_multiplier=100.0 + n, sampling_rate=0.001, steps=1) for n in range(101)]
+    assert not checker._size(steps).holds
+    assert checker._size(steps[:2]).holds
+
+
+def test_nothing_is_checked_after_what_failed(
+    run: Run, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lie = told(run_certificate(run.folder, key), key, lambda c: c["guarantee"].update(delta=1e-3))
+    monkeypatch.setattr(checker, "_pld", lambda *_: pytest.fail("asked"))
+    *before, last = check(lie)
+    assert all(one.holds for one in before)
+    assert last.what == "job's terms"
 
 
 def test_another_pcs_ledger_is_found(run: Run) -> None:
@@ -283,7 +384,8 @@ def test_it_is_checked_without_our_accountants() -> None:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fedaipc")
     }
     assert found == {
-        "fedaipc.errors", "fedaipc.privacy.chain", "fedaipc.sealing.keys",
+        "fedaipc", "fedaipc.config", "fedaipc.errors", "fedaipc.privacy.chain",
+        "fedaipc.sealing.keys",
         "fedaipc.certificate.document",
     }  # fmt: skip
     source = Path(checker.__file__).read_text(encoding="utf-8")
