@@ -10,6 +10,7 @@ import typer
 from fedaipc.cli.output import agreed, say
 from fedaipc.cli.source import NoHeader
 from fedaipc.errors import AdmissionError
+from fedaipc.report.words import at_most
 
 if TYPE_CHECKING:
     from fedaipc.pc.enrol import Enrolled
@@ -167,6 +168,14 @@ def _show(found: Enrolled, folder: Path) -> None:
         )
         for line in fit_warnings(your=found.fit):
             say(f"note: {line}")
+    ledger = found.ledger
+    spent = (
+        "NOT PRIVATE already" if ledger.unprotected else f"{at_most(ledger.spent_epsilon())} spent"
+    )
+    say(
+        f"its budget for life: epsilon {ledger.lifetime_epsilon:g} at delta {ledger.delta:g}, "
+        f"{spent}"
+    )
     say(
         f"{request.name} will tell the federation its name, its keys, and that it holds at most "
         f"{request.size_class:,} records"

@@ -49,7 +49,7 @@ def show(
             shown = ["[bold red]NOT PRIVATE[/]", f"{row['lifetime_epsilon']:g}", "-", "-"]
         else:
             names = ("charged", "lifetime_epsilon", "rdp", "prv")
-            shown = [f"{row[name]:.3f}" for name in names]
+            shown = ["-" if row[name] is None else f"{row[name]:.3f}" for name in names]
         table.add_row(row["pc"], str(row["charges"]), *shown, f"{row['delta']:g}")
     make_console().print(table)
 
@@ -73,8 +73,10 @@ def verify(
 ) -> None:
     """Check every line and signature, and that no peer remembers a line that is missing.
 
-    Peers remember the last state of each ledger with which they shared a sealed round. Where
-    nobody does, lines cut off at the end cannot be noticed.
+    A ledger is good where the PC in whose folder it lies signs it, or the one that --key names;
+    else it is consistent at most, which anybody can make it. Peers remember the last state of each
+    ledger with which they shared a sealed round. Where nobody does, lines cut off at the end cannot
+    be noticed.
 
     Example: fedaipc privacy ledger verify runs/demo
     """
@@ -93,16 +95,15 @@ def verify(
             raise LedgerError(f"{folder}: holds no PC that could remember anything")
         folders += found
     remembered = memories(dict.fromkeys(folder.resolve() for folder in folders))
-    verdicts = [verify_copy(copy, remembered) for copy in copies]
-    problems = {verdict.pc: verdict.problem for verdict in verdicts if verdict.problem}
-    for verdict in verdicts:
-        if key is not None and read_fingerprint(key) != verdict.key:
-            problems.setdefault(verdict.pc, f"{verdict.pc}: was not signed by {key}")
+    told = None if key is None else read_fingerprint(key)
+    verdicts = [verify_copy(copy, remembered, told) for copy in copies]
+    problems = [verdict.problem for verdict in verdicts if verdict.problem]
     if as_json:
         rows = [
             {
                 "pc": v.pc, "lines": v.lines, "charges": v.charges, "key": v.key,
-                "witnesses": v.witnesses, "torn": v.torn, "problem": problems.get(v.pc),
+                "witnesses": v.witnesses, "torn": v.torn, "problem": v.problem or None,
+                "verdict": v.word.lower(),
             }
             for v in verdicts
         ]  # fmt: skip
@@ -110,15 +111,20 @@ def verify(
     else:
         table = Table("PC", "lines", "charges", "signed by", "remembered by", "", box=None)
         for v in verdicts:
-            good = "[bold red]NOT GOOD[/]" if v.pc in problems else "good"
+            good = f"[bold red]{v.word}[/]" if v.problem else v.word
             good += ", half a line follows that a crash cut off" if v.torn else ""
             table.add_row(
                 escape(v.pc), str(v.lines), str(v.charges), v.key or "nobody",
                 str(v.witnesses), good,
             )  # fmt: skip
         make_console().print(table)
+        if any(v.word == "consistent" for v in verdicts):
+            say(
+                "consistent: whole in itself, but nothing here says whose it is; give --key with "
+                "the fingerprint that its owner told you"
+            )
     if problems:
-        raise LedgerError("; ".join(problems.values()))
+        raise LedgerError("; ".join(problems))
 
 
 @app.command()
@@ -201,10 +207,15 @@ def _row(path: Path) -> dict[str, Any]:
 _seen: dict[Any, float] = {}
 
 
-def _prv(mechanisms: tuple[Any, ...], delta: float) -> float:
-    """PRV of a schedule; PCs of one run mostly share theirs, and it takes a second."""
-    from fedaipc.privacy.accountant import epsilon_prv
+def _prv(mechanisms: tuple[Any, ...], delta: float) -> float | None:
+    """PRV of a schedule; PCs of one run mostly share theirs, and it takes a second.
 
+    None where it would take minutes.
+    """
+    from fedaipc.privacy.accountant import epsilon_prv, is_dear
+
+    if is_dear(mechanisms):
+        return None
     key = (mechanisms, delta)
     if key not in _seen:
         _seen[key] = epsilon_prv(mechanisms, delta)

@@ -21,14 +21,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedaipc.config import Policy, load_owner, owner_from, text_source, to_toml
 from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
-from fedaipc.errors import AdmissionError, DataError
+from fedaipc.errors import AdmissionError, DataError, SealingError
 from fedaipc.federation.letters import Invite, Request
 from fedaipc.files import expanded, write_atomic, write_private, write_text
 from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE, serving
 from fedaipc.pc.vault import FOLDER as KEYS_FOLDER
-from fedaipc.pc.vault import HEAD_FILE, Vault, read_head
+from fedaipc.pc.vault import HEAD_FILE, SUCCESSOR_FILE, Vault, has_keys, owner_of
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import check_delta, size_class, usual_order
+from fedaipc.sealing.keys import SigningKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from fedaipc.results import TextFit
 
 NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE = "node.key", "authority.pem", "federation"
-_LEFT_HEAD_FILE = "ledger.head"  # of a PC that left
 _REQUEST_SECONDS = 30 * 24 * 3600
 _MOVED = (
     OWNER_FILE, LEDGER_FILE, NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE,
@@ -54,13 +54,15 @@ class Enrolled:
     """What the owner is shown: the letter for the federation, and what it was made from.
 
     `reading` is what of the texts can be used, and what is left out and why; `fit` says how they
-    fit the base, None where that is not here yet. Both are for the owner alone.
+    fit the base, None where that is not here yet. Both are for the owner alone. `ledger` is what
+    may be spent and was.
     """
 
     request: Request
     letter: str
     reading: Reading
     fit: TextFit | None
+    ledger: Ledger
 
 
 def enroll(
@@ -86,9 +88,10 @@ def enroll(
     class counts what can be used and has a label that the invite lists.
 
     Without `base` and `lifetime_epsilon` the invite's advice counts. In a folder that a PC has left
-    its ledger goes on: what was spent stays spent. Raises AdmissionError where the folder is taken
-    or cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no folder is
-    left behind, and one that was there is as it was.
+    its ledger goes on, if the key that it left signed the last line: what was spent stays spent. A
+    budget above the advice must be asked for. Raises AdmissionError where the folder is taken or
+    cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no folder is left
+    behind, and one that was there is as it was.
     """
     again = (folder / LEDGER_FILE).is_file() and not (folder / OWNER_FILE).exists()
     if folder.exists() and any(folder.iterdir()) and not again:
@@ -109,7 +112,7 @@ def enroll(
     public_class = size_class(len(reading.records))
     check_delta(invite.delta, public_class)
     if again:
-        lifetime_epsilon = _kept_budget(folder / LEDGER_FILE, invite, lifetime_epsilon)
+        lifetime_epsilon = _kept_budget(folder, invite, lifetime_epsilon)
     path = expanded(source)
     owner = owner_from(
         {
@@ -165,7 +168,12 @@ def _check_usable(reading: Reading, invite: Invite, *, skip_unusable: bool) -> N
 
 
 def leave(folder: Path) -> None:
-    """Delete the PC's keys; the ledger stays, since what was spent stays spent."""
+    """Delete the PC's keys; the ledger stays, since what was spent stays spent.
+
+    Before, the ledger is handed over to a fresh key that stays in the folder for the next
+    enrolment: no other ledger can take its place. Raises AdmissionError, or LedgerError where that
+    cannot be done; then all is as it was.
+    """
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(f"{folder}: no PC is enrolled here")
     with serving(folder):
@@ -173,10 +181,15 @@ def leave(folder: Path) -> None:
 
 
 def _leave(folder: Path) -> None:
+    path = folder / SUCCESSOR_FILE
     try:
-        if (folder / KEYS_FOLDER / HEAD_FILE).is_file():  # who enrols again shows the same ledger
-            (folder / KEYS_FOLDER / HEAD_FILE).replace(folder / _LEFT_HEAD_FILE)
-        shutil.rmtree(folder / KEYS_FOLDER, ignore_errors=False)
+        if has_keys(folder):  # else a leave was cut off below
+            identity = Vault(folder).identity
+            # One that is there is of a leave that was cut off; or of an enrolment, and in use.
+            if not path.is_file() or path.read_bytes() == identity.secret():
+                write_atomic(path, SigningKey().secret(), private=True)
+            Ledger.hand_over(folder / LEDGER_FILE, identity, SigningKey(path.read_bytes()))
+            shutil.rmtree(folder / KEYS_FOLDER)
         for name in (NODE_KEY_FILE, OWNER_FILE):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -267,14 +280,10 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
         raise AdmissionError(f"{file}: cannot be read ({error})") from None
 
 
-def _kept_budget(path: Path, invite: Invite, wanted: float | None) -> float:
+def _kept_budget(folder: Path, invite: Invite, wanted: float | None) -> float:
     """The budget of the ledger that a PC left here, which goes on."""
-    ledger = Ledger(path)
-    seen = read_head(path.parent / _LEFT_HEAD_FILE) or read_head(
-        path.parent / KEYS_FOLDER / HEAD_FILE
-    )
-    if seen is not None:
-        ledger.check_head(seen.count, seen.digest)
+    path, key = folder / LEDGER_FILE, _successor(folder)
+    ledger = Ledger(path, key)
     for what, kept, now in (
         ("delta", ledger.delta, invite.delta),
         ("lifetime_epsilon", ledger.lifetime_epsilon, wanted or ledger.lifetime_epsilon),
@@ -283,19 +292,37 @@ def _kept_budget(path: Path, invite: Invite, wanted: float | None) -> float:
             raise AdmissionError(
                 f"{path}: this PC's ledger has {what} {kept:g} for good, and not {now:g}"
             )
+    if wanted is None and ledger.lifetime_epsilon > invite.lifetime_epsilon:
+        raise AdmissionError(
+            f"{path}: this PC's ledger allows epsilon {ledger.lifetime_epsilon:g} for life, and "
+            f"the invite advises {invite.lifetime_epsilon:g}: give --epsilon "
+            f"{ledger.lifetime_epsilon:g} if that is what you want, or enrol in a new folder"
+        )
     return ledger.lifetime_epsilon
+
+
+def _successor(folder: Path) -> SigningKey:
+    """The key that a PC left here for its next enrolment. Raises AdmissionError."""
+    key = None
+    with suppress(SealingError):
+        key = owner_of(folder)
+    if key is None:
+        raise AdmissionError(
+            f"{folder}: holds a ledger, and not the key that `fedaipc leave` keeps for it, so "
+            "nothing shows whose it is: enrol in a new folder"
+        )
+    return key
 
 
 def _fill_again(made: Path, folder: Path, owner: OwnerSettings, invite: Invite) -> None:
     """New keys and settings beside the ledger that is in `folder`; owner.toml, last, makes a PC."""
-    _keys(made)
+    _keys(made, _successor(folder))
     _facts(made, owner, invite)
     shutil.rmtree(folder / KEYS_FOLDER, ignore_errors=True)
     (made / KEYS_FOLDER).replace(folder / KEYS_FOLDER)
-    Ledger.adopt(folder / LEDGER_FILE, Vault(folder).identity)
     for name in (NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE, OWNER_FILE):
         (made / name).replace(folder / name)
-    (folder / _LEFT_HEAD_FILE).unlink(missing_ok=True)
+    (folder / SUCCESSOR_FILE).unlink(missing_ok=True)
 
 
 def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -> None:
@@ -310,8 +337,8 @@ def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -
     _facts(folder, owner, invite)
 
 
-def _keys(folder: Path) -> None:
-    Vault.create(folder)
+def _keys(folder: Path, identity: SigningKey | None = None) -> None:
+    Vault.create(folder, identity)
     key = ec.generate_private_key(ec.SECP384R1())  # as Flower's node authentication wants
     write_atomic(
         folder / NODE_KEY_FILE,
@@ -346,5 +373,5 @@ def _enrolled(folder: Path, reading: Reading) -> Enrolled:
     )
     from fedaipc.model.fit import fit_of_base  # brings transformers
 
-    fit = fit_of_base(owner.base, reading.records.texts)
-    return Enrolled(request, request.write(vault.identity), reading, fit)
+    fit, ledger = fit_of_base(owner.base, reading.records.texts), Ledger(folder / LEDGER_FILE)
+    return Enrolled(request, request.write(vault.identity), reading, fit, ledger)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FOLDER, HEAD_FILE = "sealing", "head"
+SUCCESSOR_FILE = "successor.key"  # of a PC that has left: the secret key of its next enrolment
 _MOST_BYTES = 1 << 26  # of one file
 _EPOCH_SECONDS = 24 * 3600
 _LOCK_SECONDS = 30.0
@@ -49,13 +50,13 @@ class Vault:
         self.identity = _kept(self._folder / "identity.key", _identity)
 
     @classmethod
-    def create(cls, folder: Path) -> Vault:
-        """With an identity of its own, if there is none yet. Raises OSError."""
+    def create(cls, folder: Path, identity: SigningKey | None = None) -> Vault:
+        """With `identity`, or a new one, if there is none yet. Raises OSError."""
         path = folder / FOLDER / "identity.key"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path.parent):
             if not path.is_file():
-                write_atomic(path, SigningKey().secret(), private=True)
+                write_atomic(path, (identity or SigningKey()).secret(), private=True)
         return cls(folder)
 
     def roster(self, admission: bytes) -> Roster:
@@ -232,6 +233,17 @@ class Agreed:
 def has_keys(folder: Path) -> bool:
     """Whether a PC in `folder` can take part."""
     return (folder / FOLDER / "identity.key").is_file()
+
+
+def owner_of(folder: Path) -> SigningKey | None:
+    """The key that signs the ledger in `folder`: the PC's, or its successor's where it has left.
+
+    None where no such key is there. Raises SealingError where it cannot be read.
+    """
+    if has_keys(folder):
+        return Vault(folder).identity
+    path = folder / SUCCESSOR_FILE
+    return _read(path, _identity) if path.is_file() else None
 
 
 def read_head(path: Path) -> Head | None:

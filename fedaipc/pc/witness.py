@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedaipc import strict_json
 from fedaipc.errors import FedaipcError, LedgerError
 from fedaipc.pc.pc import LEDGER_FILE
-from fedaipc.pc.vault import Vault, has_keys
+from fedaipc.pc.vault import Vault, has_keys, owner_of
 from fedaipc.privacy.chain import check_chain, is_whole
 from fedaipc.sealing.keys import fingerprint
 
@@ -32,6 +32,7 @@ _MOST_BYTES = 1 << 27  # of an export
 class Copy:
     """The lines of a ledger, wherever they lie. `where` names them in what is said of them.
 
+    `owner` is the public key of the PC in whose folder they lie, None where no folder says it;
     `torn` where half a line follows, which a crash has left and the PC will drop.
     """
 
@@ -39,13 +40,15 @@ class Copy:
     where: str
     lines: tuple[bytes, ...]
     torn: bool = False
+    owner: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """`witnesses` remember the ledger's PC, `problem` is "" where all is as it must be.
 
-    `key` is the fingerprint of who signs it, None before version 2, which nobody can vouch for.
+    `key` is the fingerprint of who signs it; `known` where that is who must: the PC in whose folder
+    it lies, or whom the caller named. Without, a chain that anybody wrote is consistent as well.
     """
 
     pc: str
@@ -55,10 +58,17 @@ class Verdict:
     witnesses: int
     problem: str
     torn: bool
+    known: bool
+
+    @property
+    def word(self) -> str:
+        if self.problem:
+            return "NOT GOOD"
+        return "good" if self.known else "consistent"
 
 
 def read_copy(path: Path) -> Copy:
-    """The ledger at `path`, as it is: nothing is mended. Raises LedgerError."""
+    """The ledger at `path`, as it is: nothing is mended. Raises LedgerError or SealingError."""
     *lines, tail = _bytes(path).split(b"\n")
     torn = bool(tail)
     try:
@@ -67,7 +77,9 @@ def read_copy(path: Path) -> Copy:
         torn = False  # it is no half line, and `verify` says so
     if tail and not torn:
         lines.append(tail)
-    return Copy(path.parent.name, str(path), tuple(lines), torn)
+    key = owner_of(path.parent)
+    owner = None if key is None else key.public
+    return Copy(path.parent.name, str(path), tuple(lines), torn, owner)
 
 
 def write_export(copies: Sequence[Copy]) -> bytes:
@@ -106,18 +118,25 @@ def memories(folders: Iterable[Path]) -> list[dict[bytes, Head]]:
     return [Vault(folder).heads() for folder in folders if has_keys(folder)]
 
 
-def verify(copy: Copy, remembered: Sequence[Mapping[bytes, Head]]) -> Verdict:
-    """Check every line of `copy`, and every head of it that is `remembered`."""
+def verify(
+    copy: Copy, remembered: Sequence[Mapping[bytes, Head]], told: str | None = None
+) -> Verdict:
+    """Check every line of `copy`, who signs it, and every head of it that is `remembered`.
+
+    `told` is the fingerprint that the caller expects.
+    """
     lines, charges, key, witnesses, problem = len(copy.lines), 0, None, 0, ""
     try:
         chain = check_chain(copy.lines, copy.where, every=True)
         charges = sum(entry["kind"] == "charge" for entry in chain.entries)
-        if chain.key is None:
-            raise LedgerError(
-                f"{copy.where}: has no signature, so nothing shows who wrote it; the PC's next "
-                "round signs it, where the PC remembers no later state"
-            )
         key = fingerprint(bytes.fromhex(chain.key))
+        if copy.owner is not None and copy.owner.hex() != chain.key:
+            raise LedgerError(
+                f"{copy.where}: is signed by {key}, which is not this PC's key: the ledger of "
+                "another one, or written anew"
+            )
+        if told is not None and told != key:
+            raise LedgerError(f"{copy.where}: was not signed by {told}")
         own = [bytes.fromhex(public) for public in chain.keys]
         seen = [heads[public] for heads in remembered for public in own if public in heads]
         witnesses = len(seen)
@@ -125,7 +144,8 @@ def verify(copy: Copy, remembered: Sequence[Mapping[bytes, Head]]) -> Verdict:
             chain.check_head(head.count, head.digest, copy.where)
     except FedaipcError as error:
         problem = str(error)
-    return Verdict(copy.pc, lines, charges, key, witnesses, problem, copy.torn)
+    known = copy.owner is not None or told is not None
+    return Verdict(copy.pc, lines, charges, key, witnesses, problem, copy.torn, known)
 
 
 def witnesses_in(folder: Path) -> list[Path]:

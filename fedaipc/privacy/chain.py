@@ -2,15 +2,18 @@
 
 A line is one JSON object in canonical form (keys sorted, no spaces):
 
-version    2; lines of version 1 have no signature, and stand before all others
+version    2
 kind       ledger (the first line), charge, or key (from here on another key signs)
 previous   the hash of the line before, "" in the first
+endorsed   of a key line alone: the old key's Ed25519 signature over "fedaipc successor" and the
+           line without endorsed, signature and hash
 signature  Ed25519 over "fedaipc ledger" and the line without signature and hash
 hash       SHA-256 of the line without hash
 
-A good signature on the last line therefore vouches for all lines before it. What it cannot show is
-that lines at the end are missing: for that the head, which is how many lines there are and the last
-one's hash, is in each header that the PC signs for its peers (sealing/SPEC.md, M31).
+A good signature on the last line therefore vouches for all lines before it, and nobody but who
+holds the key can name its successor. Whose key it is, the chain cannot say: compare it. Nor can it
+show that lines at the end are missing: for that the head, which is how many lines there are and the
+last one's hash, is in each header that the PC signs for its peers (sealing/SPEC.md, M31).
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 VERSION = 2
-_LABEL, _KEY_BYTES = b"fedaipc ledger", 32
+_LABEL, _SUCCESSOR, _KEY_BYTES = b"fedaipc ledger", b"fedaipc successor", 32
 _LINE_BYTES = 4096
 RESTORE = "restore the file from a copy that is not older than the last training"
 
@@ -45,14 +48,15 @@ class Signer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Lines that were checked. `key` is who signs them now, hex, or None before version 2.
-
-    `keys` are all that ever did, in order.
-    """
+    """Lines that were checked. `keys` are all that ever signed them, hex, in order."""
 
     entries: tuple[dict[str, Any], ...]
-    key: str | None
     keys: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Who signs from here on, hex."""
+        return self.keys[-1]
 
     @property
     def hashes(self) -> tuple[bytes, ...]:
@@ -76,9 +80,20 @@ class Chain:
 
 def signed_line(body: dict[str, Any], previous: str, signer: Signer) -> bytes:
     """`body` as the line that follows the one whose hash is `previous`."""
-    entry = {**body, "version": VERSION, "previous": previous}
+    entry = _linked(body, previous)
     entry["signature"] = signer.sign(_LABEL + _canonical(entry)).hex()
     return _canonical({**entry, "hash": _hash(entry)}) + b"\n"
+
+
+def key_line(previous: str, time: str, old: Signer, new: Signer) -> bytes:
+    """The line by which `old` hands the ledger over to `new`."""
+    body = {"kind": "key", "key": new.public.hex(), "time": time}
+    endorsed = old.sign(_SUCCESSOR + _canonical(_linked(body, previous))).hex()
+    return signed_line({**body, "endorsed": endorsed}, previous, new)
+
+
+def _linked(body: dict[str, Any], previous: str) -> dict[str, Any]:
+    return {**body, "version": VERSION, "previous": previous}
 
 
 def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -> Chain:
@@ -89,23 +104,22 @@ def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -
     """
     entries: list[dict[str, Any]] = []
     previous = ""
-    key: str | None = None
     keys: list[str] = []
     for number, raw in enumerate(lines, start=1):
         entry = parsed(raw)
         if entry is None or entry.get("previous") != previous or not _kind(entry, number):
             raise LedgerError(f"{where}: line {number} is damaged or was changed; {RESTORE}")
-        version = entry.get("version")
-        if version not in (1, VERSION):
-            raise LedgerError(f"{where}: written by a newer fedaipc; update this one")
-        names_key = entry["kind"] != "charge" and "key" in entry
+        if entry.get("version") != VERSION:
+            raise LedgerError(f"{where}: written by another version of fedaipc; update this one")
+        names_key = entry["kind"] != "charge"
+        if entry["kind"] == "key" and not _is_signed(entry, keys[-1], "endorsed", _SUCCESSOR):
+            raise LedgerError(
+                f"{where}: line {number} names a key that the one before it did not sign; {RESTORE}"
+            )
         if names_key:
-            key = str(entry["key"])
-            keys.append(key)
+            keys.append(str(entry.get("key")))
         checked = every or names_key or number == len(lines)
-        if (key is None) != (version == 1) or (
-            key is not None and checked and not _is_signed(entry, key)
-        ):
+        if checked and not _is_signed(entry, keys[-1], "signature", _LABEL):
             raise LedgerError(
                 f"{where}: line {number} is not signed by this ledger's PC; {RESTORE}"
             )
@@ -113,7 +127,7 @@ def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -
         previous = entry["hash"]
     if not entries:
         raise LedgerError(f"{where}: holds no whole line; {RESTORE}")
-    return Chain(tuple(entries), key, tuple(keys))
+    return Chain(tuple(entries), tuple(keys))
 
 
 def parsed(raw: bytes) -> dict[str, Any] | None:
@@ -153,13 +167,14 @@ def _kind(entry: dict[str, Any], number: int) -> bool:
     return kind == "ledger" if number == 1 else kind in ("charge", "key")
 
 
-def _is_signed(entry: dict[str, Any], key: str) -> bool:
-    body = {name: value for name, value in entry.items() if name not in ("hash", "signature")}
+def _is_signed(entry: dict[str, Any], key: str, field: str, label: bytes) -> bool:
+    later = ("hash", "signature", field)
+    body = {name: value for name, value in entry.items() if name not in later}
     try:
         if len(key) != 2 * _KEY_BYTES:
             return False
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
-        public.verify(bytes.fromhex(str(entry.get("signature"))), _LABEL + _canonical(body))
+        public.verify(bytes.fromhex(str(entry.get(field))), label + _canonical(body))
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -39,6 +39,7 @@ from fedaipc.privacy.chain import (
     Chain,
     check_chain,
     is_whole,
+    key_line,
     parsed,
     signed_line,
 )
@@ -115,22 +116,21 @@ class Ledger:
         return cls(path, signer)
 
     @classmethod
-    def adopt(cls, path: Path, signer: Signer) -> Ledger:
-        """Open the ledger at `path`, and let `signer` sign from here on.
+    def hand_over(cls, path: Path, old: Signer, new: Signer) -> Ledger:
+        """Open the ledger at `path`, which `old` signs, and let `new` sign from here on.
 
-        For one of version 1, whose lines are not signed, and for a PC that enrolled anew and so
-        has another key. What was spent stays spent. Raises LedgerError.
+        What was spent stays spent. To do it twice changes nothing. Raises LedgerError.
         """
-        ledger = cls(path)
-        with _locked(path):
-            ledger._load(mend=True)
-            if ledger.key != signer.public.hex():
-                ledger._append(_key_line(signer), signer)
-        return cls(path, signer)
+        if cls(path).key != new.public.hex():
+            ledger = cls(path, old)
+            with _locked(path):
+                ledger._load()
+                ledger._write(key_line(ledger._head, _now(), old, new))
+        return cls(path, new)
 
     @property
-    def key(self) -> str | None:
-        """Who signs its lines, hex; None where it is of version 1 and no charge came since."""
+    def key(self) -> str:
+        """Who signs its lines, hex."""
         return self._chain.key
 
     @property
@@ -159,23 +159,19 @@ class Ledger:
                     f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
                     "this round; nothing was trained"
                 )
-            if self.key is None:  # its lines so far are of version 1
-                self._append(_key_line(self._signer), self._signer)
-            self._append(
-                {
-                    "kind": "charge",
-                    "run": charge.run,
-                    "round": charge.round,
-                    "attempt": charge.attempt,
-                    "clip": charge.clip,
-                    "seeded": charge.seeded,
-                    "noise_multiplier": charge.mechanism and charge.mechanism.noise_multiplier,
-                    "sampling_rate": charge.mechanism and charge.mechanism.sampling_rate,
-                    "steps": charge.mechanism and charge.mechanism.steps,
-                    "time": _now(),
-                },
-                self._signer,
-            )
+            body = {
+                "kind": "charge",
+                "run": charge.run,
+                "round": charge.round,
+                "attempt": charge.attempt,
+                "clip": charge.clip,
+                "seeded": charge.seeded,
+                "noise_multiplier": charge.mechanism and charge.mechanism.noise_multiplier,
+                "sampling_rate": charge.mechanism and charge.mechanism.sampling_rate,
+                "steps": charge.mechanism and charge.mechanism.steps,
+                "time": _now(),
+            }
+            self._write(signed_line(body, self._head, self._signer))
             self.charges += (charge,)
 
     def check_head(self, count: int, digest: bytes) -> None:
@@ -225,7 +221,7 @@ class Ledger:
         total = rdp(merged((*self.mechanisms, mechanism)), self.order)
         return total <= budget  # False for NaN as well
 
-    def _load(self, *, mend: bool = False) -> None:
+    def _load(self) -> None:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -236,9 +232,9 @@ class Ledger:
         chain = check_chain(lines, self.path)
         if tail and is_whole(tail, self.path):
             chain = check_chain([*lines, tail], self.path)
-        if tail and (mend or self._signer is not None):  # who only reads changes nothing
+        if tail and self._signer is not None:  # who only reads changes nothing
             self._mend(tail, len(content))
-        if self._signer is not None and chain.key not in (None, self._signer.public.hex()):
+        if self._signer is not None and chain.key != self._signer.public.hex():
             raise LedgerError(
                 f"{self.path}: is signed by another key than this PC's; each PC has a ledger of "
                 "its own, which must not be copied"
@@ -258,9 +254,8 @@ class Ledger:
     def _take(self, chain: Chain) -> None:
         self._chain, self._head = chain, chain.entries[-1]["hash"]
 
-    def _append(self, body: dict[str, Any], signer: Signer) -> None:
+    def _write(self, line: bytes) -> None:
         """Durably; the caller holds the lock."""
-        line = signed_line(body, self._head, signer)
         try:
             append_durable(self.path, line)
         except OSError as error:
@@ -270,8 +265,7 @@ class Ledger:
             ) from None
         entry = strict_json.parse(line)
         own = (entry["key"],) if "key" in entry else ()
-        keys = (*self._chain.keys, *own)
-        self._take(Chain((*self._chain.entries, entry), entry.get("key", self.key), keys))
+        self._take(Chain((*self._chain.entries, entry), (*self._chain.keys, *own)))
 
     def _mend(self, tail: bytes, size: int) -> None:
         """End a last line that has no end, or drop half of one (`chain.is_whole`)."""
@@ -315,10 +309,6 @@ def _charge(entry: dict[str, Any]) -> Charge:
         clip=entry["clip"],
         seeded=entry["seeded"],
     )
-
-
-def _key_line(signer: Signer) -> dict[str, Any]:
-    return {"kind": "key", "key": signer.public.hex(), "time": _now()}
 
 
 def _now() -> str:

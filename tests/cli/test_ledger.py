@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fedaipc.pc.vault import Vault
+from fedaipc.pc.witness import read_copy, write_export
 from fedaipc.privacy.accountant import Mechanism
+from fedaipc.privacy.chain import key_line, signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.sealing.keys import fingerprint
+from fedaipc.sealing.keys import SigningKey, fingerprint
 from tests.cli.test_commands import refused
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def test_a_changed_line_is_found_wherever_it_lies(
     assert "line 2 is damaged or was changed" in ran.err
     assert ran.err.count("\n") == 1
     assert "NOT GOOD" in ran.out
-    assert "good" in ran.out
+    assert ("good" if what == "file" else "consistent") in ran.out
 
 
 def test_an_export_can_be_read_and_verified(fedaipc: Callable[..., Ran], two: Path) -> None:
@@ -131,22 +133,61 @@ def test_what_cannot_be_done_ends_in_one_line(
     assert two.is_dir()
 
 
-def test_a_ledger_without_signatures_is_not_called_good(
-    fedaipc: Callable[..., Ran], two: Path
-) -> None:
-    path = two / "a" / "ledger.jsonl"
+def forged(path: Path, change: Callable[[dict], None], key: SigningKey) -> None:
+    """The whole chain written anew under `key`."""
     previous, lines = "", []
-    for line in path.read_text().splitlines()[:2]:
-        entry = {k: v for k, v in json.loads(line).items() if k not in ("key", "signature", "hash")}
-        entry |= {"version": 1, "previous": previous}
-        spelt = json.dumps(entry, sort_keys=True, separators=(",", ":"))
-        previous = hashlib.sha256(spelt.encode()).hexdigest()
-        whole = {**entry, "hash": previous}
-        lines.append(json.dumps(whole, sort_keys=True, separators=(",", ":")))
-    path.write_text("\n".join(lines) + "\n")
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        change(entry)
+        body = {k: v for k, v in entry.items() if k not in ("signature", "hash", "previous")}
+        if "key" in body:
+            body["key"] = key.public.hex()
+        made = signed_line(body, previous, key)
+        previous = json.loads(made)["hash"]
+        lines.append(made)
+    path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize("lie", ["another PC's", "written anew", "a stranger's key line"])
+def test_a_foreign_ledger_in_a_pcs_folder_is_not_called_good(
+    fedaipc: Callable[..., Ran], two: Path, lie: str
+) -> None:
+    path, stranger = two / "a" / "ledger.jsonl", SigningKey()
+    if lie == "another PC's":
+        shutil.copy(two / "b" / "ledger.jsonl", path)
+    elif lie == "written anew":
+        forged(path, lambda entry: entry.update(steps=1) if "steps" in entry else None, stranger)
+    else:
+        last = json.loads(path.read_text().splitlines()[-1])["hash"]
+        path.write_bytes(path.read_bytes() + key_line(last, "2026", stranger, stranger))
     ran = fedaipc("privacy", "ledger", "verify", two / "a")
     assert ran.code == 8
-    assert "has no signature" in ran.err
+    assert "NOT GOOD" in ran.out
+    assert "not this PC's key" in ran.err or "did not sign" in ran.err
+    if lie != "a stranger's key line":  # outside of the folder nothing contradicts it but the key
+        shutil.copy(path, two)
+        Path("out.json").write_bytes(write_export([read_copy(two / "ledger.jsonl")]))
+        ran = fedaipc("privacy", "ledger", "verify", "out.json")
+        assert ran.code == 0
+        assert "consistent" in ran.out
+        assert "good" not in ran.out
+        assert "--key" in ran.out
+        own = fingerprint(Vault(two / "a").identity.public)
+        assert fedaipc("privacy", "ledger", "verify", "out.json", "--key", own).code == 8
+
+
+def test_the_ledger_of_a_pc_that_left_is_good_by_the_key_that_it_keeps(
+    fedaipc: Callable[..., Ran], two: Path
+) -> None:
+    folder, new = two / "a", SigningKey()
+    Ledger.hand_over(folder / "ledger.jsonl", Vault(folder).identity, new)
+    (folder / "successor.key").write_bytes(new.secret())
+    shutil.rmtree(folder / "sealing")
+    rows = json.loads(fedaipc("privacy", "ledger", "verify", folder, "--json").out)
+    assert [row["verdict"] for row in rows] == ["good"]
+    (folder / "successor.key").unlink()
+    rows = json.loads(fedaipc("privacy", "ledger", "verify", folder, "--json").out)
+    assert [row["verdict"] for row in rows] == ["consistent"]
 
 
 def test_names_in_a_file_style_nothing(fedaipc: Callable[..., Ran], two: Path) -> None:

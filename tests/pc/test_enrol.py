@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import zipfile
 from pathlib import Path
@@ -26,7 +27,7 @@ from fedaipc.pc.pc import Pc
 from fedaipc.pc.vault import Vault
 from fedaipc.privacy.accountant import Mechanism
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.sealing.dealing import Head
+from fedaipc.sealing.keys import SigningKey
 
 SECRET = "zq7private"
 
@@ -265,8 +266,10 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
     charge = Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0)
     first = Vault(folder).identity
     Ledger(path, first).charge(charge)
+    before = path.read_bytes()
     leave(folder)
     spent = path.read_bytes()
+    assert spent.startswith(before)
     for change in ({"lifetime_epsilon": 4.0}, {"source": "nowhere.csv"}):
         with pytest.raises(FedaipcError):
             enrolled(folder, invite, data, **change)
@@ -280,8 +283,9 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
     second = Vault(folder).identity
     assert second.public != first.public
     assert Ledger(path, second).charges == (charge,)
-    assert path.read_bytes().startswith(spent)
+    assert path.read_bytes() == spent
     assert load_owner(folder / "owner.toml").name == "office-2"
+    assert not (folder / "successor.key").exists()
     with pytest.raises(AdmissionError, match="not empty"):
         enrolled(folder, invite, data)
 
@@ -296,15 +300,66 @@ def test_an_older_ledger_is_refused_also_by_who_enrols_again(
     step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
     ledger = Ledger(path, vault.identity)
     ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0))
-    vault.note_head(Head(*ledger.head))
-    spent = path.read_bytes()
     leave(folder)
-    path.write_bytes(older)
-    with pytest.raises(LedgerError, match="had 2 when it was last seen"):
-        enrolled(folder, invite, data)
+    spent = path.read_bytes()
+    for other in (older, older + spent.splitlines(keepends=True)[1]):  # without the last line
+        path.write_bytes(other)
+        with pytest.raises(LedgerError, match="another key than this PC's"):
+            enrolled(folder, invite, data)
     path.write_bytes(spent)
     enrolled(folder, invite, data)
     assert len(Ledger(path, Vault(folder).identity).charges) == 1
+
+
+@pytest.mark.parametrize("step", ["ledger", "sealing", "owner.toml"])
+def test_a_leave_that_was_cut_off_can_be_done_again(
+    tmp_path: Path, invite: Invite, data: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    folder = tmp_path / "pc"
+    enrolled(folder, invite, data)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        if step == "owner.toml":
+            patch.setattr(Path, "unlink", fails)
+        else:
+            patch.setattr(*(Ledger, "_write") if step == "ledger" else (shutil, "rmtree"), fails)
+        with pytest.raises(FedaipcError, match="Input/output error"):
+            leave(folder)
+    assert (folder / "owner.toml").exists()
+    leave(folder)
+    enrolled(folder, invite, data)
+    Ledger(folder / "ledger.jsonl", Vault(folder).identity)
+
+
+def test_a_planted_ledger_is_not_taken_over(tmp_path: Path, invite: Invite, data: Path) -> None:
+    """With a budget of 100000 it would allow everything."""
+    folder, stranger = tmp_path / "pc", SigningKey()
+    folder.mkdir()
+    terms = {"lifetime_epsilon": 100_000.0, "delta": 1e-5, "order": 4.0}
+    Ledger.create(folder / "ledger.jsonl", stranger, **terms)
+    with pytest.raises(AdmissionError, match=r"nothing shows whose it is: enrol in a new folder"):
+        enrolled(folder, invite, data)
+    other = tmp_path / "left"
+    enrolled(other, invite, data)
+    leave(other)
+    shutil.copy(folder / "ledger.jsonl", other)
+    with pytest.raises(LedgerError, match="another key than this PC's"):
+        enrolled(other, invite, data)
+
+
+def test_a_kept_budget_above_the_advice_must_be_asked_for(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    folder = tmp_path / "pc"
+    enrolled(folder, invite, data, lifetime_epsilon=20.0)
+    leave(folder)
+    with pytest.raises(AdmissionError, match="epsilon 20 for life, and the invite advises 8"):
+        enrolled(folder, invite, data)
+    found = enrolled(folder, invite, data, lifetime_epsilon=20.0)
+    assert found.ledger.lifetime_epsilon == 20.0
 
 
 def test_a_move_that_was_cut_off_leaves_no_folder_to_enrol_in(
@@ -326,7 +381,7 @@ def test_a_move_that_was_cut_off_leaves_no_folder_to_enrol_in(
         enrolled(folder, invite, data)
 
 
-@pytest.mark.parametrize("step", ["identity", "ledger", "node.key", "owner.toml"])
+@pytest.mark.parametrize("step", ["identity", "node.key", "owner.toml", "successor.key"])
 def test_an_enrolment_that_was_cut_off_can_be_done_again(
     tmp_path: Path, invite: Invite, data: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -334,13 +389,13 @@ def test_an_enrolment_that_was_cut_off_can_be_done_again(
     enrolled(folder, invite, data)
     leave(folder)
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     real = Path.replace
     with monkeypatch.context() as patch:
-        if step == "ledger":
-            patch.setattr(Ledger, "adopt", fails)
+        if step == "successor.key":
+            patch.setattr(Path, "unlink", fails)
         else:
             name = "sealing" if step == "identity" else step
             patch.setattr(
@@ -349,8 +404,14 @@ def test_an_enrolment_that_was_cut_off_can_be_done_again(
             )  # fmt: skip
         with pytest.raises(AdmissionError, match="No space left"):
             enrolled(folder, invite, data)
+    if step == "successor.key":  # a PC already; it must not leave with the key that it has
+        with pytest.raises(AdmissionError, match="not empty"):
+            enrolled(folder, invite, data)
+        leave(folder)
     assert not (folder / "owner.toml").exists()
     enrolled(folder, invite, data)
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["key"] for line in lines}) == len(lines)
     Ledger(folder / "ledger.jsonl", Vault(folder).identity)
     assert len(request_again(folder).reading.records) == 90
 

@@ -31,7 +31,7 @@ from fedaipc.privacy.accountant import (
     noise_for,
     rdp,
 )
-from fedaipc.privacy.chain import check_chain
+from fedaipc.privacy.chain import check_chain, key_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.sealing.keys import SigningKey
 
@@ -285,7 +285,7 @@ def test_a_damaged_file_is_left_as_it_is_though_its_last_line_is_torn(three: Pat
 def test_a_ledger_of_a_newer_version_is_refused(tmp_path: Path, change: dict) -> None:
     path = new_ledger(tmp_path).path
     path.write_bytes(signed({**json.loads(path.read_bytes()), **change}) + b"\n")
-    with pytest.raises(LedgerError, match="newer fedaipc"):
+    with pytest.raises(LedgerError, match="update this one"):
         Ledger(path)
 
 
@@ -372,55 +372,30 @@ def test_each_signature_can_be_checked_alone(three: Path) -> None:
         check_chain(raw, three, every=True)
 
 
-OLD = [
-    {
-        "version": 1, "kind": "ledger", "unit": "record", "delta": DELTA, "lifetime_epsilon": 8.0,
-        "order": 4.0, "created": "2026-01-01T00:00:00+00:00",
-    },
-    {
-        "version": 1, "kind": "charge", "run": "run-1", "round": 1, "attempt": 1, "clip": 1.0,
-        "seeded": False, "noise_multiplier": 2.0, "sampling_rate": 0.1, "steps": 1,
-        "time": "2026-01-01T00:01:00+00:00",
-    },
-]  # fmt: skip
-
-
-def test_a_ledger_of_version_1_goes_on_and_loses_no_charge(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    path.write_bytes(relinked(OLD, rehash))
-    old = path.read_bytes()
-    assert Ledger(path).key is None
-    ledger = Ledger(path, KEY)
-    assert ledger.charges == (one(1),)
-    assert path.read_bytes() == old  # reading migrates nothing
-    ledger.charge(one(2))
-    assert path.read_bytes().startswith(old)
-    again = Ledger(path, KEY)
-    assert again.charges == ledger.charges == (one(1), one(2))
-    assert (again.key, again.head) == (KEY.public.hex(), ledger.head)
-    assert again.head[0] == 4  # a line names the key
-
-
-def test_unsigned_lines_cannot_follow_signed_ones(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    path.write_bytes(relinked(OLD, rehash))
-    Ledger(path, KEY).charge(one(2))
-    last = json.loads(path.read_bytes().splitlines()[-1])
-    late = rehash({**OLD[1], "attempt": 3, "previous": last["hash"]})
-    path.write_bytes(path.read_bytes() + late + b"\n")
-    with pytest.raises(LedgerError, match="line 5 is not signed"):
-        Ledger(path)
-
-
 def test_a_pc_with_new_keys_goes_on_with_its_ledger(three: Path) -> None:
     new = SigningKey(bytes(32))
     with pytest.raises(LedgerError, match="another key"):
         Ledger(three, new)
-    Ledger.adopt(three, new).charge(one(4))
-    assert Ledger.adopt(three, new).head == Ledger(three, new).head  # once
+    Ledger.hand_over(three, KEY, new).charge(one(4))
+    assert Ledger.hand_over(three, KEY, new).head == Ledger(three, new).head  # once
     assert [charge.attempt for charge in Ledger(three).charges] == [1, 2, 3, 4]
     with pytest.raises(LedgerError, match="another key"):
         Ledger(three, KEY)
+
+
+@pytest.mark.parametrize("how", ["unsigned", "by the new key", "by a stranger", "of another place"])
+def test_only_the_old_key_names_its_successor(three: Path, how: str) -> None:
+    """Else whoever can edit the file makes it his own, and it is sound in itself."""
+    new, lines = SigningKey(bytes(32)), three.read_bytes().splitlines()
+    previous = json.loads(lines[-1])["hash"]
+    signer = {"by a stranger": SigningKey(b"s" * 32), "by the new key": new}.get(how, KEY)
+    before = json.loads(lines[-2])["hash"] if how == "of another place" else previous
+    line = json.loads(key_line(before, "2026-01-01T00:00:00+00:00", signer, new))
+    if how == "unsigned":
+        del line["endorsed"]
+    three.write_bytes(three.read_bytes() + signed({**line, "previous": previous}, new) + b"\n")
+    with pytest.raises(LedgerError, match="line 5 names a key that the one before it did not sign"):
+        Ledger(three)
 
 
 def test_a_ledger_that_was_opened_to_be_read_cannot_be_charged(three: Path) -> None:
@@ -503,7 +478,7 @@ def test_a_whole_last_line_with_more_behind_it_is_no_torn_one(three: Path, junk:
 def test_a_pc_with_new_keys_does_not_write_behind_a_torn_line(three: Path, cut: int) -> None:
     three.write_bytes(three.read_bytes()[:-cut])
     new = SigningKey(bytes(32))
-    Ledger.adopt(three, new).charge(one(4))
+    Ledger.hand_over(three, KEY, new).charge(one(4))
     left = [1, 2, 3] if cut == 1 else [1, 2]
     assert [charge.attempt for charge in Ledger(three, new).charges] == [*left, 4]
 
