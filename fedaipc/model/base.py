@@ -17,6 +17,12 @@ from fedaipc.files import expanded
 if TYPE_CHECKING:
     from fedaipc.config import ModelSettings
 
+# What changes tokens or outputs, besides the weights.
+_HASHED = (
+    "added_tokens.json", "config.json", "merges.txt", "sentencepiece.bpe.model",
+    "special_tokens_map.json", "spiece.model", "spm.model", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json", "vocab.txt",
+)  # fmt: skip
 WARM_UP = "warm-up:"  # a base that this machine warmed up; what follows is its key
 
 
@@ -71,14 +77,17 @@ def with_whole_base(model: ModelSettings) -> ModelSettings:
 
 @lru_cache(maxsize=8)
 def base_hash(base: str, keep_layers: int | None) -> str:
-    """SHA-256 over weights, configuration and vocabulary: PCs and coordinator compare it."""
+    """SHA-256 over the names and contents of all files that change what the model answers.
+
+    PCs and coordinator compare it.
+    """
     digest = hashlib.sha256(f"layers {keep_layers}".encode())
     source = _source(base)
-    for path in (*sorted(source.glob("*.safetensors")), source / "config.json"):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    for name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"):
-        if (source / name).is_file():
-            digest.update(hashlib.sha256((source / name).read_bytes()).digest())
+    present = (source / name for name in _HASHED if (source / name).is_file())
+    for path in (*sorted(source.glob("*.safetensors")), *present):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
@@ -104,7 +113,9 @@ def _source(base: str) -> Path:
     level = hub.level
     hub.setLevel(logging.CRITICAL)  # retries, line by line
     try:
-        return Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt"]))
+        return Path(
+            snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"])
+        )
     except Exception as error:  # noqa: BLE001 - it raises many kinds; each means this
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise ModelError(f"model.base = {base}: cannot be loaded: {reason}") from None

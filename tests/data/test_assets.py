@@ -181,6 +181,34 @@ def test_a_pinned_file_is_checked_even_where_the_manifest_was_changed_too(
         fetch_asset("toy")
 
 
+@pytest.mark.parametrize("name", sorted(assets.ASSETS))
+def test_each_file_of_an_asset_is_pinned(name: str) -> None:
+    folder = fetch_asset(name)
+    folder = folder if folder.is_dir() else folder.parent
+    found = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert set(assets.ASSETS[name].pinned) == found
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json", "added_tokens.json"])
+def test_a_model_with_another_tokenizer_or_configuration_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm: Path, file: str
+) -> None:
+    """Each in a cache whose manifest was changed with it."""
+    folder = tmp_path / "minilm-l6"
+    folder.mkdir()
+    for path in minilm.iterdir():
+        (folder / path.name).hardlink_to(path)
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).write_text("{}")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][file] = hashlib.sha256(b"{}").hexdigest()
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv("FEDAIPC_CACHE", str(tmp_path))
+    with pytest.raises(AssetError, match="corrupted"):
+        fetch_asset("minilm-l6")
+
+
 def test_again_without_a_connection_keeps_the_good_copy(
     toy: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

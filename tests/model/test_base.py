@@ -1,0 +1,44 @@
+"""The hash by which PCs and coordinator know that they have the same base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedaipc.model.base import base_hash
+
+FILES = (
+    "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+    "special_tokens_map.json", "added_tokens.json", "spiece.model", "merges.txt",
+)  # fmt: skip
+
+
+def made(folder: Path, **changed: str) -> str:
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_text(changed.get(name, "{}"))
+    return base_hash(str(folder), None)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_that_changes_what_a_model_answers_counts(tmp_path: Path, name: str) -> None:
+    first = made(tmp_path / "a")
+    assert made(tmp_path / "b") == first
+    assert made(tmp_path / "c", **{name: '{"do_lower_case": false}'}) != first
+    (tmp_path / "d").mkdir()
+    for other in FILES:
+        if other not in {name, "model.safetensors", "config.json"}:
+            (tmp_path / "d" / other).write_text("{}")
+    (tmp_path / "d" / "model.safetensors").write_text("{}")
+    (tmp_path / "d" / "config.json").write_text("{}")
+    if name not in {"model.safetensors", "config.json"}:
+        assert base_hash(str(tmp_path / "d"), None) != first
+
+
+def test_a_note_beside_it_does_not(tmp_path: Path) -> None:
+    first = made(tmp_path / "a")
+    made(tmp_path / "b")
+    base_hash.cache_clear()
+    (tmp_path / "b" / "README.md").write_text("a note")
+    assert base_hash(str(tmp_path / "b"), None) == first
