@@ -170,9 +170,10 @@ def test_damage_is_found_at_the_next_load_and_mended_by_again(
 def test_a_pinned_file_is_checked_even_where_the_manifest_was_changed_too(
     toy: Asset, downloads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pinned = {"weights.bin": hashlib.sha256(WEIGHTS).hexdigest()}
-    monkeypatch.setitem(assets.ASSETS, "toy", replace(toy, pinned=pinned))
     folder = fetch_asset("toy").parent
+    pinned = json.loads((folder / "manifest.json").read_text())["files"]
+    monkeypatch.setitem(assets.ASSETS, "toy", replace(toy, pinned=pinned))
+    fetch_asset("toy")
     (folder / "weights.bin").write_bytes(b"forged")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["weights.bin"] = hashlib.sha256(b"forged").hexdigest()
