@@ -23,7 +23,7 @@ def test_what_a_pc_sends_is_one_line_of_text_in_the_log(caplog: pytest.LogCaptur
     finally:
         logging.setLogRecordFactory(before)
     texts = [record.getMessage() for record in caplog.records]
-    assert texts == ["'reply to \\x1b[2J\\nINFO all is well'", "1 of 2"]
+    assert texts == ["reply to \\x1b[2J\\nINFO all is well", "1 of 2"]
 
 
 def test_the_disk_gets_back_what_messages_took(tmp_path: Path) -> None:
