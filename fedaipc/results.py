@@ -206,12 +206,16 @@ class PcResult(Section):
 
 
 class MachineFacts(Section):
-    """Where the coordinator (or the simulation) ran, and the versions that matter."""
+    """Where the coordinator (or the simulation) ran, and the versions that matter.
+
+    Cores and memory are those that its process could use. `instructions` are the processor's.
+    """
 
     cores: Number
     threads: Number
     memory_gb: Amount
     processor: str
+    instructions: tuple[str, ...] = ()
     python: str
     torch: str
     flwr: str

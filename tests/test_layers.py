@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 ROOT = Path(fedaipc.__file__).parent
 
 _GROUND = {
-    "errors", "config", "files", "lifeline", "stopping", "streams", "strict_json", "surroundings",
-    "terminal",
+    "errors", "config", "files", "lifeline", "machine", "stopping", "streams", "strict_json",
+    "surroundings", "terminal",
 }  # fmt: skip
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
 ALLOWED: dict[str, set[str]] = {
@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "lifeline": set(),
+    "machine": set(),
     "stopping": set(),
     "streams": set(),
     "surroundings": set(),
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": _GROUND,
     "model": _GROUND | {"results", "data"},
     "privacy": _GROUND | {"results", "data", "model"},
-    "sealing": {"errors"},
+    "sealing": {"errors", "machine"},
     "doctor": _LEARNING | {"sealing"},
     "federation": _LEARNING | {"sealing"},
     "pc": _LEARNING | {"sealing", "federation"},

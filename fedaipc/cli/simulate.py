@@ -74,8 +74,8 @@ def simulate(
 
     Example: fedaipc simulate reviews.csv --text body --label stars --by customer
     """
-    from fedaipc.doctor.machine import processor_name
     from fedaipc.doctor.saved import with_saved
+    from fedaipc.machine import processor
     from fedaipc.report.html import write_all
     from fedaipc.report.tables import per_class, summary
     from fedaipc.results import Results
@@ -115,7 +115,7 @@ def simulate(
                 "--insecure-plain-updates"
             )
         simulation.check_engine(engine, pc_state)
-        settings = with_saved(settings, processor_name())
+        settings = with_saved(settings, processor())
         with WarmUpBar(console) as warm_up:
             run = simulation.prepare(
                 settings,

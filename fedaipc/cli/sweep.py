@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from fedaipc.cli.output import make_console
 from fedaipc.errors import RoundError
+from fedaipc.machine import cpus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ def sweep(
     if dry:
         _list(console, cells, folder)
         return
-    count = parallel or os.cpu_count() or 1
+    count = parallel or cpus()
     check_kind(folder, search=wanted.search is not None)
     runner = Runner(folder, count, plain_updates=insecure_plain_updates)
     best = None

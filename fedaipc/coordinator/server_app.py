@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import sys
 import time
@@ -18,6 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 import fedaipc
+from fedaipc import machine
 from fedaipc.config import Settings, load_settings
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
@@ -263,10 +263,11 @@ def _facts(
         warm_up=data.pop("warm_up"),
         data=DataFacts(majority=None, **data),
         machine=MachineFacts(
-            cores=os.cpu_count() or 1,
+            cores=machine.cpus(),
             threads=torch.get_num_threads(),
-            memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-            processor=platform.processor() or platform.machine(),
+            memory_gb=round(machine.memory_total() / 2**30, 1),
+            processor=machine.processor(),
+            instructions=machine.instructions(),
             python=platform.python_version(),
             **{name: version(name) for name in ("torch", "flwr", "opacus", "transformers")},
         ),

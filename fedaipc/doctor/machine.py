@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from fedaipc.machine import cpus, memory_available, memory_total, processor
 
 _RAPL = Path("/sys/class/powercap")
 _ACCELERATORS = Path("/sys/class/accel")
@@ -29,25 +28,15 @@ class Machine:
 
 def this_machine() -> Machine:
     """Never raises: what cannot be found out is left out."""
-    memory = psutil.virtual_memory()
     return Machine(
-        processor=processor_name(),
-        cores=os.cpu_count() or 1,
+        processor=processor(),
+        cores=cpus(),
         features=features(),
-        memory_bytes=memory.total,
-        free_bytes=memory.available,
+        memory_bytes=memory_total(),
+        free_bytes=memory_available(),
         devices=_devices(),
         idle=_neural_units(),
     )
-
-
-def processor_name() -> str:
-    """As its maker calls it, where the system tells."""
-    if Path("/proc/cpuinfo").is_file():
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n"):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def features() -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from fedaipc.doctor.machine import features
+from fedaipc.machine import cpus, memory_available
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import Device, choose_device
 from fedaipc.model.inputs import make_inputs
@@ -175,7 +176,7 @@ def _one(
 
 def _threads(rate: Callable[[], float]) -> int:
     """The fewest threads that are within 3 % of the best; left set."""
-    most = max(1, psutil.cpu_count(logical=True) or 1)
+    most = cpus()
     counts = sorted({1, 2, most // 2, psutil.cpu_count(logical=False) or most, most} - {0})
     found = {}
     for count in (count for count in counts if count <= most):
@@ -191,7 +192,7 @@ def _micro_batch(rate: Callable[[int], float]) -> int:
     """The smallest micro-batch within 3 % of the best, of those that memory has room for."""
     process, found = psutil.Process(), {}
     for size in _SIZES:
-        free, used = psutil.virtual_memory().available, process.memory_info().rss
+        free, used = memory_available(), process.memory_info().rss
         try:
             found[size] = rate(size)
         except (RuntimeError, MemoryError):  # as torch says that memory ran out

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedaipc.errors import ModelError
+from fedaipc.machine import cpus
 
 if TYPE_CHECKING:
     from fedaipc.config import SpeedSettings
@@ -31,8 +32,10 @@ def choose_device(speed: SpeedSettings) -> Device:
 
     Raises ModelError where the device asked for is not there.
     """
-    if speed.threads:
-        torch.set_num_threads(speed.threads)
+    # torch knows the processors that a process may run on, but not how much of their time.
+    threads = speed.threads or min(torch.get_num_threads(), cpus())
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
     _keep_freed_memory()
     present = {
         "cuda": torch.cuda.is_available(),

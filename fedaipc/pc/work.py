@@ -1,6 +1,7 @@
 """Whether a PC works now, and how modestly: its owner's wishes, by what psutil can tell.
 
-The one module that asks the operating system for its load, power supply and priorities.
+The one module that asks the operating system for its load, power supply and priorities. Memory is
+what this process can still have, which under systemd's MemoryMax is less than what is free.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
+
+from fedaipc import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +46,7 @@ class Work:
             return f"{data} is not there: put it back, or change source in owner.toml"
         if self._settings.only_on_mains and _on_battery():
             return "on battery"
-        free = psutil.virtual_memory().available / 2**30
+        free = machine.memory_available() / 2**30
         if free < self._settings.least_free_gib:
             return f"only {free:.1f} GiB of memory are free"
         most = self._settings.most_load
@@ -54,7 +57,7 @@ class Work:
         return None
 
     def others_load(self) -> float:
-        """Share of the whole processor that other processes used since the last call."""
+        """Share of the whole machine's processors that others used since the last call."""
         own = self._own.cpu_percent() / max(1, os.cpu_count() or 1)
         return max(0.0, float(psutil.cpu_percent()) - float(own)) / 100
 

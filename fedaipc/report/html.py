@@ -238,6 +238,7 @@ def _machine(results: Results) -> str:
     return facts(
         [
             ("processor", machine.processor),
+            ("instructions", ", ".join(machine.instructions) or "not known"),
             ("cores, threads used", f"{machine.cores}, {machine.threads}"),
             ("memory", f"{machine.memory_gb:.1f} GB"),
             ("peak memory of the run", words.size_text(results.peak_memory_bytes)),

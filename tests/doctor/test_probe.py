@@ -77,6 +77,7 @@ def test_settings_that_are_given_are_kept() -> None:
 
 
 def test_the_fewest_threads_within_three_percent_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpus", lambda: 8)
     monkeypatch.setattr(module.psutil, "cpu_count", lambda *, logical: 8 if logical else 4)
     speeds = {1: 50.0, 2: 90.0, 4: 100.0, 8: 102.0}
     assert _threads(lambda: speeds[torch.get_num_threads()]) == 4

@@ -6,7 +6,6 @@ where it failed, `error.txt` with one line. A cell that was cut off goes on from
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from fedaipc.errors import ConfigError, OutputError
 from fedaipc.federation.job_folder import JOB_FILE
 from fedaipc.files import write_atomic
 from fedaipc.lab.sweep.cells import CELL_FILE, ERROR_FILE, RUN_FOLDER
+from fedaipc.machine import cpus
 from fedaipc.results import Results
 from fedaipc.surroundings import inherited
 
@@ -177,7 +177,7 @@ class Runner:
 
     def _environment(self, cell: Cell) -> dict[str, str]:
         threads = None if cell.settings is None else cell.settings.speed.threads
-        count = threads or max(1, (os.cpu_count() or 1) // self._parallel)
+        count = threads or max(1, cpus() // self._parallel)
         return {**inherited(), "OMP_NUM_THREADS": str(count), "COLUMNS": "200"}
 
     def _ended(self, job: _Job, progress: Progress) -> None:
