@@ -26,6 +26,7 @@ from fedaipc.model.load import (
     load_tokenizer,
     quiet,
 )
+from fedaipc.model.products import NARROW, ByRecord
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -67,6 +68,7 @@ class Classifier(nn.Module):
         self.settings = settings
         self.labels = labels
         self.half_precision = False
+        self.by_record = NARROW  # see products.py; `settle_rows` finds what this machine needs
         self.tokenizer = load_tokenizer(settings)
         whole, self.notes = load_base(settings, labels)
         check_vocabulary(self.tokenizer, whole.get_input_embeddings().num_embeddings)
@@ -109,7 +111,7 @@ class Classifier(nn.Module):
         lower = self._lower[0]
         if lower is None:
             return tokens
-        with self._precision():
+        with ByRecord(self.by_record), self._precision():
             states = lower(**self._token_arguments(tokens)).last_hidden_state.float()
         if self.pooled:
             return Batch(_mean(states, tokens.mask), None)
@@ -117,6 +119,10 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits (B, labels) in float32 from what `freeze_through` gives."""
+        with ByRecord(self.by_record):
+            return self._logits(batch)
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
         body = _body(self.hf)
         if batch.mask is None:
             return body.classifier(batch.values)

@@ -122,8 +122,8 @@ def batch_rows(size: int, width: int = 1, most_tokens: int | None = None) -> int
     """Rows of a batch for a wish of `size`: the next power of two, 2 at least.
 
     Matrix products compute the rows behind the last multiple of some block by another kernel, with
-    other last bits: on two threads of an x86 rows 8 and 9 of 10. With a power of two there are
-    none, on any machine that was tried; `check_rows` finds out on this one. With `most_tokens` no
+    other last bits: on two threads of an x86 rows 8 and 9 of 10. With a power of two there are few
+    such kernels left; `settle_rows` finds out on this machine. With `most_tokens` no
     more rows than hold so many tokens.
     """
     rows = max(2, 1 << (size - 1).bit_length())
@@ -242,7 +242,7 @@ def _key(classifier: Classifier, texts: Sequence[str]) -> str:
     digest = hashlib.sha256(
         f"{base_hash(settings.base, settings.keep_layers)} {classifier.cut} "
         f"{classifier.pooled} {settings.max_length} {classifier.device.type} "
-        f"{classifier.half_precision}".encode()
+        f"{classifier.half_precision} {classifier.by_record} {torch.get_num_threads()}".encode()
     )
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())

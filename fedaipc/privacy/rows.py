@@ -5,7 +5,8 @@ row other last bits by its place in the batch, then removing one record changes 
 those behind it, and hostile weights can blow last bits up to many times the bound. Libraries do
 that: they compute the rows behind the last whole block, or the values at the end of a thread's
 share, by another kernel. Which rows follows from shapes, threads and machine and not from values,
-so it is found out with public values before any record is touched.
+so it is found out with public values before any record is touched, and where rows differ, records
+are multiplied each by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from fedaipc.errors import ModelError
 from fedaipc.model.classifier import write_vector
 from fedaipc.model.inputs import FREEZE_BATCH, Inputs, batch_rows
+from fedaipc.model.products import ALL, NARROW, NONE, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +28,42 @@ if TYPE_CHECKING:
     from fedaipc.privacy.bookkeeping import BookKeepingModule
 
 _SPREAD = 0.05  # of the public random weights
+_CHOICES = (NARROW, ALL, NONE)  # in this order; the first costs nothing
+
+
+class RowsDifferError(ModelError):
+    """A machine computes a record by its place in the batch."""
+
+
+def settle_rows(
+    classifier: Classifier,
+    module: BookKeepingModule,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    micro_batch: int,
+    most_tokens: int | None,
+    *,
+    cached: bool,
+) -> None:
+    """Let the classifier multiply in the first way under which `check_rows` passes.
+
+    Raises RowsDifferError where it passes under none.
+    """
+    first: RowsDifferError | None = None
+    for by_record in _CHOICES:
+        classifier.by_record = by_record
+        try:
+            check_rows(classifier, module, loss, micro_batch, most_tokens, cached=cached)
+        except RowsDifferError as error:
+            first = first or error
+        else:
+            return
+    classifier.by_record = _CHOICES[0]
+    tried = ", ".join(map(in_words, _CHOICES))
+    raise RowsDifferError(
+        f"{first}; tried on {classifier.device} with {torch.get_num_threads()} threads and "
+        f"micro-batches of {batch_rows(micro_batch)}, each record multiplied by itself {tried}: "
+        "none gives all rows the same bits, so this machine cannot train privately"
+    )
 
 
 def check_rows(
@@ -41,7 +79,7 @@ def check_rows(
 
     Inputs and output gradients of every trained layer, the norms and, with `cached`, the frozen
     states must be equal in all rows to the last bit. `loss` makes a number of the logits. Sets the
-    trained parameters to random values. Raises ModelError where rows differ.
+    trained parameters to random values. Raises RowsDifferError where rows differ.
     """
     random = np.random.default_rng()  # public values; nothing hangs on which
     size = classifier.layout.size
@@ -92,10 +130,9 @@ def _compare(name: str, values: torch.Tensor) -> None:
     """All rows but the last, which is always padding."""
     rows = values[:-1]
     if len(values) > 1 and not torch.equal(rows, rows[:1].expand_as(rows)):
-        raise ModelError(
+        raise RowsDifferError(
             f"{name}: this machine computes a record by its place in the batch, so that one record "
-            "would move the others' contributions; set speed.micro_batch to 16, or speed.threads "
-            "to another number"
+            "would move the others' contributions"
         )
 
 

@@ -23,7 +23,7 @@ from fedaipc.model.device import has_fused_steps
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.randomness import SecureRandom
-from fedaipc.privacy.rows import check_rows
+from fedaipc.privacy.rows import settle_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,13 +97,13 @@ def rehearse(
     training: TrainingSettings,
     micro_batch: int,
 ) -> None:
-    """Check the rows of batches, then train a step on `longest`, the longest text there can be.
+    """Settle how batches are multiplied, then train a step on `longest`, the longest text there is.
 
     Memory must run out here or not at all: where it ran out for the length of one record, that
-    record would take the contributions of all others with it. Raises ModelError (`check_rows`).
+    record would take the contributions of all others with it. Raises ModelError (`settle_rows`).
     """
     with _book_keeping(classifier, plan) as module:
-        check_rows(
+        settle_rows(
             classifier,
             module,
             lambda logits: cross_entropy(

@@ -1116,7 +1116,7 @@ def test_a_pc_without_the_memory_for_a_batch_says_so_before_it_looks_at_its_data
     def fail(*_: Any, **__: Any) -> None:
         raise error("not enough memory")
 
-    monkeypatch.setattr(module, "_rehearsed", set())
+    monkeypatch.setattr(module, "_rehearsed", {})
     with monkeypatch.context() as patch:
         patch.setattr(training, "cross_entropy", fail)
         assert refused(ask())

@@ -7,7 +7,11 @@ times the clip bound, on two threads of an x86.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -15,11 +19,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel
 
 from fedaipc.config import TrainingSettings
 from fedaipc.errors import ModelError
 from fedaipc.model import inputs as inputs_module
+from fedaipc.model import products
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.model.load import quiet
@@ -31,8 +37,7 @@ from tests.model.tiny import LABELS, WORDS, _word_piece, settings, shared_folder
 from tests.privacy.test_rows import Everything, Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 CLIP, COUNT, WIDTH = 0.05, 36, 128
 PLAN = PrivacyPlan(
@@ -51,8 +56,6 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @cache
 def wide() -> tuple[Classifier, np.ndarray]:
     """Wide enough for the kernels that real models meet."""
-    from pathlib import Path
-
     folder = Path(mkdtemp(prefix="wide-"))
     config = BertConfig(
         vocab_size=50, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2,
@@ -128,6 +131,8 @@ def test_with_one_row_more_than_the_micro_batch_it_would(monkeypatch: pytest.Mon
     if not has_edges():
         pytest.skip("no such kernels on this machine with so many threads")
     monkeypatch.setattr(inputs_module, "batch_rows", one_row_more)
+    check_removal(9)  # a narrow head is safe even so
+    monkeypatch.setattr(wide()[0], "by_record", products.NONE)
     with pytest.raises(AssertionError):
         check_removal(9)
 
@@ -182,8 +187,113 @@ def test_the_guard_refuses_a_machine_that_tells_rows_apart(
         return LastBit.apply(real(self, values), 5, backwards)
 
     monkeypatch.setattr(torch.nn.Linear, "forward", forward)
-    with pytest.raises(ModelError, match=r"by its place in the batch.*speed\.micro_batch to 16"):
+    with pytest.raises(ModelError, match=r"by its place in the batch.*tried on cpu with"):
         rehearse(method, 8, cached=True)
+
+
+class Kernels(TorchDispatchMode):
+    """A processor whose kernels give the rows behind the half other last bits in some products.
+
+    As MKL has for SSE4.2 where a product has few columns, and on Intel for AVX2.
+    """
+
+    def __init__(self, faulty: Callable[[str, int], bool]) -> None:
+        super().__init__()
+        self._faulty = faulty
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in {"mm", "addmm", "bmm", "baddbmm"} and self._faulty(name, found.shape[-1]):
+            found = found.clone()
+            half = len(found) // 2
+            found[half:] = torch.nextafter(found[half:], torch.tensor(torch.inf))
+        return found
+
+
+def _few_columns(name: str, columns: int) -> bool:
+    return name in {"mm", "addmm"} and columns < 16
+
+
+def _many_columns(name: str, columns: int) -> bool:
+    return name in {"mm", "addmm"} and columns >= products.NARROW
+
+
+def _products_of_records(name: str, columns: int) -> bool:
+    return name == "baddbmm" and columns < 16
+
+
+@pytest.mark.parametrize(
+    ("faulty", "settled"),
+    [
+        (_few_columns, products.NARROW),
+        (_many_columns, products.ALL),
+        (_products_of_records, products.NONE),
+    ],
+)
+def test_a_machine_whose_kernels_tell_rows_apart_multiplies_otherwise_and_trains(
+    faulty: Callable[[str, int], bool], settled: int
+) -> None:
+    classifier, start = wide()
+    with Kernels(faulty):
+        training.rehearse(
+            classifier, longest_input(classifier, cached=True), start,
+            plan=PLAN, training=TrainingSettings(learning_rate=1.0), micro_batch=16,
+        )  # fmt: skip
+    assert classifier.by_record == settled
+    classifier.by_record = products.NARROW
+
+
+def test_where_nothing_helps_the_message_names_what_was_tried() -> None:
+    classifier, start = wide()
+    with (
+        Kernels(lambda _name, columns: columns < 16),
+        pytest.raises(ModelError, match=r"in narrow layers, in all layers, in no layer: none") as e,
+    ):
+        training.rehearse(
+            classifier, longest_input(classifier, cached=True), start,
+            plan=PLAN, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
+        )  # fmt: skip
+    assert "micro-batches of 16" in str(e.value)
+    assert classifier.by_record == products.NARROW
+
+
+@pytest.mark.parametrize("below", [products.NARROW, products.ALL])
+def test_a_product_by_record_is_the_product(below: int) -> None:
+    """And gives its input the same gradient; where a weight's is wanted, it stays one product."""
+    rng = torch.Generator().manual_seed(3)
+    for shape in ((4, 5, 12), (4, 12)):
+        for bias in (None, torch.randn(100, generator=rng, dtype=torch.float64)):
+            values = torch.randn(shape, generator=rng, dtype=torch.float64, requires_grad=True)
+            weight = torch.randn(100, 12, generator=rng, dtype=torch.float64)
+            plain = torch.nn.functional.linear(values, weight, bias)
+            with products.ByRecord(below):
+                found = torch.nn.functional.linear(values, weight, bias)
+            torch.testing.assert_close(found, plain)
+            (wanted,) = torch.autograd.grad(plain.square().sum(), values)
+            (given,) = torch.autograd.grad(found.square().sum(), values)
+            torch.testing.assert_close(given, wanted)
+            with products.ByRecord(below):
+                whole = torch.nn.functional.linear(values, weight.requires_grad_(), bias)
+            assert "Bmm" not in type(whole.grad_fn.next_functions[0][0]).__name__
+            assert torch.equal(whole, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cap", ["MKL_ENABLE_INSTRUCTIONS=SSE4_2", "ATEN_CPU_CAPABILITY=default"])
+def test_a_processor_without_avx_trains(cap: str) -> None:
+    """In a process of its own, which is told so: Intel's processors heed the first."""
+    name, _, value = cap.partition("=")
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from tests.privacy.test_edges import rehearse\n"
+        "for method in ('head', 'bitfit', 'lora', 'full'): rehearse(method, cached=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, name: value}, check=False,
+        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_guard_looks_at_frozen_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +313,7 @@ def test_the_guard_finds_the_rows_that_the_attack_uses(monkeypatch: pytest.Monke
         pytest.skip("no such kernels on this machine with so many threads")
     for module in (inputs_module, rows):
         monkeypatch.setattr(module, "batch_rows", one_row_more)
+    monkeypatch.setattr(rows, "_CHOICES", (products.NONE,))
     classifier = wide()[0]
     with pytest.raises(ModelError, match="by its place"):
         training.rehearse(
