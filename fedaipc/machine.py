@@ -29,7 +29,10 @@ _INSTRUCTIONS = (
     "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "avx_vnni",
     "asimd", "bf16", "sve", "sme",
 )  # fmt: skip
-_LIBRARIES = ("torch", "numpy", "opacus", "transformers", "peft", "flwr")
+_LIBRARIES = (
+    "torch", "numpy", "opacus", "transformers", "peft", "flwr", "cryptography", "dp-accounting",
+    "scipy",
+)  # fmt: skip
 
 
 def memory_total() -> int:

@@ -190,6 +190,7 @@ def costs() -> str:
         for name in ("sealing", "sealed_round", "sealed_demo", "ring")
     )
     seconds, kib = masks["seconds"], 1 / 1024
+    cores = masks.get("machine", masks)["cores"]  # files written before name no machine
     lines = [
         (
             f"The 20-PC demo takes {demo_['median_ratio'] - 1:.1%} longer than in the open "
@@ -201,7 +202,7 @@ def costs() -> str:
             f"{seconds['masks, one thread']:.3f} s on one thread, {masks['share_of_limit']:.0%} of "
             "what AES-256-CTR and the additions allow, and "
             f"{seconds['masks, two threads']:.3f} s on two. Rounded and packed as well, on "
-            f"{masks['cores']} cores: {seconds['ours, rounded, masked and packed']:.3f} s, against "
+            f"{cores} cores: {seconds['ours, rounded, masked and packed']:.3f} s, against "
             f"{seconds['Flower SecAgg+, the same']:.3f} s of Flower's SecAgg+, "
             f"{masks['speedup_over_flower']:.1f} times as fast in "
             f"{masks['bytes_over_flower']:.2f} of the bytes."
@@ -296,6 +297,8 @@ def clipping() -> str:
     torch_compile = found["compiled"]
     lines += [
         "",
+        taken_on(found),
+        "",
         f"Noise for {values / 1e6:.1f} million values. {noise}.",
         "",
         f"Book-keeping with `privacy.exact_sums`, against an ordinary pass in float32: {exact}.",
@@ -306,6 +309,17 @@ def clipping() -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def taken_on(found: dict[str, Any]) -> str:
+    """On which machine a result was measured, where its file says so."""
+    machine = found.get("machine")
+    if machine is None:
+        return "The processor these figures were taken on was not recorded."
+    return (
+        f"Taken on {machine['cores']} cores of {machine['processor']} "
+        f"({', '.join(machine['instructions'])}), PyTorch {machine['libraries']['torch']}."
+    )
 
 
 def fleet() -> str:

@@ -169,3 +169,15 @@ def test_linux_tells_the_processors_name_and_instructions(
     info.write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")  # ARM names no model
     assert machine.processor()
     assert machine.instructions() == ("asimd", "bf16")
+
+
+def test_every_benchmark_names_its_machine() -> None:
+    folder = Path(__file__).parents[1] / "scripts" / "bench"
+    writers = [
+        path
+        for path in folder.glob("*.py")
+        if "RESULT.write_text(" in (text := path.read_text("utf-8")) or "out.write_text(" in text
+    ]
+    assert len(writers) == 8
+    unnamed = [p.name for p in writers if "facts()" not in p.read_text("utf-8")]
+    assert unnamed == []

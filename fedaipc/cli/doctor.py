@@ -161,6 +161,12 @@ def _show_speeds(console: Console, speeds: list[Speed]) -> None:
         f"--set speed.micro_batch={best.micro_batch}",
         markup=False,
     )
+    console.print("private training: possible, every row of a batch gets the same bits")
+    if not any(speed.precision == "bfloat16" for speed in speeds):
+        console.print(
+            "bfloat16 was not measured: this processor has no instructions for it, so that it "
+            "would be slower; speed.precision=bfloat16 measures it all the same"
+        )
     if (ratio := _speed_up(speeds)) is not None:
         console.print(f"R = t_CPU / t_GPU = {ratio:.1f}")
 

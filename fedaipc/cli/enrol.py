@@ -69,12 +69,18 @@ def enroll(
         letter = Invite.read(_text(invite))
         say(f"federation {letter.federation} at {letter.address}")
         say(f"its fingerprint {letter.fingerprint}: compare it with what you were told")
+        rehearsed = _rehearse(base or letter.base, letter.labels)
         found = enrol_pc(
             folder, letter, name=name, source=data, text_column=text, label_column=label,
             encoding=encoding, quoting=quoting, header=not no_header,
             skip_unusable=skip_unusable, base=base, lifetime_epsilon=epsilon,
         )  # fmt: skip
     _show(found, folder)
+    if not (again or rehearsed):
+        say(
+            "the base model is not on this PC yet: once it is, `fedaipc doctor --folder "
+            f"{folder}` says whether this PC can train privately"
+        )
     if out is None:
         say("", "send this request to the federation:", "")
         say(*found.letter.splitlines())
@@ -143,6 +149,14 @@ def _text(invite: str) -> str:
     if len(invite) < _SHORTEST_LETTER and not invite.startswith("fedaipc-"):
         raise AdmissionError(f"{invite}: no such file; give the invite's file, or its text")
     return invite
+
+
+def _rehearse(base: str, labels: tuple[str, ...]) -> bool:
+    """Find out now, and not in a round that is charged, whether this PC can train privately."""
+    from fedaipc.config import SpeedSettings
+    from fedaipc.doctor.rehearsal import rehearse_base
+
+    return rehearse_base(base, labels, SpeedSettings())
 
 
 def _show(found: Enrolled, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 machine.py   processor, memory, accelerators; power where the system tells
 probe.py     texts per second, ordinary and private; threads and micro-batch by measurement
+rehearsal.py whether private training is possible here at all
 saved.py     what was found out, for later jobs on this PC
 forecast.py  minutes, bytes, watt-hours and money of a job; the price table
 """

@@ -17,10 +17,10 @@ from fedaipc.doctor.machine import features
 from fedaipc.machine import cpus, memory_available
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import Device, choose_device
-from fedaipc.model.inputs import make_inputs
+from fedaipc.model.inputs import longest_input, make_inputs
 from fedaipc.privacy.plan import make_plan
 from fedaipc.privacy.randomness import SecureRandom
-from fedaipc.privacy.training import train_round, usual_micro_batch
+from fedaipc.privacy.training import rehearse, train_round, usual_micro_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +60,8 @@ def probe(
     """Measure `texts`, a sample of the job's, on every device here; the best for the job is first.
 
     Threads and micro-batch are found by measuring: the fewest and the smallest that are within 3 %
-    of the best. The micro-batch never changes the logical batch. Raises ModelError.
+    of the best. The micro-batch never changes the logical batch. Raises ModelError,
+    also where the machine cannot train privately at all.
     """
     labels = settings.data.labels or ("no", "yes")
     classifier = Classifier(settings.model, labels)
@@ -108,12 +109,15 @@ def _measure(
     with tempfile.TemporaryDirectory() as folder:
         inputs = make_inputs(classifier, texts, Path(folder))  # warms up, too
 
-        def rate(micro_batch: int, *, private: bool) -> float:
-            plan = replace(
+        def planned(*, private: bool) -> PrivacyPlan:
+            return replace(
                 step,
                 mode="local" if private else "none",
                 noise_multiplier=(step.noise_multiplier or 1.0) if private else None,
             )
+
+        def rate(micro_batch: int, *, private: bool) -> float:
+            plan = planned(private=private)
             return statistics.median(
                 _one(settings, plan, classifier, inputs, start, micro_batch) for _ in range(_PROBES)
             )
@@ -131,6 +135,10 @@ def _measure(
         size = usual
         if not settings.speed.micro_batch and not classifier.pooled:
             size = _micro_batch(lambda size: rate(size, private=True))
+        rehearse(  # as before a round: shapes and threads decide how rows are computed
+            classifier, longest_input(classifier, cached=settings.speed.cache_frozen), start,
+            plan=planned(private=True), training=settings.training, micro_batch=size,
+        )  # fmt: skip
         return Speed(
             device=str(device.torch),
             precision=device.dtype,

@@ -14,10 +14,10 @@ import math
 import random
 import statistics
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedaipc.machine import facts
 from fedaipc.privacy.accountant import Mechanism, epsilon_pld, epsilon_prv, epsilon_rdp
 
 RESULT = Path(__file__).resolve().parent / "results" / "accountants.json"
@@ -65,7 +65,7 @@ def main() -> None:
         "beyond_tolerance": beyond,
         "rdp_below": below,
         "tolerance": {"relative": RELATIVE, "absolute": ABSOLUTE},
-        "versions": {name: version(name) for name in ("opacus", "dp-accounting", "scipy")},
+        "machine": facts(),
         "rows": rows,
     }
     RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -20,7 +20,6 @@ import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from torch.nn.functional import cross_entropy
 
 from fedaipc.config import ModelSettings, SpeedSettings
 from fedaipc.coordinator.server_app import peak_memory
+from fedaipc.machine import facts
 from fedaipc.model.classifier import Batch, Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.privacy.bookkeeping import BookKeepingModule
@@ -385,7 +385,7 @@ def main() -> None:
     report |= {name: parts[name]() for name in arguments.parts or PARTS}
     report |= {
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "opacus", "transformers")},
+        "machine": facts(),
     }
     if not arguments.quick:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import signal
 import statistics
@@ -31,7 +30,6 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,6 +43,7 @@ from stock_flower import running, stock_exchanges  # noqa: E402
 
 from fedaipc.config import load_owner, load_settings, to_toml  # noqa: E402
 from fedaipc.files import write_text  # noqa: E402
+from fedaipc.machine import facts  # noqa: E402
 from fedaipc.results import Results  # noqa: E402
 
 if TYPE_CHECKING:
@@ -376,8 +375,7 @@ def main() -> None:
             for pcs in chosen.pcs:
                 report["full"].append(full(Fleet(_made(Path(folder) / f"full-{pcs}"), pcs)))
                 print(json.dumps(report["full"][-1], indent=2), flush=True)
-    report["versions"] = {name: version(name) for name in ("flwr", "torch", "cryptography")}
-    report["cores"] = os.cpu_count()
+    report["machine"] = facts()
     if set(chosen.parts) == set(PARTS) or RESULT.is_file():
         RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     sys.exit(1 if set(chosen.parts) == set(PARTS) and missed(report) else 0)

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from fedaipc.machine import facts
 
 HERE = Path(__file__).resolve().parent
 HEAD = HERE.parent.parent / "simulations" / "no-warm-up.toml"
@@ -50,7 +51,7 @@ def main() -> None:
     found = {job: compared(job) for job in arguments.jobs or JOBS}
     report = {
         "allowed_ratio": ALLOWED,
-        "versions": {name: version(name) for name in ("torch", "opacus", "transformers", "flwr")},
+        "machine": facts(),
         "jobs": found,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

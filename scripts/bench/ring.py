@@ -19,6 +19,7 @@ import numpy as np
 from fedaipc.config import load_settings
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.federation.job import Job
+from fedaipc.machine import facts
 from fedaipc.sealing.encoding import Encoding
 from fedaipc.simulation.simulation import prepare, simulate
 
@@ -57,7 +58,9 @@ def main() -> None:
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-    RESULT.write_text(json.dumps({"rings": rows}, indent=2) + "\n", encoding="utf-8")
+    RESULT.write_text(
+        json.dumps({"rings": rows, "machine": facts()}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from fedaipc.machine import facts
+
 HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent.parent / "simulations" / "demo.toml"
 RESULT = HERE / "results" / "sealed_demo.json"
@@ -41,6 +43,7 @@ def main() -> None:
         "ratios": [round(ratio, 4) for ratio in ratios],
         "median_ratio": round(statistics.median(ratios), 4),
         "allowed": ALLOWED,
+        "machine": facts(),
     }
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))

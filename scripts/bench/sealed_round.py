@@ -21,7 +21,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ import psutil
 from fedaipc.coordinator.sums import SealedSum
 from fedaipc.errors import SealingError
 from fedaipc.federation.messages import AGREE, MemberRequest, encode_answer
+from fedaipc.machine import facts
 from fedaipc.sealing.committee import Proposal, Unmask, agree, release
 from fedaipc.sealing.dealing import Head, Keys, deal
 from fedaipc.sealing.keys import ExchangeKey, SigningKey
@@ -231,7 +231,7 @@ def main() -> None:
         "rounds": rounds,
         "memory_growth_bytes": memory[-1] - memory[1],
         "allowed_growth_bytes": ALLOWED_GROWTH,
-        "versions": {name: version(name) for name in ("cryptography", "numpy", "flwr")},
+        "machine": facts(),
     }
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     sys.exit(0 if report["memory_growth_bytes"] <= ALLOWED_GROWTH else 1)

@@ -16,7 +16,6 @@ import json
 import os
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,7 @@ from flwr.common.secure_aggregation.ndarrays_arithmetic import (
 from flwr.common.secure_aggregation.quantization import quantize
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
+from fedaipc.machine import facts
 from fedaipc.sealing.encoding import Encoding
 from fedaipc.sealing.masks import add_masks
 
@@ -85,8 +85,7 @@ def main() -> None:
         "two_threads_over_one": round(threads, 2),
         "speedup_over_flower": round(speedup, 1),
         "bytes_over_flower": round(bytes_ratio, 4),
-        "cores": os.cpu_count(),
-        "versions": {name: version(name) for name in ("cryptography", "numpy", "flwr")},
+        "machine": facts(),
     }
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))

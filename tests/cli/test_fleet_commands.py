@@ -18,6 +18,8 @@ from fedaipc.federation.server_folder import Nodes, server_until
 from fedaipc.pc.pc import serving
 from fedaipc.pc.sent import note
 from tests.cli.test_commands import refused
+from tests.model.tiny import make_folder
+from tests.privacy.test_edges import Kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +45,30 @@ def texts() -> str:
     rows = [f"text {n},{('no', 'yes')[n % 2]}" for n in range(40)]
     Path("mine.csv").write_text("text,label\n" + "\n".join(rows))
     return "mine.csv"
+
+
+def test_a_machine_that_cannot_train_privately_is_not_enrolled(
+    fedaipc: Callable[..., Ran], invite: str, texts: str, tmp_path: Path
+) -> None:
+    """Found out here, and not in a round for which all others have paid."""
+    from fedaipc.doctor.rehearsal import rehearse_base
+
+    base = str(make_folder(tmp_path / "base", "bert"))
+    enroll = ("enroll", invite, "--data", texts, "--name", "pc", "--base", base, "--out", "r")
+    rehearse_base.cache_clear()
+    with Kernels(lambda _name, columns: columns < 16):
+        assert "so this machine cannot train privately" in refused(fedaipc(*enroll), 5)
+    assert not Path("fedaipc-pc").exists()
+    ran = fedaipc(*enroll)
+    assert (ran.code, "not on this PC yet" in ran.out) == (0, False)
+
+
+def test_where_the_base_is_missing_enrolment_says_how_to_find_out(
+    fedaipc: Callable[..., Ran], invite: str, texts: str
+) -> None:
+    ran = fedaipc("enroll", invite, "--data", texts, "--name", "pc", "--base", "later")
+    assert ran.code == 0
+    assert "`fedaipc doctor --folder fedaipc-pc` says whether this PC can train" in ran.out
 
 
 def test_from_a_federation_to_a_member(
