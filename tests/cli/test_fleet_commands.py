@@ -57,7 +57,10 @@ def test_a_machine_that_cannot_train_privately_is_not_enrolled(
     enroll = ("enroll", invite, "--data", texts, "--name", "pc", "--base", base, "--out", "r")
     rehearse_base.cache_clear()
     with Kernels(lambda _name, columns: columns < 16):
-        assert "so this machine cannot train privately" in refused(fedaipc(*enroll), 5)
+        ran = fedaipc(*enroll)
+    assert ran.code == 5
+    assert ran.err.endswith("so this machine cannot train privately\n")
+    assert len(ran.err.splitlines()) == 1
     assert not Path("fedaipc-pc").exists()
     ran = fedaipc(*enroll)
     assert (ran.code, "not on this PC yet" in ran.out) == (0, False)
