@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": _GROUND,
     "model": _GROUND | {"results", "data"},
     "privacy": _GROUND | {"results", "data", "model"},
-    "sealing": {"errors", "machine"},
+    "sealing": {"errors"},
     "doctor": _LEARNING | {"sealing"},
     "federation": _LEARNING | {"sealing"},
     "pc": _LEARNING | {"sealing", "federation"},

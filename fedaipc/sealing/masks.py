@@ -6,13 +6,12 @@ A key is used for one stream in one round and never again, so the counter starts
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-from fedaipc.machine import cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +46,7 @@ def in_parts(size: int, chunk: int, work: Callable[[int, int], None], threads: i
 
     Starts are multiples of `chunk`. AES and numpy's loops let other threads run.
     """
-    workers = threads or cpus()
+    workers = threads or _cpus()
     if workers == 1 or size <= 4 * chunk:
         work(0, size)
         return
@@ -78,3 +77,7 @@ def _add(
         for sign, encryptor in streams:
             encryptor.update_into(zeros[:size] if size < longest else zeros, stream)
             sign(part, words[: len(part)], out=part)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
