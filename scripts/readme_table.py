@@ -39,11 +39,13 @@ def main() -> None:
             "fleet": fleet_line,
             "budget": budget_line,
             "audit": audit_line,
+            "defaults": defaults_line,
         },
         "docs/lab.md": {"budget": budget, "audit": audit, "broken": broken_builds},
         "docs/sealing.md": {"sealing": costs},
         "docs/speed.md": {"clipping": clipping},
         "docs/operator.md": {"fleet": fleet},
+        "docs/recipe.md": {"defaults": defaults},
         "docs/privacy.md": {"accountants": accountants},
     }
     for name, found in parts.items():
@@ -372,6 +374,51 @@ def fleet_line() -> str:
         f"{full[-1]['pcs']} PCs cost the server the memory of {most:.1f} vectors at most."
     )
     return textwrap.fill(text, 100)
+
+
+def defaults() -> str:
+    """What the defaults reach, as measured by simulations/defaults.py."""
+    names = max((list(one["recipes"]) for one in _defaults()), key=len)
+    rows = [f"| task | commonest label | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for one in _defaults():
+        majority = one["recipes"][names[0]]["runs"][0]["majority"]
+        cells = " | ".join(_default(one["recipes"].get(name)) for name in names)
+        rows.append(f"| {one['what']} | {majority:.3f} | {cells} |")
+    machine = _defaults()[0]["machine"]
+    where = (
+        f"On {machine['processor']} ({machine['instruction_sets']}), {machine['cores']} cores, "
+        f"torch {machine['torch']}. In brackets: the noise ratio (below)."
+    )
+    return "\n".join([*rows, "", where])
+
+
+def defaults_line() -> str:
+    """The same in a sentence or two."""
+    reached = "; ".join(
+        f"{one['what']}: {one['recipes']['epsilon 8']['test_accuracy_mean']:.2f} "
+        f"({one['recipes']['epsilon 8']['runs'][0]['majority']:.2f})"
+        for one in _defaults()
+    )
+    text = (
+        "Test accuracy of the defaults at epsilon 8 (in brackets: always the commonest label), by "
+        f"simulations/defaults.py: {reached}."
+    )
+    return textwrap.fill(text, 100)
+
+
+def _defaults() -> list[dict[str, Any]]:
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((RESULTS / "defaults").glob("*.json"))
+    ]
+
+
+def _default(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return "-"
+    ratio = one["runs"][0]["noise_ratio"]
+    shown = f" ({ratio:.2f})" if ratio else ""
+    return f"{one['test_accuracy_mean']:.3f} ± {one['test_accuracy_deviation']:.3f}{shown}"
 
 
 def accountants() -> str:

@@ -18,8 +18,11 @@ from fedaipc.config import (
     Section,
     Settings,
     describe_fields,
+    for_labels,
     load_owner,
     load_settings,
+    recipe_text,
+    rounds_warning,
     settings_from,
     to_toml,
 )
@@ -283,6 +286,62 @@ def test_epsilon_8_is_the_default_only_where_nothing_else_was_said_of_noise() ->
     assert load_settings(overrides=["privacy.clip=2"]).privacy.epsilon == 8.0
     assert load_settings(overrides=["privacy.noise_multiplier=1"]).privacy.epsilon is None
     assert load_settings(overrides=["privacy.mode=none"]).privacy.epsilon is None
+
+
+def test_the_default_trains_a_head_on_all_records_with_fedadam() -> None:
+    settings = load_settings()
+    federation = settings.federation
+    assert (settings.model.method, settings.model.pooling) == ("head", "mean")
+    assert (federation.server_optimizer, federation.server_learning_rate) == ("fedadam", 0.05)
+    assert (settings.privacy.sampling_rate, settings.training.local_steps) == (1.0, 1)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "lora", "last-k", "full"])
+def test_beyond_a_head_a_step_samples_unless_a_rate_is_given(method: str) -> None:
+    settings = load_settings(overrides=[f"model.method={method}"])
+    privacy, federation = settings.privacy, settings.federation
+    assert (privacy.sampling_rate, privacy.epsilon) == (0.1, 8.0)
+    assert (federation.server_optimizer, federation.server_learning_rate) == ("fedavg", 1.0)
+    given = ["privacy.sampling_rate=0.5", f"model.method={method}", "privacy.noise_multiplier=2"]
+    privacy = load_settings(overrides=given).privacy
+    assert (privacy.sampling_rate, privacy.epsilon) == (0.5, None)
+
+
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm"])
+def test_a_plain_average_is_taken_whole_unless_a_rate_is_given(optimizer: str) -> None:
+    chosen = f"federation.server_optimizer={optimizer}"
+    assert load_settings(overrides=[chosen]).federation.server_learning_rate == 1.0
+    given = load_settings(overrides=[chosen, "federation.server_learning_rate=0.3"])
+    assert given.federation.server_learning_rate == 0.3
+
+
+@pytest.mark.parametrize(("labels", "rounds"), [(2, 30), (10, 30), (11, 60), (150, 60)])
+def test_many_labels_take_more_rounds_unless_their_number_is_given(
+    labels: int, rounds: int
+) -> None:
+    assert for_labels(load_settings(), range(labels)).federation.rounds == rounds
+    given = load_settings(overrides=["federation.rounds=30"])
+    assert for_labels(given, range(labels)).federation.rounds == 30
+    few = load_settings(overrides=["federation.rounds=3"])
+    said = rounds_warning(few, range(labels))
+    assert said is not None
+    assert f"rounds = 3 is few: {rounds} are usual for {labels} labels" in said
+    assert rounds_warning(for_labels(load_settings(), range(labels)), range(labels)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "head on mean-pooled states, 30 rounds of 1 step on all records, sgd at 1, clip 1"),
+        (["federation.server_optimizer=fedavg"], "fedavg at 1"),
+        (["model.method=lora", "training.local_steps=2"], "2 steps on 0.1 of the records"),
+        (["privacy.mode=none"], "no clip"),
+    ],
+)  # fmt: skip
+def test_a_recipe_is_one_line(given: list[str], said: str) -> None:
+    text = recipe_text(load_settings(overrides=given))
+    assert said in text
+    assert "\n" not in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedaipc.config import for_labels
 from fedaipc.data.prepare import prepare_held_back
 from fedaipc.errors import AdmissionError
 from fedaipc.federation.job import Job, SignedJob, make_job
@@ -42,8 +43,9 @@ def sign_job(
     if not members:
         raise AdmissionError("the federation has no members yet: admit PCs first")
     settings = _for_members(settings, len(members))
-    check_sealing(settings)
     held_back = prepare_held_back(settings.data)
+    settings = for_labels(settings, held_back.labels)
+    check_sealing(settings)
     before = check_model(settings, held_back)
     settings, warm_up = warm_base(settings, held_back, on_warm_up)
     classifier = before if warm_up is None else Classifier(settings.model, held_back.labels)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
 from fedaipc.cli.output import make_console, say
-from fedaipc.config import Settings, describe_fields, load_settings, to_toml
+from fedaipc.config import (
+    Settings,
+    describe_fields,
+    for_labels,
+    load_settings,
+    reasons,
+    recipe_text,
+    rounds_warning,
+    to_toml,
+)
+
+if TYPE_CHECKING:
+    from fedaipc.data.prepare import HeldBack
+    from fedaipc.model.classifier import Classifier
 
 app = typer.Typer(help="Show or check a configuration.", no_args_is_help=True)
 ConfigFile = Annotated[
@@ -34,6 +47,7 @@ def show(
     """
     settings = load_settings(config, overrides or ())
     if not keys:
+        say(*(f"# {line}" for line in reasons(settings)), "")
         say(*to_toml(settings).rstrip("\n").split("\n"))
         return
     table = Table(Column("key", no_wrap=True), "allowed", "meaning", box=None)
@@ -58,17 +72,21 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         filter_order,
         make_plan,
         planned_epsilon,
+        size_class,
     )
+    from fedaipc.privacy.signal import noise_warning
     from fedaipc.report.words import NOT_SEALED
 
     settings = load_settings(config, overrides or ())
+    data, classifier = _opened(settings)
+    settings = for_labels(settings, data.labels)
     bounds = check_sealing(settings)
-    lines = _model_lines(settings)
     plan = make_plan(settings)
     rounds = settings.federation.rounds
-    say("the configuration is valid")
-    for line in lines:
-        say(line)
+    say("the configuration is valid", f"recipe: {recipe_text(settings)}")
+    if warning := rounds_warning(settings, data.labels):
+        say(warning)
+    say(*_fit_lines(data, classifier))
     if settings.sealing.mode == "none":
         say(f"{NOT_SEALED} (simulate asks for --insecure-plain-updates)")
     else:
@@ -94,15 +112,24 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
             f"PCs will decline after {covered} of {rounds} rounds: privacy.lifetime_epsilon is "
             f"{lifetime:g}"
         )
+    parts = getattr(data, "parts", ())
+    if parts and (
+        warning := noise_warning(
+            plan,
+            settings,
+            classifier.layout.size,
+            len(data.labels),
+            [size_class(len(part)) for part in parts],
+        )
+    ):
+        say(warning)
 
 
-def _model_lines(settings: Settings) -> list[str]:
-    """What the model makes of the texts. Raises DataError, AssetError or ModelError."""
+def _opened(settings: Settings) -> tuple[HeldBack, Classifier]:
+    """The data and the job's model. Raises DataError, AssetError or ModelError."""
     from fedaipc.data.prepare import prepare_held_back, prepare_simulation
     from fedaipc.model.base import with_whole_base
-    from fedaipc.model.fit import measure_fit
     from fedaipc.model.warm_up import check_model
-    from fedaipc.report.words import fit_text, fit_warnings
 
     settings = settings.model_copy(update={"model": with_whole_base(settings.model)})
     data = settings.data
@@ -110,10 +137,17 @@ def _model_lines(settings: Settings) -> list[str]:
     held_back = (
         prepare_simulation(data, settings.federation.pcs) if given else prepare_held_back(data)
     )
-    classifier = check_model(settings, held_back)
-    sets = {"training": getattr(held_back, "train", None), "validation": held_back.validation}
+    return held_back, check_model(settings, held_back)
+
+
+def _fit_lines(data: HeldBack, classifier: Classifier) -> list[str]:
+    """What the model makes of the texts."""
+    from fedaipc.model.fit import measure_fit
+    from fedaipc.report.words import fit_text, fit_warnings
+
+    sets = {"training": getattr(data, "train", None), "validation": data.validation}
     fits = {
-        name: measure_fit(classifier.tokenizer, records.texts, settings.model.max_length)
+        name: measure_fit(classifier.tokenizer, records.texts, classifier.settings.max_length)
         for name, records in sets.items()
         if records is not None
     }

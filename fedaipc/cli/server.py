@@ -154,7 +154,7 @@ def _watch(run: Path, server: Path) -> None:
 
     Raises OutputError where it halted, BudgetExhausted where the PCs' budgets ended it.
     """
-    from fedaipc.cli.simulate import Display
+    from fedaipc.cli.simulate import Display, show_noise
     from fedaipc.config import load_settings
     from fedaipc.errors import BudgetExhausted
     from fedaipc.federation.job_folder import CONFIG_FILE
@@ -187,6 +187,7 @@ def _watch(run: Path, server: Path) -> None:
     console.print(summary(results))
     if results.test is not None:
         console.print(per_class(results))
+    show_noise(console, settings, results)
     if settings.output.plots:
         with as_server(server):
             write_all(results, run)

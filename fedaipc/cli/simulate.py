@@ -27,6 +27,7 @@ from fedaipc.cli.source import (
     Text,
     read_settings,
 )
+from fedaipc.config import recipe_text
 from fedaipc.errors import BudgetExhausted, ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fedaipc.config import Settings
-    from fedaipc.results import RoundResult
+    from fedaipc.results import Results, RoundResult
     from fedaipc.simulation.simulation import Run
 
 
@@ -145,6 +146,7 @@ def simulate(
         raise stopped
     console.print(summary(results))
     console.print(per_class(results))
+    show_noise(console, run.settings, results)
     if run.settings.output.plots:
         write_all(results, run.folder)
         console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False)
@@ -185,6 +187,20 @@ def _announce(console: Console, run: Run) -> None:
         highlight=False,
         markup=False,
     )
+    console.print(f"recipe: {recipe_text(settings)}", highlight=False, markup=False)
+
+
+def show_noise(console: Console, settings: Settings, results: Results) -> None:
+    """Say in one line where the noise of a finished run drowned what it could learn."""
+    from fedaipc.privacy.plan import make_plan
+    from fedaipc.privacy.signal import noise_warning
+
+    classes = [pc.size_class for pc in results.pcs]
+    values, labels = results.model.trainable_parameters, len(results.data.labels)
+    if classes and (
+        warning := noise_warning(make_plan(settings), settings, values, labels, classes)
+    ):
+        console.print(warning, style="yellow", highlight=False, markup=False)
 
 
 def say_fit(console: Console, facts: dict[str, Any]) -> None:

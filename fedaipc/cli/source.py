@@ -81,6 +81,6 @@ def _with_fewer_pcs(settings: Settings) -> Settings:
     from fedaipc.data.prepare import prepare_simulation
 
     groups = prepare_simulation(settings.data, 1).train.groups or ()
-    tree = settings.model_dump(exclude_none=True)
-    tree["federation"]["pcs"] = min(len(set(groups)), settings.federation.pcs)
+    tree = settings.model_dump(exclude_none=True, exclude_unset=True)  # what nobody gave stays open
+    tree.setdefault("federation", {})["pcs"] = min(len(set(groups)), settings.federation.pcs)
     return settings_from(tree)

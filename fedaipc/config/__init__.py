@@ -1,11 +1,13 @@
 """Settings: frozen, validated at birth, the only home of defaults.
 
 settings.py  the types, their defaults and ranges
+recipe.py    defaults that follow from other settings or from the data
 toml.py      from TOML, flags and --set; back to TOML
 explain.py   errors and allowed values in words
 """
 
 from fedaipc.config.explain import describe_fields
+from fedaipc.config.recipe import for_labels, reasons, recipe_text, rounds_warning
 from fedaipc.config.settings import (
     LEAST_CLIP,
     LEAST_NOISE,
@@ -71,9 +73,13 @@ __all__ = [
     "WarmUpSettings",
     "WorkSettings",
     "describe_fields",
+    "for_labels",
     "load_owner",
     "load_settings",
     "owner_from",
+    "reasons",
+    "recipe_text",
+    "rounds_warning",
     "settings_from",
     "text_source",
     "to_toml",

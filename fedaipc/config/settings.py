@@ -9,6 +9,7 @@ type what it can affect: `PrivacySettings` (and the schedule in `TrainingSetting
 from __future__ import annotations
 
 import codecs
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -23,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fedaipc import strict_json
+from fedaipc.config.recipe import filled
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -72,7 +74,7 @@ class ModelSettings(Section):
         "minilm-l6", min_length=1, description="asset, folder (from where you are) or hub id"
     )
     method: Literal["head", "bitfit", "lora", "last-k", "full"] = Field(
-        "bitfit", description="which parameters are trained, besides the head"
+        "head", description="which parameters are trained, besides the head"
     )
     pooling: Literal["mean", "cls"] = Field("mean", description="what of the last layer is used")
     trained_layers: int = Field(1, ge=0, le=96, description="upper layers that are trained")
@@ -224,7 +226,9 @@ class PrivacySettings(Section):
     clip: float = Field(
         1.0, ge=LEAST_CLIP, le=MOST_CLIP, description="L2 bound C on one record's gradient"
     )
-    sampling_rate: Share = Field(0.1, description="Poisson sampling rate q of one local step")
+    sampling_rate: Share = Field(
+        1.0, description="Poisson sampling rate q of one local step; else 1, beyond a head 0.1"
+    )
     exact_sums: bool = Field(
         False, description="last-k and full: add records up in float64, so that no rounding counts"
     )
@@ -252,7 +256,7 @@ class TrainingSettings(Section):
 
     local_steps: int = Field(1, ge=1, le=100_000, description="steps of one PC in one round")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="of a PC, within a round")
-    learning_rate: Positive = Field(0.5, description="of a PC")
+    learning_rate: Positive = Field(1.0, description="of a PC; else 1, beyond a head 0.5")
     head_learning_rate: Positive | None = Field(None, description="of the classifier, if other")
 
 
@@ -260,16 +264,21 @@ class FederationSettings(Section):
     """How rounds are run. Public; `rounds` enters the privacy schedule."""
 
     pcs: int = Field(20, ge=1, le=10_000, description="how many PCs")
-    rounds: int = Field(40, ge=1, le=100_000, description="planned rounds")
+    rounds: int = Field(
+        30, ge=1, le=100_000, description="planned; else 30, and 60 with more than 10 labels"
+    )
     fraction: Share = Field(1.0, description="of the PCs asked in each round")
     min_pcs: int = Field(1, ge=1, le=100_000, description="fewer updates: the round is void")
     weighting: Literal["equal", "size-class"] = Field(
         "size-class", description="of a PC's update in the average"
     )
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = Field(
-        "fedavg", description="what is done with the average (Reddi et al. 2021)"
+        "fedadam",
+        description="what is done with the average (Reddi et al. 2021); beyond a head fedavg",
     )
-    server_learning_rate: Positive = Field(1.0, description="of the server's optimizer")
+    server_learning_rate: Positive = Field(
+        0.05, description="of the server's optimizer; else 0.05 (FedAdam), 1 (the others)"
+    )
     server_momentum: float = Field(0.9, ge=0, lt=1, description="beta 1 of FedAvgM and FedAdam")
     server_beta2: float = Field(0.99, ge=0, lt=1, description="beta 2 of FedAdam")
     server_tau: Positive = Field(1e-3, description="FedAdam's adaptivity")
@@ -375,6 +384,11 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     output: OutputSettings = OutputSettings()
     speed: SpeedSettings = SpeedSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, tree: object) -> object:
+        return filled(tree) if isinstance(tree, Mapping) else tree
 
     @model_validator(mode="after")
     def _check(self) -> Self:

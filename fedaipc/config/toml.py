@@ -41,15 +41,6 @@ def load_settings(
 
 def settings_from(tree: Mapping[str, object]) -> Settings:
     """Validate a tree of plain values. Raises ConfigError."""
-    privacy = tree.get("privacy")
-    # "epsilon 8" is the default only where nothing else was said about noise.
-    if (
-        isinstance(privacy, dict)
-        and privacy.get("mode", "local") == "local"
-        and privacy.get("epsilon") is None
-        and privacy.get("noise_multiplier") is None
-    ):
-        tree = {**tree, "privacy": {**privacy, "epsilon": 8.0}}
     return _validated(Settings, tree)
 
 

@@ -1,6 +1,7 @@
 """What is promised, what it costs, and training that keeps the promise.
 
 plan.py         unit, clip, noise and sampling of a job; public size classes
+signal.py       whether the noise of a job drowns what it can learn
 accountant.py   epsilon of a schedule by RDP, PRV and PLD; noise for a target epsilon
 ledger.py       what a PC has spent over its life: durable, charged before training
 randomness.py   AES-CTR keyed by the operating system: Gaussian noise, Poisson sampling

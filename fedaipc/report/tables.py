@@ -37,6 +37,8 @@ def summary(results: Results) -> RenderableType:
     sealed = words.sealing_text(results)
     row("updates", Text(sealed, style=ALARM) if results.sealing.mode == "none" else sealed)
     row("test accuracy", _test_line(results))
+    if (learned := words.no_better_text(results)) is not None:
+        row("", Text(learned, style="yellow"))
     if results.test is not None:
         row("test macro-F1", f"{results.test.macro_f1:.3f}")
     if results.validation is not None:

@@ -35,6 +35,17 @@ def test_text(results: Results) -> str:
     return accuracy_text(results.test.accuracy, results.standard_error)
 
 
+def no_better_text(results: Results) -> str | None:
+    """Where the model is no better than always the commonest label, by more than the error."""
+    test, guess = results.test, results.data.majority
+    if test is None or guess is None or test.accuracy > guess + (results.standard_error or 0):
+        return None
+    return (
+        f"no better than always the commonest label ({guess:.3f}), by more than the standard "
+        "error: the model has learned next to nothing"
+    )
+
+
 def epsilon_text(epsilon: float | None) -> str:
     """Two decimals (three below 1), rounded up: what is printed never promises too much."""
     if epsilon is None:
@@ -219,6 +230,8 @@ def headline(results: Results) -> str:
             f"Test accuracy {test_text(results)} "
             f"(standard error, {count_text(test.examples, 'text')}{beside})."
         )
+    if (learned := no_better_text(results)) is not None:
+        parts.append(f"It is {learned}.")
     if results.sealing.mode == "none":
         parts.append(f"{NOT_SEALED}.")
     if results.not_private:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from fedaipc import strict_json
 from fedaipc.admission.key import Admission
-from fedaipc.config import load_settings
+from fedaipc.config import for_labels, load_settings
 from fedaipc.coordinator import server_app
 from fedaipc.data.prepare import prepare_simulation
 from fedaipc.errors import (
@@ -87,8 +87,9 @@ def prepare(
     they held.
     """
     settings = _with_whole_paths(settings)
-    check_sealing(settings)
     data = prepare_simulation(settings.data, settings.federation.pcs)
+    settings = for_labels(settings, data.labels)
+    check_sealing(settings)
     before = check_model(settings, data)
     settings, public = warm_base(settings, data, on_warm_up)
     classifier = before if public is None else Classifier(settings.model, data.labels)

@@ -135,6 +135,7 @@ def test_config_show_prints_toml_that_can_be_used_again(
     (tmp_path / "mine.toml").write_text(first.out)
     again = fedaipc("config", "show", "mine.toml")
     assert again.out == first.out
+    assert "# federation.rounds: 30; for more than 10 labels 60" in first.out
     tree = tomllib.loads(again.out)
     assert tree["privacy"]["epsilon"] == 3
     assert tree["federation"]["rounds"] == Settings().federation.rounds  # defaults are shown too
@@ -151,13 +152,28 @@ def test_config_show_lists_whole_keys_even_on_a_narrow_screen(
 
 
 def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None:
-    ran = fedaipc("config", "check", "--set", "federation.rounds=2", *FEW)
+    rate = ("--set", "privacy.sampling_rate=0.1", *FEW)
+    ran = fedaipc("config", "check", "--set", "federation.rounds=2", *rate)
     assert ran.code == 0
     assert "the configuration is valid" in ran.out
+    assert "recipe: head on mean-pooled states, 2 rounds of 1 step on 0.1 of" in ran.out
+    assert "federation.rounds = 2 is few: 30 are usual for 2 labels" in ran.out
     assert "2 rounds of 1 steps at rate 0.1: epsilon 8.000" in ran.out
     assert "decline" not in ran.out
-    small = ("--set", "federation.rounds=40", "--set", "privacy.lifetime_epsilon=7.5")
-    assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small, *FEW).out
+    small = (*rate, "--set", "federation.rounds=40", "--set", "privacy.lifetime_epsilon=7.5")
+    assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out
+
+
+def test_config_check_says_whether_noise_drowns_the_signal(fedaipc: Callable[..., Ran]) -> None:
+    """As simulate will: 100 PCs of 32 sentences learn something at epsilon 8, nothing at 1."""
+    words = ("--set", "data.limit=4000", "--set", "federation.pcs=100")
+    assert "drowns" not in fedaipc("config", "check", *words).out
+    tight = fedaipc("config", "check", *words, "--set", "privacy.epsilon=1").out
+    (line,) = (line for line in tight.splitlines() if "drowns the signal" in line)
+    for fact in ("100 PCs of about 32 records", "2 labels", "770 trained values", "30 rounds",
+                 "what helps: more records on each PC"):  # fmt: skip
+        assert fact in line
+    assert "drowns" not in fedaipc("config", "check", *words, "--set", "privacy.mode=none").out
 
 
 def test_config_check_says_what_is_sealed_and_refuses_what_cannot_be(

@@ -42,6 +42,18 @@ def test_summary_states_accuracy_with_its_error_and_epsilon() -> None:
     assert "1 with no budget left, 1 absent" in text
 
 
+@pytest.mark.parametrize(("majority", "said"), [(0.768, True), (0.76, True), (0.75, False)])
+def test_a_model_that_is_no_better_than_the_commonest_label_is_called_so(
+    majority: float, said: bool
+) -> None:
+    """Test accuracy is 0.768, its standard error 0.009."""
+    run = make_results()
+    run = run.model_copy(update={"data": run.data.model_copy(update={"majority": majority})})
+    line = f"no better than always the commonest label ({majority:.3f})"
+    assert (line in _shown(tables.summary(run))) == said
+    assert (line in words.headline(run)) == said
+
+
 def test_not_private_is_bold_red_and_hides_the_epsilon() -> None:
     run = make_results(not_private=("insecure test seed",))
     for thing in (tables.summary(run), tables.compare([run, make_results(name="other")])):

@@ -1,0 +1,60 @@
+"""How long the noise of a whole job is beside the longest signal that it can carry.
+
+From public numbers alone, so that it can be said before a job runs, and to anybody.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedaipc.config import Settings
+    from fedaipc.privacy.plan import PrivacyPlan
+
+# From here on runs kept less than half of what they learn without noise (docs/recipe.md).
+DROWNED = 0.2
+
+
+def noise_ratio(
+    plan: PrivacyPlan, settings: Settings, values: int, size_classes: Sequence[int]
+) -> float:
+    """Length of the noise in the sum of all updates, by the length of that sum at its longest.
+
+    A step of a PC of size class n adds noise of length sigma C sqrt(values) to a sum that is at
+    most q n C long where all gradients agree; both are divided by q n and weighted. Over T steps
+    signals add up to T times one step, independent noise to sqrt(T) times. 0 without noise.
+    """
+    if plan.noise_multiplier is None:
+        return 0.0
+    federation = settings.federation
+    by_size = federation.weighting == "size-class"
+    weights = [n if by_size else 1 for n in size_classes]
+    noise = math.hypot(*(w / n for w, n in zip(weights, size_classes, strict=True)))
+    steps = federation.rounds * plan.local_steps * federation.fraction
+    signal = plan.sampling_rate * sum(weights) * math.sqrt(steps)
+    return plan.noise_multiplier * math.sqrt(values) * noise / signal
+
+
+def noise_warning(
+    plan: PrivacyPlan, settings: Settings, values: int, labels: int, size_classes: Sequence[int]
+) -> str | None:
+    """One line where noise drowns the signal, with its numbers and what would help.
+
+    `values` are trained, for `labels` labels, on one PC for each of the public `size_classes`.
+    """
+    ratio = noise_ratio(plan, settings, values, size_classes)
+    if ratio < DROWNED:
+        return None
+    head = settings.model.method == "head"
+    fewer = "" if head else ', fewer trained values (model.method = "head")'
+    return (
+        f"the noise drowns the signal: {ratio:.2g} of the longest update there can be, where "
+        f"{DROWNED:g} costs half of what can be learned ({len(size_classes):,} PCs of about "
+        f"{sum(size_classes) / len(size_classes):,.0f} records, {labels:,} labels, {values:,} "
+        f"trained values, {settings.federation.rounds:,} rounds, noise multiplier "
+        f"{plan.noise_multiplier:.3g}); what helps: more records on each PC, more PCs, a larger "
+        f"epsilon, fewer labels{fewer}"
+    )
