@@ -87,11 +87,15 @@ def fedaipc(
     def call(*words: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["fedaipc", *map(str, words)])
         capsys.readouterr()
+        before = dict(os.environ)  # a command cleans it for the processes that it starts
         try:
             main.run()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         said = capsys.readouterr()
         return Ran(code, said.out, said.err)
 

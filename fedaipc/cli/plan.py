@@ -260,11 +260,11 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
         _show_ledger(console, held, found)
     if work is not None:
         console.print()
-    console.print(
-        f"work of one of {work['pcs']} PCs, at this machine's pace: "
-        f"{duration_text(60 * work['minutes'])}, {size_text(work['bytes_up'])} up, "
-        f"{size_text(work['bytes_down'])} down"
-    )
+        console.print(
+            f"work of one of {work['pcs']} PCs, at this machine's pace: "
+            f"{duration_text(60 * work['minutes'])}, {size_text(work['bytes_up'])} up, "
+            f"{size_text(work['bytes_down'])} down"
+        )
 
 
 def _show_ledger(console: Console, held: dict[str, Any], found: Schedule) -> None:

@@ -113,7 +113,7 @@ def test_a_real_process_gives_version_line_and_exit_code(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("words", [("config", "show"), ("assets", "list")], ids=" ".join)
 def test_a_reader_that_went_away_gets_no_traceback(words: tuple[str, ...]) -> None:
-    """As in `fedaipc config show | head -n 1`, but surely too late."""
+    """As in `fedaipc config show | head -n 1`, but surely too late: that is no failure."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -122,7 +122,7 @@ def test_a_reader_that_went_away_gets_no_traceback(words: tuple[str, ...]) -> No
         env={"PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # config

@@ -65,7 +65,9 @@ def test_own_data_by_customer_gives_a_model_a_report_and_a_ledger(
     assert ran.code == 0, ran.err
     run = tmp_path / "runs" / "run"
     assert "run: minilm-l6, head, 3 PCs, 2 rounds, epsilon 8" in ran.out
-    assert re.search(r"round 1/2: 3 of 3 PCs, accuracy [01]\.\d{3}, epsilon \d\.\d\d\n", ran.out)
+    assert re.search(
+        r"round 1/2: 3 of 3 PCs, accuracy [01]\.\d{3}, epsilon \d\.\d\d, about ", ran.out
+    )
     assert "NOT PRIVATE" not in ran.out
     assert "recipe: head on mean-pooled states, 2 rounds of 1 step on all records" in ran.out
     assert "the noise drowns the signal: 0.32 of the longest update" in " ".join(ran.out.split())
@@ -362,11 +364,11 @@ def test_a_budget_that_ends_before_the_rounds_do_ends_with_code_7_and_a_model(
         ("body,stars\n", 3, "holds no records"),
         ("text,label\nsecret words,1\n", 3, "no column 'body'; there are: text, label"),
         ("bodi,stars\nsecret words,1\n", 3, "did you mean 'bodi'?"),
-        ("body,stars\nsecret words,1\n  ,5\n", 3, "row 3: the text is empty"),
-        ("body,stars\nsecret words,1\nsecret more,\n", 3, "row 3: the label is missing"),
-        ("body,stars\nsecret words,1\nsecret more,nan\n", 3, "row 3: the label is missing"),
-        ("body,stars\nsecret words,1\nsecret more\n", 3, "row 3: has too few columns"),
-        ('body,stars\n"secret words,1\n', 3, "not valid CSV"),
+        ("body,stars\nsecret words,1\n  ,5\n", 3, "a text that is empty or not a text (line 3)"),
+        ("body,stars\nsecret words,1\nsecret more,\n", 3, "a label that is missing (line 3)"),
+        ("body,stars\nsecret words,1\nsecret more,nan\n", 3, "a label that is missing (line 3)"),
+        ("body,stars\nsecret words,1\nsecret more\n", 3, "too few columns (line 3)"),
+        ('body,stars\n"secret words,1\n', 3, "a quotation mark without its partner"),
         ("body,stars\nsecret a,1\nsecret b,1\n" * 20, 3, ""),
         ("body,stars\n" + "".join(f"secret {n},1\n" for n in range(50)), 3, "at least two"),
         ("body,stars\nsecret a,1\nsecret b,5\n", 3, "too few"),

@@ -36,8 +36,8 @@ def test_training_with_sealing_gives_the_same_model_as_without_bit_for_bit(
     assert sealed.test == in_the_open.test
     assert (sealed.sealing.mode, in_the_open.sealing.mode) == ("secagg", "none")
     assert (sealed.sealing.bits, sealed.sealing.least, sealed.sealing.colluding) == (bits, 4, 1)
-    assert set(sealed.rounds[0].traffic) == {"setup", "mask", "agree", "unmask"}
-    assert set(in_the_open.rounds[0].traffic) == {"setup", "mask"}
+    assert set(sealed.rounds[0].traffic) == {"setup", "ready", "mask", "agree", "unmask"}
+    assert set(in_the_open.rounds[0].traffic) == {"setup", "ready", "mask"}
 
 
 def test_rings_differ_in_their_rounding(tmp_path: Path, minilm: Path) -> None:

@@ -34,7 +34,9 @@ TARGETS = np.arange(len(TEXTS), dtype=np.int64) % len(LABELS)
 
 
 def settings(folder: Path, **changes: object) -> ModelSettings:
-    values: dict[str, object] = {"trained_layers": 1, "lora_rank": 2, "max_length": 16}
+    values: dict[str, object] = {
+        "method": "bitfit", "trained_layers": 1, "lora_rank": 2, "max_length": 16,
+    }  # fmt: skip
     return ModelSettings.model_validate({**values, "base": str(folder), **changes})
 
 
