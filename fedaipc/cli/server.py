@@ -45,11 +45,11 @@ def server(
     """
     from fedaipc.fleet.server import Server
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         say(f"{time.strftime('%H:%M:%S')} {line}")
 
     os.umask(0o077)  # database and logs are nobody else's
-    Server(folder, bind, port, per_address, say).serve()
+    Server(folder, bind, port, per_address, tell).serve()
 
 
 def train(
