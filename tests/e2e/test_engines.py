@@ -79,7 +79,7 @@ def test_a_spent_budget_is_told_through_flowers_runtime(tmp_path: Path, minilm: 
         simulate(stopped, "flower", quiet)
     results = Results.load(stopped.folder)
     assert results.status == "stopped"
-    assert [(r.round, r.void, r.declined) for r in results.rounds] == [(1, False, 0), (2, True, 3)]
+    assert [(r.round, r.void, r.declined) for r in results.rounds] == [(1, False, 0)]
     assert [pc.charges for pc in results.pcs] == [1, 1, 1]
 
 
