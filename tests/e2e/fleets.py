@@ -38,7 +38,7 @@ local_steps = 2
 [federation]
 pcs = 4
 rounds = 3
-round_timeout = 15         # after which a PC that was killed is not waited for
+round_timeout = 60         # after which a PC that was killed is not waited for
 stage_timeout = 10
 [output]
 plots = false

@@ -88,7 +88,7 @@ def test_every_byte_that_leaves_a_pc_in_a_round_is_declared(tmp_path: Path, mini
     config = tmp_path / "config.toml"
     config.write_text(
         CONFIG.replace('"head"', '"lora"\nlora_rank = 32\nmax_length = 16')
-        .replace("round_timeout = 15", "round_timeout = 200")
+        .replace("round_timeout = 60", "round_timeout = 200")
         .replace("stage_timeout = 10", "stage_timeout = 100")
     )
     fleet, inner = Fleet(tmp_path / "fleet", config, 1), fleet_demo.free_port()
