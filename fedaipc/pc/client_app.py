@@ -179,7 +179,7 @@ def _note(pc: Pc, stage: str, message: Message, records: RecordDict) -> None:
 
         ledger = Ledger(pc.folder / LEDGER_FILE)
         epsilon = None if ledger.unprotected else ledger.spent_epsilon()
-    refused = "refusal" in records
+    refused = "refusal" in records or "refusal" in records.get("ready", ())
     about = asked_for(message.content)
     again = stage != "mask" and (stage, *about) in _answered  # an update is charged each time
     if refused or stage in {"setup", "ready"} or again:

@@ -43,6 +43,7 @@ from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.pc.sent import read as read_sent
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.sealing.keys import SigningKey
+from fedaipc.sealing.terms import Terms
 from tests.e2e.fleets import CONFIG, PCS, Fleet, running, wait_for_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -65,6 +66,15 @@ class Nothing:
         raise AssertionError("no round should come this far")
 
 
+class Deaf(Coordinator):
+    """Asks nobody whether it takes part, and sends the model to all."""
+
+    def _ready_groups(self, attempt: int, number: int, tally: Any) -> list[Terms]:
+        groups = self._groups(attempt)
+        tally.charged = tally.asked = {pc for terms in groups for pc in terms.participants}
+        return groups
+
+
 class Liar:
     """Has all that a server has, and no admission key: it says what it likes to the PCs."""
 
@@ -83,12 +93,16 @@ class Liar:
         self.number = 0
 
     def asks(self, signed: SignedJob) -> None:
-        """Run this job with all the PCs that are there; whatever comes of it."""
+        """Run this job with all the PCs that are there: in order, and deaf to what they answer."""
+        for kind in (Coordinator, Deaf):
+            self._runs(kind, signed)
+
+    def _runs(self, kind: type[Coordinator], signed: SignedJob) -> None:
         self.number += 1
         folder = self.fleet.out / f"lie-{self.number}"
         folder.mkdir()
         validation: Any = Nothing()
-        coordinator = Coordinator(
+        coordinator = kind(
             folder=folder,
             settings=self.settings,
             job=signed,
@@ -135,7 +149,8 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
     liar.asks(liar.changed(admission, sealing=plain))
     liar.asks(liar.changed(admission, mode="none", noise_multiplier=None))
     training = {**job.job.training.model_dump(), "local_steps": 1001}
-    liar.asks(liar.changed(admission, training=training))
+    # With so much noise that a budget covers it: else nobody would be asked.
+    liar.asks(liar.changed(admission, training=training, noise_multiplier=200.0))
     liar.asks(liar.changed(admission, not_after=int(time.time()) - 60))
     liar.asks(liar.changed(admission, least_roster=liar.roster.version + 1))
     # No messages at all, another's kind, too large, and a bundle with code in it.
@@ -157,7 +172,7 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
     for name in NAMES:
         assert (fleet.out / name / "ledger.jsonl").read_bytes() == before[name]
         kinds = {entry.kind for entry in read_sent(fleet.out / name)}
-        assert kinds <= {"setup", "mask, refused"}
+        assert kinds == {"setup", "ready, refused", "mask, refused"}
         assert fleet.processes[name].poll() is None
     assert not marker.exists()
 
