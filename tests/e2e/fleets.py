@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PCS = 4
+PCS, ROUNDS = 4, 8
 CONFIG = """
 [model]
 base = "minilm-l6"
@@ -50,19 +51,28 @@ threads = 1
 class Fleet:
     """A server and clients that a test can kill."""
 
-    def __init__(self, out: Path, config: Path, rounds: int) -> None:
-        self.out = out
-        out.mkdir()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        job = fleet_demo.give_out_texts(out, config, [f"federation.rounds={rounds}"])
-        self.port = fleet_demo.free_port()
-        fleet_demo.enrol_all(out, job, PCS, self.port)
+    def __init__(self, out: Path, port: int) -> None:
+        self.out, self.port = out, port
         self.server = out / "acme" / "server"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @classmethod
+    def enrolled(cls, out: Path, config: Path, rounds: int) -> Fleet:
+        out.mkdir()
+        job = fleet_demo.give_out_texts(out, config, [f"federation.rounds={rounds}"])
+        fleet = cls(out, fleet_demo.free_port())
+        fleet_demo.enrol_all(out, job, PCS, fleet.port)
         for number in range(PCS):
             path = out / f"pc-{number:04d}" / "owner.toml"
             owner = load_owner(path)
             speed = owner.speed.model_copy(update={"threads": 1})
             write_text(path, to_toml(owner.model_copy(update={"speed": speed})))
+        return fleet
+
+    def copied(self, out: Path) -> Fleet:
+        """The same members and job in another folder: to enrol them takes half a minute."""
+        shutil.copytree(self.out, out)
+        return Fleet(out, self.port)
 
     def start_server(self) -> None:
         self._start("server", "server", self.server, "--bind", "127.0.0.1", "--port", self.port)
@@ -115,16 +125,15 @@ class Fleet:
 
 
 @contextmanager
-def running(out: Path, config: Path, rounds: int) -> Iterator[Fleet]:
-    """A fleet whose processes are stopped in order at the end, and killed where the test fails."""
-    made = Fleet(out, config, rounds)
+def running(fleet: Fleet) -> Iterator[Fleet]:
+    """Its processes are stopped in order at the end, and killed where the test fails."""
     try:
-        yield made
-        made.stop()
+        yield fleet
+        fleet.stop()
     finally:
-        for name in list(made.processes):
-            if made.processes[name].poll() is None:
-                made.kill(name)
+        for name in list(fleet.processes):
+            if fleet.processes[name].poll() is None:
+                fleet.kill(name)
 
 
 def wait_for_line(path: Path, words: str, seconds: float = 60) -> None:

@@ -17,7 +17,7 @@ from fedaipc.privacy.ledger import Ledger
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, simulate
 from scripts import fleet_demo
-from tests.e2e.fleets import CONFIG, PCS, Fleet, running, wait_for_line
+from tests.e2e.fleets import CONFIG, PCS, ROUNDS, Fleet, wait_for_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,12 +78,6 @@ def _check_what_left(fleet: Path, results: Results) -> None:
         assert not [entry for entry in log if entry.epsilon is not None]  # a test seed protects not
 
 
-@pytest.fixture
-def fleet(tmp_path: Path, config: Path) -> Iterator[Fleet]:
-    with running(tmp_path / "fleet", config, rounds=8) as made:
-        yield made
-
-
 def test_killed_pcs_and_killed_servers_cost_time_and_nothing_else(fleet: Fleet) -> None:
     fleet.start_server()
     for number in range(PCS):
@@ -96,7 +90,7 @@ def test_killed_pcs_and_killed_servers_cost_time_and_nothing_else(fleet: Fleet) 
     after = fleet.wait_for_round(4)
     fleet.kill("server")
     fleet.start_server()
-    assert fleet.wait_for_round(8, 200).resumed >= 1
+    assert fleet.wait_for_round(ROUNDS, 200).resumed >= 1
     end = time.monotonic() + 60
     while (results := fleet.results()) is None or results.unfinished:
         assert time.monotonic() < end

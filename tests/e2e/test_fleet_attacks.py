@@ -44,19 +44,10 @@ from fedaipc.pc.sent import read as read_sent
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.sealing.keys import SigningKey
 from fedaipc.sealing.terms import Terms
-from tests.e2e.fleets import CONFIG, PCS, Fleet, running, wait_for_line
+from tests.e2e.fleets import PCS, ROUNDS, Fleet, wait_for_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 NAMES = [f"pc-{number:04d}" for number in range(PCS)]
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, minilm: Path) -> Iterator[Fleet]:
-    del minilm
-    config = tmp_path / "config.toml"
-    config.write_text(CONFIG)
-    with running(tmp_path / "fleet", config, rounds=6) as made:
-        yield made
 
 
 class Nothing:
@@ -141,7 +132,7 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
     flipped = job.signature[:-1] + bytes([job.signature[-1] ^ 1])
     liar.asks(SignedJob(job.job, job.text, flipped))
     liar.asks(SignedJob.sign(stranger, job.job))
-    changed = job.text.replace('"rounds":6', '"rounds":7')
+    changed = job.text.replace(f'"rounds":{ROUNDS}', '"rounds":9')
     assert changed != job.text
     liar.asks(SignedJob(Job.parse(changed), changed, job.signature))
     # Signed, and yet not what owners allow: updates that the server can read, no noise, too long.
@@ -181,9 +172,9 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
     assert trained.returncode == 0, trained.stderr
     results = fleet.results()
     assert results is not None
-    assert [r.arrived for r in results.rounds] == [PCS] * 6
+    assert [r.arrived for r in results.rounds] == [PCS] * ROUNDS
     for name in NAMES:
-        assert len(Ledger(fleet.out / name / "ledger.jsonl").charges) == 6
+        assert len(Ledger(fleet.out / name / "ledger.jsonl").charges) == ROUNDS
 
 
 def limit(fleet: Fleet, name: str, **policy: Any) -> None:
@@ -238,8 +229,8 @@ def test_strangers_are_refused_while_training_goes_on(fleet: Fleet) -> None:
     fleet.wait_for_round(1)
     stranger = Stranger(fleet)
     stranger.everything()
-    results = fleet.wait_for_round(6)
-    assert [r.arrived for r in results.rounds] == [PCS] * 6
+    results = fleet.wait_for_round(ROUNDS)
+    assert [r.arrived for r in results.rounds] == [PCS] * ROUNDS
     assert not [r for r in results.rounds if r.void]
     stranger.floods()
     deadline = time.monotonic() + 60

@@ -91,7 +91,7 @@ def test_every_byte_that_leaves_a_pc_in_a_round_is_declared(tmp_path: Path, mini
         .replace("round_timeout = 60", "round_timeout = 200")
         .replace("stage_timeout = 10", "stage_timeout = 100")
     )
-    fleet, inner = Fleet(tmp_path / "fleet", config, 1), fleet_demo.free_port()
+    fleet, inner = Fleet.enrolled(tmp_path / "fleet", config, 1), fleet_demo.free_port()
     recorder = Recorder(fleet.server, fleet.port, inner)
     fleet.port = inner
     try:
