@@ -32,7 +32,7 @@ class Checkpoint:
 
     By identity: `banned` are PCs that were proved wrong or quarrel too much, `quarrels` the run's;
     `charges` how many attempts up to number `attempt` a PC was charged for at most; `failures` in
-    how many void attempts in a row it failed, and until when (seconds since 1970) it rests.
+    how many void attempts it did not do its part, and until when (seconds since 1970) it rests.
     """
 
     layout_hash: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,17 +23,18 @@ from fedaipc.errors import EncodingError, RunOver, SealingError
 from fedaipc.federation.messages import (
     MASK,
     READY,
+    UNABLE,
     MaskRequest,
     Readiness,
     RoundRequest,
     decode_update,
 )
-from fedaipc.federation.round_terms import hash_vector, make_terms
+from fedaipc.federation.round_terms import hash_vector, job_thresholds, make_terms
 from fedaipc.privacy.plan import charged_epsilon, filter_order
 from fedaipc.results import RoundResult, Traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
     from flwr.app import RecordDict
@@ -55,6 +57,7 @@ class _Tally:
 
     `asked` whether they take part; `charged` those that said so and got the model; `uploaded` those
     whose upload came, `arrived` those whose update is in the sum; `silent` fell silent on the way.
+    `unsure` declined with the model in hand, and the charge may be in their ledgers all the same.
     """
 
     asked: set[bytes] = field(default_factory=set)
@@ -63,6 +66,7 @@ class _Tally:
     uploaded: set[bytes] = field(default_factory=set)
     arrived: set[bytes] = field(default_factory=set)
     silent: set[bytes] = field(default_factory=set)
+    unsure: set[bytes] = field(default_factory=set)
     why_void: str | None = None
     blamed: tuple[str, ...] = ()
 
@@ -98,9 +102,11 @@ class Coordinator:
         self._optimizer = ServerOptimizer(settings.federation, checkpoint.optimizer)
         self._exchange: Exchange
         self._membership = Membership(settings.federation, self._job, roster)
-        self._participation = Participation(self._membership, checkpoint)
+        self._participation = Participation(
+            self._membership, checkpoint, roster.members, self._enough
+        )
         self._counters = Counters(folder)
-        self._ready: set[bytes] = set()  # those that were, once
+        self._tried: set[bytes] = set()  # those that had the time to try out what is asked
         # As a PC chooses it that makes its ledger for this job.
         self._order = filter_order(
             self._job.plan, self._job.rounds, settings.privacy.lifetime_epsilon
@@ -121,7 +127,8 @@ class Coordinator:
     def _round(self) -> None:
         started = time.monotonic()
         self._exchange.reset()
-        number, attempt = self._checkpoint.round + 1, self._counters.attempt + 1
+        number = self._checkpoint.round + 1
+        attempt = max(self._counters.attempt, self._checkpoint.attempt) + 1
         if attempt > self._job.most_attempts:
             raise RunOver(
                 f"round {number} is void, and the job allows no more than "
@@ -130,7 +137,7 @@ class Coordinator:
             )
         # 1. Keys of PCs that have none in this epoch; then who takes part, by the public draw.
         self._membership.refresh(self._exchange, attempt, self._counters)
-        self._participation.begin(attempt, self._roster.members)
+        self._participation.begin(attempt)
         tally = _Tally()
         # 2. Ask them whether they do. Nobody is charged before a sum of them can be unmasked.
         groups = self._ready_groups(attempt, number, tally)
@@ -162,13 +169,12 @@ class Coordinator:
         validation = self._validation.score(self._checkpoint.vector)[0] if due else None
         evaluated = time.monotonic()
         # 7. Write the checkpoint in one step, then tell.
-        nuisance = set() if self._federation.drop_out else tally.silent  # not if it is made so
-        self._participation.settle(
-            declined=tally.declined & tally.charged,
-            silent=nuisance,
-            served=tally.charged - tally.silent - tally.declined,
-            void=tally.why_void is not None,
-        )
+        broke = tally.declined & tally.charged  # after it had said that it takes part
+        self._participation.release(broke - tally.unsure)
+        if tally.why_void is None:
+            self._participation.serve(tally.charged - tally.silent - broke)
+        elif not self._federation.drop_out:  # not where a simulation makes it so
+            self._participation.fail(tally.silent | broke, evaluated - ready)
         result = RoundResult(
             round=number,
             attempt=attempt,
@@ -218,7 +224,8 @@ class Coordinator:
                 tally.charged = set(contexts)
                 return groups
             # For the first time a PC tries out whether its machine can do the job.
-            first = not missing <= self._ready
+            first = not missing <= self._tried
+            self._tried |= missing
             patience = self._federation.round_timeout if first else self._federation.stage_timeout
             tally.asked |= missing
             for pc, reply in self._ask(READY, self._offers(groups, number, missing), patience):
@@ -230,10 +237,9 @@ class Coordinator:
                 missing.discard(pc)
                 if self._participation.hear(pc, answer, attempt):
                     said.add((pc, contexts[pc]))
-                    self._ready.add(pc)
                 else:
                     tally.declined.add(pc)
-            self._participation.miss(missing)
+            self._participation.miss(missing, patience)
 
     def _offers(
         self, groups: list[Terms], number: int, pcs: set[bytes]
@@ -253,9 +259,36 @@ class Coordinator:
                 return found
             least = f"{asked} are there, federation.min_pcs = {self._federation.min_pcs}"
             reason = reasons[0] if reasons else least
-        if self._job.cohort < len(self._roster.members):
-            self._counters.advance(attempt=attempt)  # the next attempt draws others
+        if self._may_skip(attempt):  # the next attempt draws others
+            self._counters.advance(attempt=attempt)
+            self._participation.skip(attempt)
+            self._checkpoint.save(self._folder)
         raise self._participation.too_few(reason)
+
+    def _may_skip(self, attempt: int) -> bool:
+        """Whether another draw could do, and half of the spare attempts are left for void ones."""
+        job = self._job
+        spare = job.most_attempts - attempt - (job.rounds - self._checkpoint.round)
+        there = self._participation.candidates()[0]
+        return (
+            job.cohort < len(self._roster.members)
+            and 2 * spare >= job.most_attempts - job.rounds
+            and self._enough(there)
+        )
+
+    def _enough(self, pcs: Collection[bytes]) -> bool:
+        """Whether a sum could be unmasked if all of `pcs` took part, by some draw of the cohort."""
+        members, cohort = len(self._roster.members), self._job.cohort
+        if not pcs or min(len(pcs), cohort) < self._federation.min_pcs:
+            return False
+        for group in self._roster.groups(1, cohort):
+            count = min(len(group), len(pcs))
+            if cohort == members:
+                count = len(set(pcs).intersection(group))
+            with suppress(SealingError):
+                job_thresholds(self._job, members, len(group), count)
+                return True
+        return False
 
     def _formed(self, attempt: int, there: set[bytes]) -> tuple[list[Terms], list[str]]:
         """The groups of those that are `there`, and why the others cannot be."""
@@ -291,6 +324,8 @@ class Coordinator:
                 if isinstance(answer, str):
                     tally.declined.add(sender)
                     self._participation.refuse(sender, answer)
+                    if answer == UNABLE:
+                        tally.unsure.add(sender)
                 else:
                     total.accept(sender, answer)
                     tally.uploaded.add(sender)
@@ -339,7 +374,11 @@ class Coordinator:
             del reply
 
     def _epsilon(self) -> float | None:
-        """What this run has cost the PC that was charged most often, by the ledgers' own word."""
+        """What this run has cost the PC that was charged most often.
+
+        As a ledger has it that was made for this job. One with another RDP order (another lifetime
+        budget, another job before) may certify more for the same charges: its owner sees that.
+        """
         charged = self._participation.charged
         if not self._claims_epsilon:
             return None

@@ -11,7 +11,7 @@ from fedaipc.errors import EncodingError, SealingError
 from fedaipc.federation.messages import SETUP, Description, SetupRequest
 from fedaipc.federation.round_terms import check_class
 from fedaipc.sealing.keys import canonical
-from fedaipc.sealing.roster import Bundle
+from fedaipc.sealing.roster import KEY_SECONDS, Bundle
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -45,6 +45,7 @@ class Membership:
         self._roster = roster
         self._asked: set[int] = set()  # nodes that have answered in this epoch
         self._epoch = self._first_attempt = 0
+        self._began = 0.0  # when the epoch did, in seconds since 1970
 
     def refresh(self, exchange: Exchange, attempt: int, counters: Counters) -> None:
         """Ask for keys: all PCs where an epoch begins, else those that come late or again."""
@@ -52,9 +53,10 @@ class Membership:
         if not self._epoch:
             nodes = self._connected(exchange.grid)
         old = attempt >= self._first_attempt + self._job.sealing.key_rounds
-        if not self._epoch or old or self._late():
+        if not self._epoch or old or self.late():
             counters.advance(epoch=counters.epoch + 1)
             self._epoch, self._first_attempt = counters.epoch, attempt
+            self._began = time.time()
             self.members.clear()
             self._asked.clear()
         request = SetupRequest(self._job.run, self._epoch, self._roster.encode()).encode()
@@ -67,11 +69,12 @@ class Membership:
                 _log.warning("a PC is left out: %s", error)
 
     def present(self) -> set[bytes]:
-        """Whom a round may ask, if the draw chooses them."""
+        """Whom a round that begins now may ask, if the draw chooses them."""
         if self._federation.only is None:
-            return set(self.members)
+            return self.members.keys() - self.late()
         names = sorted((member.name, pc) for pc, member in self.members.items())
-        return {names[place][1] for place in self._federation.only if place < len(names)}
+        only = {names[place][1] for place in self._federation.only if place < len(names)}
+        return only - self.late()
 
     def _admit(self, node: int, described: Description, connected: set[int]) -> None:
         """Raises SealingError where other PCs would refuse a round with it, or it plays another.
@@ -82,6 +85,9 @@ class Membership:
         bundle.check(self._roster, self._job.run, self._soon())
         bundle.check_keys()
         check_class(self._job, bundle)
+        if bundle.not_after < self._began + KEY_SECONDS / 2:
+            # Keys that end within a round would make it void for all.
+            raise SealingError(f"{described.name}: its keys end too soon; look at its clock")
         if bundle.epoch != self._epoch:
             raise SealingError("a PC answers with keys of another epoch")
         for identity, other in self.members.items():
@@ -99,10 +105,10 @@ class Membership:
         """When a round that begins now may still run."""
         return time.time() + self._federation.round_timeout
 
-    def _late(self) -> bool:
-        """Whether keys end so soon that a round might outlive them."""
+    def late(self) -> set[bytes]:
+        """Those whose keys end so soon that a round might outlive them."""
         soon = self._soon()
-        return any(member.bundle.not_after < soon for member in self.members.values())
+        return {pc for pc, member in self.members.items() if member.bundle.not_after < soon}
 
     def _connected(self, grid: Grid) -> list[int]:
         """Where some PCs are still on their way, wait for them a while."""

@@ -33,7 +33,7 @@ class Opening:
     """Of one group.
 
     `blamed` are PCs that were proved wrong: by what they signed, or by more PCs than may collude;
-    `quarrels` pairs of which one is wrong; `silent` members did not answer when they were asked.
+    `quarrels` pairs of which one is wrong; `silent` members gave no answer of use when asked.
     """
 
     def __init__(self, aggregator: Aggregator, spool: Spool, ask: Ask) -> None:
@@ -60,7 +60,7 @@ class Opening:
         self.blamed |= {d for d, n in counts.items() if n > self._terms.thresholds.colluding}
         agreements = self._agree(members)
         signers = [agreement.member for agreement in agreements]
-        self._unmask([*signers, *(m for m in members if m not in signers)], agreements)
+        self._unmask(signers, [m for m in members if m not in signers], agreements)
         try:
             aggregator.open()
         except BadDealer as error:
@@ -111,10 +111,14 @@ class Opening:
         def request(member: bytes) -> bytes:
             return self._proposal(member).encode()
 
-        found = list(self._answers(AGREE, members, request, read))
+        found = list(self._answers(AGREE, members, request, read, due=members))
         return found, complaints
 
-    def _unmask(self, members: Sequence[bytes], agreements: Sequence[Agreement]) -> None:
+    def _unmask(
+        self, signers: Sequence[bytes], others: Sequence[bytes], agreements: Sequence[Agreement]
+    ) -> None:
+        """Ask those that signed for their shares, and `others` where they do not suffice."""
+
         def read(member: bytes, frame: bytes) -> bool:
             release = Release.decode(frame)
             if release.member != member:
@@ -125,7 +129,8 @@ class Opening:
         def request(member: bytes) -> bytes:
             return Unmask(self._proposal(member), tuple(agreements)).encode()
 
-        for _ in self._answers(UNMASK, members, request, read):
+        # One that was dealt a bad blob cannot release all; who signed has checked every blob.
+        for _ in self._answers(UNMASK, [*signers, *others], request, read, due=signers):
             pass
 
     def _answers(
@@ -134,31 +139,36 @@ class Opening:
         members: Sequence[bytes],
         request: Callable[[bytes], bytes],
         read: Callable[[bytes, bytes], _T | None],
+        due: Sequence[bytes],
     ) -> Iterator[_T]:
-        """Good answers, as many as the threshold wants; asks no more than are missing at a time."""
+        """Good answers, as many as the threshold wants; asks no more than are missing at a time.
+
+        Members in `due` whose answer is of no use count as silent.
+        """
         waiting, missing = list(members), self._terms.thresholds.shares
         while waiting and missing > 0:
             wave, waiting = waiting[:missing], waiting[missing:]
-            requests = (
-                (
-                    member,
-                    MemberRequest(self._terms.run, self._terms.number, request(member)).encode(),
-                )
-                for member in wave
-            )
-            self.silent |= set(wave)
-            for member, records in self._ask(stage, requests):
-                self.silent.discard(member)
+            for member, records in self._ask(stage, self._requests(wave, request)):
                 try:
                     answer = read(member, decode_answer(records))
                 except (SealingError, EncodingError) as error:
-                    # No ban: an answer is not signed as a whole, and a member that was dealt a
-                    # bad blob cannot release all. Others answer in its place.
+                    # No ban: an answer is not signed as a whole. Others answer in its place.
                     _log.warning("PC %s: %s", member.hex()[:16], error)
+                    if member not in due:
+                        self.silent.discard(member)
                     continue
+                self.silent.discard(member)
                 if answer is not None:
                     missing -= 1
                     yield answer
+
+    def _requests(
+        self, members: Sequence[bytes], request: Callable[[bytes], bytes]
+    ) -> Iterator[tuple[bytes, RecordDict]]:
+        for member in members:
+            frame = request(member)  # raises where too few uploads came: then nobody was asked
+            self.silent.add(member)
+            yield member, MemberRequest(self._terms.run, self._terms.number, frame).encode()
 
     def _proposal(self, member: bytes) -> Proposal:
         place, count = self._terms.place(member), len(self._terms.participants)

@@ -1,7 +1,7 @@
 """Who is asked in an attempt, who is left out and why, and how often each PC was charged.
 
 One PC must not cost the others. So every PC is asked whether it takes part before anybody is
-charged; who refuses for good is not asked again; and who made attempts void by falling silent is
+charged; who refuses for good is not asked again; and who did not do its part in void attempts is
 left out for a while that doubles each time; where the others do not suffice, the run waits.
 """
 
@@ -16,33 +16,51 @@ from fedaipc.errors import BudgetExhausted, RoundError, RunOver
 from fedaipc.federation.messages import EXHAUSTED, REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from fedaipc.coordinator.checkpoint import Checkpoint
     from fedaipc.coordinator.membership import Membership
     from fedaipc.federation.messages import Readiness
 
-_REST, _LONGEST_REST = 300.0, 6 * 3600.0  # s, after the first void attempt, and at most
+# s, after the first void attempt (or as long as that took), and at most
+_REST, _LONGEST_REST = 300.0, 24 * 3600.0
 _MOST_NAMED = 5
 _log = logging.getLogger(__name__)
 
 
 class Participation:
-    """Over one run of the coordinator; what must outlive it is in the checkpoint."""
+    """Over one run of the coordinator; what must outlive it is in the checkpoint.
 
-    def __init__(self, membership: Membership, kept: Checkpoint) -> None:
+    `everybody` are all members of the federation; `enough` says of a set of PCs whether a sum could
+    be unmasked if all of them took part.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        kept: Checkpoint,
+        everybody: Collection[bytes],
+        enough: Callable[[Collection[bytes]], bool],
+    ) -> None:
         self._membership, self._kept = membership, kept
+        self._everybody, self._enough = set(everybody), enough
         self._exhausted: set[bytes] = set()
         self._refused: set[bytes] = set()
         self._not_now: dict[bytes, str] = {}  # in the attempt at hand, and why
+        self._missed: dict[bytes, tuple[int, float]] = {}  # as `Checkpoint.failures`
 
-    def begin(self, attempt: int, everybody: Collection[bytes]) -> None:
+    def begin(self, attempt: int) -> None:
         """Before attempt number `attempt`. One that a crash cut off may have charged any PC."""
         kept = self._kept
-        if cut_off := attempt - 1 - kept.attempt:
-            kept.charges = {pc: kept.charges.get(pc, 0) + cut_off for pc in everybody}
+        cut_off = attempt - 1 - kept.attempt
+        if cut_off > 0:
+            kept.charges = {pc: kept.charges.get(pc, 0) + cut_off for pc in self._everybody}
             kept.attempt = attempt - 1
         self._not_now.clear()
+
+    def skip(self, attempt: int) -> None:
+        """Attempt number `attempt` was drawn and charged nobody."""
+        self._kept.attempt = attempt
 
     def candidates(self) -> list[set[bytes]]:
         """Whom to ask, best choice first: without PCs that rest, then with those that failed once.
@@ -51,12 +69,15 @@ class Participation:
         for a moment nothing.
         """
         out = self._exhausted | self._refused | self._kept.banned | self._not_now.keys()
-        there = self._membership.present() - out
-        resting = {pc: n for pc, (n, until) in self._kept.failures.items() if until > time.time()}
-        return [there - resting.keys(), there - {pc for pc, count in resting.items() if count > 1}]
+        there, now = self._membership.present() - out, time.time()
+        rests = [*self._kept.failures.items(), *self._missed.items()]
+        resting = {pc for pc, (_, until) in rests if until > now}
+        again = {pc for pc, (count, until) in rests if until > now and count > 1}
+        return [there - resting, there - again]
 
     def hear(self, pc: bytes, said: Readiness, attempt: int) -> bool:
         """What a PC answers before it is charged in `attempt`; whether it takes part."""
+        self._missed.pop(pc, None)
         if said.charged is not None:  # the ledger knows best
             self._kept.charges[pc] = min(said.charged, attempt - 1)
         if said.refusal is not None:
@@ -72,9 +93,10 @@ class Participation:
         elif word == REFUSED:
             self._refused.add(pc)
 
-    def miss(self, pcs: Collection[bytes]) -> None:
-        """These did not say whether they take part."""
+    def miss(self, pcs: Collection[bytes], seconds: float) -> None:
+        """These did not say within `seconds` whether they take part: that costs time alone."""
         self._not_now |= dict.fromkeys(pcs, "did not answer")
+        _let_rest(self._missed, pcs, seconds)
 
     def charge(self, pcs: Collection[bytes], attempt: int) -> None:
         """Attempt number `attempt` charges `pcs` from now on."""
@@ -82,25 +104,26 @@ class Participation:
         for pc in pcs:
             self._kept.charges[pc] = self._kept.charges.get(pc, 0) + 1
 
-    def settle(
-        self,
-        *,
-        declined: Collection[bytes],
-        silent: Collection[bytes],
-        served: Collection[bytes],
-        void: bool,
-    ) -> None:
-        """After an attempt: who declined was not charged; `silent` PCs did not do their part."""
+    def release(self, declined: Collection[bytes]) -> None:
+        """Who declined with the model in hand was not charged."""
         for pc in declined:
             self._kept.charges[pc] -= 1
+
+    def serve(self, pcs: Collection[bytes]) -> None:
+        """`pcs` did their part in an attempt that was not void: they need not rest any more.
+
+        How often they failed is not forgotten: else a PC could make every other attempt void.
+        """
         failures = self._kept.failures
-        for pc in served:
-            failures.pop(pc, None)
-        for pc in silent if void else ():
-            count = failures.get(pc, (0, 0.0))[0] + 1
-            rest = min(_LONGEST_REST, _REST * 2.0 ** (count - 1))
-            failures[pc] = count, time.time() + rest
-            _log.warning("%s fell silent in %d void attempts in a row", self._name(pc), count)
+        for pc in failures.keys() & set(pcs):
+            failures[pc] = failures[pc][0], 0.0
+
+    def fail(self, pcs: Collection[bytes], seconds: float) -> None:
+        """An attempt of `seconds` was void, and `pcs` did not do their part in it."""
+        _let_rest(self._kept.failures, pcs, seconds)
+        for pc in pcs:
+            count = self._kept.failures[pc][0]
+            _log.warning("%s did not do its part in %s", self._name(pc), _attempts(count))
 
     @property
     def charged(self) -> int:
@@ -110,16 +133,16 @@ class Participation:
     def too_few(self, reason: str) -> RoundError | BudgetExhausted:
         """What to raise where no sum could be unmasked: nobody was charged for finding out."""
         members = self._membership.members
-        if members and self._refused >= members.keys():
+        if self._refused >= self._everybody:
             return RunOver(
                 "every PC refuses this job: it breaks its owner's rules or is not for this PC's "
                 "model; each PC's own log says why"
             )
-        if self._exhausted:
-            able = len(members.keys() - self._exhausted)
+        able = self._everybody - self._exhausted
+        if self._exhausted and not self._enough(able):
             return BudgetExhausted(
-                f"{able} of {len(members)} PCs can afford another round at this noise: "
-                "the lifetime budgets of the others are spent; the last checkpoint stands"
+                f"{len(able)} of {len(self._everybody)} PCs can afford another round at this "
+                "noise: the lifetime budgets of the others are spent; the last checkpoint stands"
             )
         if not members:
             return RoundError("no PC can take part: start at least one, and look into its log")
@@ -135,9 +158,15 @@ class Participation:
         for pc, (count, until) in failures.items():
             if until > now:
                 back = datetime.fromtimestamp(until, UTC)
-                times = f"{count} void attempts" if count > 1 else "a void attempt"
-                why[pc] = f"fell silent in {times} and rests until {back:%H:%M} UTC"
+                why[pc] = (
+                    f"did not do its part in {_attempts(count)} and rests until {back:%H:%M} UTC"
+                )
+        for pc, (count, until) in self._missed.items():
+            if until > now and count > 1:
+                why.setdefault(pc, f"did not answer {count} times and rests")
+        why |= dict.fromkeys(self._membership.late(), "has keys that end soon")
         why |= self._not_now
+        why |= dict.fromkeys(self._exhausted, "has spent its budget")
         why |= dict.fromkeys(self._refused, "refuses the job, as its log says")
         lines = sorted(
             f"{self._name(pc)} {reason}"
@@ -151,3 +180,18 @@ class Participation:
     def _name(self, pc: bytes) -> str:
         member = self._membership.members.get(pc)
         return pc.hex()[:16] if member is None else member.name
+
+
+def _let_rest(
+    rests: dict[bytes, tuple[int, float]], pcs: Collection[bytes], seconds: float
+) -> None:
+    """Each time twice as long as the last; at least as long as what `pcs` spoilt had taken."""
+    for pc in pcs:
+        count = rests.get(pc, (0, 0.0))[0] + 1
+        # No more doublings than it takes to reach the longest rest.
+        rest = min(_LONGEST_REST, max(_REST, seconds) * 2.0 ** min(count - 1, 20))
+        rests[pc] = count, time.time() + rest
+
+
+def _attempts(count: int) -> str:
+    return f"{count} void attempts" if count > 1 else "a void attempt"

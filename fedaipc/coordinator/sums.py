@@ -32,8 +32,8 @@ _CHUNK = 1 << 16  # values
 class OpenSum:
     """Over groups of PCs that share one encoding; the coordinator can read each update.
 
-    `blamed` are PCs that were proved wrong, `quarrels` pairs of which one is; `silent` members did
-    not answer; `reasons` say why a group was not opened.
+    `blamed` are PCs that were proved wrong, `quarrels` pairs of which one is; `silent` members gave
+    no answer of use; `reasons` say why a group was not opened.
     """
 
     def __init__(self, groups: Sequence[Terms]) -> None:

@@ -107,8 +107,10 @@ class Trainer:
         check_policy(owner.policy, job, terms, ledger, pc.vault.identity.public)
         if job.plan.private:
             check_delta(ledger.delta, owner.size_class)
+        ledger.check_new(job.run, terms.number)
         keys = pc.vault.keys(terms) if terms.sealed else None
         if keys is not None:
+            pc.vault.check_new(terms)
             keys.check(terms.bundles)
         # The base is the owner's; that both sides have the same one is in the layout's hash.
         model = job.model.model_copy(update={"base": owner.base})

@@ -27,7 +27,7 @@ from fedaipc.errors import FedaipcError, RoundError, SealingError
 from fedaipc.files import Stamp, stamp, write_atomic, write_private
 from fedaipc.sealing.dealing import Head, Keys
 from fedaipc.sealing.keys import KEY_BYTES, ExchangeKey, SigningKey
-from fedaipc.sealing.roster import Bundle, Roster, read_roster
+from fedaipc.sealing.roster import KEY_SECONDS, Bundle, Roster, read_roster
 from fedaipc.sealing.terms import Terms
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 FOLDER, HEAD_FILE = "sealing", "head"
 SUCCESSOR_FILE = "successor.key"  # of a PC that has left: the secret key of its next enrolment
 _MOST_BYTES = 1 << 26  # of one file
-_EPOCH_SECONDS = 24 * 3600
 _LOCK_SECONDS = 30.0
 _T = TypeVar("_T")
 
@@ -111,7 +110,7 @@ class Vault:
                 federation=federation,
                 run=run,
                 epoch=epoch,
-                not_after=int(now) + _EPOCH_SECONDS,
+                not_after=int(now) + KEY_SECONDS,
                 identity=self.identity.public,
                 size_class=size_class,
                 mask_key=mask.public,
@@ -154,16 +153,21 @@ class Vault:
 
         Raises SealingError where it is older than the newest, or was another.
         """
-        path, last = self._folder / "terms", None
+        self.check_new(terms)
+        path = self._folder / "terms"
+        write_private(path, frame)
+        _cache[path] = stamp(path), terms
+
+    def check_new(self, terms: Terms) -> None:
+        """Raise SealingError where a newer round of the run was kept, or this one otherwise."""
+        last = None
         with suppress(SealingError):  # none yet, or cut off: then no round of it can be agreed on
-            last = _kept(path, Terms.decode)
+            last = _kept(self._folder / "terms", Terms.decode)
         if last is not None and last.run == terms.run:
             if last.number > terms.number:
                 raise SealingError("the round is older than the last one of this run")
             if last.number == terms.number and last != terms:
                 raise SealingError("the round was described in another way before")
-        write_private(path, frame)
-        _cache[path] = stamp(path), terms
 
     def terms(self, run: str, number: int) -> Terms:
         """Of the newest round. Raises SealingError where that is another one."""

@@ -149,11 +149,7 @@ class Ledger:
             raise LedgerError(f"{self.path}: was opened to be read")
         with _locked(self.path):
             self._load()
-            if charge.attempt <= self.last_attempt(charge.run):
-                raise LedgerError(
-                    f"{self.path}: attempt {charge.attempt} of run {charge.run} is not newer "
-                    "than the last one charged; each attempt is charged once"
-                )
+            self.check_new(charge.run, charge.attempt)
             if charge.mechanism is not None and not self.covers(charge.mechanism):
                 raise BudgetExhausted(
                     f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
@@ -173,6 +169,14 @@ class Ledger:
             }
             self._write(signed_line(body, self._head, self._signer))
             self.charges += (charge,)
+
+    def check_new(self, run: str, attempt: int) -> None:
+        """Raise LedgerError where an attempt of `run` was charged that is not older."""
+        if attempt <= self.last_attempt(run):
+            raise LedgerError(
+                f"{self.path}: attempt {attempt} of run {run} is not newer than the last one "
+                "charged; each attempt is charged once"
+            )
 
     def check_head(self, count: int, digest: bytes) -> None:
         """Raise LedgerError unless it still holds the head that somebody remembers."""

@@ -17,6 +17,7 @@ ROSTER, BUNDLE = 1, 2
 ROSTER_FILE = "roster.bin"  # the admission key's public half, then the list that it signed
 MOST_MEMBERS = 100_000
 MOST_IN_A_GROUP = 100
+KEY_SECONDS = 24 * 3600  # of an epoch
 _ROSTER_LABEL, _BUNDLE_LABEL = b"fedaipc roster", b"fedaipc bundle"
 
 
@@ -121,7 +122,7 @@ def read_roster(content: bytes) -> tuple[bytes, Roster]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A PC's public keys of one epoch, and its public size class.
+    """A PC's public keys of one epoch, and its public size class; made to last `KEY_SECONDS`.
 
     `not_after` is in seconds since 1970.
     """

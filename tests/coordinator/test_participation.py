@@ -14,13 +14,17 @@ from fedaipc.coordinator import membership, participation
 from fedaipc.errors import BudgetExhausted, RoundError, RunOver
 from fedaipc.federation.job import make_job
 from fedaipc.federation.messages import (
+    AGREE,
     EXHAUSTED,
     REFUSED,
     UNABLE,
+    UNMASK,
     Readiness,
+    encode_answer,
     encode_refusal,
 )
 from fedaipc.privacy.plan import charged_epsilon, filter_order
+from fedaipc.sealing.terms import Terms
 from tests.coordinator import fakes
 from tests.coordinator.fakes import Answer, FakeGrid, FakePc, Ran, attempt
 from tests.federation.parts import LABELS, tiny
@@ -28,7 +32,7 @@ from tests.federation.parts import LABELS, tiny
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fedaipc.federation.messages import MaskRequest
+    from fedaipc.federation.messages import MaskRequest, RoundRequest
 
 Pcs = Any
 
@@ -56,6 +60,11 @@ def run(folder: Path, members: list[FakePc], *changes: str) -> Ran:
 
 def refuse(word: str, charged: int | None = 0) -> Any:
     return lambda _: Readiness(word, charged).encode()
+
+
+def first_two(offer: RoundRequest, pc: FakePc) -> bool:
+    """Whether the PC is one of the first two of those that were drawn and are there."""
+    return Terms.decode(offer.terms).participants.index(pc.identity) < 2
 
 
 def crash(_: MaskRequest) -> Answer:
@@ -182,8 +191,8 @@ def test_pcs_that_crash_in_each_round_are_left_out_after_a_second_chance(
     assert [r.void for r in ran.rounds] == [True, True]
     for _ in range(3):  # the server comes back and tries
         ran = run(tmp_path, members, "federation.rounds=1")
-        assert "pc-0 fell silent in 2 void attempts" in str(ran.error)
-        assert "pc-1 fell silent in 2 void attempts" in str(ran.error)
+        assert "pc-0 did not do its part in 2 void attempts" in str(ran.error)
+        assert "pc-1 did not do its part in 2 void attempts" in str(ran.error)
     assert [pc.charged for pc in members] == [2, 2, 2, 2, 2]
     later(3600)
     members[0].mask = None  # somebody gave it more memory
@@ -215,8 +224,123 @@ def test_a_member_that_vanishes_before_the_sum_is_unmasked_rests_too(
     members = pcs(3)
     members[2].member = lambda *_: None
     ran = run(tmp_path, members, "federation.stage_timeout=0.3")
-    assert "pc-2 fell silent in 2 void attempts" in str(ran.error)
+    assert "pc-2 did not do its part in 2 void attempts" in str(ran.error)
     assert [pc.charged for pc in members] == [2, 2, 2]
+
+
+def failures(ran: Ran, members: list[FakePc]) -> dict[int, int]:
+    """How often each PC did not do its part, by number."""
+    numbers = {pc.identity: pc.number for pc in members}
+    return {numbers[pc]: count for pc, (count, _) in ran.checkpoint.failures.items()}
+
+
+def test_nobody_rests_for_a_round_in_which_others_sent_too_few_updates(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    """Members that were never asked have not been silent."""
+    members = pcs(5)
+    for pc in members[:2]:
+        pc.mask = crash
+    ran = run(tmp_path, members, "federation.rounds=1")
+    assert failures(ran, members) == {0: 2, 1: 2}
+
+
+def test_a_pc_that_declines_after_it_said_yes_rests_where_that_made_the_round_void(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    members = pcs(10)
+    for pc in members[:4]:
+        pc.mask = lambda _: encode_refusal(UNABLE)
+    ran = run(tmp_path, members, "federation.rounds=2")
+    assert failures(ran, members) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert type(ran.error) is RoundError
+    assert "pc-0 did not do its part in 2 void attempts" in str(ran.error)
+    assert [pc.charged for pc in members[4:]] == [2] * 6
+
+
+@pytest.mark.parametrize("stage", [AGREE, UNMASK])
+def test_a_member_that_answers_with_garbage_rests(tmp_path: Path, pcs: Pcs, stage: str) -> None:
+    members = pcs(3)
+    members[0].member = lambda asked, request: (
+        encode_answer(b"x") if asked == stage else members[0].usual_member(asked, request)
+    )
+    ran = run(tmp_path, members)
+    assert failures(ran, members) == {0: 2}
+    assert [pc.charged for pc in members] == [2, 2, 2]
+
+
+def test_a_pc_that_makes_every_other_attempt_void_rests_longer_each_time(
+    tmp_path: Path, pcs: Pcs, later: Any
+) -> None:
+    """A good attempt does not wash a void one away."""
+    members = pcs(3)
+    members[0].mask = lambda request: (
+        crash(request) if attempt(request) % 2 else members[0].usual_mask(request)
+    )
+    ran, waits = run(tmp_path, members, "federation.rounds=9"), []
+    for hours in range(1, 200):
+        waits.append(len(members[1].asked))
+        if ran.error is None or isinstance(ran.error, RunOver):
+            break
+        later(hours * 400.0)
+        ran = run(tmp_path, members, "federation.rounds=9")
+    counts = failures(ran, members)
+    assert counts[0] >= 6
+    assert waits[10] < waits[100]  # it takes hours, and nobody was charged meanwhile
+    assert waits[10] <= 7
+
+
+def test_a_pc_that_never_says_whether_it_takes_part_costs_its_time_once(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    members = pcs(10)
+    members[0].ready = lambda _: None
+    changes = ("federation.round_timeout=2", "federation.stage_timeout=0.2")
+    ran = run(tmp_path, members, "federation.rounds=4", *changes)
+    assert ran.error is None
+    assert [r.phases["setup"] >= 2 for r in ran.rounds] == [True, False, False, False]
+    assert {offer.round for offer in members[0].offered} == {1}  # then it rests
+    assert failures(ran, members) == {}
+
+
+def test_keys_that_run_out_while_pcs_make_ready_charge_nobody(
+    tmp_path: Path, pcs: Pcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = pcs(10)
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(membership, "time", clock)
+
+    def slow(_: RoundRequest) -> Answer:  # the last of all to answer, a day later
+        clock.time = lambda: time.time() + 24 * 3600
+        return Readiness(None, 0).encode()
+
+    members[0].ready = slow
+    members[1].ready = refuse(UNABLE)  # so that the others are asked again
+    ran = run(tmp_path, members, "federation.rounds=1")
+    assert type(ran.error) is RoundError
+    assert "has keys that end soon" in str(ran.error)
+    assert not any(pc.asked for pc in members)
+
+
+def test_one_spent_budget_does_not_end_a_run_that_can_do_without(tmp_path: Path, pcs: Pcs) -> None:
+    """Even where others are not able for a moment."""
+    members = pcs(10)
+    members[0].ready = refuse(EXHAUSTED)
+    for pc in members[1:4]:
+        pc.ready = lambda offer: Readiness(UNABLE if offer.round == 2 else None, 1).encode()
+    ran = run(tmp_path, members, "federation.rounds=2")
+    assert type(ran.error) is RoundError
+    assert "pc-0 has spent its budget" in str(ran.error)
+    for pc in members[1:4]:
+        pc.ready = None
+    assert run(tmp_path, members, "federation.rounds=2").error is None
+
+
+def test_one_refusal_does_not_speak_for_pcs_that_are_away(tmp_path: Path, pcs: Pcs) -> None:
+    members = pcs(6)
+    members[0].ready = refuse(REFUSED)
+    ran = fakes.run(tmp_path, FakeGrid(members[:1]), members=members[1:])
+    assert type(ran.error) is RoundError
 
 
 def test_pcs_that_are_made_to_vanish_do_not_rest(tmp_path: Path, pcs: Pcs) -> None:
@@ -243,16 +367,49 @@ def test_a_run_that_waits_uses_up_no_attempt_and_gets_new_keys(tmp_path: Path, p
 def test_a_draw_that_too_few_answer_is_drawn_anew(tmp_path: Path, pcs: Pcs) -> None:
     """Each attempt of a fraction asks others; the ones of a draw may be gone for good."""
     members = pcs(9)
-    for pc in members[:4]:
-        pc.ready = refuse(UNABLE)
+    for pc in members:  # two of each of the first two draws are not able
+        pc.ready = lambda offer, pc=pc: Readiness(
+            UNABLE if Terms.decode(offer.terms).number < 3 and first_two(offer, pc) else None, 0
+        ).encode()
     changes = ("federation.fraction=0.4", "federation.rounds=1")
-    for _ in range(10):
-        ran = run(tmp_path, members, *changes)
-        if ran.error is None:
-            break
-        assert type(ran.error) is RoundError
+    for _ in range(2):
+        assert type(run(tmp_path, members, *changes).error) is RoundError
+    ran = run(tmp_path, members, *changes)
     assert ran.error is None
-    assert sum(pc.charged for pc in members) == 3
+    assert sum(pc.charged for pc in members) == 4
+    assert [(r.attempt, r.charged) for r in ran.rounds] == [(3, 1)]
+
+
+def test_waiting_for_pcs_ends_no_run_whatever_is_drawn(tmp_path: Path, pcs: Pcs) -> None:
+    """Seven of nine are not able for a night: no draw helps, and none is used up."""
+    members = pcs(9)
+    for pc in members[:7]:
+        pc.ready = refuse(UNABLE)
+    changes = ("federation.fraction=0.4", "federation.rounds=2")
+    for _ in range(20):
+        assert type(run(tmp_path, members, *changes).error) is RoundError
+    for pc in members:
+        pc.ready = None
+    ran = run(tmp_path, members, *changes)
+    assert ran.error is None
+    assert ran.rounds[-1].charged <= 2
+
+
+def test_draws_leave_half_of_the_spare_attempts_to_rounds_that_are_void(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    """Two of those that are drawn are never able."""
+    members = pcs(9)
+
+    for pc in members:
+        pc.ready = lambda offer, pc=pc: Readiness(
+            UNABLE if first_two(offer, pc) else None, 0
+        ).encode()
+    changes = ("federation.fraction=0.4", "federation.rounds=2")
+    for _ in range(30):
+        assert type(run(tmp_path, members, *changes).error) is RoundError
+    assert json.loads((tmp_path / "counters.json").read_text())["attempt"] == 5
+    assert not any(pc.asked for pc in members)
 
 
 # What was charged
@@ -320,16 +477,18 @@ def test_an_attempt_that_was_cut_off_counts_until_the_ledgers_say_otherwise(
     assert ran.rounds[-1].charged == 1
 
 
-def test_a_pc_that_declines_with_the_model_in_hand_was_not_charged(
-    tmp_path: Path, pcs: Pcs
+@pytest.mark.parametrize(("word", "charges"), [(REFUSED, 0), (EXHAUSTED, 0), (UNABLE, 1)])
+def test_what_a_pc_is_charged_that_declines_with_the_model_in_hand(
+    tmp_path: Path, pcs: Pcs, word: str, charges: int
 ) -> None:
+    """One that is not able may have failed to sync a ledger that holds the charge."""
     members = pcs(5)
-    members[3].mask = lambda _: encode_refusal(REFUSED)
+    members[3].mask = lambda _: encode_refusal(word)
     for pc in members:
         pc.ready = lambda offer, pc=pc: Readiness(None, 0).encode()  # none knows better
     ran = run(tmp_path, members, "federation.rounds=1")
     assert ran.error is None
-    assert ran.checkpoint.charges[members[3].identity] == 0
+    assert ran.checkpoint.charges[members[3].identity] == charges
     assert ran.checkpoint.charges[members[0].identity] == 1
 
 

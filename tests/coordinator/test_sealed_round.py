@@ -478,15 +478,16 @@ def test_who_quarrelled_in_a_void_round_is_not_in_the_next(tmp_path: Path, pcs: 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("seconds", [60, 11 * 3600], ids=["at once", "in a later round"])
 def test_a_pc_whose_keys_end_too_soon_is_left_out(
-    tmp_path: Path, pcs: Pcs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pcs: Pcs, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
     """M8: else all others would refuse the round on its account."""
     members = pcs(10)
 
     def short(request: SetupRequest) -> Answer:
         with monkeypatch.context() as patch:
-            patch.setattr(vault, "_EPOCH_SECONDS", 60)
+            patch.setattr(vault, "KEY_SECONDS", seconds)
             return Pc(members[0].folder).setup(request).encode()
 
     members[0].setup = short

@@ -395,6 +395,15 @@ def test_a_pc_whose_ledger_is_locked_is_able_again_later(
     assert Readiness.decode(offer(five, member).content) == Readiness(None, 0)
 
 
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_pc_does_not_say_yes_to_an_attempt_that_it_was_charged_for_or_a_newer_one(
+    five: Federation, member: Path, ask_member: Any, attempt: int
+) -> None:
+    """A coordinator that was restored from a copy finds out before it charges the others."""
+    assert gave(ask_member(attempt=2))
+    assert Readiness.decode(offer(five, member, attempt).content) == Readiness(UNABLE, 1)
+
+
 def test_a_pc_tells_a_stranger_nothing_of_its_ledger(five: Federation, member: Path) -> None:
     """How often a run charged it is for the run's own coordinator, whose job is signed."""
     signed = SignedJob.sign(SigningKey(), five.job)
