@@ -57,7 +57,10 @@ _SETTING = re.compile(r"--set (data|warm_up)\.(\w+)=([\w-]+)")
 
 def as_given(text: str) -> str:
     """`text`, with each `--set` in it as the command that runs takes it: a flag, else a key."""
-    known = {flag for param in click.get_current_context().command.params for flag in param.opts}
+    running = click.get_current_context(silent=True)
+    if running is None:
+        return text
+    known = {flag for param in running.command.params for flag in param.opts}
 
     def own(found: re.Match[str]) -> str:
         section, key, value = found.groups()

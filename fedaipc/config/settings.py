@@ -124,7 +124,7 @@ class TextSource(Section):
         if name != "auto" and not _decodes_text(name):
             raise PydanticCustomError(
                 "unknown_encoding",
-                "Python has no text encoding of this name; examples are utf-8 and cp1252",
+                "no text encoding of this name is known; examples are utf-8 and cp1252",
             )
         return name
 
