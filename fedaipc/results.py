@@ -288,7 +288,7 @@ class Results(Section):
             raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             raise OutputError(
-                f"{path}: not valid JSON ({error}); copy the file again or rerun"
+                f"{path}: cannot be used: {error}; copy the file again or rerun"
             ) from None
         _check_version(path, tree)
         try:

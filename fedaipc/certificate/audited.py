@@ -44,6 +44,8 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
                     canaries=canary["bound"]["canaries"],
                     result_hash=hashlib.sha256(content).hexdigest(),
                 )
+    except FileNotFoundError:
+        raise CertificateError(f"{path}: no such file") from None
     except OSError as error:
         raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):

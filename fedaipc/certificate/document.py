@@ -196,6 +196,8 @@ class Certificate(Section):
         """Raises CertificateError where the file holds none."""
         try:
             return cls.from_file(path, most_bytes=MOST_BYTES)
+        except FileNotFoundError:
+            raise CertificateError(f"{path}: no such file") from None
         except OSError as error:
             raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
         except ValidationError as error:

@@ -86,7 +86,7 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     say("the configuration is valid", f"recipe: {recipe_text(settings)}")
     if warning := rounds_warning(settings, data.labels):
         say(warning)
-    say(*_fit_lines(data, classifier))
+    say(*(f"note: {line}" for line in data.notes), *_fit_lines(data, classifier))
     if settings.sealing.mode == "none":
         say(f"{NOT_SEALED} (simulate asks for --insecure-plain-updates)")
     else:

@@ -18,9 +18,12 @@ from fedaipc.cli.source import (
     Label,
     NoHeader,
     Pcs,
+    Quoting,
     SkipUnusable,
     Source,
+    SourceCommand,
     Text,
+    as_given,
     read_settings,
 )
 
@@ -39,7 +42,7 @@ def _group() -> None:
     """Keeps `describe` a sub-command."""
 
 
-@app.command()
+@app.command(cls=SourceCommand)
 def describe(
     source: Source = None,
     text: Text = None,
@@ -47,6 +50,7 @@ def describe(
     by: By = None,
     pcs: Pcs = None,
     encoding: Encoding = None,
+    quoting: Quoting = None,
     no_header: NoHeader = False,
     skip_unusable: SkipUnusable = False,
     overrides: Overrides = None,
@@ -61,7 +65,7 @@ def describe(
 
     settings = read_settings(
         source, overrides, {}, text=text, label=label, by=by, pcs=pcs, encoding=encoding,
-        no_header=no_header, skip_unusable=skip_unusable,
+        quoting=quoting, no_header=no_header, skip_unusable=skip_unusable,
     )  # fmt: skip
     data = prepare_simulation(settings.data, settings.federation.pcs)
     rows = [_row(data, number) for number in range(len(data.parts))]
@@ -82,7 +86,7 @@ def describe(
     )
     console.print(sizes, highlight=False)
     for line in (*data.notes, *_fit_lines(settings, data)):
-        console.print(line, highlight=False, markup=False)
+        console.print(as_given(line), highlight=False, markup=False)
 
 
 def _fit_lines(settings: Settings, data: SimulatedData) -> list[str]:

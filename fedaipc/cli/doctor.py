@@ -161,7 +161,9 @@ def _show_speeds(console: Console, speeds: list[Speed]) -> None:
         f"--set speed.micro_batch={best.micro_batch}",
         markup=False,
     )
-    console.print("private training: possible, every row of a batch gets the same bits")
+    console.print(
+        "private training works on this PC: results do not depend on a record's place in the batch"
+    )
     if not any(speed.precision == "bfloat16" for speed in speeds):
         console.print(
             "bfloat16 was not measured: this processor has no instructions for it, so that it "

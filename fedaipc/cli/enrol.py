@@ -176,10 +176,7 @@ def _show(found: Enrolled, folder: Path) -> None:
     for hint in filter(None, hints):
         say(hint)
     if found.fit is not None:
-        say(
-            f"with the federation's base, cut at the usual length: {fit_text(found.fit)} (said to "
-            "you alone)"
-        )
+        say(f"how your texts fit the federation's model (shown only to you): {fit_text(found.fit)}")
         for line in fit_warnings(your=found.fit):
             say(f"note: {line}")
     ledger = found.ledger
@@ -187,8 +184,8 @@ def _show(found: Enrolled, folder: Path) -> None:
         "NOT PRIVATE already" if ledger.unprotected else f"{at_most(ledger.spent_epsilon())} spent"
     )
     say(
-        f"its budget for life: epsilon {ledger.lifetime_epsilon:g} at delta {ledger.delta:g}, "
-        f"{spent}"
+        f"this PC's lifetime privacy budget: epsilon {ledger.lifetime_epsilon:g} at delta "
+        f"{ledger.delta:g}, {spent}"
     )
     say(
         f"{request.name} will tell the federation its name, its keys, and that it holds at most "

@@ -87,6 +87,8 @@ def verify(
     if place.is_file():
         copies, folders = read_export(place), []
     else:
+        if not place.exists():
+            raise LedgerError(f"{place}: no such file or folder")
         paths = _ledgers(place)
         copies, folders = [read_copy(path) for path in paths], [path.parent for path in paths]
     for folder in seen_by or ():
@@ -163,7 +165,8 @@ def export(
 
 def _ledgers(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise LedgerError(f"{folder}: no such folder")
+        what = "is a file, which `verify` alone takes" if folder.exists() else "no such folder"
+        raise LedgerError(f"{folder}: {what}; give a run, a folder of PCs, or one PC")
     from fedaipc.pc.pc import LEDGER_FILE
 
     place = folder / "pc-state.json"

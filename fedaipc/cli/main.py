@@ -26,6 +26,7 @@ from fedaipc.cli import (
     simulate,
 )
 from fedaipc.cli.output import Commands, say
+from fedaipc.cli.source import SourceCommand
 from fedaipc.errors import FedaipcError
 from fedaipc.files import expanded
 from fedaipc.streams import forgiving
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("simulate")(simulate.simulate)
+app.command("simulate", cls=SourceCommand)(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)

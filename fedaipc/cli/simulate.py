@@ -22,9 +22,11 @@ from fedaipc.cli.source import (
     Label,
     NoHeader,
     Pcs,
+    Quoting,
     SkipUnusable,
     Source,
     Text,
+    as_given,
     read_settings,
 )
 from fedaipc.config import recipe_text
@@ -46,6 +48,7 @@ def simulate(
     by: By = None,
     pcs: Pcs = None,
     encoding: Encoding = None,
+    quoting: Quoting = None,
     no_header: NoHeader = False,
     skip_unusable: SkipUnusable = False,
     rounds: Annotated[int | None, typer.Option(help="how many rounds")] = None,
@@ -85,7 +88,7 @@ def simulate(
     console = make_console()
     if resume is not None:
         own = {"--text": text, "--label": label, "--by": by, "--pcs": pcs, "--rounds": rounds,
-               "--encoding": encoding, "--no-header": no_header or None,
+               "--encoding": encoding, "--quoting": quoting, "--no-header": no_header or None,
                "--skip-unusable": skip_unusable or None,
                "--epsilon": epsilon, "--set": overrides, "--out": out, "--name": name,
                "--pc-state": pc_state, "--insecure-test-seed": insecure_test_seed,
@@ -106,7 +109,7 @@ def simulate(
         }
         settings = read_settings(
             source, overrides, flags, text=text, label=label, by=by, pcs=pcs, encoding=encoding,
-            no_header=no_header, skip_unusable=skip_unusable,
+            quoting=quoting, no_header=no_header, skip_unusable=skip_unusable,
         )  # fmt: skip
         if settings.output.tensorboard and find_spec("tensorboard") is None:
             raise ConfigError("output.tensorboard needs `pip install 'fedaipc[tensorboard]'`")
@@ -170,6 +173,8 @@ def _announce(console: Console, run: Run) -> None:
         console.print("[bold red]NOT PRIVATE[/]:", escape(reason), highlight=False)
     if settings.sealing.mode == "none":
         console.print(f"[bold red]{NOT_SEALED}[/]", highlight=False)
+    for note in facts["notes"]:
+        console.print(f"note: {as_given(note)}", highlight=False, markup=False)
     say_fit(console, facts)
     promise = f"noise multiplier {privacy.noise_multiplier}"
     if facts["not_private"]:

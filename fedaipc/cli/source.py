@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from fedaipc.config import load_settings, settings_from
+from fedaipc.config.remedy import FLAGS
+from fedaipc.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +37,10 @@ Encoding = Annotated[
     str | None,
     typer.Option(help="of a text file, as cp1252; else UTF-8", show_default=False),
 ]
+Quoting = Annotated[
+    Literal["auto", "csv", "line", "none"] | None,
+    typer.Option(help="what quotation marks mean in a CSV or TSV", show_default=False),
+]
 NoHeader = Annotated[
     bool,
     typer.Option("--no-header", help="the first row is a record: give columns by number, from 1"),
@@ -41,6 +50,41 @@ SkipUnusable = Annotated[
     typer.Option("--skip-unusable", help="leave out records that cannot be used, and count them"),
 ]
 Pcs = Annotated[int | None, typer.Option(help="how many PCs", show_default=False)]
+
+
+_SETTING = re.compile(r"--set (data|warm_up)\.(\w+)=([\w-]+)")
+
+
+def as_given(text: str) -> str:
+    """`text`, with each `--set` in it as the command that runs takes it: a flag, else a key."""
+    running = click.get_current_context(silent=True)
+    if running is None:
+        return text
+    known = {flag for param in running.command.params for flag in param.opts}
+
+    def own(found: re.Match[str]) -> str:
+        section, key, value = found.groups()
+        flag = FLAGS.get(key)
+        if section == "data" and flag in known:
+            return flag if value in ("true", "false") else f"{flag} {value}"
+        return found[0] if "--set" in known else f"{section}.{key} = {_toml(value)}"
+
+    return _SETTING.sub(own, text)
+
+
+def _toml(value: str) -> str:
+    return value if value in ("true", "false") else f'"{value}"'
+
+
+class SourceCommand(TyperCommand):
+    """Words its advice about texts `as_given`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ConfigError, DataError) as error:
+            error.args = (as_given(str(error)),)
+            raise
 
 
 def read_settings(
@@ -53,6 +97,7 @@ def read_settings(
     by: str | None,
     pcs: int | None,
     encoding: str | None = None,
+    quoting: str | None = None,
     no_header: bool = False,
     skip_unusable: bool = False,
 ) -> Settings:
@@ -63,6 +108,7 @@ def read_settings(
         "data.text_column": text,
         "data.label_column": label,
         "data.encoding": encoding,
+        "data.quoting": quoting,
         "data.header": False if no_header else None,
         "data.skip_unusable": True if skip_unusable else None,
         "data.partition_column": by,

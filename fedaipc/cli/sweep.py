@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fedaipc.cli.output import make_console
+from fedaipc.cli.source import as_given
 from fedaipc.errors import RoundError
 from fedaipc.machine import cpus
 
@@ -88,7 +89,8 @@ def sweep(
     failed = [row for row in rows if row.state == "failed"]
     if failed:
         raise RoundError(
-            f"{len(failed)} of {len(rows)} cells failed, the first because: {failed[0].error}"
+            f"{len(failed)} of {len(rows)} cells failed, the first because: "
+            + as_given(failed[0].error)
         )
 
 
@@ -127,7 +129,7 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.state == "failed":
             line = f"failed: {shown(row.values)}, seed {row.seed}: {row.error}"
-            console.print(line, markup=False)
+            console.print(as_given(line), markup=False)
 
 
 class _Display:

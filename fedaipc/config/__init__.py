@@ -3,10 +3,11 @@
 settings.py  the types, their defaults and ranges
 recipe.py    defaults that follow from other settings or from the data
 toml.py      from TOML, flags and --set; back to TOML
+remedy.py    how a setting is given, for errors to say
 explain.py   errors and allowed values in words
 """
 
-from fedaipc.config.explain import describe_fields
+from fedaipc.config.explain import describe_fields, unknown_key
 from fedaipc.config.recipe import for_labels, reasons, recipe_text, rounds_warning
 from fedaipc.config.settings import (
     LEAST_CLIP,
@@ -83,4 +84,5 @@ __all__ = [
     "settings_from",
     "text_source",
     "to_toml",
+    "unknown_key",
 ]

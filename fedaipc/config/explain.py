@@ -32,10 +32,7 @@ def explain(model: type[Section], detail: ErrorDetails) -> str:
     path = ".".join(names)
     parent, field = _find(model, names)
     if detail["type"] == "extra_forbidden":
-        known = list(parent.model_fields)
-        close = difflib.get_close_matches(names[-1], known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "known keys: " + ", ".join(known)
-        return f"{path}: unknown key; {hint}"
+        return unknown_key(path, names[-1], list(parent.model_fields))
     given = detail.get("input")
     if detail["type"] == "value_error":  # of a section; our own words name the keys
         return detail["msg"].removeprefix("Value error, ")
@@ -45,6 +42,13 @@ def explain(model: type[Section], detail: ErrorDetails) -> str:
     message = _WORDS.get(detail["type"]) or detail["msg"][:1].lower() + detail["msg"][1:]
     allowed = _allowed(field)
     return f"{path}{shown}: {message}" + (f" (allowed: {allowed})" if allowed else "")
+
+
+def unknown_key(path: str, name: str, known: Sequence[str]) -> str:
+    """What is wrong with the key `name` at `path`, where only `known` ones may stand."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "known keys: " + ", ".join(known)
+    return f"{path}: unknown key; {hint}"
 
 
 def _short(value: object) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fedaipc import strict_json
+from fedaipc.config import remedy
 from fedaipc.config.recipe import filled
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -93,11 +94,18 @@ class TextSource(Section):
 
     `source` is an asset, "hf:ID", a file or a folder with one sub-folder of .txt per label. What
     is below `label_column` matters to text files only; "auto" is what `data.sources` says.
+    `section` is where these settings stand, for `remedy`.
     """
 
+    section: ClassVar[str] = ""
+
     source: str | None = Field(None, min_length=1)
-    text_column: str = Field("text", min_length=1, description="column with the text")
-    label_column: str = Field("label", min_length=1, description="column with the label")
+    text_column: str = Field(
+        "text", min_length=1, coerce_numbers_to_str=True, description="column with the text"
+    )
+    label_column: str = Field(
+        "label", min_length=1, coerce_numbers_to_str=True, description="column with the label"
+    )
     encoding: str = Field(
         "auto", description="of a text file, as cp1252; auto: UTF-8, or UTF-16/32 with its mark"
     )
@@ -115,7 +123,8 @@ class TextSource(Section):
     def _is_an_encoding(cls, name: str) -> str:
         if name != "auto" and not _decodes_text(name):
             raise PydanticCustomError(
-                "unknown_encoding", "Python has no text encoding of this name; try cp1252 or utf-16"
+                "unknown_encoding",
+                "no text encoding of this name is known; examples are utf-8 and cp1252",
             )
         return name
 
@@ -124,11 +133,15 @@ class TextSource(Section):
         columns = self.text_column, self.label_column
         if not self.header and not all(column.isdecimal() and int(column) for column in columns):
             raise ValueError(
-                "a file without a header has columns by number, 1 is the first: say header = "
-                'false with text_column = "2" and label_column = "1", or --no-header --text 2 '
-                "--label 1"
+                "a file without a header needs column numbers (the first is 1): for example "
+                + self.remedy(header=False, text_column="2", label_column="1")
             )
         return self
+
+    @classmethod
+    def remedy(cls, **values: str | bool) -> str:
+        """How whoever gave these settings can give `values`; to be printed."""
+        return remedy.given(cls.section, values)
 
 
 _ESCAPES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # no file is written so
@@ -147,6 +160,8 @@ class WarmUpSettings(TextSource):
     Not private, and it need not be: no PC's text is among them. It gives a new base model.
     """
 
+    section: ClassVar[str] = "warm_up"
+
     source: str | None = Field(
         None, min_length=1, description="public texts, given as data.source is; else no warm-up"
     )
@@ -162,6 +177,8 @@ class DataSettings(TextSource):
 
     A relative path counts from the working directory, not from the config file.
     """
+
+    section: ClassVar[str] = "data"
 
     source: str = Field(
         "sentiment-4",
@@ -445,6 +462,8 @@ class OwnerSettings(TextSource):
     PC's ledger, for good. `admission` is the public key, in hex, of whoever says who belongs to the
     federation and which jobs it runs.
     """
+
+    section: ClassVar[str] = remedy.OWNER_FILE
 
     name: str = Field(max_length=80, pattern=NAME)
     source: str = Field(min_length=1, description="where this PC's texts are")

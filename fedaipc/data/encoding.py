@@ -30,16 +30,21 @@ codecs.register_error(_ERRORS, lambda error: (_MARK, error.end))  # type: ignore
 
 def resolve(path: Path, encoding: str) -> str:
     """`encoding`, or for "auto" what the file's mark says: UTF-16 or UTF-32, else UTF-8."""
-    if encoding != "auto":
-        return encoding
-    with path.open("rb") as file:
-        start = file.read(4)
-    return next((name for mark, name in _BOMS if start.startswith(mark)), "utf-8")
+    return _resolved(_start(path), encoding)
+
+
+def lacks_mark(path: Path, encoding: str) -> bool:
+    """Whether `encoding` needs a byte order mark, and the file has none. Raises OSError."""
+    start = _start(path)
+    return _lacks_mark(start, _resolved(start, encoding))
 
 
 def decode(content: bytes, encoding: str) -> str:
-    """All of `content`, without a byte order mark."""
-    return content.decode(encoding, _ERRORS).removeprefix("\ufeff")
+    """All of `content`, without a byte order mark; `encoding` as for `resolve`."""
+    own = _resolved(content, encoding)
+    if _lacks_mark(content, own):  # Python would guess the order of its bytes
+        return _MARK
+    return content.decode(own, _ERRORS).removeprefix("\ufeff")
 
 
 def lines(path: Path, encoding: str) -> Iterator[str]:
@@ -70,12 +75,33 @@ def readable_as(path: Path) -> tuple[str, ...]:
     """
     with path.open("rb") as file:
         content = file.read(_SAMPLE)
-    zeros = content[:4096].count(0)
-    if zeros > len(content[:4096]) // 4:  # letters with every other byte zero
-        little = content[1:4096:2].count(0) * 2 > zeros
-        return ("utf-16-le" if little else "utf-16-be",)
+    start = content[:4096]
+    zeros = start.count(0)
+    if zeros > len(start) // 4:  # letters with one byte of two, or three of four, that are zero
+        width = 4 if zeros > len(start) * 5 // 8 else 2
+        little = start[width - 1 :: width].count(0) > start[::width].count(0)
+        return (f"utf-{8 * width}-{'le' if little else 'be'}",)
     content = content[: content.rfind(b"\n") + 1] or content  # no half character at the end
     return tuple(name for name in _CANDIDATES if _MARK not in content.decode(name, _ERRORS))
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def _resolved(start: bytes, encoding: str) -> str:
+    return (_marked(start) or "utf-8") if encoding == "auto" else encoding
+
+
+def _lacks_mark(start: bytes, encoding: str) -> bool:
+    name = codecs.lookup(encoding).name
+    return bool(start) and name in dict(_BOMS).values() and _marked(start) != name
+
+
+def _marked(start: bytes) -> str | None:
+    """The encoding whose mark stands at the start."""
+    return next((name for mark, name in _BOMS if start.startswith(mark)), None)
 
 
 def _by_line(path: Path, encoding: str) -> Iterator[str]:

@@ -58,8 +58,8 @@ def prepare_held_back(settings: DataSettings) -> HeldBack:
         )
     notes: list[str] = []
     given = _read_given(settings, notes)
-    labels = label_list(given["validation"], settings.labels, what="data.validation")
-    label_list(given["test"], labels, what="data.test")
+    labels = label_list(given["validation"], settings.labels, what=_named(settings, "validation"))
+    label_list(given["test"], labels, what=_named(settings, "test"))
     return HeldBack(
         validation=given["validation"], test=given["test"], labels=labels, notes=tuple(notes)
     )
@@ -75,6 +75,7 @@ def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
     """
     group = settings.partition_column  # read for any partition: splits keep its shares
     notes: list[str] = []
+    name = _named(settings, "source")
     source = _read(settings, settings.source, group, notes)
     if settings.limit is not None and settings.limit < len(source):
         kept = np.random.default_rng([settings.split_seed, 2]).permutation(len(source))
@@ -86,18 +87,18 @@ def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
         notes.append(f"{dropped:,} duplicates and contradictions dropped")
     if not len(train):
         raise DataError(
-            "data.source: nothing is left once duplicates and the texts of data.validation and "
+            f"{name}: nothing is left once duplicates and the texts of data.validation and "
             "data.test are dropped"
         )
-    labels = label_list(train, settings.labels)
+    labels = label_list(train, settings.labels, what=name)
     notes += label_hints(train.labels)
-    for name, records in given.items():
-        label_list(records, labels, what=f"data.{name}")
+    for key, records in given.items():
+        label_list(records, labels, what=_named(settings, key))
     sizes = _split_sizes(
         settings, len(train), [n for n in ("test", "validation") if n not in given]
     )
-    for number, (name, size) in enumerate(sizes.items()):
-        train, given[name] = _split_off(train, size, seed=[settings.split_seed, 3, number])
+    for number, (key, size) in enumerate(sizes.items()):
+        train, given[key] = _split_off(train, size, seed=[settings.split_seed, 3, number])
     return SimulatedData(
         train=train,
         validation=given["validation"],
@@ -176,6 +177,11 @@ def _read(settings: DataSettings, source: str, group: str | None, notes: list[st
     return records
 
 
+def _named(settings: DataSettings, key: str) -> str:
+    """A source, by its key and where it is."""
+    return f"data.{key} = {getattr(settings, key)}"
+
+
 def _read_given(settings: DataSettings, notes: list[str]) -> dict[str, Records]:
     """The test and validation sets that have files of their own; no text is in both."""
     given = {
@@ -203,8 +209,8 @@ def _split_sizes(settings: DataSettings, total: int, names: list[str]) -> dict[s
         if sizes[name] > total // 3:
             cure = f"set data.{name}_size to {total // 3:,} or less" if total >= 3 else "add more"
             raise DataError(
-                f"data.source: {total:,} different records are too few to hold {sizes[name]:,} "
-                f"back for {name}; {cure}"
+                f"{_named(settings, 'source')}: {total:,} different records are too few to hold "
+                f"{sizes[name]:,} back for {name}; {cure}"
             )
     return sizes
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from fedaipc.config import DataSettings, TextSource
 from fedaipc.data.encoding import is_valid
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
@@ -30,8 +31,8 @@ class Fault(StrEnum):
     """Why a record cannot be used, in the order in which it is looked for."""
 
     FILE = "a file that cannot be read"
-    ENCODING = "bytes of another encoding, or half a character"
-    QUOTATION = "a quotation mark without its partner, or within a quoted text and not doubled"
+    ENCODING = "bytes that are not valid in this encoding"
+    QUOTATION = "an unclosed quotation mark, or one inside a quoted text that is not doubled"
     LONG = "a text above 10 million characters"
     FEW = "too few columns"
     MANY = "more columns than the first row (put texts that hold the delimiter in quotation marks)"
@@ -72,16 +73,19 @@ class Dropped:
 class Reading:
     """`where` is the source in words, `unit` what `places` count: lines, rows or files.
 
-    `advice` is what may make more records usable. `quoting` and `encoding` are the file's own,
-    where "auto" was asked for. `swallowing` are places of records that hold lines which look like
-    records themselves; `quoted` counts texts in quotation marks which were taken as text.
+    `how` is what was asked for, and says how advice is given. `advice` is what may make more
+    records usable; `missing` names a column that no record has. `quoting` and `encoding` are the
+    file's own, where "auto" was asked for. `swallowing` are places of records that hold lines which
+    look like records themselves; `quoted` counts texts in quotation marks which were taken as text.
     """
 
     where: str
     unit: str
     records: Records
+    how: TextSource = field(default_factory=TextSource)
     dropped: tuple[Dropped, ...] = ()
     advice: str = ""
+    missing: str = ""
     encoding: str = "auto"
     quoting: str = "auto"
     swallowing: tuple[Place, ...] = ()
@@ -103,11 +107,12 @@ class Reading:
 
     def all(self) -> Records:
         """The records. Raises DataError unless there are some and each can be used."""
-        if self.dropped:
-            raise DataError(
-                f"{self.where}: {self.tally()}; mend them, or leave them out with --skip-unusable "
-                "(data.skip_unusable = true)"
-            )
+        used = len(self.records)
+        if self.dropped and used:
+            or_skip = ""
+            if self.left_out <= used:  # else the few that are left would be no fair sample
+                or_skip = f", or leave them out with {DataSettings.remedy(skip_unusable=True)}"
+            raise DataError(f"{self.where}: {self.tally()}; mend them{or_skip}")
         return self.some()
 
     def some(self) -> Records:
@@ -117,12 +122,13 @@ class Reading:
             raise DataError(
                 f"{self.where}: the quoted text that begins in {self.unit} {self.swallowing[0]}"
                 f"{f' (and {more:,} more)' if more else ''} goes over lines that read like records "
-                "of their own: close its quotation mark, or say what they are with --quoting line "
-                "(each line is a record) or --quoting csv (they are one text)"
+                "of their own: close its quotation mark; if each line is a record, give "
+                f"{self.how.remedy(quoting='line')}; if the text really spans several lines, give "
+                f"{self.how.remedy(quoting='csv')}"
             )
         if not len(self.records):
             tally = self.tally() if self.dropped else "holds no records"
-            raise DataError(f"{self.where}: {tally}")
+            raise DataError(f"{self.where}: {self.missing or tally}")
         return self.records
 
     @property
@@ -131,8 +137,8 @@ class Reading:
         if self.quoted * 2 <= len(self.records):
             return ""
         return (
-            f"{self.quoted:,} texts keep the quotation marks that they stand in; --quoting csv "
-            "(data.quoting) takes them off"
+            f"{self.quoted:,} texts keep the quotation marks that they stand in; "
+            f"{self.how.remedy(quoting='csv')} takes them off"
         )
 
 
@@ -260,7 +266,7 @@ def shown_names(names: Iterable[str]) -> str:
 
 
 def _places(unit: str, dropped: Dropped) -> str:
-    names = [f"{p}" if isinstance(p, int) else shown_names([p]) for p in dropped.places]
+    names = [f"{p}" if isinstance(p, int) else repr(p) for p in dropped.places]
     more = dropped.count - len(names)
     noun = unit if dropped.count == 1 else f"{unit}s"
     return f"{noun} {', '.join(names)}" + (f" and {more:,} more" if more else "")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from fedaipc.data import encoding
 from fedaipc.data.assets import fetch_asset, is_asset, list_assets
+from fedaipc.data.columns import beyond, check_columns, check_header, missing_column, numbers
 from fedaipc.data.csv_lines import CsvReader, fits
 from fedaipc.data.reading import Collector, Fault, Reading, Row
 from fedaipc.errors import DataError
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     Rows = Iterable[tuple[Place, Row | Fault]]
 
+_WIDE = ("utf-16", "utf-32")
 FILE_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_COLUMN_NAME = re.compile(r"[^\W\d][\w.-]{0,29}( [\w.-]{1,29})?")
 
 
 def local_path(source: str) -> Path | None:
@@ -81,7 +81,9 @@ def _read_file(
 ) -> Reading:
     kind = path.suffix.lower()
     if kind in FILE_KINDS[2:] and not how.header:
-        raise DataError(f"{path.name}: only .csv and .tsv have columns by number (--no-header)")
+        raise DataError(
+            f"{path.name}: has column names; only .csv and .tsv can be without a header"
+        )
     try:
         if kind in (".csv", ".tsv"):
             return _read_csv(path, how, columns, collector)
@@ -100,7 +102,7 @@ def _read_file(
 
 
 def _read_csv(path: Path, how: TextSource, columns: Sequence[str], collector: Collector) -> Reading:
-    own = encoding.resolve(path, how.encoding)
+    own = _encoding(path, how)
     tabs = path.suffix.lower() == ".tsv"
     quoting = how.quoting
     if quoting == "auto":  # without a header nothing but a record says how wide a record is
@@ -113,22 +115,28 @@ def _read_csv(path: Path, how: TextSource, columns: Sequence[str], collector: Co
         delimiter = _delimiter(header, columns)
     reader = CsvReader(encoding.lines(path, own), delimiter, quoting)
     lines = iter(reader)
-    places = _places(path, own, columns, reader, lines) if how.header else _numbers(columns)
+    places = _places(path, how, own, columns, reader, lines) if how.header else numbers(columns)
     long: list[Line] = []
-    quoted = 0
+    quoted = widest = 0
     for line in lines:
+        if isinstance(line.cells, list):
+            widest = max(widest, len(line.cells))
         row = _csv_row(line, reader.width, places)
         if isinstance(row, Row) and len(line.lines) > 1:
             long.append(line)
         collector.add(line.number, row)
         quoted += quoting == "none" and isinstance(row, Row) and _is_quoted(row.text)
     auto = how.quoting == "auto"
+    dropped = collector.dropped()
+    advice = _advice(path, how, own, {part.fault for part in dropped}, quoting)
     return Reading(
         where=path.name,
         unit="line",
         records=collector.records(),
-        dropped=(dropped := collector.dropped()),
-        advice=_advice(path, own, {part.fault for part in dropped}, quoting),
+        how=how,
+        dropped=dropped,
+        advice=advice,
+        missing="" if advice or how.header else beyond(widest, places, delimiter),
         encoding=own,
         # Where no text goes over several lines, none has to: later a quotation that never closes
         # then costs its own line only.
@@ -136,6 +144,14 @@ def _read_csv(path: Path, how: TextSource, columns: Sequence[str], collector: Co
         swallowing=_swallowing(long, reader, places, collector) if auto else (),
         quoted=quoted,
     )
+
+
+def _encoding(path: Path, how: TextSource) -> str:
+    """The file's own. Raises DataError where its bytes lack the mark that the asked one needs."""
+    if encoding.lacks_mark(path, how.encoding):
+        advice = _other_encoding(how, how.encoding, encoding.readable_as(path))
+        raise DataError(f"{path.name}: does not begin with a byte order mark: {advice}")
+    return encoding.resolve(path, how.encoding)
 
 
 def _delimiter(header: str, columns: Sequence[str]) -> str:
@@ -149,7 +165,12 @@ def _delimiter(header: str, columns: Sequence[str]) -> str:
 
 
 def _places(
-    path: Path, own: str, columns: Sequence[str], reader: CsvReader, lines: Iterator[Line]
+    path: Path,
+    how: TextSource,
+    own: str,
+    columns: Sequence[str],
+    reader: CsvReader,
+    lines: Iterator[Line],
 ) -> list[int]:
     """Where the wanted columns stand, by the header. Raises DataError."""
     line = next(lines, None)
@@ -159,18 +180,12 @@ def _places(
     reader.width = len(names)
     if not set(columns) <= set(names):
         if any("\0" in name or not encoding.is_valid(name) for name in names):
-            advice = _advice(path, own, {Fault.ENCODING})
+            advice = _advice(path, how, own, {Fault.ENCODING})
             raise DataError(f"{path.name}: its first row is not {own}; {advice}")
         rows = [line.cells for line in islice(lines, 1000) if isinstance(line.cells, list)]
-        _check_header(path.name, names, rows)
-    _check_columns(path.name, names, columns)
+        check_header(path.name, how, names, rows)
+    check_columns(path.name, names, columns)
     return [names.index(column) for column in columns]
-
-
-def _numbers(columns: Sequence[str]) -> list[int]:
-    if not all(column.isdecimal() and int(column) for column in columns):
-        raise DataError("a file without a header has columns by number; 1 is the first")
-    return [int(column) - 1 for column in columns]
 
 
 def _csv_row(line: Line, width: int, places: Sequence[int]) -> Row | Fault:
@@ -202,28 +217,34 @@ def _swallowing(
     return tuple(line.number for line in long if any(map(reads_like_a_record, reader.parts(line))))
 
 
-def _advice(path: Path, own: str, faults: set[Fault], quoting: str = "") -> str:
+def _advice(path: Path, how: TextSource, own: str, faults: set[Fault], quoting: str = "") -> str:
     """What options may make more of a text file usable."""
     if faults & {Fault.ENCODING, Fault.JSON, Fault.FEW}:
         known = encoding.readable_as(path)
-        if (Fault.ENCODING in faults and own not in known) or known[0].startswith("utf-16"):
-            return (
-                f"the file is not {own}; it could be {' or '.join(known)}: check which one shows "
-                f"its letters correctly and give it, as in --encoding {known[0]} (data.encoding)"
-            )
+        if (Fault.ENCODING in faults and own not in known) or known[0].startswith(_WIDE):
+            return _other_encoding(how, own, known)
     if Fault.QUOTATION in faults:
-        or_lines = "--quoting csv if texts go over several lines, " if quoting == "line" else ""
+        or_lines = ""
+        if quoting == "line":
+            or_lines = f"{how.remedy(quoting='csv')} if texts go over several lines, "
         return (
             'write a quotation mark inside a quoted text as "" and close each quotation, or give '
-            f"{or_lines}--quoting none if quotation marks are part of the texts (data.quoting)"
+            f"{or_lines}{how.remedy(quoting='none')} if quotation marks are part of the texts"
         )
     return ""
+
+
+def _other_encoding(how: TextSource, own: str, known: Sequence[str]) -> str:
+    return (
+        f"the file is not {own}; it could be {' or '.join(known)}: check which one shows its "
+        f"letters correctly and give it, as in {how.remedy(encoding=known[0])}"
+    )
 
 
 def _read_jsonl(
     path: Path, how: TextSource, columns: Sequence[str], collector: Collector
 ) -> Reading:
-    own = encoding.resolve(path, how.encoding)
+    own = _encoding(path, how)
     missing: DataError | None = None
     for number, line in enumerate(encoding.lines(path, own), start=1):
         if not line.strip():
@@ -231,7 +252,7 @@ def _read_jsonl(
         row = _json_row(line, columns)
         if isinstance(row, dict):
             if missing is None:
-                missing = _missing_column(path.name, list(row), columns)
+                missing = missing_column(path.name, list(row), columns)
             row = Fault.KEY
         collector.add(number, row)
     records, dropped = collector.records(), collector.dropped()
@@ -241,8 +262,9 @@ def _read_jsonl(
         where=path.name,
         unit="line",
         records=records,
+        how=how,
         dropped=dropped,
-        advice=_advice(path, own, {part.fault for part in dropped}),
+        advice=_advice(path, how, own, {part.fault for part in dropped}),
         encoding=own,
     )
 
@@ -265,7 +287,7 @@ def _json_row(line: str, columns: Sequence[str]) -> Row | Fault | dict[str, obje
 
 def _read_parquet(path: Path, columns: Sequence[str], collector: Collector) -> Reading:
     with pq.ParquetFile(path) as file:
-        _check_columns(path.name, file.schema_arrow.names, columns)
+        check_columns(path.name, file.schema_arrow.names, columns)
         table = file.read(columns=list(dict.fromkeys(columns)))
     return _read_table(path.name, [_values(table[column]) for column in columns], collector)
 
@@ -297,30 +319,31 @@ def _single(value: pa.Scalar) -> object:
 
 
 def _read_folder(path: Path, how: TextSource, collector: Collector) -> Reading:
-    own = "utf-8" if how.encoding == "auto" else how.encoding
     unread: Path | None = None
     try:
         if not any(path.glob("*/*")):
             raise DataError(f"{path.name}: holds no sub-folder with .txt files (one per label)")
         for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != "."):
             for file in sorted(p for p in folder.iterdir() if p.suffix.lower() == ".txt"):
+                name = f"{folder.name}/{file.name}"
                 try:
-                    text = encoding.decode(file.read_bytes(), own)
+                    text = encoding.decode(file.read_bytes(), how.encoding)
                 except OSError:
-                    collector.add(file.name, Fault.FILE)
+                    collector.add(name, Fault.FILE)
                     continue
-                # The sub-folder is a label, so it is not named.
-                if not collector.add(file.name, Row(text=text, label=folder.name)):
+                if not collector.add(name, Row(text=text, label=folder.name)):
                     unread = unread or (None if encoding.is_valid(text) else file)
     except OSError as error:
         raise DataError(f"{path.name}: cannot be read ({error.strerror or error})") from None
+    own = "utf-8" if how.encoding == "auto" else how.encoding  # of a file without a mark
     return Reading(
         where=path.name,
         unit="file",
         records=collector.records(),
+        how=how,
         dropped=collector.dropped(),
-        advice=_advice(unread, own, {Fault.ENCODING}) if unread else "",
-        encoding=own,
+        advice=_advice(unread, how, own, {Fault.ENCODING}) if unread else "",
+        encoding=how.encoding,
     )
 
 
@@ -337,7 +360,7 @@ def _read_hub(source: str, columns: Sequence[str], collector: Collector) -> Read
             f"{source}: not to be had ({type(error).__name__}); check the name and split, and "
             "whether the hub is reachable"
         ) from None
-    _check_columns(source, data.column_names, columns)
+    check_columns(source, data.column_names, columns)
     values = [[_named(data.features[column], v) for v in data[column]] for column in columns]
     return _read_table(source, values, collector)
 
@@ -348,37 +371,3 @@ def _named(feature: object, value: object) -> object:
     if names is None:
         return value
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
-
-
-def _check_header(where: str, names: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """Raise DataError where a first row may be a record, which an error must not show."""
-    repeated = any(name == cell for line in lines for name, cell in zip(names, line, strict=False))
-    if repeated or not all(_COLUMN_NAME.fullmatch(name) for name in names if name):
-        raise DataError(
-            f"{where}: the first row does not read like column names; add a row such as "
-            "text,label, or say --no-header (data.header = false) and give columns by number, as "
-            "--text 1 --label 2"
-        )
-
-
-def _check_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
-    """Raise DataError unless each of `columns` is there once."""
-    for column in columns:
-        if list(present).count(column) > 1:
-            raise DataError(f"{where}: column {column!r} is there twice; rename one of them")
-    missing = _missing_column(where, present, columns)
-    if missing is not None:
-        raise missing
-
-
-def _missing_column(where: str, present: Sequence[str], columns: Sequence[str]) -> DataError | None:
-    for column in columns:
-        if column not in present:
-            close = difflib.get_close_matches(column, present, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            shown = [name if name.isprintable() else repr(name) for name in present[:20]]
-            more = ", ..." if len(present) > 20 else ""
-            return DataError(
-                f"{where}: no column {column!r}; {hint}there are: {', '.join(shown)}{more}"
-            )
-    return None

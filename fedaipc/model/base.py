@@ -47,8 +47,7 @@ def resolve(base: str) -> str:
         )
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(f"model.base = {base}: no such folder")
-    names = [asset.name for asset in list_assets() if asset.kind == "model"]
-    if close := difflib.get_close_matches(base, names, n=1, cutoff=0.8):
+    if close := difflib.get_close_matches(base, _models(), n=1, cutoff=0.8):
         raise ModelError(f"model.base = {base}: no such asset; did you mean {close[0]}?")
     return base
 
@@ -117,7 +116,25 @@ def _source(base: str) -> Path:
             snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"])
         )
     except Exception as error:  # noqa: BLE001 - it raises many kinds; each means this
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise ModelError(f"model.base = {base}: cannot be loaded: {reason}") from None
+        raise ModelError(f"model.base = {base}: {_not_fetched(error)}") from None
     finally:
         hub.setLevel(level)
+
+
+def _not_fetched(error: Exception) -> str:
+    """Why the hub gave nothing for a name that is no folder or asset."""
+    from huggingface_hub import errors
+
+    unknown = f"no such folder or asset (assets: {', '.join(_models())})"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return f"{unknown}, and the Hugging Face hub could not be reached"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{unknown}, and the Hugging Face hub has no public model of this name"
+    if isinstance(error, errors.HFValidationError):
+        return f"{unknown}, nor can it be the name of a model on the Hugging Face hub"
+    reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+    return f"cannot be loaded: {reason}"
+
+
+def _models() -> list[str]:
+    return [asset.name for asset in list_assets() if asset.kind == "model"]

@@ -125,12 +125,13 @@ def _public_texts(settings: Settings, held_back: HeldBack) -> Records | None:
     wanted = settings.warm_up
     if wanted.source is None:
         return None
+    name = f"warm_up.source = {wanted.source}"
     reading = read_records(wanted.source, wanted, labels=held_back.labels)
     usable = reading.some() if settings.data.skip_unusable else reading.all()
     public, _ = deduplicate(usable, held_back.validation, held_back.test)
     if not len(public):
-        raise DataError("warm_up.source: nothing is left but texts of the validation and test sets")
-    label_list(public, held_back.labels, what="warm_up.source")
+        raise DataError(f"{name}: nothing is left but texts of the validation and test sets")
+    label_list(public, held_back.labels, what=name)
     return public
 
 

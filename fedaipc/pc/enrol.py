@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,8 +277,14 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
                 raise AdmissionError(f"{file}: is too large")
             for name in sizes:
                 yield name, archive.read(name)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise AdmissionError(f"{file}: cannot be read ({error})") from None
+    except FileNotFoundError:
+        raise AdmissionError(f"{file}: no such file; give the one that move-out wrote") from None
+    except OSError as error:
+        raise AdmissionError(f"{file}: cannot be read ({error.strerror or 'damaged'})") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # also of other methods
+        raise AdmissionError(
+            f"{file}: is damaged, or not what `fedaipc move-out` writes; copy it again"
+        ) from None
 
 
 def _kept_budget(folder: Path, invite: Invite, wanted: float | None) -> float:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 VERSION = 2
 _LABEL, _SUCCESSOR, _KEY_BYTES = b"fedaipc ledger", b"fedaipc successor", 32
 _LINE_BYTES = 4096
-RESTORE = "restore the file from a copy that is not older than the last training"
+RESTORE = "restore a backup made after this PC's last training round"
 
 
 class Signer(Protocol):
@@ -126,7 +126,7 @@ def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -
         entries.append(entry)
         previous = entry["hash"]
     if not entries:
-        raise LedgerError(f"{where}: holds no whole line; {RESTORE}")
+        raise LedgerError(f"{where}: is empty or cut off; {RESTORE}")
     return Chain(tuple(entries), tuple(keys))
 
 

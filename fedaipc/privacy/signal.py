@@ -41,7 +41,7 @@ def noise_ratio(
 def noise_warning(
     plan: PrivacyPlan, settings: Settings, values: int, labels: int, size_classes: Sequence[int]
 ) -> str | None:
-    """One line where noise drowns the signal, with its numbers and what would help.
+    """One line where noise is too strong, with its numbers and what would help.
 
     `values` are trained, for `labels` labels, on one PC for each of the public `size_classes`.
     """
@@ -51,10 +51,10 @@ def noise_warning(
     head = settings.model.method == "head"
     fewer = "" if head else ', fewer trained values (model.method = "head")'
     return (
-        f"the noise drowns the signal: {ratio:.2g} of the longest update there can be, where "
-        f"{DROWNED:g} costs half of what can be learned ({len(size_classes):,} PCs of about "
+        f"noise is too strong to learn much: {ratio:.2g} of the largest possible update "
+        f"({DROWNED:g} already halves what the model learns). {len(size_classes):,} PCs of about "
         f"{sum(size_classes) / len(size_classes):,.0f} records, {labels:,} labels, {values:,} "
         f"trained values, {settings.federation.rounds:,} rounds, noise multiplier "
-        f"{plan.noise_multiplier:.3g}); what helps: more records on each PC, more PCs, a larger "
+        f"{plan.noise_multiplier:.3g}. What helps: more records on each PC, more PCs, a larger "
         f"epsilon, fewer labels{fewer}"
     )

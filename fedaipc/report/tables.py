@@ -53,6 +53,8 @@ def summary(results: Results) -> RenderableType:
         took = words.duration_text(results.warm_up.seconds)
         row("warm-up", f"{took}; validation accuracy {results.start.accuracy:.3f} before round 1")
     row("data", f"{data.source}, {len(data.labels)} labels, {_sizes(results)}")
+    for note in data.notes:
+        row("", note)
     if data.validation_fit is not None:
         row("texts", words.fit_text(data.train_fit or data.validation_fit))
     for warning in words.results_warnings(results):

@@ -37,12 +37,13 @@ def test_text(results: Results) -> str:
 
 def no_better_text(results: Results) -> str | None:
     """Where the model is no better than always the commonest label, by more than the error."""
-    test, guess = results.test, results.data.majority
-    if test is None or guess is None or test.accuracy > guess + (results.standard_error or 0):
+    test, guess, error = results.test, results.data.majority, results.standard_error or 0
+    if test is None or guess is None or test.accuracy > guess + error:
         return None
+    where = "below" if test.accuracy < guess - error else "within the standard error of"
     return (
-        f"no better than always the commonest label ({guess:.3f}), by more than the standard "
-        "error: the model has learned next to nothing"
+        f"accuracy is {where} always guessing the commonest label ({guess:.3f}): the model "
+        "learned almost nothing"
     )
 
 
@@ -231,7 +232,7 @@ def headline(results: Results) -> str:
             f"(standard error, {count_text(test.examples, 'text')}{beside})."
         )
     if (learned := no_better_text(results)) is not None:
-        parts.append(f"It is {learned}.")
+        parts.append(f"{learned[0].upper()}{learned[1:]}.")
     if results.sealing.mode == "none":
         parts.append(f"{NOT_SEALED}.")
     if results.not_private:

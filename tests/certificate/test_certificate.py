@@ -469,7 +469,7 @@ def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
     assert "holds no audit of" in refused(fedaipc(*words, tmp_path / "other.json"), 15)
     (tmp_path / "none.json").write_text("{}")
     assert "is not what" in refused(fedaipc(*words, tmp_path / "none.json"), 15)
-    assert "cannot be read" in refused(fedaipc(*words, tmp_path / "gone.json"), 15)
+    assert "gone.json: no such file" in refused(fedaipc(*words, tmp_path / "gone.json"), 15)
 
 
 @pytest.mark.parametrize(

@@ -164,16 +164,16 @@ def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None
     assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out
 
 
-def test_config_check_says_whether_noise_drowns_the_signal(fedaipc: Callable[..., Ran]) -> None:
+def test_config_check_says_whether_noise_is_too_strong(fedaipc: Callable[..., Ran]) -> None:
     """As simulate will: 100 PCs of 32 sentences learn something at epsilon 8, nothing at 1."""
     words = ("--set", "data.limit=4000", "--set", "federation.pcs=100")
-    assert "drowns" not in fedaipc("config", "check", *words).out
+    assert "too strong" not in fedaipc("config", "check", *words).out
     tight = fedaipc("config", "check", *words, "--set", "privacy.epsilon=1").out
-    (line,) = (line for line in tight.splitlines() if "drowns the signal" in line)
+    (line,) = (line for line in tight.splitlines() if "too strong" in line)
     for fact in ("100 PCs of about 32 records", "2 labels", "770 trained values", "30 rounds",
-                 "what helps: more records on each PC"):  # fmt: skip
+                 "What helps: more records on each PC"):  # fmt: skip
         assert fact in line
-    assert "drowns" not in fedaipc("config", "check", *words, "--set", "privacy.mode=none").out
+    assert "too strong" not in fedaipc("config", "check", *words, "--set", "privacy.mode=none").out
 
 
 def test_config_check_says_what_is_sealed_and_refuses_what_cannot_be(

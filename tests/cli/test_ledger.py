@@ -118,7 +118,9 @@ def test_an_export_replaces_none(fedaipc: Callable[..., Ran], two: Path) -> None
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("verify", "nowhere"), 8, "nowhere: no such folder"),
+        (("verify", "nowhere"), 8, "nowhere: no such file or folder"),
+        (("show", "nowhere"), 8, "nowhere: no such folder"),
+        (("show", "pcs/a/ledger.jsonl"), 8, "ledger.jsonl: is a file, which `verify` alone takes"),
         (("verify", "pcs/a/ledger.jsonl"), 8, "is not what `fedaipc privacy ledger export` writes"),
         (("verify", "pcs", "--seen-by", "."), 8, "holds no PC"),
         (("export", "pcs", "out.txt"), 8, "ends in .json or .csv"),

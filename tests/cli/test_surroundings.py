@@ -114,5 +114,5 @@ def test_an_owner_reads_what_was_left_out(
     main.app(enroll, standalone_mode=False)
     said = capsys.readouterr().out
     assert "40 records can be used" in said
-    assert "left out: 1 of 41 records cannot be used: a quotation mark" in said
+    assert "left out: 1 of 41 records cannot be used: an unclosed quotation mark" in said
     assert "(line 42)" in said

@@ -194,9 +194,9 @@ def test_what_does_not_fit_is_refused(
 def test_given_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "data.csv", numbered(100))
     other = write(tmp_path / "other.csv", [("new", "perhaps")])
-    with pytest.raises(DataError, match=r"data\.test: holds labels"):
+    with pytest.raises(DataError, match=r"data\.test = .*: holds labels"):
         prepare_simulation(DataSettings(source=source, test=other), 2)
-    with pytest.raises(DataError, match=r"data\.source: nothing is left"):
+    with pytest.raises(DataError, match=r"data\.source = .*data.csv: nothing is left"):
         prepare_simulation(DataSettings(source=source, test=source), 2)
     with pytest.raises(DataError, match=r"data\.test holds all its texts"):
         prepare_simulation(DataSettings(source=source, test=other, validation=other), 2)

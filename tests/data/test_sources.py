@@ -211,7 +211,7 @@ BAD_JSONL = {
     "NaN": (f'{{"text": "{SECRET}", "label": NaN}}', "a label that is missing (line 1)"),
     "nested label": (f'{{"text": "a", "label": ["{SECRET}"]}}', "a label that is a list"),
     "text is a number": ('{"text": 5, "label": 1}', "or not a text (line 1)"),
-    "half a character": (f'{{"text": "{SECRET}\\ud83d", "label": 1}}', "half a character (line 1)"),
+    "half a character": (f'{{"text": "{SECRET}\\ud83d", "label": 1}}', "this encoding (line 1)"),
     "empty": ("\n\n", "holds no records"),
 }  # fmt: skip
 
@@ -242,13 +242,30 @@ def test_bad_parquet(tmp_path: Path) -> None:
 
 def test_bad_folders(tmp_path: Path) -> None:
     assert "holds no sub-folder with .txt files" in refused(tmp_path)
-    (tmp_path / SECRET).mkdir()
-    written(tmp_path / SECRET / "readme.md", SECRET)
+    (tmp_path / "yes").mkdir()
+    written(tmp_path / "yes" / "readme.md", SECRET)
     assert "holds no" in refused(tmp_path)
-    written(tmp_path / SECRET / "one.txt", " \n")
-    assert "a text that is empty or not a text (file 'one.txt')" in refused(tmp_path)
-    written(tmp_path / SECRET / "one.txt", b"\xff")
-    assert "half a character (file 'one.txt'); the file is not utf-8" in refused(tmp_path)
+    written(tmp_path / "yes" / "one.txt", " \n")
+    assert "a text that is empty or not a text (file 'yes/one.txt')" in refused(tmp_path)
+    written(tmp_path / "yes" / "one.txt", b"\xff")
+    assert "this encoding (file 'yes/one.txt'); the file is not utf-8" in refused(tmp_path)
+
+
+def test_files_of_equal_names_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    for name in ("no", "yes"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "1.txt", "fine" if name == "no" else "")
+    assert "(file 'yes/1.txt')" in refused(tmp_path)
+
+
+def test_the_mark_of_each_file_of_a_folder_says_its_encoding(tmp_path: Path) -> None:
+    for name, encoding in (("a", "utf-16"), ("b", "utf-32"), ("c", "utf-8"), ("d", "utf-8-sig")):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "1.txt", "naïve ☕".encode(encoding))
+    assert read(tmp_path) == Records(("naïve ☕",) * 4, ("a", "b", "c", "d"))
+    said = refused(tmp_path, encoding="utf-16")  # whose mark only a's has
+    assert "3 of 4 records cannot be used" in said
+    assert "'b/1.txt', 'c/1.txt', 'd/1.txt'" in said
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -105,6 +105,11 @@ def test_a_point_that_does_not_fit_is_a_cell_with_an_error(tmp_path: Path) -> No
         (GRID + "[set]\noutput.name = 'x'\n", "the sweep's own"),
         (GRID.replace('"s"', '"../s"'), "name"),
         (GRID + "typo = 1\n", "typo"),
+        ("typo = 1\n" + GRID, "typo: unknown key; known keys: config, name, seeds, set, grid, "),
+        ("[grids]\n", r"grids: unknown key; did you mean grid\?"),
+        (GRID + "[[rules]]\nwhen = {}\nsets = {}\n", "rules.0.sets: .* did you mean set"),
+        ("[search]\ntrails = 1\n[search.space]\n", r"search.trails: unknown key; .* trials\?"),
+        ('[search]\ntrials = 1\n[search.space]\n"a.b" = { loww = 1 }\n', r"a.b.loww: .* low\?"),
         (GRID + "typo = 1\n[", "not valid TOML"),
         ('[grid]\n"privacy.clip" = [1.0, 1.0]\n', "the same job"),
         ('[grid]\n"a.b" = [' + "1," * 5000 + "]\n", "more than 10,000"),
@@ -124,7 +129,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(tmp_path: Path, text: str, said
 
 
 def test_a_missing_file_or_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file"):
         read_sweep(tmp_path / "nowhere.toml")
     (tmp_path / "sweep.toml").write_text('config = "gone.toml"\n' + GRID)
     with pytest.raises(ConfigError, match=r"gone\.toml: no such file"):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedaipc.model.base import base_hash
+from fedaipc.errors import ModelError
+from fedaipc.model.base import base_folder, base_hash
 
 FILES = (
     "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
@@ -42,3 +43,34 @@ def test_a_note_beside_it_does_not(tmp_path: Path) -> None:
     base_hash.cache_clear()
     (tmp_path / "b" / "README.md").write_text("a note")
     assert base_hash(str(tmp_path / "b"), None) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nosuch", "and the Hugging Face hub could not be reached"),
+        ("no such", "nor can it be the name of a model on the Hugging Face hub"),
+    ],
+)
+def test_a_base_that_is_nowhere_is_said_to_be_so(name: str, said: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        base_folder(name)
+    start = f"model.base = {name}: no such folder or asset (assets: minilm-l6"
+    assert str(caught.value).startswith(start)
+    assert str(caught.value).endswith(said)
+
+
+def test_a_base_that_the_hub_does_not_know_is_said_to_be_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def missing(*_: object, **__: object) -> None:
+        answer = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+        raise RepositoryNotFoundError("404", response=answer)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
+    with pytest.raises(ModelError, match="hub has no public model of this name"):
+        base_folder("nosuch")

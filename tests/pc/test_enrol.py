@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,10 @@ def test_data_of_which_most_cannot_be_used_is_refused_with_numbers_and_a_remedy(
     with pytest.raises(DataError) as caught:
         enrolled(tmp_path / "pc", invite, data)
     said = str(caught.value)
-    assert "latin.csv: 48 of 60 records cannot be used: bytes of another encoding" in said
+    assert (
+        "latin.csv: 48 of 60 records cannot be used: bytes that are not valid in this encoding"
+        in said
+    )
     assert "(lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 38 more)" in said
     assert not (tmp_path / "pc").exists()
     enrolled(tmp_path / "pc", invite, data, encoding="cp1252")  # as the error says
@@ -188,7 +192,9 @@ def test_a_text_that_swallows_records_is_asked_about(tmp_path: Path, invite: Inv
     with pytest.raises(DataError, match="lines that read like records"):
         enrolled(tmp_path / "pc", invite, path)
     found = enrolled(tmp_path / "pc", invite, path, quoting="line")
-    assert found.reading.tally().startswith("1 of 4 records cannot be used: a quotation mark")
+    assert found.reading.tally().startswith(
+        "1 of 4 records cannot be used: an unclosed quotation mark"
+    )
     assert "(line 2)" in found.reading.tally()
 
 
@@ -461,6 +467,29 @@ def test_a_file_that_is_no_moved_pc_is_refused(
         move_in(file, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "evil").exists()
+
+
+def test_what_is_no_file_of_move_out_is_refused_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "file.pc"
+    with pytest.raises(AdmissionError, match=r"file\.pc: no such file; give the one") as caught:
+        move_in(file, tmp_path / "new")
+    assert "Errno" not in str(caught.value)
+    file.write_bytes(b"PK no archive")
+    with pytest.raises(AdmissionError, match="is damaged, or not what `fedaipc move-out` writes"):
+        move_in(file, tmp_path / "new")
+
+
+def test_a_moved_file_with_a_byte_changed_is_refused_or_whole(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    enrolled(tmp_path / "old", invite, data)
+    file = tmp_path / "file.pc"
+    move_out(tmp_path / "old", file)
+    content = file.read_bytes()
+    for place in range(0, 200, 3):  # the first file's head and compressed text
+        file.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        with suppress(FedaipcError):
+            move_in(file, tmp_path / f"new{place}")
 
 
 @pytest.mark.parametrize("step", ["the file cannot be deleted", "the folder cannot appear"])

@@ -49,9 +49,25 @@ def test_a_model_that_is_no_better_than_the_commonest_label_is_called_so(
     """Test accuracy is 0.768, its standard error 0.009."""
     run = make_results()
     run = run.model_copy(update={"data": run.data.model_copy(update={"majority": majority})})
-    line = f"no better than always the commonest label ({majority:.3f})"
-    assert (line in _shown(tables.summary(run))) == said
-    assert (line in words.headline(run)) == said
+    line = (
+        "ccuracy is within the standard error of always guessing the commonest label "
+        f"({majority:.3f}): the model learned almost nothing"
+    )
+    assert (f"a{line}" in " ".join(_shown(tables.summary(run)).split())) == said
+    assert (f"A{line}." in words.headline(run)) == said
+
+
+def test_a_model_below_the_commonest_label_is_not_said_to_be_near_it() -> None:
+    run = make_results()
+    run = run.model_copy(update={"data": run.data.model_copy(update={"majority": 0.9})})
+    assert "Accuracy is below always guessing the commonest label (0.900)" in words.headline(run)
+
+
+def test_what_was_noticed_about_the_texts_stands_in_the_summary() -> None:
+    run = make_results()
+    notes = ("left out: a.csv: 3 of 90 records cannot be used",)
+    run = run.model_copy(update={"data": run.data.model_copy(update={"notes": notes})})
+    assert notes[0] in _shown(tables.summary(run))
 
 
 def test_not_private_is_bold_red_and_hides_the_epsilon() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedaipc.config import Settings, load_settings, to_toml
+from fedaipc.config import Settings, load_settings, to_toml, unknown_key
 from fedaipc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,6 +124,9 @@ class Sweep(_Part):
         ]
 
 
+_PARTS: dict[Any, type[_Part]] = {"rules": Rule, "search": Search, "space": Space}
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One job. `settings` is None where its values do not fit, and `error` says why."""
@@ -154,6 +157,8 @@ def read_sweep(path: Path) -> Sweep:
     """Raises ConfigError."""
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -162,8 +167,14 @@ def read_sweep(path: Path) -> Sweep:
     try:
         return Sweep.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = error.errors(include_url=False)
+        # Before a key that is missing: it may be the one that was misspelt.
+        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            part = [_PARTS[key] for key in first["loc"][:-1] if key in _PARTS][-1:] or [Sweep]
+            said = unknown_key(where, str(first["loc"][-1]), list(part[0].model_fields))
+            raise ConfigError(f"{path}: {said}") from None
         said = str(first["msg"]).removeprefix("Value error, ")
         raise ConfigError(f"{path}: {where + ': ' if where else ''}{said}") from None
 
