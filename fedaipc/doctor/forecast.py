@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationError
 
+from fedaipc import bounds
 from fedaipc.config import Section
 from fedaipc.errors import ConfigError
 from fedaipc.sealing.dealing import blob_bytes
@@ -88,13 +89,15 @@ def read_prices(path: Path | None) -> Prices:
         text = (
             files("fedaipc.doctor").joinpath("prices.toml").read_text(encoding="utf-8")
             if path is None
-            else path.read_text(encoding="utf-8")
+            else bounds.read_text(path, bounds.MOST_SETTINGS)
         )
         return Prices.model_validate(tomllib.loads(text))
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid TOML: nested too deep") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
