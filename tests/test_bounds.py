@@ -101,3 +101,16 @@ def test_no_file_of_a_job_is_read_whole_before_its_bound(tmp_path: Path) -> None
     sparse(tmp_path / JOB_FILE)
     with pytest.raises(OutputError, match="too large: it may have at most 1,048,576 bytes"):
         read_job(tmp_path)
+
+
+def test_toml_that_is_nested_without_end_is_not_valid(tmp_path: Path) -> None:
+    from fedaipc.config import load_settings
+    from fedaipc.doctor.forecast import read_prices
+    from fedaipc.errors import ConfigError
+    from fedaipc.lab.sweep.cells import read_sweep
+
+    path = tmp_path / "deep.toml"
+    path.write_text("a = " + "[" * 5000)
+    for read in (load_settings, read_prices, read_sweep):
+        with pytest.raises(ConfigError, match="nested too deep"):
+            read(path)
