@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 ROOT = Path(fedaipc.__file__).parent
 
 _GROUND = {
-    "errors", "config", "files", "lifeline", "machine", "stopping", "streams", "strict_json",
-    "surroundings", "terminal",
+    "bounds", "errors", "config", "files", "lifeline", "machine", "stopping", "streams",
+    "strict_json", "surroundings", "terminal",
 }  # fmt: skip
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),  # the package itself: its version
+    "bounds": set(),
     "errors": set(),
     "files": set(),
     "lifeline": set(),
@@ -34,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "surroundings": set(),
     "strict_json": set(),
     "terminal": set(),
-    "config": {"errors", "strict_json"},
+    "config": {"bounds", "errors", "strict_json"},
     "results": _GROUND,
     "data": _GROUND,
     "model": _GROUND | {"results", "data"},
@@ -56,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"report", "doctor", "lab", "certificate"},
 }
 LIGHT = {"", *_GROUND, "results", "data", "report", "cli"}
-PLAIN = {"files", "strict_json", "terminal"}  # the standard library alone
+PLAIN = {"bounds", "files", "strict_json", "terminal"}  # the standard library alone
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}
 FLOWER = {"federation", "pc", "coordinator", "simulation", "fleet"}  # may use its public API
 FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}

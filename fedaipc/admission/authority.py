@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedaipc import bounds
 from fedaipc.errors import AdmissionError
 from fedaipc.federation.server_folder import AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE
 from fedaipc.files import write_atomic
@@ -49,9 +50,11 @@ def issue_server(folder: Path, to: Path, names: Sequence[str]) -> None:
     Raises AdmissionError where the authority in `folder` cannot be read, OSError.
     """
     try:
-        issuer = x509.load_pem_x509_certificate((folder / AUTHORITY_FILE).read_bytes())
+        issuer = x509.load_pem_x509_certificate(
+            bounds.read_bytes(folder / AUTHORITY_FILE, bounds.MOST_KEY)
+        )
         signer = serialization.load_pem_private_key(
-            (folder / AUTHORITY_KEY_FILE).read_bytes(), password=None
+            bounds.read_bytes(folder / AUTHORITY_KEY_FILE, bounds.MOST_KEY), password=None
         )
     except (OSError, ValueError, TypeError) as error:
         raise AdmissionError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from fedaipc import bounds
 from fedaipc.admission.authority import issue_server, make_authority
 from fedaipc.admission.key import KEY_FILE, Admission
 from fedaipc.admission.members import MEMBER_DAYS, Member, Members
@@ -117,7 +118,9 @@ class Federation:
             issuer=self.facts.admission,
             not_after=int(time.time()) + days * _DAY,
             address=self.facts.address,
-            authority=(self.folder / AUTHORITY_FILE).read_text(encoding="ascii"),
+            authority=bounds.read_text(
+                self.folder / AUTHORITY_FILE, bounds.MOST_KEY, encoding="ascii"
+            ),
             base=base,
             labels=labels,
             lifetime_epsilon=lifetime_epsilon,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from fedaipc import bounds
 from fedaipc.errors import SealingError
 from fedaipc.files import write_atomic
 from fedaipc.sealing.keys import KEY_BYTES, SigningKey
@@ -37,7 +38,7 @@ class Admission:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomic(path, SigningKey().secret(), private=True)
         try:
-            self.key = SigningKey(path.read_bytes())
+            self.key = SigningKey(bounds.read_bytes(path, bounds.MOST_KEY))
         except ValueError:
             raise SealingError(f"{path}: damaged; restore it from a copy") from None
 
@@ -51,7 +52,7 @@ class Admission:
         path = self._folder / ROSTER_FILE
         federation, version = federation or secrets.token_hex(8), 0
         if path.is_file():
-            content = path.read_bytes()
+            content = bounds.read_bytes(path, bounds.MOST_ROSTER)
             signer, last = read_roster(content)
             if signer != self.key.public:
                 raise SealingError(f"{path}: is by another admission key")

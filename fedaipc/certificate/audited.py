@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from fedaipc import strict_json
+from fedaipc import bounds, strict_json
 from fedaipc.certificate.document import AuditFacts, Certificate, Guarantee
 from fedaipc.errors import CertificateError
 
@@ -28,7 +28,7 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     (step,) = guarantee.schedule
     wanted = (step.noise_multiplier, step.sampling_rate, step.steps, guarantee.delta)
     try:
-        content = path.read_bytes()
+        content = bounds.read_bytes(path, strict_json.MOST_BYTES)
         report: Any = strict_json.parse(content)
         if report["format"] != _FORMAT:
             raise ValueError  # noqa: TRY301 - all that is no report ends in one line

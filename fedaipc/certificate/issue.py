@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fedaipc
+from fedaipc import bounds
 from fedaipc.certificate.document import (
     AS_DECLARED,
     AT_MOST,
@@ -60,7 +61,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
         raise CertificateError(
             f"{folder}: this run has not ended, so what it costs is not known; resume it first"
         )
-    signer = (folder / "roster.bin").read_bytes()[:32]
+    signer = bounds.read_bytes(folder / "roster.bin", bounds.MOST_ROSTER)[:32]
     if signer != key.public:
         raise CertificateError(f"{folder}: its job was signed by another admission key")
     job = signed.job
@@ -129,7 +130,9 @@ def pc_certificate(folder: Path) -> Certificate:
                     epsilon=0.0 if ledger.unprotected else ledger.spent_epsilon(),
                     lifetime_epsilon=ledger.lifetime_epsilon,
                 ),
-                ledger=tuple(ledger.path.read_text(encoding="ascii").splitlines()),
+                ledger=tuple(
+                    bounds.read_text(ledger.path, bounds.MOST_LEDGER, encoding="ascii").splitlines()
+                ),
             ),
             signer=identity.public.hex(),
         ),
@@ -212,7 +215,8 @@ def _signed(certificate: Certificate, key: SigningKey) -> Certificate:
 
 def _hash(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
 

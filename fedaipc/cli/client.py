@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from fedaipc import bounds
 from fedaipc.cli.enrol import DEFAULT_FOLDER, PcFolder
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import AdmissionError
@@ -53,7 +54,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     pc = Pc(folder)  # its keys can be read
     node = FleetNode(
         owner.server,
-        (folder / AUTHORITY_FILE).read_bytes(),
+        bounds.read_bytes(folder / AUTHORITY_FILE, bounds.MOST_KEY),
         folder / NODE_KEY_FILE,
         folder.resolve(),
         client_app,

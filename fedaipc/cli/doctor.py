@@ -70,7 +70,9 @@ def doctor(
     saved = None
     if save:
         saved = (
-            keep(settings, machine.processor, own) if folder is None else keep_for_pc(folder, own)
+            keep(settings, machine.processor, own)
+            if folder is None
+            else keep_for_pc(folder, speeds, own)
         )
     parameters = Classifier(settings.model, data.labels).layout.size
     future = forecast(
@@ -102,11 +104,12 @@ def doctor(
 
 
 def _of_pc(settings: Settings, folder: Path) -> Settings:
-    """The job as the PC in `folder` would do it."""
+    """The job as the PC in `folder` would do it, but for what of [speed] is said here."""
     from fedaipc.config import load_owner
     from fedaipc.pc.pc import OWNER_FILE
 
     owner = load_owner(folder / OWNER_FILE)
+    said = {name: getattr(settings.speed, name) for name in settings.speed.model_fields_set}
     data = {
         "source": owner.source, "text_column": owner.text_column,
         "label_column": owner.label_column, "partition": "iid", "partition_column": None,
@@ -117,7 +120,7 @@ def _of_pc(settings: Settings, folder: Path) -> Settings:
             "model": settings.model.model_copy(update={"base": owner.base}),
             "data": settings.data.model_copy(update=data),
             "warm_up": settings.warm_up.model_copy(update={"source": None}),
-            "speed": owner.speed,
+            "speed": owner.speed.model_copy(update=said),
         }
     )
 
@@ -166,8 +169,8 @@ def _show_speeds(console: Console, speeds: list[Speed]) -> None:
     )
     if not any(speed.precision == "bfloat16" for speed in speeds):
         console.print(
-            "bfloat16 was not measured: this processor has no instructions for it, so that it "
-            "would be slower; speed.precision=bfloat16 measures it all the same"
+            "bfloat16: not measured, this processor has no instructions for it; "
+            "--set speed.precision=bfloat16 measures it"
         )
     if (ratio := _speed_up(speeds)) is not None:
         console.print(f"R = t_CPU / t_GPU = {ratio:.1f}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedaipc import bounds
 from fedaipc.cli.output import agreed, say
 from fedaipc.cli.source import NoHeader
 from fedaipc.errors import AdmissionError
@@ -143,7 +144,9 @@ def _text(invite: str) -> str:
     path = Path(invite)
     try:
         if path.is_file():
-            return path.read_text(encoding="ascii")
+            return bounds.read_text(path, bounds.MOST_LETTER, encoding="ascii")
+    except bounds.TooLarge as error:
+        raise AdmissionError(f"{path}: cannot be read ({error.strerror})") from None
     except (OSError, UnicodeDecodeError):
         pass  # too long for a name, or no text
     if len(invite) < _SHORTEST_LETTER and not invite.startswith("fedaipc-"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from fedaipc import bounds
 from fedaipc.cli.output import agreed, make_console, say
 from fedaipc.errors import AdmissionError
 
@@ -185,9 +186,16 @@ def _request(path: Path) -> Request:
     from fedaipc.federation.letters import Request
 
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdmissionError(f"{path}: cannot be read ({type(error).__name__})") from None
+        # What is longer than a letter is none, and says so itself.
+        text = (
+            sys.stdin.read(bounds.MOST_LETTER + 1)
+            if str(path) == "-"
+            else bounds.read_text(path, bounds.MOST_LETTER, encoding="ascii")
+        )
+    except OSError as error:
+        raise AdmissionError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise AdmissionError(f"{path}: is no text; give the request that the owner sent") from None
     try:
         return Request.read(text)
     except AdmissionError as error:

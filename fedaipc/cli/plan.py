@@ -231,9 +231,15 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
         f"rate {found.rate:.4g} ({found.rate * found.records:.1f} texts on average where the PC's "
         f"size class, {found.records:,}, is full): found the {report['found']}"
     )
+    others = (
+        f"{name} {epsilons[name.lower()]:.3f}"
+        if epsilons[name.lower()] is not None
+        else f"{name} not computed: too large"
+        for name in ("RDP", "PRV", "PLD")
+    )
     console.print(
         f"epsilon {found.epsilon:.3f} at delta {found.delta:g}, {report['unit']} "
-        f"(RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, PLD {epsilons['pld']:.3f}; "
+        f"({', '.join(others)}; "
         "upper bounds all three, RDP is what a ledger charges)"
     )
     table = Table("epsilon", "noise multiplier", "noise on the mean gradient", box=None)
@@ -246,13 +252,11 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
     console.print(table)
     table = Table("records", "epsilon", box=None)
     for records, value in report["records_of_one_person"].items():
-        table.add_row(
-            f"{int(records):,}", "nothing is promised" if value is None else f"{value:.2f}"
-        )
+        table.add_row(f"{int(records):,}", "no bound" if value is None else f"{value:.2f}")
     console.print()
     console.print(
-        "for somebody who has several of this PC's records (group privacy, same delta; by PLD, "
-        "and for more than 50 by a looser bound)"
+        "for somebody who has several of this PC's records (group privacy, same delta; by PLD "
+        "or, without sampling, exact; for more than 50 sampled ones by a looser bound)"
     )
     console.print(table)
     held, work = report["ledger"], report["work"]

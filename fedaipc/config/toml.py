@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
+from fedaipc import bounds
 from fedaipc.config.explain import explain
 from fedaipc.config.settings import OwnerSettings, Section, Settings, TextSource
 from fedaipc.errors import ConfigError
@@ -73,7 +74,7 @@ def to_toml(settings: Section, *, without: Collection[str] = ()) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(bounds.read_text(path, bounds.MOST_SETTINGS))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError:
@@ -82,6 +83,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deep") from None
 
 
 def _parse_value(text: str) -> object:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationError
 
+from fedaipc import bounds
 from fedaipc.config import Section
 from fedaipc.errors import ConfigError
 from fedaipc.sealing.dealing import blob_bytes
@@ -88,13 +89,15 @@ def read_prices(path: Path | None) -> Prices:
         text = (
             files("fedaipc.doctor").joinpath("prices.toml").read_text(encoding="utf-8")
             if path is None
-            else path.read_text(encoding="utf-8")
+            else bounds.read_text(path, bounds.MOST_SETTINGS)
         )
         return Prices.model_validate(tomllib.loads(text))
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid TOML: nested too deep") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -146,13 +149,14 @@ def forecast(
 def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, int]:
     """Of one PC in one round, up and down."""
     up, down = parameters * settings.sealing.bits // 8, parameters * 4
+    group = cohort // -(-cohort // MOST_IN_A_GROUP)
+    down += group * 2 * _KEYS  # everybody's, when a PC is asked whether it takes part and to train
     if settings.sealing.mode == "none":
         return up, down
-    group = cohort // -(-cohort // MOST_IN_A_GROUP)
     blob = blob_bytes(group)
-    # Up: a blob, a leaf and a check value for each PC of the group. Down: everybody's keys, then,
-    # when the group agrees and when it unmasks, everybody's blob for this PC.
-    return up + group * (blob + _LEAF_AND_CHECK) + _FRAMES, down + group * (_KEYS + 2 * blob)
+    # Up: a blob, a leaf and a check value for each PC of the group. Down: when the group agrees
+    # and when it unmasks, everybody's blob for this PC.
+    return up + group * (blob + _LEAF_AND_CHECK) + _FRAMES, down + group * 2 * blob
 
 
 def _on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost:

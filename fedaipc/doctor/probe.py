@@ -91,7 +91,7 @@ def probe(
 
 
 def _precisions(kind: str, asked: str) -> tuple[str, ...]:
-    """A processor without instructions for bfloat16 would only be slower with it."""
+    """Without instructions for bfloat16 a processor is hardly faster with it: only when asked."""
     quick = (
         asked == "bfloat16"
         or kind != "cpu"

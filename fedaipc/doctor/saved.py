@@ -15,6 +15,8 @@ from fedaipc.errors import AssetError
 from fedaipc.files import write_atomic, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedaipc.config import Settings
     from fedaipc.doctor.probe import Speed
 
@@ -22,7 +24,10 @@ _FILE, _OWNER_FILE = "doctor.json", "owner.toml"
 
 
 def save(settings: Settings, processor: str, speed: Speed) -> Path:
-    """Keep threads and micro-batch for jobs with this model on this processor."""
+    """Keep threads and micro-batch for jobs with this model on this processor.
+
+    Not the precision: what a simulation computes would depend on a file that nobody looks at.
+    """
     path = cache_folder() / _FILE
     found = _read(path)
     found[_key(settings, processor)] = {
@@ -33,11 +38,17 @@ def save(settings: Settings, processor: str, speed: Speed) -> Path:
     return path
 
 
-def save_for_pc(folder: Path, speed: Speed) -> Path:
-    """Keep threads and micro-batch in the owner.toml of the PC in `folder`."""
+def save_for_pc(folder: Path, speeds: Sequence[Speed], own: Speed) -> Path:
+    """Keep what is fastest on `own`'s device in the owner.toml of the PC in `folder`.
+
+    The precision as well, which is the owner's to choose. `speeds` are from the fastest on.
+    """
+    speed = next(speed for speed in speeds if speed.device == own.device)
     path = folder / _OWNER_FILE
     owner = load_owner(path)
-    found = {"threads": speed.threads, "micro_batch": speed.micro_batch}
+    found = {
+        "precision": speed.precision, "threads": speed.threads, "micro_batch": speed.micro_batch,
+    }  # fmt: skip
     changed = owner.model_copy(update={"speed": owner.speed.model_copy(update=found)})
     write_atomic(path, to_toml(changed).encode())
     return path

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from fedaipc import strict_json
+from fedaipc import bounds, strict_json
 from fedaipc.config import to_toml
 from fedaipc.errors import EncodingError, OutputError, RoundError
 from fedaipc.federation.job import Job, SignedJob
@@ -88,7 +88,7 @@ def read_job(folder: Path) -> tuple[SignedJob, Roster]:
         ) from None
     signature = read_text(folder / SIGNATURE_FILE).strip()
     try:
-        admission, roster = read_roster((folder / ROSTER_FILE).read_bytes())
+        admission, roster = read_roster(bounds.read_bytes(folder / ROSTER_FILE, bounds.MOST_ROSTER))
         return SignedJob.read(job.model_dump_json(), bytes.fromhex(signature), admission), roster
     except (OSError, ValueError, EncodingError) as error:
         raise OutputError(f"{folder}: job or members cannot be read ({error})") from None
@@ -105,6 +105,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """Raises OutputError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return bounds.read_text(path, bounds.MOST_JOB)
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({error.strerror}); not a run folder?") from None
+    except UnicodeDecodeError:
+        raise OutputError(f"{path}: damaged (not UTF-8)") from None

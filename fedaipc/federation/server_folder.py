@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cryptography import x509
 from pydantic import Field
 
+from fedaipc import bounds
 from fedaipc.config import Section
 from fedaipc.errors import AdmissionError
 from fedaipc.sealing.roster import ROSTER_FILE
@@ -95,7 +96,7 @@ def server_until(path: Path) -> datetime:
 def server_period(path: Path) -> tuple[datetime, datetime]:
     """From when until when it is valid. Raises AdmissionError where it cannot be read."""
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(bounds.read_bytes(path, bounds.MOST_KEY))
     except (OSError, ValueError) as error:
         raise AdmissionError(f"{path}: the certificate cannot be read ({error})") from None
     return certificate.not_valid_before_utc, certificate.not_valid_after_utc

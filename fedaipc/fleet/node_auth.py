@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.primitives.asymmetric import sign_message
 
+from fedaipc import bounds
 from fedaipc.errors import AdmissionError
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ class NodeAuth:
 
     def __init__(self, path: Path) -> None:
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+            key = serialization.load_pem_private_key(
+                bounds.read_bytes(path, bounds.MOST_KEY), password=None
+            )
         except (OSError, ValueError, TypeError) as error:
             raise AdmissionError(
                 f"{path}: cannot be read ({type(error).__name__}); enrol this PC anew"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fedaipc import strict_json
+from fedaipc import bounds, strict_json
 from fedaipc.config import NAME
 from fedaipc.errors import OutputError
-from fedaipc.federation.job_folder import FILES, read_job
+from fedaipc.federation.job_folder import FILES, TEST_FILE, VALIDATION_FILE, read_job
 from fedaipc.federation.server_folder import STATE_FOLDER, Facts
 from fedaipc.files import write_atomic
 from fedaipc.fleet.ownership import as_server, foreign, server_user, user_name
@@ -38,7 +38,16 @@ def submit(folder: Path, job: Path, name: str) -> Path:
     missing = [file for file in FILES if not (job / file).is_file()]
     if missing:
         raise OutputError(f"{job}: {missing[0]} is missing; give what `fedaipc job sign` made")
-    contents = {file: (job / file).read_bytes() for file in FILES}  # whose it is, may read it
+    texts = {VALIDATION_FILE, TEST_FILE}
+    try:
+        contents = {  # whose it is, may read it
+            file: bounds.read_bytes(
+                job / file, bounds.MOST_TEXTS if file in texts else bounds.MOST_JOB
+            )
+            for file in FILES
+        }
+    except bounds.TooLarge as error:
+        raise OutputError(f"{job}: cannot be read ({error.strerror})") from None
     target = run_folder(folder, name)
     with as_server(folder):
         try:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import httpx
 from filelock import FileLock, Timeout
 
+from fedaipc import bounds
 from fedaipc.errors import AdmissionError, EngineError, FedaipcError, check_clock
 from fedaipc.federation.server_folder import (
     NODES_FILE,
@@ -169,7 +170,7 @@ class Server:
         if self._superlink.has_ended():  # another process might answer at its port
             return
         try:
-            content = (self._folder / NODES_FILE).read_bytes()
+            content = bounds.read_bytes(self._folder / NODES_FILE, bounds.MOST_NODES)
             if content == self._nodes:
                 return
             nodes = Nodes.load(self._folder).nodes
@@ -234,7 +235,7 @@ class Server:
                 self._say(f"{name}: {status}")
             return
         if name not in self._runs:
-            members = (self._folder / ROSTER_FILE).read_bytes()
+            members = bounds.read_bytes(self._folder / ROSTER_FILE, bounds.MOST_ROSTER)
             try:
                 read_roster(members)
             except FedaipcError:  # it is being copied, perhaps

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from scipy.stats import binom
 
 from fedaipc.errors import PrivacyError
@@ -19,6 +20,7 @@ from fedaipc.privacy.accountant import (
     epsilon_pld,
     epsilon_prv,
     epsilon_rdp,
+    is_dear,
     noise_for,
 )
 from fedaipc.privacy.plan import check_delta
@@ -32,6 +34,7 @@ GROUPS = (1, 2, 3, 5, 10)
 _MOST_ROUNDS = 10_000_000
 _CURVE = 25  # points
 _MOST_IN_MIXTURE = 50  # records
+_MOST_EPSILON = 1000.0  # of a group; beyond, nothing is promised
 _LEAST_LOG_DELTA = -300.0  # powers of ten: near the smallest number there is
 
 
@@ -83,13 +86,17 @@ def solve(find: Unknown, given: Schedule) -> Schedule:
     return replace(found, epsilon=_epsilon(found))
 
 
-def by_accountant(schedule: Schedule) -> dict[str, float]:
-    """Epsilon of the whole schedule, by each accountant; upper bounds all of them."""
+def by_accountant(schedule: Schedule) -> dict[str, float | None]:
+    """Epsilon of the whole schedule, by each accountant; upper bounds all of them.
+
+    None where one is so large that PRV and PLD would take more memory than the answer is worth.
+    """
     steps = [schedule.mechanism()]
+    dear = is_dear(steps)
     return {
         "rdp": epsilon_rdp(steps, schedule.delta),
-        "prv": epsilon_prv(steps, schedule.delta),
-        "pld": epsilon_pld(steps, schedule.delta),
+        "prv": None if dear else epsilon_prv(steps, schedule.delta),
+        "pld": None if dear else epsilon_pld(steps, schedule.delta),
     }
 
 
@@ -111,14 +118,28 @@ def group_epsilon(schedule: Schedule, records: int) -> float | None:
 
     By privacy loss distributions: how many of the records a Poisson sample holds is binomial, and
     each moves the sum by a clip at most, so a step is a mixture of Gaussians (Ganesh 2024,
-    arXiv 2401.10294; computed by dp-accounting). Upper bound. For more than 50 records, where that
-    takes too long, by group privacy of one record's curve. None where nothing is promised.
+    arXiv 2401.10294; computed by dp-accounting). Upper bound. Without sampling all are in each
+    step, which is one Gaussian of so many clips: exact. For more than 50 sampled
+    records, where a mixture takes too long, by group privacy of one record's curve. None where
+    there is no bound.
     """
     if records == 1:
-        return epsilon_pld([schedule.mechanism()], schedule.delta)
+        steps = [schedule.mechanism()]
+        return _epsilon(schedule) if is_dear(steps) else epsilon_pld(steps, schedule.delta)
+    if schedule.rate == 1:  # a mixture of one part is more than dp-accounting can do
+        return _group_epsilon_unsampled(schedule, records)
     if records > _MOST_IN_MIXTURE:
         return _group_by_curve(schedule, records)
     return _group_epsilon_by_mixture(schedule, records)
+
+
+def _group_epsilon_unsampled(schedule: Schedule, records: int) -> float | None:
+    from dp_accounting import get_epsilon_gaussian
+
+    noise = schedule.noise / (records * math.sqrt(schedule.steps * schedule.rounds))
+    with np.errstate(divide="ignore"):  # it takes log(0) where no epsilon is needed
+        epsilon = float(get_epsilon_gaussian(noise, schedule.delta))
+    return epsilon if epsilon <= _MOST_EPSILON else None
 
 
 def _group_epsilon_by_mixture(schedule: Schedule, records: int) -> float | None:
@@ -127,9 +148,14 @@ def _group_epsilon_by_mixture(schedule: Schedule, records: int) -> float | None:
 
     chances = [float(binom.pmf(count, records, schedule.rate)) for count in range(records)]
     chances.append(max(0.0, 1.0 - math.fsum(chances)))
+    mean, spread = records * schedule.rate, records * schedule.rate * (1 - schedule.rate)
+    loss = schedule.steps * schedule.rounds * (mean**2 + spread) / (2 * schedule.noise**2)
+    if loss > _MOST_EPSILON:  # on average: the grid would be as wide, and wider
+        return None
     present = [(count, chance) for count, chance in enumerate(chances) if chance > 0]
+    # In units of the noise: it searches to a millionth, which a large noise has no digits for.
     event = dp_event.MixtureOfGaussiansDpEvent(
-        schedule.noise, [float(count) for count, _ in present], [chance for _, chance in present]
+        1.0, [count / schedule.noise for count, _ in present], [chance for _, chance in present]
     )
     accountant = PLDAccountant(value_discretization_interval=1e-3)
     accountant.compose(event, schedule.steps * schedule.rounds)

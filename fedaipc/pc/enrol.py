@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedaipc import bounds
 from fedaipc.config import Policy, load_owner, owner_from, text_source, to_toml
 from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
@@ -47,7 +48,7 @@ _MOVED = (
     f"{KEYS_FOLDER}/{HEAD_FILE}",
 )  # fmt: skip
 _SIMULATED = ("drop_out", "drop_out_stage", "drop_out_seed")  # not for a real PC's owner
-_MOST_BYTES = 1 << 30  # of a file that a PC is moved in
+_MOST_BYTES = 1 << 26  # of one file that a PC is moved in with, its ledger aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +188,10 @@ def _leave(folder: Path) -> None:
         if has_keys(folder):  # else a leave was cut off below
             identity = Vault(folder).identity
             # One that is there is of a leave that was cut off; or of an enrolment, and in use.
-            if not path.is_file() or path.read_bytes() == identity.secret():
+            if not path.is_file() or bounds.read_bytes(path, bounds.MOST_KEY) == identity.secret():
                 write_atomic(path, SigningKey().secret(), private=True)
-            Ledger.hand_over(folder / LEDGER_FILE, identity, SigningKey(path.read_bytes()))
+            successor = SigningKey(bounds.read_bytes(path, bounds.MOST_KEY))
+            Ledger.hand_over(folder / LEDGER_FILE, identity, successor)
             shutil.rmtree(folder / KEYS_FOLDER)
         for name in (NODE_KEY_FILE, OWNER_FILE):
             (folder / name).unlink(missing_ok=True)
@@ -273,8 +275,12 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
             if not {OWNER_FILE, LEDGER_FILE} <= sizes.keys() <= set(_MOVED):
                 raise AdmissionError(f"{file}: is not what `fedaipc move-out` writes")
-            if sum(sizes.values()) > _MOST_BYTES:
-                raise AdmissionError(f"{file}: is too large")
+            for name, size in sizes.items():
+                most = bounds.MOST_LEDGER if name == LEDGER_FILE else _MOST_BYTES
+                if size > most:
+                    raise AdmissionError(
+                        f"{file}: {name} is too large: it may have at most {most:,} bytes"
+                    )
             for name in sizes:
                 yield name, archive.read(name)
     except FileNotFoundError:
@@ -366,12 +372,14 @@ def _facts(folder: Path, owner: OwnerSettings, invite: Invite) -> None:
 
 def _enrolled(folder: Path, reading: Reading) -> Enrolled:
     owner, vault = load_owner(folder / OWNER_FILE), Vault(folder)
-    key = serialization.load_pem_private_key((folder / NODE_KEY_FILE).read_bytes(), password=None)
+    key = serialization.load_pem_private_key(
+        bounds.read_bytes(folder / NODE_KEY_FILE, bounds.MOST_KEY), password=None
+    )
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     request = Request(
-        federation=(folder / FEDERATION_FILE).read_text(encoding="utf-8").strip(),
+        federation=bounds.read_text(folder / FEDERATION_FILE, bounds.MOST_KEY).strip(),
         issuer=vault.identity.public.hex(),
         not_after=int(time.time()) + _REQUEST_SECONDS,
         name=owner.name,

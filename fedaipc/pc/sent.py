@@ -11,6 +11,7 @@ import hashlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from fedaipc import bounds
 from fedaipc.config import Section
 from fedaipc.errors import OutputError
 from fedaipc.files import append_durable
@@ -66,7 +67,7 @@ def read(folder: Path) -> list[Sent]:
     """All lines; half a last one, which a crash left, is passed over. Raises OutputError."""
     path = folder / FILE
     try:
-        lines: list[Any] = path.read_text(encoding="utf-8").splitlines()
+        lines: list[Any] = bounds.read_text(path, bounds.MOST_LEDGER).splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedaipc import strict_json
+from fedaipc import bounds, strict_json
 from fedaipc.errors import FedaipcError, LedgerError
 from fedaipc.pc.pc import LEDGER_FILE
 from fedaipc.pc.vault import Vault, has_keys, owner_of
@@ -157,6 +157,6 @@ def witnesses_in(folder: Path) -> list[Path]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return bounds.read_bytes(path, bounds.MOST_LEDGER)
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None

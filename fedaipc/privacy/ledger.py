@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fedaipc import strict_json
+from fedaipc import bounds, strict_json
 from fedaipc.errors import BudgetExhausted, LedgerError
 from fedaipc.files import append_durable, write_atomic
 from fedaipc.privacy.accountant import (
@@ -227,7 +227,7 @@ class Ledger:
 
     def _load(self) -> None:
         try:
-            content = self.path.read_bytes()
+            content = bounds.read_bytes(self.path, bounds.MOST_LEDGER)
         except FileNotFoundError:
             raise LedgerError(f"{self.path}: no such ledger; enrol this PC first") from None
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedaipc import bounds
 from fedaipc.report import words
 from fedaipc.report.markup import escape, facts, folded, inline_svg, page, section, table
 from fedaipc.report.plots import svg_plots, write_plots
@@ -31,7 +32,7 @@ def write_report(results: Results, run_folder: Path) -> Path:
     Raises OutputError: the folder cannot be written.
     """
     try:
-        config = (run_folder / CONFIG_FILE).read_text(encoding="utf-8", errors="replace")
+        config = bounds.read_text(run_folder / CONFIG_FILE, bounds.MOST_SETTINGS, errors="replace")
     except OSError:
         # The report is worth having without it: an old run may have been moved by hand.
         config = None

@@ -10,18 +10,22 @@ import pytest
 
 from fedaipc.admission.federation import Federation
 from fedaipc.admission.jobs import hand_out_base, sign_job
-from fedaipc.config import settings_from
+from fedaipc.config import settings_from, to_toml
 from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, SealingError
 from fedaipc.federation.job_folder import FILES, read_facts, read_job
 from fedaipc.federation.letters import Request
 from fedaipc.model.base import base_hash, weights_bytes
 from fedaipc.model.classifier import Classifier
+from fedaipc.privacy.accountant import epsilon_rdp
 from fedaipc.sealing.keys import SigningKey
 from tests.admission.parts import node_key
 from tests.model.tiny import shared_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fedaipc.config import Settings
+    from tests.conftest import Ran
 
 
 @pytest.fixture
@@ -74,6 +78,23 @@ def test_a_job_is_for_the_members_there_are_and_can_be_read_with_their_list(
     facts = read_facts(folder)
     assert facts["train"] is facts["train_fit"] is None  # nobody here has what PCs train on
     assert facts["validation_fit"] == {"unknown_tokens": 0.5, "cut_texts": 0.0}
+
+
+def test_signing_says_what_a_job_costs_at_worst(
+    tmp_path: Path, federation: Federation, settings: Settings, fedaipc: Callable[..., Ran]
+) -> None:
+    (tmp_path / "job.toml").write_text(to_toml(settings))
+    ran = fedaipc("job", "sign", "job.toml", "--federation", "acme", "--out", "first")
+    assert ran.code == 0, ran.err
+    (tmp_path / "first/roster.bin").write_bytes((tmp_path / "acme/server/roster.bin").read_bytes())
+    job = read_job(tmp_path / "first")[0].job
+    assert job.most_attempts == 3 + settings.federation.spare_attempts
+    worst = epsilon_rdp([job.plan.mechanism(job.most_attempts)], job.delta)
+    assert worst > epsilon_rdp([job.plan.mechanism(job.rounds)], job.delta)
+    assert (
+        f"at worst, if all {job.most_attempts} attempts that it allows are charged: epsilon "
+        f"{worst:.2f}; owners whose policy.most_epsilon is lower refuse it"
+    ) in " ".join(ran.out.split())
 
 
 def test_a_changed_job_is_refused(

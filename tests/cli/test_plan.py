@@ -80,6 +80,39 @@ def test_a_config_is_planned_as_it_stands(fedaipc: Callable[..., Ran]) -> None:
     assert 2.99 < schedule["epsilon"] <= 3
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        (Path(__file__).parents[2] / "simulations/demo.toml",),
+        ("--epsilon", 8, "--rounds", 30),
+        ("--find", "epsilon", "--noise", 1.1045, "--rounds", 30),
+    ],
+    ids=["bare", "demo", "budget", "epsilon"],
+)
+def test_every_record_in_each_step_is_planned(
+    fedaipc: Callable[..., Ran], words: tuple[object, ...]
+) -> None:
+    """It is the default, and no mixture."""
+    found = planned(fedaipc, *words, "--json")
+    groups = found["records_of_one_person"]
+    assert found["schedule"]["rate"] == 1.0
+    assert groups["1"] == found["epsilon"]["pld"]
+    assert 0 < 2 * groups["1"] < groups["2"] < 100
+    shown = fedaipc("privacy", "plan", *words)
+    assert (shown.code, shown.err) == (0, "")
+    assert "no bound" in shown.out  # for somebody who has all 1,024
+
+
+def test_a_plan_that_promises_next_to_nothing_is_one_all_the_same(
+    fedaipc: Callable[..., Ran],
+) -> None:
+    """PLD would take tens of GB."""
+    ran = fedaipc("privacy", "plan", "--noise", 0.1, "--rounds", 1000)
+    assert (ran.code, ran.err) == (0, "")
+    assert "PLD not computed: too large" in " ".join(ran.out.split())
+
+
 @pytest.mark.slow
 def test_work_is_measured_and_follows_the_plan(
     fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path

@@ -151,8 +151,38 @@ def test_what_was_measured_for_a_pc_is_in_its_owners_file(tmp_path) -> None:
         name="pc", source="x.csv", size_class=64, base="minilm-l6", admission="0" * 64
     )
     (tmp_path / "owner.toml").write_text(to_toml(owner))
-    path = save_for_pc(tmp_path, Speed("cpu", "float32", 3, 32, None, 1.0, 1.0))
-    changed = load_owner(path)
-    assert (changed.speed.threads, changed.speed.micro_batch) == (3, 32)
+    slow = Speed("cpu", "float32", 3, 32, None, 1.0, 1.0)
+    changed = load_owner(save_for_pc(tmp_path, [slow], slow))
     speed = owner.speed.model_copy(update={"threads": 3, "micro_batch": 32})
     assert changed == owner.model_copy(update={"speed": speed})
+    assert speed.precision == "float32"
+    quick = Speed("cpu", "bfloat16", 2, 16, None, 2.0, 2.0)
+    other = Speed("cuda:0", "bfloat16", 1, 64, None, 9.0, 9.0)  # not the one that this PC uses
+    speed = load_owner(save_for_pc(tmp_path, [other, quick, slow], slow)).speed
+    assert (speed.precision, speed.threads, speed.micro_batch) == ("bfloat16", 2, 16)
+
+
+def test_what_a_pc_is_asked_to_measure_goes_before_its_owners_file(tmp_path) -> None:
+    from fedaipc.cli.doctor import _of_pc
+    from fedaipc.config import OwnerSettings, SpeedSettings, to_toml
+
+    owner = OwnerSettings(
+        name="pc", source="x.csv", size_class=64, base="minilm-l6", admission="0" * 64,
+        speed=SpeedSettings(threads=3),
+    )  # fmt: skip
+    (tmp_path / "owner.toml").write_text(to_toml(owner))
+    asked = settings_from({"speed": {"precision": "bfloat16"}})
+    speed = _of_pc(asked, tmp_path).speed
+    assert (speed.precision, speed.threads) == ("bfloat16", 3)
+    assert _of_pc(settings_from({}), tmp_path).speed == owner.speed
+
+
+def test_of_what_was_not_measured_nothing_is_said_but_how_to(capsys) -> None:
+    from fedaipc.cli.doctor import _show_speeds
+    from fedaipc.cli.output import make_console
+
+    _show_speeds(make_console(), [Speed("cpu", "float32", 3, 32, None, 1.0, 1.0)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not measured, this processor has no instructions for it" in said
+    assert "--set speed.precision=bfloat16 measures it" in said
+    assert "slower" not in said

@@ -29,6 +29,23 @@ if TYPE_CHECKING:
 
     from tests.e2e.recorder import Call
 
+# Extensions of a TLS 1.3 client hello (RFC 8446, 4.2), by number. Without 41 and 42 no session is
+# gone on with: no ticket of the server's comes back, and nothing is sent before the handshake.
+HELLO = {
+    0: "server_name: the host of the server, as in the invite",
+    10: "supported_groups: of the TLS library",
+    11: "ec_point_formats: of the TLS library",
+    13: "signature_algorithms: of the TLS library",
+    16: "alpn: http/1.1, constant",
+    22: "encrypt_then_mac: empty",
+    23: "extended_master_secret: empty",
+    35: "session_ticket: empty, of TLS 1.2",
+    43: "supported_versions: TLS 1.3",
+    45: "psk_key_exchange_modes: of the TLS library",
+    49: "post_handshake_auth: empty",
+    51: "key_share: a fresh random key",
+    65281: "renegotiation_info: empty",
+}
 _FLEET = "/v1/fleet/"
 CALLS: dict[str, tuple[type[Any], type[Any]]] = {
     "activate-node": (fleet_pb2.ActivateNodeRequest, fleet_pb2.ActivateNodeResponse),

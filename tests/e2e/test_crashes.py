@@ -6,12 +6,14 @@ import random
 import shutil
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fedaipc.coordinator import server_app
 from fedaipc.errors import BudgetExhausted, OutputError, RoundError
+from fedaipc.federation.job_folder import TEST_FILE
+from fedaipc.model.export import Exported
 from fedaipc.privacy.plan import make_plan, planned_epsilon
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fedaipc.config import Settings
+    from fedaipc.model.classifier import Classifier
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9 there")
 
@@ -126,6 +129,27 @@ def finish(folder: Path, unbroken: Results, killed: int) -> None:
     assert results.charged == results.rounds[-1].charged == charges
     with pytest.raises(RoundError, match="finished"):
         reopen(folder)
+
+
+def test_a_run_that_dies_in_its_last_evaluation_has_its_model(
+    tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all PCs were charged for is on the disk before anything more is computed."""
+
+    class Killed(BaseException):
+        pass
+
+    class Mortal(server_app.Evaluation):
+        def __init__(self, classifier: Classifier, path: Path, *rest: Any) -> None:
+            if path.name == TEST_FILE:
+                raise Killed
+            super().__init__(classifier, path, *rest)
+
+    monkeypatch.setattr(server_app, "Evaluation", Mortal)
+    run = prepare(settings(tmp_path))
+    with pytest.raises(Killed):
+        simulate(run, "in-process", quiet)
+    assert Exported.load(run.folder / server_app.MODEL_FOLDER)
 
 
 @needs_kill

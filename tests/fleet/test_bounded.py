@@ -18,6 +18,7 @@ from fedaipc.admission.authority import issue_server, make_authority
 from fedaipc.errors import AdmissionError
 from fedaipc.fleet import bounded
 from fedaipc.fleet.bounded import bounded_client
+from tests.e2e.declared import HELLO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ class Liar:
         issue_server(folder, folder, ["localhost"])
         self.authority = (folder / "authority.pem").read_bytes()
         self.parts: list[bytes] = []
-        self.pause, self.asked = 0.0, []
+        self.pause, self.asked, self.resumed = 0.0, [], []
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(folder / "server.pem", folder / "server.key")
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -45,6 +46,7 @@ class Liar:
             except OSError:
                 return
             with suppress(OSError), self._context.wrap_socket(plain, server_side=True) as sock:
+                self.resumed.append(bool(sock.session_reused))
                 asked = b""  # all of it: closing upon unread bytes would cut the answer
                 while not asked.endswith(b"\r\n\r\nq") and (part := sock.recv(65536)):
                     asked += part
@@ -72,6 +74,61 @@ def test_an_honest_answer_is_read(liar: Liar) -> None:
     liar.parts = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"]
     assert liar.answer() == b"hello"
     assert b"accept-encoding: identity" in liar.asked[0].lower()
+
+
+def hello(sock: socket.socket) -> dict[int, bytes]:
+    """The extensions of the client hello that comes next; -1 is what stands before them."""
+    content = sock.recv(65_536)
+    while len(content) < 5 or len(content) < 5 + int.from_bytes(content[3:5]):
+        content += sock.recv(65_536)
+    at = 5 + 4 + 2 + 32  # after record, message, version and random
+    at += 1 + content[at]  # the session's identifier, random in TLS 1.3
+    start = at
+    at += 2 + int.from_bytes(content[at : at + 2])
+    at += 1 + content[at]
+    found, at = {-1: content[start:at]}, at + 2
+    while at < len(content):
+        number, size = (
+            int.from_bytes(content[at : at + 2]),
+            int.from_bytes(content[at + 2 : at + 4]),
+        )
+        found[number] = content[at + 4 : at + 4 + size]
+        at += 4 + size
+    return found
+
+
+def test_a_handshake_tells_nothing_and_goes_on_with_no_session(liar: Liar) -> None:
+    """Each is as the first, but for its random values, though the server hands out tickets."""
+    liar.parts = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tap,
+        bounded_client(liar.authority) as client,
+    ):
+
+        def tapped() -> dict[int, bytes]:
+            heard = []
+
+            def listen() -> None:
+                with tap.accept()[0] as sock:
+                    heard.append(hello(sock))
+
+            thread = threading.Thread(target=listen)
+            thread.start()
+            with pytest.raises(httpx.TransportError):
+                client.post(f"https://localhost:{tap.getsockname()[1]}/x")
+            thread.join()
+            return heard[0]
+
+        first = tapped()
+        for _ in range(2):
+            client.post(f"https://{liar.address}/v1/fleet/x", content=b"q")
+        second = tapped()
+    assert liar.resumed == [False, False]
+    assert set(first) - {-1} <= set(HELLO)
+    assert first[0].endswith(b"localhost")
+    assert first[16] == b"\0\x09\x08http/1.1"
+    assert first[43] == b"\x02\x03\x04"
+    assert {**first, 51: b""} == {**second, 51: b""}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

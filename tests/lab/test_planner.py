@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
@@ -93,9 +95,35 @@ def test_without_sampling_it_is_the_closed_form(noise: float, rounds: int) -> No
 def test_a_group_without_sampling_is_the_closed_form_of_a_larger_step(records: int) -> None:
     found = solve("epsilon", replace(PLAN, rate=1.0, noise=20.0, steps=1, rounds=10))
     exact = gaussian(20.0 / records, 10, PLAN.delta)
-    group = group_epsilon(found, records)
-    assert group is not None
-    assert exact <= group <= exact * 1.02 + 0.02
+    assert group_epsilon(found, records) == pytest.approx(exact, rel=1e-6)
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(dp_event.GaussianDpEvent(20.0 / records), 10)
+    assert group_epsilon(found, records) == pytest.approx(
+        accountant.get_epsilon(PLAN.delta), rel=0.01
+    )
+
+
+@pytest.mark.parametrize("noise", [0.1, 30.0, 1e6])
+@pytest.mark.parametrize("rate", [1e-4, 0.999999, 1 - 2**-53, 1.0])
+@pytest.mark.parametrize("rounds", [30, 1000])
+def test_at_no_rate_and_noise_a_number_is_missing_that_is_reckoned_with(
+    rate: float, noise: float, rounds: int
+) -> None:
+    found = solve("epsilon", replace(PLAN, rate=rate, noise=noise, steps=1, rounds=rounds))
+    bounds = by_accountant(found)
+    known = [value for value in bounds.values() if value is not None]
+    one = group_epsilon(found, 1)
+    assert one == pytest.approx(bounds["rdp"] if bounds["pld"] is None else bounds["pld"])
+    groups = [group_epsilon(found, m) for m in (2, 3, 2000)]
+    finite = [group for group in groups if group is not None]
+    assert all(math.isfinite(value) for value in (*known, *finite))
+    assert finite == sorted(finite)
+
+
+def test_sampled_nearly_always_is_as_without_sampling() -> None:
+    almost = replace(PLAN, noise=20.0, rate=1 - 2**-53, steps=1)
+    always = group_epsilon(replace(almost, rate=1.0), 3)
+    assert group_epsilon(almost, 3) == pytest.approx(always, rel=0.01)
 
 
 def test_a_group_of_one_is_one_record_by_another_way() -> None:
@@ -107,7 +135,8 @@ def test_a_group_of_one_is_one_record_by_another_way() -> None:
 def test_a_group_has_more_than_that_many_times_the_epsilon() -> None:
     """At the same delta: m epsilon would hold for another one only."""
     found = solve("noise", replace(PLAN, epsilon=1.0))
-    one = by_accountant(found)["pld"]
+    one = group_epsilon(found, 1)
+    assert one is not None
     groups = [group_epsilon(found, m) for m in (2, 3, 5)]
     for m, group in zip((2, 3, 5), groups, strict=True):
         assert group is not None

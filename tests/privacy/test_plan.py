@@ -110,3 +110,15 @@ def test_three_accountants_are_reported() -> None:
     found = planned_epsilon(PLAN, 10)
     assert found["rdp"] >= found["prv"]
     assert found["prv"] == pytest.approx(found["pld"], rel=0.01, abs=0.002)
+
+
+def test_an_epsilon_that_promises_nothing_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PLD of it would take tens of GB, before a run or a signature."""
+
+    def computed(*_: object) -> float:
+        raise AssertionError("the accountant was asked")
+
+    for name in ("epsilon_prv", "epsilon_pld"):
+        monkeypatch.setattr(f"fedaipc.privacy.plan.{name}", computed)
+    found = planned_epsilon(dataclasses.replace(PLAN, noise_multiplier=0.1, sampling_rate=1.0), 999)
+    assert found["prv"] == found["pld"] == found["rdp"] > 100_000

@@ -27,8 +27,7 @@ from fedaipc.lab.audit.bound import CONFIDENCE, Bound, audit_bound
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import make_inputs
-from fedaipc.privacy.accountant import epsilon_pld
-from fedaipc.privacy.plan import make_plan, size_class
+from fedaipc.privacy.plan import make_plan, planned_epsilon, size_class
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +77,7 @@ def canary_audit(
     attempts = audited.results.charged
     promised = None
     if not audited.results.not_private and attempts:
-        promised = epsilon_pld([make_plan(settings).mechanism(attempts)], privacy.delta)
+        promised = planned_epsilon(make_plan(settings), attempts)["pld"]
     bound = audit_bound(whole, included, privacy.delta, confidence)
     accuracy = float(((whole > np.median(whole)) == included).mean())
     return CanaryAudit(bound, promised, privacy.delta, accuracy)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedaipc import bounds
 from fedaipc.config import Settings, load_settings, to_toml, unknown_key
 from fedaipc.errors import ConfigError
 
@@ -156,13 +157,15 @@ class Cell:
 def read_sweep(path: Path) -> Sweep:
     """Raises ConfigError."""
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(bounds.read_text(path, bounds.MOST_SETTINGS))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deep") from None
     _flatten(tree)
     try:
         return Sweep.model_validate(tree)
