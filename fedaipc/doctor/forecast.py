@@ -149,14 +149,14 @@ def forecast(
 def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, int]:
     """Of one PC in one round, up and down."""
     up, down = parameters * settings.sealing.bits // 8, parameters * 4
-    group = cohort // -(-cohort // MOST_IN_A_GROUP)
-    down += group * 2 * _KEYS  # everybody's, when a PC is asked whether it takes part and to train
     if settings.sealing.mode == "none":
         return up, down
+    group = cohort // -(-cohort // MOST_IN_A_GROUP)
     blob = blob_bytes(group)
-    # Up: a blob, a leaf and a check value for each PC of the group. Down: when the group agrees
-    # and when it unmasks, everybody's blob for this PC.
-    return up + group * (blob + _LEAF_AND_CHECK) + _FRAMES, down + group * 2 * blob
+    # Up: a blob, a leaf and a check value for each PC of the group. Down: everybody's keys when a
+    # PC is asked whether it takes part and when it trains; everybody's blob for this PC when the
+    # group agrees and when it unmasks.
+    return up + group * (blob + _LEAF_AND_CHECK) + _FRAMES, down + group * 2 * (_KEYS + blob)
 
 
 def _on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost:
