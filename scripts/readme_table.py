@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
+from fedaipc.report.formatting import at_least, at_most
 from fedaipc.report.tables import summary
-from fedaipc.report.words import at_least, at_most
 from fedaipc.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ def main() -> None:
             "defaults": defaults_line,
         },
         "docs/lab.md": {"budget": budget, "audit": audit, "broken": broken_builds},
-        "docs/sealing.md": {"sealing": costs},
+        "docs/secure-aggregation.md": {"sealing": costs},
         "docs/speed.md": {"clipping": clipping},
         "docs/operator.md": {"fleet": fleet},
         "docs/recipe.md": {"defaults": defaults},

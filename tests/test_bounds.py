@@ -47,7 +47,7 @@ def test_what_has_no_size_is_not_read_for_ever() -> None:
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Path:
-    from fedaipc.admission.federation import Federation
+    from fedaipc.federation.federation import Federation
 
     Federation.create(tmp_path / "acme", "localhost:8443", ["localhost"])
     return tmp_path / "acme"
@@ -96,7 +96,7 @@ def test_a_huge_file_is_one_line_and_no_memory(
 
 def test_no_file_of_a_job_is_read_whole_before_its_bound(tmp_path: Path) -> None:
     from fedaipc.errors import OutputError
-    from fedaipc.federation.job_folder import JOB_FILE, read_job
+    from fedaipc.protocol.job_folder import JOB_FILE, read_job
 
     sparse(tmp_path / JOB_FILE)
     with pytest.raises(OutputError, match="too large: it may have at most 1,048,576 bytes"):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(fedaipc.__file__).parent
 
 _GROUND = {
-    "bounds", "errors", "config", "files", "lifeline", "machine", "stopping", "streams",
+    "bounds", "errors", "config", "files", "parent_watch", "machine", "stopping", "streams",
     "strict_json", "surroundings", "terminal",
 }  # fmt: skip
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "bounds": set(),
     "errors": set(),
     "files": set(),
-    "lifeline": set(),
+    "parent_watch": set(),
     "machine": set(),
     "stopping": set(),
     "streams": set(),
@@ -40,26 +40,26 @@ ALLOWED: dict[str, set[str]] = {
     "data": _GROUND,
     "model": _GROUND | {"results", "data"},
     "privacy": _GROUND | {"results", "data", "model"},
-    "sealing": {"errors"},
-    "doctor": _LEARNING | {"sealing"},
-    "federation": _LEARNING | {"sealing"},
-    "pc": _LEARNING | {"sealing", "federation"},
-    "coordinator": _LEARNING | {"sealing", "federation"},
-    "admission": _LEARNING | {"sealing", "federation"},
-    "certificate": _LEARNING | {"sealing", "federation", "pc", "report"},
-    "simulation": _LEARNING | {"sealing", "federation", "pc", "coordinator", "admission"},
+    "secagg": {"errors"},
+    "doctor": _LEARNING | {"secagg"},
+    "protocol": _LEARNING | {"secagg"},
+    "client": _LEARNING | {"secagg", "protocol"},
+    "coordinator": _LEARNING | {"secagg", "protocol"},
+    "federation": _LEARNING | {"secagg", "protocol"},
+    "certificate": _LEARNING | {"secagg", "protocol", "client", "report"},
+    "simulation": _LEARNING | {"secagg", "protocol", "client", "coordinator", "federation"},
     "report": _GROUND | {"results"},
     "lab": _LEARNING
-    | {"sealing", "federation", "pc", "coordinator", "admission", "simulation", "report"},
-    "fleet": _LEARNING | {"sealing", "federation", "pc", "coordinator"},
+    | {"secagg", "protocol", "client", "coordinator", "federation", "simulation", "report"},
+    "fleet": _LEARNING | {"secagg", "protocol", "client", "coordinator"},
     "cli": _LEARNING
-    | {"sealing", "federation", "pc", "coordinator", "admission", "simulation", "fleet"}
+    | {"secagg", "protocol", "client", "coordinator", "federation", "simulation", "fleet"}
     | {"report", "doctor", "lab", "certificate"},
 }
 LIGHT = {"", *_GROUND, "results", "data", "report", "cli"}
 PLAIN = {"bounds", "files", "strict_json", "terminal"}  # the standard library alone
 HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}
-FLOWER = {"federation", "pc", "coordinator", "simulation", "fleet"}  # may use its public API
+FLOWER = {"protocol", "client", "coordinator", "simulation", "fleet"}  # may use its public API
 FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 # What touches Flower's internals: a change of Flower's version is looked at here.
 INSIDE = {
@@ -180,13 +180,13 @@ def test_the_arrows_between_layers_make_no_circle() -> None:
         ("fedaipc.files", "import numpy"),
         ("fedaipc.strict_json", "import pydantic"),
         ("fedaipc.config", "from fedaipc import results"),
-        ("fedaipc.results", "from fedaipc.report import words"),
+        ("fedaipc.results", "from fedaipc.report import formatting"),
         ("fedaipc.data.sources", "def f():\n    from fedaipc.model.load import resolve"),
         ("fedaipc.model.load", "import fedaipc.privacy.plan"),
-        ("fedaipc.privacy.plan", "if TYPE_CHECKING:\n    from fedaipc.federation.job import Job"),
-        ("fedaipc.sealing.shares", "from fedaipc.config import Settings"),
-        ("fedaipc.pc.pc", "from fedaipc.report import tables"),
-        ("fedaipc.pc.pc", "from fedaipc.cli import main"),
+        ("fedaipc.privacy.plan", "if TYPE_CHECKING:\n    from fedaipc.protocol.job import Job"),
+        ("fedaipc.secagg.shares", "from fedaipc.config import Settings"),
+        ("fedaipc.client.client", "from fedaipc.report import tables"),
+        ("fedaipc.client.client", "from fedaipc.cli import main"),
         ("fedaipc.report.html", "from fedaipc.data.records import Records"),
         ("fedaipc.privacy.ledger", "import flwr.app"),
         ("fedaipc.coordinator.server_app", "from flwr.common import Context"),
@@ -198,8 +198,8 @@ def test_the_arrows_between_layers_make_no_circle() -> None:
         (ENGINE, "from flwr.app import Message"),
         ("fedaipc.cli.main", "import flwr"),
         ("fedaipc.cli.main", "from fedaipc.simulation import simulation"),
-        ("fedaipc.pc.trainer", "from fedaipc.coordinator import sums"),
-        ("fedaipc.coordinator.sums", "from fedaipc.admission.key import Admission"),
+        ("fedaipc.client.trainer", "from fedaipc.coordinator import aggregation"),
+        ("fedaipc.coordinator.aggregation", "from fedaipc.federation.key import Admission"),
         ("fedaipc.cli.main", "try:\n    from fedaipc.model import load\nexcept ImportError: ..."),
         ("fedaipc.config", "import torch"),
         ("fedaipc.data.records", "class A:\n    import transformers.models"),
@@ -217,8 +217,8 @@ def test_the_checker_finds_a_forbidden_import(module: str, source: str) -> None:
         ("fedaipc.cli.simulate", "if TYPE_CHECKING:\n    from fedaipc.privacy.plan import Plan"),
         ("fedaipc.cli.main", "from fedaipc import __version__"),
         ("fedaipc.data.sources", "def f():\n    import datasets"),
-        ("fedaipc.pc.pc", "from fedaipc.privacy.ledger import Ledger\nimport torch"),
-        ("fedaipc.pc.client_app", "from flwr.clientapp import ClientApp"),
+        ("fedaipc.client.client", "from fedaipc.privacy.ledger import Ledger\nimport torch"),
+        ("fedaipc.client.client_app", "from flwr.clientapp import ClientApp"),
         ("fedaipc.simulation.flower_adapter", "from flwr.supercore.run import Run"),
         ("fedaipc.fleet.grid", "from flwr.supercore.run import Run"),
     ],

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from fedaipc import machine
+from fedaipc.client.availability import Work
 from fedaipc.config import WorkSettings
-from fedaipc.pc.work import Work
 
 GIB = 2**30
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fedaipc.admission.federation import Federation
 from fedaipc.data import assets
 from fedaipc.errors import AssetError
-from fedaipc.fleet.children import Child
+from fedaipc.federation.federation import Federation
+from fedaipc.fleet.subprocesses import Child
 from fedaipc.fleet.superlink import environment
 from fedaipc.surroundings import inherited, settle
 

@@ -12,7 +12,7 @@ from fedaipc.errors import CertificateError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fedaipc.sealing.keys import SigningKey
+    from fedaipc.secagg.keys import SigningKey
 
 _FORMAT = "fedaipc audit"
 _METHOD = "one-run canary audit (Steinke, Nasr and Jagielski 2023)"

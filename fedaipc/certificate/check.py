@@ -29,7 +29,7 @@ from fedaipc.certificate.document import (
 from fedaipc.config import LOSS_DELTA, MOST_KINDS, MOST_LOSS
 from fedaipc.errors import FedaipcError
 from fedaipc.privacy.chain import check_chain
-from fedaipc.sealing.keys import verify
+from fedaipc.secagg.keys import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedaipc.config import LEAST_NOISE, MOST_NOISE, Section
 from fedaipc.errors import CertificateError
-from fedaipc.sealing.keys import SigningKey, verify
+from fedaipc.secagg.keys import SigningKey, verify
 
 _LABEL = b"fedaipc certificate"
 MOST_BYTES = 1 << 25

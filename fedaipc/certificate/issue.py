@@ -25,11 +25,10 @@ from fedaipc.certificate.document import (
     Software,
     Step,
 )
+from fedaipc.client.client import LEDGER_FILE, OWNER_FILE
+from fedaipc.client.key_store import Vault
 from fedaipc.config import load_owner
 from fedaipc.errors import CertificateError
-from fedaipc.federation.job_folder import CONFIG_FILE, read_job
-from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
-from fedaipc.pc.vault import Vault
 from fedaipc.privacy.accountant import (
     Mechanism,
     epsilon_pld,
@@ -39,13 +38,14 @@ from fedaipc.privacy.accountant import (
     merged,
 )
 from fedaipc.privacy.ledger import Ledger
+from fedaipc.protocol.job_folder import CONFIG_FILE, read_job
 from fedaipc.results import Results
-from fedaipc.sealing.keys import SigningKey
+from fedaipc.secagg.keys import SigningKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedaipc.federation.job import Job
+    from fedaipc.protocol.job import Job
 
 _PACKAGES = ("torch", "opacus", "transformers", "peft", "flwr", "cryptography", "dp-accounting")
 

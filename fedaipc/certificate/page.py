@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedaipc import strict_json
-from fedaipc.report import words
+from fedaipc.report import formatting
 from fedaipc.report.markup import escape, facts, page, section, table
-from fedaipc.sealing.keys import fingerprint
+from fedaipc.secagg.keys import fingerprint
 
 if TYPE_CHECKING:
     from fedaipc.certificate.document import Certificate, PcFacts, RunFacts
@@ -31,7 +31,7 @@ def certificate_page(certificate: Certificate) -> str:
             ("sampling", guarantee.sampling),
             ("amplification", guarantee.amplification),
             ("composition", guarantee.composition),
-            ("delta", words.delta_text(guarantee.delta)),
+            ("delta", formatting.delta_text(guarantee.delta)),
         ]
     )
     software = certificate.software
@@ -75,11 +75,11 @@ def _headline(certificate: Certificate) -> str:
     guarantee = certificate.guarantee
     if guarantee.epsilon is None:
         reasons = escape("; ".join(guarantee.not_private))
-        return f'<p class="alarm"><strong>{words.NOT_PRIVATE}</strong>: {reasons}</p>'
-    epsilon = words.epsilon_text(guarantee.claim)
+        return f'<p class="alarm"><strong>{formatting.NOT_PRIVATE}</strong>: {reasons}</p>'
+    epsilon = formatting.epsilon_text(guarantee.claim)
     return (
         f'<p class="lead">At most epsilon {epsilon} at delta '
-        f"{escape(words.delta_text(guarantee.delta))} for {escape(guarantee.unit)}: "
+        f"{escape(formatting.delta_text(guarantee.delta))} for {escape(guarantee.unit)}: "
         f"{escape(guarantee.basis)}.</p>"
     )
 
@@ -109,13 +109,15 @@ def _audit(certificate: Certificate) -> str:
     audit = certificate.audit
     if audit is None:
         return "<p>No audit is attached.</p>"
-    promised = "nothing" if audit.promised is None else f"at most {words.at_most(audit.promised)}"
+    promised = (
+        "nothing" if audit.promised is None else f"at most {formatting.at_most(audit.promised)}"
+    )
     return facts(
         [
             ("method", audit.method),
             (
                 "epsilon is at least",
-                f"{words.at_least(audit.lower)}, with confidence {audit.confidence:g}",
+                f"{formatting.at_least(audit.lower)}, with confidence {audit.confidence:g}",
             ),
             ("promised there", promised),
             ("canaries", f"{audit.canaries:,}"),
@@ -126,13 +128,13 @@ def _audit(certificate: Certificate) -> str:
 
 def _run(run: RunFacts) -> list[tuple[str, object]]:
     job = strict_json.parse(run.job)
-    accuracy = words.UNKNOWN if run.test_accuracy is None else f"{run.test_accuracy:.3f}"
+    accuracy = formatting.UNKNOWN if run.test_accuracy is None else f"{run.test_accuracy:.3f}"
     return [
         ("run", run.run),
         ("engine", run.engine),
         ("rounds", f"{run.rounds:,} in {run.attempts:,} attempts ({run.status})"),
         ("PCs", f"{run.pcs:,}"),
-        ("updates", "sealed" if run.sealing != "none" else words.NOT_SEALED),
+        ("updates", "sealed" if run.sealing != "none" else formatting.NOT_SEALED),
         ("base model", str(job["model"]["base"])),
         ("model vector", run.vector_hash),
         ("test accuracy", accuracy),
@@ -145,5 +147,5 @@ def _pc(pc: PcFacts) -> list[tuple[str, object]]:
         ("PC", pc.name),
         ("rounds charged", f"{pc.charges:,}"),
         ("ledger", f"{len(pc.ledger):,} signed lines, in the JSON file"),
-        ("size class", words.UNKNOWN if pc.size_class is None else f"{pc.size_class:,}"),
+        ("size class", formatting.UNKNOWN if pc.size_class is None else f"{pc.size_class:,}"),
     ]

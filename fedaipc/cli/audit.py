@@ -14,7 +14,7 @@ from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.cli.output import make_console
 from fedaipc.config import load_settings
 from fedaipc.errors import ConfigError, OutputError, PrivacyError
-from fedaipc.report.words import at_least, at_most
+from fedaipc.report.formatting import at_least, at_most
 
 if TYPE_CHECKING:
     from fedaipc.lab.audit.report import AuditReport

@@ -12,11 +12,11 @@ from rich.table import Table
 from fedaipc import strict_json
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import CertificateError
-from fedaipc.report.words import at_most
+from fedaipc.report.formatting import at_most
 
 if TYPE_CHECKING:
     from fedaipc.certificate.document import Certificate
-    from fedaipc.sealing.keys import SigningKey
+    from fedaipc.secagg.keys import SigningKey
 
 app = typer.Typer(help="What was promised and spent, for others to check.", no_args_is_help=True)
 JSON_FILE, PAGE_FILE = "certificate.json", "certificate.html"
@@ -47,8 +47,8 @@ def issue(
     from fedaipc.certificate.audited import audit_file, with_audit
     from fedaipc.certificate.issue import pc_certificate, run_certificate
     from fedaipc.certificate.page import certificate_page
-    from fedaipc.pc.pc import LEDGER_FILE
-    from fedaipc.pc.vault import Vault
+    from fedaipc.client.client import LEDGER_FILE
+    from fedaipc.client.key_store import Vault
     from fedaipc.results import write_file
 
     if not folder.is_dir():
@@ -83,7 +83,7 @@ def verify(
     """
     from fedaipc.certificate.check import Finding, check
     from fedaipc.certificate.document import Certificate
-    from fedaipc.sealing.keys import fingerprint, read_fingerprint
+    from fedaipc.secagg.keys import fingerprint, read_fingerprint
 
     certificate = Certificate.load(file)
     signer = fingerprint(bytes.fromhex(certificate.signer))
@@ -114,7 +114,7 @@ def verify(
 
 def _admission_key(folder: Path, federation: Path | None) -> SigningKey:
     """Of the given folder, or of the simulation whose run it is."""
-    from fedaipc.admission.key import KEY_FILE, Admission
+    from fedaipc.federation.key import KEY_FILE, Admission
 
     place = folder / "pc-state.json"
     if federation is None and place.is_file():

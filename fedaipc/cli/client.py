@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from fedaipc import bounds
-from fedaipc.cli.enrol import DEFAULT_FOLDER, PcFolder
+from fedaipc.cli.enroll import DEFAULT_FOLDER, PcFolder
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import AdmissionError
 from fedaipc.stopping import signals
@@ -37,14 +37,14 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
     log_to_stderr("%(asctime)s %(message)s", "%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    from fedaipc.client.availability import Work
+    from fedaipc.client.client import OWNER_FILE, Pc
+    from fedaipc.client.client_app import app as client_app
+    from fedaipc.client.enrollment import AUTHORITY_FILE, NODE_KEY_FILE
     from fedaipc.config import load_owner
     from fedaipc.data.sources import local_path
     from fedaipc.fleet.node import FleetNode
     from fedaipc.model.base import weights_bytes
-    from fedaipc.pc.client_app import app as client_app
-    from fedaipc.pc.enrol import AUTHORITY_FILE, NODE_KEY_FILE
-    from fedaipc.pc.pc import OWNER_FILE, Pc
-    from fedaipc.pc.work import Work
 
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(f"{folder}: no PC is enrolled here; see `fedaipc enroll --help`")
@@ -85,8 +85,8 @@ def log(
 
     Example: fedaipc client log --folder fedaipc-pc
     """
-    from fedaipc.pc.pc import LEDGER_FILE
-    from fedaipc.pc.sent import read
+    from fedaipc.client.client import LEDGER_FILE
+    from fedaipc.client.disclosure_log import read
 
     if folder is None:  # given before the word "log", or not at all
         folder = Path(context.parent.params["folder"]) if context.parent else DEFAULT_FOLDER

@@ -65,7 +65,6 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
     Example: fedaipc config check my.toml
     """
-    from fedaipc.federation.round_terms import check_sealing
     from fedaipc.privacy.plan import (
         charged_epsilon,
         covered_rounds,
@@ -75,7 +74,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         size_class,
     )
     from fedaipc.privacy.signal import noise_warning
-    from fedaipc.report.words import NOT_SEALED
+    from fedaipc.protocol.round_terms import check_sealing
+    from fedaipc.report.formatting import NOT_SEALED
 
     settings = load_settings(config, overrides or ())
     data, classifier = _opened(settings)
@@ -143,7 +143,7 @@ def _opened(settings: Settings) -> tuple[HeldBack, Classifier]:
 def _fit_lines(data: HeldBack, classifier: Classifier) -> list[str]:
     """What the model makes of the texts."""
     from fedaipc.model.fit import measure_fit
-    from fedaipc.report.words import fit_text, fit_warnings
+    from fedaipc.report.formatting import fit_text, fit_warnings
 
     sets = {"training": getattr(data, "train", None), "validation": data.validation}
     fits = {

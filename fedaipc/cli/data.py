@@ -94,7 +94,7 @@ def _fit_lines(settings: Settings, data: SimulatedData) -> list[str]:
     from fedaipc.errors import AssetError, ModelError
     from fedaipc.model.fit import measure_fit
     from fedaipc.model.load import load_tokenizer
-    from fedaipc.report.words import fit_text, fit_warnings
+    from fedaipc.report.formatting import fit_text, fit_warnings
 
     try:
         tokenizer = load_tokenizer(settings.model)

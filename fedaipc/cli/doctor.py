@@ -105,8 +105,8 @@ def doctor(
 
 def _of_pc(settings: Settings, folder: Path) -> Settings:
     """The job as the PC in `folder` would do it, but for what of [speed] is said here."""
+    from fedaipc.client.client import OWNER_FILE
     from fedaipc.config import load_owner
-    from fedaipc.pc.pc import OWNER_FILE
 
     owner = load_owner(folder / OWNER_FILE)
     said = {name: getattr(settings.speed, name) for name in settings.speed.model_fields_set}

@@ -14,7 +14,7 @@ from fedaipc.cli.output import agreed, make_console, say
 from fedaipc.errors import AdmissionError
 
 if TYPE_CHECKING:
-    from fedaipc.federation.letters import Request
+    from fedaipc.protocol.enrollment import Request
 
 app = typer.Typer(
     help="Make a federation, invite and admit PCs. Done where the admission key is, not on the "
@@ -42,7 +42,7 @@ def init(
 
     Example: fedaipc federation init acme --address fleet.acme.example:8443
     """
-    from fedaipc.admission.federation import SERVER_FOLDER, Federation
+    from fedaipc.federation.federation import SERVER_FOLDER, Federation
 
     host = _host(address)
     names = list(dict.fromkeys([host, *(name or [])]))
@@ -65,8 +65,8 @@ def invite(
 
     Example: fedaipc federation invite acme --out invite.txt
     """
-    from fedaipc.admission.federation import Federation
     from fedaipc.config import load_settings, settings_from
+    from fedaipc.federation.federation import Federation
     from fedaipc.files import write_text
     from fedaipc.privacy.plan import filter_order, make_plan
 
@@ -107,7 +107,7 @@ def admit(
 
     Example: fedaipc federation admit acme office-1.txt office-2.txt
     """
-    from fedaipc.admission.federation import SERVER_FOLDER, Federation
+    from fedaipc.federation.federation import SERVER_FOLDER, Federation
 
     federation = Federation(folder)
     letters = [_request(path) for path in requests]
@@ -127,7 +127,7 @@ def show(folder: Folder) -> None:
     """
     from datetime import UTC, datetime
 
-    from fedaipc.admission.federation import Federation
+    from fedaipc.federation.federation import Federation
 
     federation = Federation(folder)
     table = Table("PC", "state", "until", "records, at most", "fingerprint", box=None)
@@ -146,7 +146,7 @@ def revoke(folder: Folder, names: Names) -> None:
 
     Example: fedaipc federation revoke acme office-2
     """
-    from fedaipc.admission.federation import SERVER_FOLDER, Federation
+    from fedaipc.federation.federation import SERVER_FOLDER, Federation
 
     federation = Federation(folder)
     for name in names or []:
@@ -171,7 +171,7 @@ def renew(
 
     Example: fedaipc federation renew acme office-1 --days 365
     """
-    from fedaipc.admission.federation import SERVER_FOLDER, Federation
+    from fedaipc.federation.federation import SERVER_FOLDER, Federation
 
     if not names and not server:
         raise AdmissionError("nothing to renew: name members, or give --server")
@@ -183,7 +183,7 @@ def renew(
 
 
 def _request(path: Path) -> Request:
-    from fedaipc.federation.letters import Request
+    from fedaipc.protocol.enrollment import Request
 
     try:
         # What is longer than a letter is none, and says so itself.

@@ -28,12 +28,12 @@ def sign(
 
     Example: fedaipc job sign job.toml --federation acme --out first-job
     """
-    from fedaipc.admission.federation import Federation
-    from fedaipc.admission.jobs import sign_job
     from fedaipc.cli.simulate import WarmUpBar, say_fit
     from fedaipc.config import load_settings
-    from fedaipc.federation.job_folder import read_facts
+    from fedaipc.federation.federation import Federation
+    from fedaipc.federation.jobs import sign_job
     from fedaipc.privacy.plan import planned_epsilon
+    from fedaipc.protocol.job_folder import read_facts
 
     settings = load_settings(config, overrides or [])
     opened = Federation(federation)
@@ -71,9 +71,9 @@ def base(
 
     They give it to `fedaipc enroll --base`. Example: fedaipc job base job.toml --out base
     """
-    from fedaipc.admission.jobs import hand_out_base
     from fedaipc.cli.simulate import WarmUpBar
     from fedaipc.config import load_settings
+    from fedaipc.federation.jobs import hand_out_base
 
     settings = load_settings(config, overrides or [])
     with WarmUpBar(make_console()) as bar:

@@ -16,7 +16,7 @@ from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import LedgerError, OutputError
 
 if TYPE_CHECKING:
-    from fedaipc.pc.witness import Copy
+    from fedaipc.client.peer_heads import Copy
 
 app = typer.Typer(help="What PCs have spent over their lives.", no_args_is_help=True)
 Place = Annotated[
@@ -80,9 +80,9 @@ def verify(
 
     Example: fedaipc privacy ledger verify runs/demo
     """
-    from fedaipc.pc.witness import memories, read_copy, read_export, witnesses_in
-    from fedaipc.pc.witness import verify as verify_copy
-    from fedaipc.sealing.keys import read_fingerprint
+    from fedaipc.client.peer_heads import memories, read_copy, read_export, witnesses_in
+    from fedaipc.client.peer_heads import verify as verify_copy
+    from fedaipc.secagg.keys import read_fingerprint
 
     if place.is_file():
         copies, folders = read_export(place), []
@@ -143,8 +143,8 @@ def export(
 
     Example: fedaipc privacy ledger export runs/demo ledgers.json
     """
+    from fedaipc.client.peer_heads import read_copy, write_export
     from fedaipc.files import write_atomic
-    from fedaipc.pc.witness import read_copy, write_export
 
     if file.suffix not in (".json", ".csv"):
         raise LedgerError(f"{file}: give a name that ends in .json or .csv")
@@ -167,7 +167,7 @@ def _ledgers(folder: Path) -> list[Path]:
     if not folder.is_dir():
         what = "is a file, which `verify` alone takes" if folder.exists() else "no such folder"
         raise LedgerError(f"{folder}: {what}; give a run, a folder of PCs, or one PC")
-    from fedaipc.pc.pc import LEDGER_FILE
+    from fedaipc.client.client import LEDGER_FILE
 
     place = folder / "pc-state.json"
     if place.is_file():

@@ -16,7 +16,7 @@ from fedaipc.cli import (
     config,
     data,
     doctor,
-    enrol,
+    enroll,
     federation,
     job,
     predict,
@@ -44,14 +44,14 @@ app.command("simulate", cls=SourceCommand)(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
-app.command("enroll")(enrol.enroll)
+app.command("enroll")(enroll.enroll)
 app.command("server")(server.server)
 app.command("train")(server.train)
 app.command("status")(server.status)
 app.command("stop")(server.stop)
-app.command("leave")(enrol.leave)
-app.command("move-out")(enrol.move_out)
-app.command("move-in")(enrol.move_in)
+app.command("leave")(enroll.leave)
+app.command("move-out")(enroll.move_out)
+app.command("move-in")(enroll.move_in)
 app.add_typer(client.app, name="client")
 app.add_typer(federation.app, name="federation")
 app.add_typer(job.app, name="job")

@@ -14,7 +14,7 @@ from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.config import load_settings
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
-from fedaipc.report.words import duration_text, size_text
+from fedaipc.report.formatting import duration_text, size_text
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
@@ -196,7 +196,7 @@ def _check(asked: Schedule, unknown: str, given: dict[str, float | None]) -> Non
 
 
 def _opened(folder: Path) -> Ledger:
-    from fedaipc.pc.pc import LEDGER_FILE
+    from fedaipc.client.client import LEDGER_FILE
     from fedaipc.privacy.ledger import Ledger
 
     path = folder / LEDGER_FILE if folder.is_dir() else folder
@@ -206,8 +206,8 @@ def _opened(folder: Path) -> Ledger:
 
 
 def _own_class(folder: Path) -> int | None:
+    from fedaipc.client.client import OWNER_FILE
     from fedaipc.config import load_owner
-    from fedaipc.pc.pc import OWNER_FILE
 
     file = folder / OWNER_FILE
     return load_owner(file).size_class if file.is_file() else None

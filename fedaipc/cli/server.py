@@ -90,8 +90,8 @@ def status(server: ServerFolder = Path()) -> None:
 
     Example: fedaipc status --server acme-server
     """
-    from fedaipc.federation.server_folder import Facts, Nodes
     from fedaipc.fleet.runs import RUNS_FOLDER, run_status, running, waits_for, why
+    from fedaipc.protocol.server_folder import Facts, Nodes
     from fedaipc.results import RESULTS_FILE, Results
 
     facts, found = Facts.load(server), running(server)
@@ -157,9 +157,9 @@ def _watch(run: Path, server: Path) -> None:
     from fedaipc.cli.simulate import Display, show_noise
     from fedaipc.config import load_settings
     from fedaipc.errors import BudgetExhausted
-    from fedaipc.federation.job_folder import CONFIG_FILE
     from fedaipc.fleet.ownership import as_server
     from fedaipc.fleet.runs import LOG_FILE, WANTED_FILE, run_status, running, waits_for, why
+    from fedaipc.protocol.job_folder import CONFIG_FILE
     from fedaipc.report.html import write_all
     from fedaipc.report.tables import per_class, summary
     from fedaipc.results import RESULTS_FILE, Results

@@ -163,8 +163,8 @@ def simulate(
 
 
 def _announce(console: Console, run: Run) -> None:
-    from fedaipc.federation.job_folder import read_facts
-    from fedaipc.report.words import NOT_SEALED
+    from fedaipc.protocol.job_folder import read_facts
+    from fedaipc.report.formatting import NOT_SEALED
 
     settings = run.settings
     privacy, federation = settings.privacy, settings.federation
@@ -210,7 +210,7 @@ def show_noise(console: Console, settings: Settings, results: Results) -> None:
 
 def say_fit(console: Console, facts: dict[str, Any]) -> None:
     """What was done to the base, and a warning where texts fit the model badly."""
-    from fedaipc.report.words import fit_warnings
+    from fedaipc.report.formatting import fit_warnings
     from fedaipc.results import TextFit
 
     fits = {
@@ -311,7 +311,7 @@ class Display:
 
     def _left(self, rounds: int) -> str:
         """Of the last rounds, since the first one takes longest."""
-        from fedaipc.report.words import duration_text
+        from fedaipc.report.formatting import duration_text
 
         if not rounds:
             return ""

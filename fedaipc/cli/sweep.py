@@ -110,7 +110,7 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
     from fedaipc.lab.sweep.cells import shown
     from fedaipc.lab.sweep.page import CUT_SHORT
     from fedaipc.lab.sweep.table import points_of
-    from fedaipc.report.words import NOT_PRIVATE, UNKNOWN, count_text, epsilon_text
+    from fedaipc.report.formatting import NOT_PRIVATE, UNKNOWN, count_text, epsilon_text
 
     table = Table("settings", "runs", "test accuracy", "validation", "epsilon charged", box=None)
     for point in points_of(rows):

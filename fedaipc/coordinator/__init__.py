@@ -4,10 +4,10 @@ server_app.py        Flower server app: open the run folder, run the coordinator
 coordinator.py       a round, in numbered steps
 membership.py        which PCs are there, with which keys
 exchange.py          messages to PCs and back
-sums.py              the sum of a round, sealed or open
-opening.py           a group agrees on its sum and opens it
-spool.py             uploads on the disk
-quarrels.py          who is left out where two PCs contradict each other
+aggregation.py       the sum of a round, sealed or open
+unmasking.py         a group agrees on its sum and opens it
+upload_store.py      uploads on the disk
+disputes.py          who is left out where two PCs contradict each other
 server_optimizer.py  FedAvg, FedAvgM, FedAdam
 checkpoint.py        one file per run, replaced in one step after each round
 evaluation.py        the coordinator's own public validation and test sets

@@ -12,15 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fedaipc.coordinator.aggregation import OpenSum, SealedSum
 from fedaipc.coordinator.checkpoint import Checkpoint, Counters
+from fedaipc.coordinator.disputes import to_leave_out
 from fedaipc.coordinator.exchange import Exchange
 from fedaipc.coordinator.membership import Membership
 from fedaipc.coordinator.participation import Participation
-from fedaipc.coordinator.quarrels import to_leave_out
 from fedaipc.coordinator.server_optimizer import ServerOptimizer
-from fedaipc.coordinator.sums import OpenSum, SealedSum
 from fedaipc.errors import EncodingError, RunOver, SealingError
-from fedaipc.federation.messages import (
+from fedaipc.privacy.plan import charged_epsilon, filter_order
+from fedaipc.protocol.messages import (
     MASK,
     READY,
     UNABLE,
@@ -29,8 +30,7 @@ from fedaipc.federation.messages import (
     RoundRequest,
     decode_update,
 )
-from fedaipc.federation.round_terms import hash_vector, job_thresholds, make_terms
-from fedaipc.privacy.plan import charged_epsilon, filter_order
+from fedaipc.protocol.round_terms import hash_vector, job_thresholds, make_terms
 from fedaipc.results import RoundResult, Traffic
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Settings
     from fedaipc.coordinator.evaluation import Evaluation
-    from fedaipc.federation.job import SignedJob
-    from fedaipc.sealing.roster import Roster
-    from fedaipc.sealing.terms import Terms
+    from fedaipc.protocol.job import SignedJob
+    from fedaipc.secagg.roster import Roster
+    from fedaipc.secagg.terms import Terms
 
 _UPLOADS = "uploads"
 _BESIDE_VECTOR = 2**20  # bytes of an answer beside 32 bits a value: header, shares

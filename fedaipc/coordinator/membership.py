@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import EncodingError, SealingError
-from fedaipc.federation.messages import SETUP, Description, SetupRequest
-from fedaipc.federation.round_terms import check_class
-from fedaipc.sealing.keys import canonical
-from fedaipc.sealing.roster import KEY_SECONDS, Bundle
+from fedaipc.protocol.messages import SETUP, Description, SetupRequest
+from fedaipc.protocol.round_terms import check_class
+from fedaipc.secagg.keys import canonical
+from fedaipc.secagg.roster import KEY_SECONDS, Bundle
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fedaipc.config import FederationSettings
     from fedaipc.coordinator.checkpoint import Counters
     from fedaipc.coordinator.exchange import Exchange
-    from fedaipc.federation.job import Job
-    from fedaipc.sealing.roster import Roster
+    from fedaipc.protocol.job import Job
+    from fedaipc.secagg.roster import Roster
 
 _START_SECONDS = 60.0  # for PCs to connect before the first round
 _log = logging.getLogger(__name__)

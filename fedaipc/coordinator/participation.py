@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import BudgetExhausted, RoundError, RunOver
-from fedaipc.federation.messages import EXHAUSTED, REFUSED
+from fedaipc.protocol.messages import EXHAUSTED, REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from fedaipc.coordinator.checkpoint import Checkpoint
     from fedaipc.coordinator.membership import Membership
-    from fedaipc.federation.messages import Readiness
+    from fedaipc.protocol.messages import Readiness
 
 # s, after the first void attempt (or as long as that took), and at most
 _REST, _LONGEST_REST = 300.0, 24 * 3600.0

@@ -23,19 +23,6 @@ from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
 from fedaipc.coordinator.evaluation import Evaluation
 from fedaipc.errors import BudgetExhausted
-from fedaipc.federation.job_folder import (
-    CONFIG_FILE,
-    TEST_FILE,
-    VALIDATION_FILE,
-    read_facts,
-    read_job,
-)
-from fedaipc.federation.round_terms import (
-    colluding_members,
-    hash_vector,
-    job_thresholds,
-    update_bound,
-)
 from fedaipc.model.base import base_hash
 from fedaipc.model.card import model_card
 from fedaipc.model.classifier import Classifier, read_vector
@@ -43,6 +30,19 @@ from fedaipc.model.device import choose_device
 from fedaipc.model.export import export, write_card
 from fedaipc.model.metrics import standard_error
 from fedaipc.privacy.plan import NEIGHBOURS, planned_epsilon
+from fedaipc.protocol.job_folder import (
+    CONFIG_FILE,
+    TEST_FILE,
+    VALIDATION_FILE,
+    read_facts,
+    read_job,
+)
+from fedaipc.protocol.round_terms import (
+    colluding_members,
+    hash_vector,
+    job_thresholds,
+    update_bound,
+)
 from fedaipc.results import (
     RESULTS_FILE,
     DataFacts,
@@ -59,8 +59,8 @@ from fedaipc.results import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fedaipc.federation.job import Job
-    from fedaipc.sealing.roster import Roster
+    from fedaipc.protocol.job import Job
+    from fedaipc.secagg.roster import Roster
 
 MODEL_FOLDER = "model"
 EVENT = "fedaipc-round "

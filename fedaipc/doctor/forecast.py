@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError
 from fedaipc import bounds
 from fedaipc.config import Section
 from fedaipc.errors import ConfigError
-from fedaipc.sealing.dealing import blob_bytes
-from fedaipc.sealing.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.uploads import blob_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
     from fedaipc.doctor.probe import Speed
 
-_LEAF_AND_CHECK, _KEYS, _FRAMES = 112, 330, 1300  # bytes; see sealing/SPEC.md
+_LEAF_AND_CHECK, _KEYS, _FRAMES = 112, 330, 1300  # bytes; see secagg/SPEC.md
 
 Money = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=1e9)]

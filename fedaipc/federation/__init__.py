@@ -1,9 +1,10 @@
-"""What both sides of a round agree on.
+"""The holder of a federation's admission key: who belongs to it, and which jobs it runs.
 
-job.py          what is asked of a PC; public, the same for all PCs, signed
-job_folder.py   a signed job on the disk
-server_folder.py  what the server gets from the holder of the admission key
-letters.py      invites and requests, which people hand to each other
-messages.py     requests and replies <-> Flower records
-round_terms.py  the public facts of a round, computed alike on both sides
+federation.py  the folder of a federation: made once, members come and go
+key.py         the admission key, and the list of members that it signs
+members.py     all PCs that were ever admitted
+jobs.py        signed jobs
+authority.py   TLS certificates of the federation's own authority
+
+Nothing here runs on the coordinator's server.
 """

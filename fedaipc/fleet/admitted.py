@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedaipc.errors import AdmissionError
-from fedaipc.federation.node_key import parse, pem
-from fedaipc.federation.server_folder import NODES_FILE, Nodes
 from fedaipc.files import stamp
+from fedaipc.protocol.node_key import parse, pem
+from fedaipc.protocol.server_folder import NODES_FILE, Nodes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from fedaipc import lifeline, strict_json
+from fedaipc import parent_watch, strict_json
 from fedaipc.errors import BudgetExhausted, EngineError, FedaipcError, RoundError, RunOver
 from fedaipc.fleet.runs import RUNNING_FILE, clear_why, tell_why, unwant
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
@@ -36,7 +36,7 @@ def main() -> int:
     What ends it is left in the run's folder. Where trying again would end in the same way, the run
     is not wanted any more: PCs too few or a SuperLink that is away may come back, all else not.
     """
-    lifeline.hold()
+    parent_watch.hold()
     folder, state = Path(sys.argv[1]), Path(sys.argv[2])
     log_to_stderr("%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING
 
 import h11
 
-from fedaipc import lifeline
-from fedaipc.federation.server_folder import SERVER_FILE, SERVER_KEY_FILE
+from fedaipc import parent_watch
 from fedaipc.fleet.admitted import Admitted
 from fedaipc.fleet.limits import Limits, Pace, Refused, allow_files, source
 from fedaipc.fleet.sockets import CHUNK, LINGER, Certificate, Peer, bind, reset_on_close
+from fedaipc.protocol.server_folder import SERVER_FILE, SERVER_KEY_FILE
 from fedaipc.stopping import signals
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ def main() -> None:
     parser.add_argument("superlink", type=int, help="port of it on loopback")
     parser.add_argument("--per-address", type=int, default=Limits().per_address)
     chosen = parser.parse_args()
-    lifeline.hold()
+    parent_watch.hold()
     folder, most = chosen.folder, chosen.per_address
     limits = Limits(per_address=most, connections=max(Limits().connections, 2 * most))
     certificate = Certificate(folder / SERVER_FILE, folder / SERVER_KEY_FILE, write_log)

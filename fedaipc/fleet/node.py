@@ -35,16 +35,16 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedaipc import strict_json
+from fedaipc.client.client import serving
 from fedaipc.errors import EncodingError
 from fedaipc.files import write_atomic
 from fedaipc.fleet.answers import Promise, failure, push
-from fedaipc.fleet.bounded import bounded_client
 from fedaipc.fleet.clients import LetGo, flower_client
+from fedaipc.fleet.http_client import bounded_client
 from fedaipc.fleet.node_auth import NodeAuth
 from fedaipc.fleet.proxy import proxy_for
 from fedaipc.fleet.trouble import why
 from fedaipc.fleet.wire import fetch, is_whole, unpack
-from fedaipc.pc.pc import serving
 from fedaipc.stopping import Stop
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import OutputError
-from fedaipc.federation.server_folder import STATE_FOLDER
+from fedaipc.protocol.server_folder import STATE_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -26,8 +26,8 @@ from flwr.proto.control_pb2 import (
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 
-from fedaipc.federation.node_key import pem
 from fedaipc.fleet.clients import loopback
+from fedaipc.protocol.node_key import pem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -122,7 +122,7 @@ publisher = "fedaipc"
 
 [tool.flwr.app.components]
 serverapp = "fedaipc.coordinator.server_app:app"
-clientapp = "fedaipc.pc.client_app:app"
+clientapp = "fedaipc.client.client_app:app"
 
 [tool.flwr.app.config]
 """

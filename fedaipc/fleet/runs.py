@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 from fedaipc import bounds, strict_json
 from fedaipc.config import NAME
 from fedaipc.errors import OutputError
-from fedaipc.federation.job_folder import FILES, TEST_FILE, VALIDATION_FILE, read_job
-from fedaipc.federation.server_folder import STATE_FOLDER, Facts
 from fedaipc.files import write_atomic
 from fedaipc.fleet.ownership import as_server, foreign, server_user, user_name
+from fedaipc.protocol.job_folder import FILES, TEST_FILE, VALIDATION_FILE, read_job
+from fedaipc.protocol.server_folder import STATE_FOLDER, Facts
 from fedaipc.results import RESULTS_FILE, Results
-from fedaipc.sealing.roster import ROSTER_FILE
+from fedaipc.secagg.roster import ROSTER_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,17 +25,7 @@ from filelock import FileLock, Timeout
 
 from fedaipc import bounds
 from fedaipc.errors import AdmissionError, EngineError, FedaipcError, check_clock
-from fedaipc.federation.server_folder import (
-    NODES_FILE,
-    SERVER_FILE,
-    SERVER_FILES,
-    STATE_FOLDER,
-    Facts,
-    Nodes,
-    server_period,
-)
 from fedaipc.files import write_atomic
-from fedaipc.fleet.children import Child, free_port
 from fedaipc.fleet.ownership import check_user, foreign, server_user
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.runs import (
@@ -49,8 +39,18 @@ from fedaipc.fleet.runs import (
     tell_why,
     unwant,
 )
+from fedaipc.fleet.subprocesses import Child, free_port
 from fedaipc.fleet.superlink import HOST, SECRET_FILE, environment
-from fedaipc.sealing.roster import ROSTER_FILE, read_roster
+from fedaipc.protocol.server_folder import (
+    NODES_FILE,
+    SERVER_FILE,
+    SERVER_FILES,
+    STATE_FOLDER,
+    Facts,
+    Nodes,
+    server_period,
+)
+from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 from fedaipc.stopping import Stop, signals
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from fedaipc import lifeline
-from fedaipc.federation.server_folder import STATE_FOLDER
+from fedaipc import parent_watch
 from fedaipc.fleet.admitted import Admitted
+from fedaipc.protocol.server_folder import STATE_FOLDER
 from fedaipc.surroundings import inherited
 from fedaipc.terminal import printable
 
@@ -143,5 +143,5 @@ def _tune() -> None:
 
 
 if __name__ == "__main__":
-    lifeline.hold()
+    parent_watch.hold()
     run(Path(sys.argv[1]), int(sys.argv[2]))

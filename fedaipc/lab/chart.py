@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from fedaipc.report import canvas
-from fedaipc.report.canvas import drawing, new_figure
+from fedaipc.report import plot_style
+from fedaipc.report.plot_style import drawing, new_figure
 from fedaipc.results import write_file
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def write_chart(
     others: Sequence[Schedule],
 ) -> None:
     """Write .png or .svg. Raises OutputError: another ending, or the file cannot be written."""
-    canvas.check_ending(path.suffix)
+    plot_style.check_ending(path.suffix)
     with drawing():
-        content = canvas.figure_bytes(_figure(schedule, points, others), path.suffix, "plan")
+        content = plot_style.figure_bytes(_figure(schedule, points, others), path.suffix, "plan")
     write_file(path, content)
 
 
@@ -37,7 +37,7 @@ def _figure(
 ) -> Figure:
     figure = new_figure()
     spent, noise = figure.subplots(1, 2)
-    spent.plot(*zip(*points, strict=True), color=canvas.BLUE, marker="o", markersize=3)
+    spent.plot(*zip(*points, strict=True), color=plot_style.BLUE, marker="o", markersize=3)
     spent.set_title("spent, round by round")
     spent.set_xlabel("rounds")
     spent.set_ylabel(f"epsilon at delta {schedule.delta:g}")
@@ -46,12 +46,12 @@ def _figure(
     noise.plot(
         [other.epsilon for other in others],
         [other.relative_noise for other in others],
-        color=canvas.ORANGE,
+        color=plot_style.ORANGE,
         marker="s",
         markersize=4,
     )
     noise.plot(
-        schedule.epsilon, schedule.relative_noise, color=canvas.INK, marker="*", markersize=11
+        schedule.epsilon, schedule.relative_noise, color=plot_style.INK, marker="*", markersize=11
     )
     noise.set_title("noise that a budget takes")
     noise.set_xlabel("epsilon of the whole schedule")

@@ -14,7 +14,7 @@ import torch
 from opacus.grad_sample import AbstractGradSampleModule
 
 from fedaipc.errors import ModelError
-from fedaipc.privacy.layers import Grams, Layer, trained_layers
+from fedaipc.privacy.layer_gradients import Grams, Layer, trained_layers
 from fedaipc.privacy.norms import Sizes
 
 if TYPE_CHECKING:

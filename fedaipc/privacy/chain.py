@@ -13,7 +13,7 @@ hash       SHA-256 of the line without hash
 A good signature on the last line therefore vouches for all lines before it, and nobody but who
 holds the key can name its successor. Whose key it is, the chain cannot say: compare it. Nor can it
 show that lines at the end are missing: for that the head, which is how many lines there are and the
-last one's hash, is in each header that the PC signs for its peers (sealing/SPEC.md, M31).
+last one's hash, is in each header that the PC signs for its peers (secagg/SPEC.md, M31).
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from torch.nn.functional import cross_entropy
 
 from fedaipc.model.classifier import read_vector, write_vector
 from fedaipc.model.device import has_fused_steps
+from fedaipc.privacy.batch_invariance import settle_rows
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.randomness import SecureRandom
-from fedaipc.privacy.rows import settle_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

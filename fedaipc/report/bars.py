@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from fedaipc.report import canvas, words
-from fedaipc.report.canvas import new_figure, plain, put_legend, put_title
+from fedaipc.report import formatting, plot_style
+from fedaipc.report.plot_style import new_figure, plain, put_legend, put_title
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ NAMED_BARS = 40  # more PCs than this: no names, sorted
 SORTED_BARS = 400  # more PCs than this: a histogram of their sizes
 POINTS = 1000  # more PCs than this: evenly picked ones of the sorted list stand for all
 STATES = {
-    "active": (canvas.BLUE, ""),
-    "exhausted": (canvas.VERMILLION, "///"),
-    "absent": (canvas.GREY, r"\\"),
+    "active": (plot_style.BLUE, ""),
+    "exhausted": (plot_style.VERMILLION, "///"),
+    "absent": (plot_style.GREY, r"\\"),
 }
 OTHER = "other groups"
 
@@ -44,8 +44,10 @@ def epsilon_figure(results: Results) -> Figure:
         if block:
             color, hatch = STATES[state]
             hatch = hatch if len(pcs) <= NAMED_BARS else ""
-            label = f"{state}: {words.count_text(len(block), 'PC')}"
-            handles.append(Patch(facecolor=color, hatch=hatch, edgecolor=canvas.PAPER, label=label))
+            label = f"{state}: {formatting.count_text(len(block), 'PC')}"
+            handles.append(
+                Patch(facecolor=color, hatch=hatch, edgecolor=plot_style.PAPER, label=label)
+            )
     if len(pcs) <= NAMED_BARS:
         edges = np.arange(len(pcs) + 1) - 0.5
         axes.bar(
@@ -53,7 +55,7 @@ def epsilon_figure(results: Results) -> Figure:
             _spent(pcs),
             color=[STATES[pc.state][0] for pc in pcs],
             hatch=[STATES[pc.state][1] for pc in pcs],
-            edgecolor=canvas.PAPER,
+            edgecolor=plot_style.PAPER,
             linewidth=0,
         )
         _name_bars(axes, pcs)
@@ -63,7 +65,7 @@ def epsilon_figure(results: Results) -> Figure:
     handles += _lifetime(axes, edges, pcs)
     axes.set_ylabel("epsilon spent over the PC's life")
     _finish(figure, axes, handles)
-    delta = words.delta_text(results.privacy.delta)
+    delta = formatting.delta_text(results.privacy.delta)
     put_title(axes, f"Epsilon per PC at delta {delta}: {plain(results.name)}", [results])
     return figure
 
@@ -94,7 +96,9 @@ def examples_figure(results: Results) -> Figure:
     pcs = [pc for pc in results.pcs if pc.examples is not None]
     groups = _groups(pcs)
     colors = {
-        group: canvas.GREY if group == OTHER else canvas.PALETTE[number % len(canvas.PALETTE)]
+        group: plot_style.GREY
+        if group == OTHER
+        else plot_style.PALETTE[number % len(plot_style.PALETTE)]
         for number, group in enumerate(dict.fromkeys(sorted(groups, key=lambda g: g == OTHER)))
     }
     order = list(range(len(pcs)))
@@ -143,12 +147,12 @@ def _groups(pcs: Sequence[PcResult]) -> list[str]:
     """One group name per PC, no more names than colours. "" where groups tell nothing."""
     names = [", ".join(pc.groups) for pc in pcs]
     common = Counter(names).most_common()
-    if len(common) <= len(canvas.PALETTE):
+    if len(common) <= len(plot_style.PALETTE):
         return names
     if common[0][1] == 1:
         # Each PC is a group of its own (split by user): its bar is name enough.
         return [""] * len(names)
-    kept = {name for name, _ in common[: len(canvas.PALETTE) - 1]}
+    kept = {name for name, _ in common[: len(plot_style.PALETTE) - 1]}
     return [name if name in kept else OTHER for name in names]
 
 
@@ -177,11 +181,11 @@ def _lifetime(axes: Axes, edges: NDArray[np.floating], pcs: Sequence[PcResult]) 
             Line2D([], [], linestyle="none", label=f"lifetime budget: {shown} (above the plot)")
         ]
     axes.set_ylim(0, max(high, highest) * 1.06 or 1)
-    style: dict[str, Any] = {"color": canvas.INK, "linestyle": "--", "linewidth": 1.5}
+    style: dict[str, Any] = {"color": plot_style.INK, "linestyle": "--", "linewidth": 1.5}
     if low == high and not np.isnan(heights).any():
         return [axes.axhline(high, label=f"lifetime budget: {high:g}", **style)]
-    axes.hlines(heights, edges[:-1], edges[1:], color=canvas.INK, linewidth=2)
-    return [Line2D([], [], color=canvas.INK, linewidth=2, label="lifetime budget")]
+    axes.hlines(heights, edges[:-1], edges[1:], color=plot_style.INK, linewidth=2)
+    return [Line2D([], [], color=plot_style.INK, linewidth=2, label="lifetime budget")]
 
 
 def _finish(figure: Figure, axes: Axes, handles: Sequence[Artist]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedaipc import bounds
-from fedaipc.report import words
+from fedaipc.report import formatting
 from fedaipc.report.markup import escape, facts, folded, inline_svg, page, section, table
 from fedaipc.report.plots import svg_plots, write_plots
 from fedaipc.results import write_file
@@ -49,11 +49,11 @@ def write_all(results: Results, run_folder: Path) -> list[Path]:
 
 def report_page(results: Results, config: str | None) -> str:
     """The whole page; `config` is the text of the resolved config.toml."""
-    title = f"{words.NOT_PRIVATE}: {results.name}" if results.not_private else results.name
+    title = f"{formatting.NOT_PRIVATE}: {results.name}" if results.not_private else results.name
     return page(
         f"{title} | fedaipc report",
         _head(results),
-        section("What is promised", facts(words.privacy_statement(results)), _terms(results)),
+        section("What is promised", facts(formatting.privacy_statement(results)), _terms(results)),
         section("Plots", *_plots(results)),
         section("Test set by label", _classes(results)),
         section("PCs", _pcs(results)),
@@ -67,10 +67,12 @@ def report_page(results: Results, config: str | None) -> str:
 def _head(results: Results) -> str:
     banner = ""
     if results.not_private:
-        reasons = escape(words.reasons_text(results))
-        banner = f'<p class="alarm"><strong>{words.NOT_PRIVATE}</strong><br>{reasons}</p>'
+        reasons = escape(formatting.reasons_text(results))
+        banner = f'<p class="alarm"><strong>{formatting.NOT_PRIVATE}</strong><br>{reasons}</p>'
     ended = f" to {results.finished}" if results.finished else ""
-    resumed = f", resumed {words.count_text(results.resumed, 'time')}" if results.resumed else ""
+    resumed = (
+        f", resumed {formatting.count_text(results.resumed, 'time')}" if results.resumed else ""
+    )
     line = (
         f"Run {results.run_id}, {results.status}{resumed}; {results.started}{ended}; "
         f"engine {results.engine}; fedaipc {results.fedaipc}"
@@ -80,7 +82,7 @@ def _head(results: Results) -> str:
             f"<header>\n<h1>{escape(results.name)}</h1>",
             f'<p class="soft">{escape(line)}</p>',
             banner,
-            f'<p class="lead">{escape(words.headline(results))}</p>',
+            f'<p class="lead">{escape(formatting.headline(results))}</p>',
             _cards(results),
             "</header>",
         ]
@@ -88,16 +90,16 @@ def _head(results: Results) -> str:
 
 
 def _cards(results: Results) -> str:
-    spent = words.epsilon_text(words.spent_epsilon(results))
-    cost = words.NOT_PRIVATE if results.not_private else spent
+    spent = formatting.epsilon_text(formatting.spent_epsilon(results))
+    cost = formatting.NOT_PRIVATE if results.not_private else spent
     test = results.test
     cards = [
-        ("test accuracy", words.test_text(results), ""),
-        ("test macro-F1", words.UNKNOWN if test is None else f"{test.macro_f1:.3f}", ""),
+        ("test accuracy", formatting.test_text(results), ""),
+        ("test macro-F1", formatting.UNKNOWN if test is None else f"{test.macro_f1:.3f}", ""),
         ("epsilon, at most", cost, " bad" if results.not_private else ""),
-        ("PCs", f"{words.pc_count(results):,}", ""),
-        ("rounds", f"{words.done_rounds(results):,}", ""),
-        ("time", words.duration_text(results.seconds), ""),
+        ("PCs", f"{formatting.pc_count(results):,}", ""),
+        ("rounds", f"{formatting.done_rounds(results):,}", ""),
+        ("time", formatting.duration_text(results.seconds), ""),
     ]
     items = "\n".join(
         f'<div class="card{kind}"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
@@ -110,7 +112,7 @@ def _terms(results: Results) -> str:
     privacy: PrivacyFacts = results.privacy
     rows: list[tuple[str, object]] = [
         ("mode", privacy.mode),
-        ("delta", words.delta_text(privacy.delta)),
+        ("delta", formatting.delta_text(privacy.delta)),
         ("clip (L2 norm)", f"{privacy.clip:g}"),
         ("noise multiplier", _plain(privacy.noise_multiplier)),
         ("sampling rate", f"{privacy.sampling_rate:g}"),
@@ -120,7 +122,7 @@ def _terms(results: Results) -> str:
     planned = privacy.planned_epsilon
     if planned is not None:
         shown = ", ".join(
-            f"{words.epsilon_text(value)} ({name})"
+            f"{formatting.epsilon_text(value)} ({name})"
             for name, value in (("RDP", planned.rdp), ("PRV", planned.prv), ("PLD", planned.pld))
         )
         rows.append(("epsilon of the schedule", shown))
@@ -147,11 +149,11 @@ def _classes(results: Results) -> str:
         for one in results.test_classes
     ]
     content = table(("label", "precision", "recall", "F1", "texts"), rows)
-    return _maybe_folded(len(rows), words.count_text(len(rows), "label"), content)
+    return _maybe_folded(len(rows), formatting.count_text(len(rows), "label"), content)
 
 
 def _pcs(results: Results) -> str:
-    simulated = words.is_simulation(results)
+    simulated = formatting.is_simulation(results)
     head = ["PC", "state", *(("groups", "examples") if simulated else ())]
     head += ["size class", "epsilon spent", "lifetime budget", "RDP order", "charges"]
     rows = [
@@ -160,7 +162,7 @@ def _pcs(results: Results) -> str:
             pc.state,
             *((", ".join(pc.groups), _plain(pc.examples)) if simulated else ()),
             f"{pc.size_class:,}",
-            words.epsilon_text(pc.epsilon),
+            formatting.epsilon_text(pc.epsilon),
             _plain(pc.lifetime_epsilon),
             _plain(pc.filter_order),
             f"{pc.charges:,}",
@@ -168,7 +170,7 @@ def _pcs(results: Results) -> str:
         for pc in results.pcs
     ]
     content = table(head, rows, words_in=(0, 1, 2) if simulated else (0, 1))
-    return _maybe_folded(len(rows), words.count_text(len(rows), "PC"), content)
+    return _maybe_folded(len(rows), formatting.count_text(len(rows), "PC"), content)
 
 
 def _rounds(results: Results) -> str:
@@ -176,7 +178,7 @@ def _rounds(results: Results) -> str:
     head = ["round", "attempt", "", "asked", "arrived", "declined", "dropped", "down", "up"]
     head += ["epsilon", "accuracy", "loss", "time", *phases]
     rows = [_round(one, phases) for one in results.rounds]
-    title = words.count_text(len(rows), "attempt") + ", each with its traffic and time"
+    title = formatting.count_text(len(rows), "attempt") + ", each with its traffic and time"
     return folded(title, table(head, rows, words_in=(2,)))
 
 
@@ -189,14 +191,14 @@ def _round(one: RoundResult, phases: list[str]) -> tuple[object, ...]:
         f"{one.arrived:,}",
         f"{one.declined:,}",
         f"{one.dropped:,}",
-        words.size_text(one.bytes_down),
-        words.size_text(one.bytes_up),
-        words.epsilon_text(one.epsilon),
-        words.UNKNOWN if one.validation is None else f"{one.validation.accuracy:.3f}",
-        words.loss_text(one.validation),
-        words.duration_text(one.seconds),
+        formatting.size_text(one.bytes_down),
+        formatting.size_text(one.bytes_up),
+        formatting.epsilon_text(one.epsilon),
+        formatting.UNKNOWN if one.validation is None else f"{one.validation.accuracy:.3f}",
+        formatting.loss_text(one.validation),
+        formatting.duration_text(one.seconds),
         *(
-            words.duration_text(one.phases[name]) if name in one.phases else words.UNKNOWN
+            formatting.duration_text(one.phases[name]) if name in one.phases else formatting.UNKNOWN
             for name in phases
         ),
     )
@@ -206,7 +208,7 @@ def _model(results: Results) -> str:
     model, data = results.model, results.data
     trained = f"{model.trainable_parameters:,} of {model.total_parameters:,}"
     rows: list[tuple[str, object]] = [
-        ("base model", words.base_text(results)),
+        ("base model", formatting.base_text(results)),
         ("method", f"{model.method}, {model.pooling} pooling"),
         ("parameters trained", trained),
         ("device", f"{model.device}, {model.dtype}: {model.reason}"),
@@ -217,9 +219,9 @@ def _model(results: Results) -> str:
         ("labels", ", ".join(data.labels)),
         ("texts for training", _plain(data.train)),
         ("for validation, for test", f"{data.validation:,}, {data.test:,}"),
-        ("training texts", words.fit_text(data.train_fit)),
-        ("validation texts", words.fit_text(data.validation_fit)),
-        *(("note", note) for note in (*data.notes, *words.results_warnings(results))),
+        ("training texts", formatting.fit_text(data.train_fit)),
+        ("validation texts", formatting.fit_text(data.validation_fit)),
+        *(("note", note) for note in (*data.notes, *formatting.results_warnings(results))),
     ]
     return facts(rows)
 
@@ -242,7 +244,7 @@ def _machine(results: Results) -> str:
             ("instructions", ", ".join(machine.instructions) or "not known"),
             ("cores, threads used", f"{machine.cores}, {machine.threads}"),
             ("memory", f"{machine.memory_gb:.1f} GB"),
-            ("peak memory of the run", words.size_text(results.peak_memory_bytes)),
+            ("peak memory of the run", formatting.size_text(results.peak_memory_bytes)),
             *versions.items(),
         ]
     )
@@ -250,7 +252,7 @@ def _machine(results: Results) -> str:
 
 def _plain(value: float | None) -> str:
     if value is None:
-        return words.UNKNOWN
+        return formatting.UNKNOWN
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 

@@ -7,7 +7,7 @@ import re
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from fedaipc.report import canvas
+from fedaipc.report import plot_style
 from fedaipc.terminal import printable
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def section(title: str, *content: str) -> str:
 def inline_svg(svg: str, name: str, alt: str) -> str:
     """A plot's SVG made part of a page: own ids, the page's colours and font, no namespaces.
 
-    `svg` comes from `canvas.svg_bytes`, where matplotlib has escaped all text. Only tags are
+    `svg` comes from `plot_style.svg_bytes`, where matplotlib has escaped all text. Only tags are
     touched here, never the text between them.
     """
     svg = _STYLE_ELEMENT.sub("", svg[svg.index("<svg") :])
@@ -97,6 +97,6 @@ def _fit_tag(tag: str, name: str) -> str:
     tag = tag.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
     tag = re.sub(r"font: ((?:\w+ )*\d+px) [^;\"]*", r"font: \1 sans-serif", tag)
-    tag = tag.replace(f"fill: {canvas.PAPER}", "fill: none")
-    tag = tag.replace(canvas.INK, "currentColor").replace(canvas.GRID, "var(--line)")
-    return tag.replace(canvas.ALARM, "var(--alarm)")
+    tag = tag.replace(f"fill: {plot_style.PAPER}", "fill: none")
+    tag = tag.replace(plot_style.INK, "currentColor").replace(plot_style.GRID, "var(--line)")
+    return tag.replace(plot_style.ALARM, "var(--alarm)")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
-from fedaipc.report import canvas, words
+from fedaipc.report import formatting, plot_style
 from fedaipc.report.bars import epsilon_figure, examples_figure
-from fedaipc.report.canvas import drawing, new_figure, plain, put_legend, put_title
+from fedaipc.report.plot_style import drawing, new_figure, plain, put_legend, put_title
 from fedaipc.results import write_file
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
         for name, figure in figures(results).items():
             for ending in (".png", ".svg"):
                 path = folder / f"{name}{ending}"
-                write_file(path, canvas.figure_bytes(figure, ending, name))
+                write_file(path, plot_style.figure_bytes(figure, ending, name))
                 paths.append(path)
     return paths
 
@@ -41,9 +41,9 @@ def write_comparison(runs: Sequence[Results], path: Path) -> None:
 
     Raises OutputError: another ending, or the file cannot be written.
     """
-    canvas.check_ending(path.suffix)
+    plot_style.check_ending(path.suffix)
     with drawing():
-        content = canvas.figure_bytes(_comparison(runs), path.suffix, "comparison")
+        content = plot_style.figure_bytes(_comparison(runs), path.suffix, "comparison")
     write_file(path, content)
 
 
@@ -51,13 +51,13 @@ def svg_plots(results: Results) -> dict[str, str]:
     """The plots of one run as SVG text by name, for a page that holds them inline."""
     with drawing():
         return {
-            name: canvas.svg_bytes(figure, name).decode()
+            name: plot_style.svg_bytes(figure, name).decode()
             for name, figure in figures(results).items()
         }
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """Figures by name; a plot without data is left out. Call inside `canvas.drawing()`."""
+    """Figures by name; a plot without data is left out. Call inside `plot_style.drawing()`."""
     out = {}
     if any(one.validation for one in results.rounds):
         out["accuracy"] = accuracy_figure(results)
@@ -76,7 +76,7 @@ def accuracy_figure(results: Results) -> Figure:
     axes.plot(
         numbers,
         values,
-        color=canvas.BLUE,
+        color=plot_style.BLUE,
         linewidth=2,
         marker="o" if len(numbers) <= 60 else "",
         markersize=4,
@@ -87,18 +87,18 @@ def accuracy_figure(results: Results) -> Figure:
             numbers[-1:],
             [results.test.accuracy],
             yerr=results.standard_error,
-            color=canvas.VERMILLION,
+            color=plot_style.VERMILLION,
             marker="D",
             markersize=7,
             capsize=4,
             linestyle="none",
             zorder=3,
-            label=f"test: {words.test_text(results)}",
+            label=f"test: {formatting.test_text(results)}",
         )
     if results.data.majority is not None:
         axes.axhline(
             results.data.majority,
-            color=canvas.GREY,
+            color=plot_style.GREY,
             linestyle="--",
             label=f"always the commonest label: {results.data.majority:.3f}",
         )
@@ -114,9 +114,9 @@ def _comparison(runs: Sequence[Results]) -> Figure:
     figure = new_figure(height=max(4.2, 1.8 + 0.32 * len(runs)))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     names = []
-    for number, (name, run) in enumerate(zip(words.run_names(runs), runs, strict=True)):
-        color = canvas.PALETTE[number % len(canvas.PALETTE)]
-        dashes = canvas.DASHES[number // len(canvas.PALETTE) % len(canvas.DASHES)]
+    for number, (name, run) in enumerate(zip(formatting.run_names(runs), runs, strict=True)):
+        color = plot_style.PALETTE[number % len(plot_style.PALETTE)]
+        dashes = plot_style.DASHES[number // len(plot_style.PALETTE) % len(plot_style.DASHES)]
         left.plot(*_curve(run), color=color, linestyle=dashes, linewidth=2)
         if run.test is not None:
             right.errorbar(
@@ -131,20 +131,20 @@ def _comparison(runs: Sequence[Results]) -> Figure:
         # The line beside the name is the legend: same colour, same dashes.
         right.plot([-0.09, -0.01], [number, number], color=color, linestyle=dashes, linewidth=3,
                    transform=right.get_yaxis_transform(), clip_on=False)  # fmt: skip
-        spent = words.epsilon_text(words.spent_epsilon(run))
-        cost = words.NOT_PRIVATE if run.not_private else f"epsilon {spent}"
+        spent = formatting.epsilon_text(formatting.spent_epsilon(run))
+        cost = formatting.NOT_PRIVATE if run.not_private else f"epsilon {spent}"
         names.append(f"{plain(name, 26)}\n{cost}")
     _label_rounds(left)
     left.set_ylabel("validation accuracy (share of texts)")
     right.set_yticks(range(len(runs)), names, fontsize=9)
     for tick, run in zip(right.get_yticklabels(), runs, strict=True):
-        tick.set_color(canvas.ALARM if run.not_private else canvas.INK)
+        tick.set_color(plot_style.ALARM if run.not_private else plot_style.INK)
     right.tick_params(axis="y", length=0, pad=26)
     right.set_ylim(len(runs) - 0.5, -0.5)
     right.margins(x=0.15)
     right.xaxis.set_major_locator(MaxNLocator(4))
     right.set_xlabel("test accuracy ± standard error")
-    put_title(left, f"Comparison of {words.count_text(len(runs), 'run')}", runs)
+    put_title(left, f"Comparison of {formatting.count_text(len(runs), 'run')}", runs)
     return figure
 
 
@@ -162,7 +162,7 @@ def _mark_void(axes: Axes, results: Results) -> None:
             void,
             [0.03] * len(void),
             transform=axes.get_xaxis_transform(),
-            color=canvas.VERMILLION,
+            color=plot_style.VERMILLION,
             marker="x",
             markersize=7,
             markeredgewidth=2,

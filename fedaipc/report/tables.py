@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fedaipc.report import words
+from fedaipc.report import formatting
 from fedaipc.terminal import printable
 
 if TYPE_CHECKING:
@@ -34,30 +34,30 @@ def summary(results: Results) -> RenderableType:
 
     row("run", f"{results.name} ({results.run_id}), {results.status}")
     row("privacy", _privacy(results))
-    sealed = words.sealing_text(results)
+    sealed = formatting.sealing_text(results)
     row("updates", Text(sealed, style=ALARM) if results.sealing.mode == "none" else sealed)
     row("test accuracy", _test_line(results))
-    if (learned := words.no_better_text(results)) is not None:
+    if (learned := formatting.no_better_text(results)) is not None:
         row("", Text(learned, style="yellow"))
     if results.test is not None:
         row("test macro-F1", f"{results.test.macro_f1:.3f}")
     if results.validation is not None:
         score = results.validation
-        row("validation", f"accuracy {score.accuracy:.3f}, loss {words.loss_text(score)}")
+        row("validation", f"accuracy {score.accuracy:.3f}, loss {formatting.loss_text(score)}")
     row(
         "model",
-        f"{words.base_text(results)}, {model.method}, {model.trainable_parameters:,} of "
+        f"{formatting.base_text(results)}, {model.method}, {model.trainable_parameters:,} of "
         f"{model.total_parameters:,} parameters trained",
     )
     if results.warm_up is not None and results.start is not None:
-        took = words.duration_text(results.warm_up.seconds)
+        took = formatting.duration_text(results.warm_up.seconds)
         row("warm-up", f"{took}; validation accuracy {results.start.accuracy:.3f} before round 1")
     row("data", f"{data.source}, {len(data.labels)} labels, {_sizes(results)}")
     for note in data.notes:
         row("", note)
     if data.validation_fit is not None:
-        row("texts", words.fit_text(data.train_fit or data.validation_fit))
-    for warning in words.results_warnings(results):
+        row("texts", formatting.fit_text(data.train_fit or data.validation_fit))
+    for warning in formatting.results_warnings(results):
         row("note", Text(printable(warning), style="yellow"))
     row("PCs", _pc_line(results))
     row("rounds", _round_line(results))
@@ -65,9 +65,10 @@ def summary(results: Results) -> RenderableType:
         row(
             "noise",
             f"multiplier {privacy.noise_multiplier:.4g}, clip {privacy.clip:g}, sampling rate "
-            f"{privacy.sampling_rate:g}, {words.count_text(privacy.local_steps, 'local step')}",
+            f"{privacy.sampling_rate:g}, "
+            f"{formatting.count_text(privacy.local_steps, 'local step')}",
         )
-    row("traffic", words.traffic_text(results))
+    row("traffic", formatting.traffic_text(results))
     row("device", f"{model.device} {model.dtype}: {model.reason}")
     row("time", _time_line(results))
     return table
@@ -89,7 +90,7 @@ def per_class(results: Results) -> RenderableType:
 
 def compare(runs: Sequence[Results]) -> RenderableType:
     """Several runs, one line each, in the order given."""
-    bases = {words.base_text(run) for run in runs}
+    bases = {formatting.base_text(run) for run in runs}
     title = "Runs" if len(bases) > 1 else f"Runs on {printable(*bases)}"
     table = Table(
         title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
@@ -99,7 +100,7 @@ def compare(runs: Sequence[Results]) -> RenderableType:
     for name in ("PCs", "rounds", "epsilon", "sealed", "test accuracy", "macro-F1", "time"):
         # "0.768 ± 0.009" must never be cut: half a number is a wrong number.
         table.add_column(name, justify="right", no_wrap=name not in {"epsilon", "time"})
-    for name, run in zip(words.run_names(runs), runs, strict=True):
+    for name, run in zip(formatting.run_names(runs), runs, strict=True):
         private = not run.not_private
         unfinished = "" if run.status == "finished" else f" [{run.status}]"
         table.add_row(
@@ -107,17 +108,17 @@ def compare(runs: Sequence[Results]) -> RenderableType:
             _text(
                 run.model.method
                 if len(bases) == 1
-                else f"{words.base_text(run)} {run.model.method}"
+                else f"{formatting.base_text(run)} {run.model.method}"
             ),
-            f"{words.pc_count(run):,}",
-            f"{words.done_rounds(run):,}",
-            words.epsilon_text(words.spent_epsilon(run))
+            f"{formatting.pc_count(run):,}",
+            f"{formatting.done_rounds(run):,}",
+            formatting.epsilon_text(formatting.spent_epsilon(run))
             if private
-            else Text(words.NOT_PRIVATE, style=ALARM),
+            else Text(formatting.NOT_PRIVATE, style=ALARM),
             "yes" if run.sealing.mode != "none" else Text("NO", style=ALARM),
-            words.test_text(run),
-            f"{run.test.macro_f1:.3f}" if run.test is not None else words.UNKNOWN,
-            words.duration_text(run.seconds),
+            formatting.test_text(run),
+            f"{run.test.macro_f1:.3f}" if run.test is not None else formatting.UNKNOWN,
+            formatting.duration_text(run.seconds),
         )
     note = "± one standard error of the test set's draw; epsilon: the most that any PC has spent."
     return Group(table, Text(note, style="dim"), *_comparison_warnings(runs))
@@ -129,7 +130,7 @@ def _comparison_warnings(runs: Sequence[Results]) -> list[Text]:
         lines.append(Text("The runs have different test sets: compare with care.", style="yellow"))
     deltas = {run.privacy.delta for run in runs if not run.not_private}
     if len(deltas) > 1:
-        shown = ", ".join(words.delta_text(delta) for delta in sorted(deltas))
+        shown = ", ".join(formatting.delta_text(delta) for delta in sorted(deltas))
         lines.append(Text(f"The epsilons hold at different deltas: {shown}.", style="yellow"))
     return lines
 
@@ -140,15 +141,15 @@ def _text(value: str) -> Text:
 
 def _privacy(results: Results) -> Text:
     if results.not_private:
-        line = Text(words.NOT_PRIVATE, style=ALARM)
-        return line.append(f": {printable(words.reasons_text(results))}", style="not bold")
+        line = Text(formatting.NOT_PRIVATE, style=ALARM)
+        return line.append(f": {printable(formatting.reasons_text(results))}", style="not bold")
     privacy = results.privacy
-    spent = words.epsilon_text(words.spent_epsilon(results))
+    spent = formatting.epsilon_text(formatting.spent_epsilon(results))
     if results.engine == "fleet" and results.rounds:
         # What PCs spent before is in their own ledgers, which nobody here can see.
-        spent = f"{words.epsilon_text(results.rounds[-1].epsilon)} in this run"
+        spent = f"{formatting.epsilon_text(results.rounds[-1].epsilon)} in this run"
     return _text(
-        f"epsilon {spent} at delta {words.delta_text(privacy.delta)}, per {privacy.unit}, "
+        f"epsilon {spent} at delta {formatting.delta_text(privacy.delta)}, per {privacy.unit}, "
         f"mode {privacy.mode}"
     )
 
@@ -156,8 +157,8 @@ def _privacy(results: Results) -> Text:
 def _test_line(results: Results) -> Text:
     if results.test is None:
         return Text("not measured yet")
-    line = Text(words.test_text(results), style="bold")
-    line.append(f" on {words.count_text(results.test.examples, 'text')}", style="not bold")
+    line = Text(formatting.test_text(results), style="bold")
+    line.append(f" on {formatting.count_text(results.test.examples, 'text')}", style="not bold")
     if results.data.majority is not None:
         line.append(f"; always the commonest label: {results.data.majority:.3f}", style="not bold")
     return line
@@ -176,21 +177,21 @@ def _pc_line(results: Results) -> str:
         for state, said in (("exhausted", "with no budget left"), ("absent", "absent"))
         if state in states
     ]
-    return f"{words.pc_count(results):,}" + (f" ({', '.join(others)})" if others else "")
+    return f"{formatting.pc_count(results):,}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _round_line(results: Results) -> str:
-    done, void = words.done_rounds(results), sum(one.void for one in results.rounds)
+    done, void = formatting.done_rounds(results), sum(one.void for one in results.rounds)
     line = f"{done:,} of {results.privacy.rounds:,}"
     if void:
-        line += f", {words.count_text(void, 'void attempt')}"
+        line += f", {formatting.count_text(void, 'void attempt')}"
     if results.resumed:
-        line += f", resumed {words.count_text(results.resumed, 'time')}"
+        line += f", resumed {formatting.count_text(results.resumed, 'time')}"
     return line
 
 
 def _time_line(results: Results) -> str:
-    line = words.duration_text(results.seconds)
+    line = formatting.duration_text(results.seconds)
     if results.peak_memory_bytes is not None:
-        line += f", peak memory {words.size_text(results.peak_memory_bytes)}"
+        line += f", peak memory {formatting.size_text(results.peak_memory_bytes)}"
     return line

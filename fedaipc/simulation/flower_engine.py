@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     Scalar = str | int | float | bool
 
 SERVER_APP = "fedaipc.coordinator.server_app:app"
-CLIENT_APP = "fedaipc.pc.client_app:app"
+CLIENT_APP = "fedaipc.client.client_app:app"
 
 _CONNECTION = "own"  # the name of the SuperLink in the job's own Flower home
 _START_SECONDS = 90.0

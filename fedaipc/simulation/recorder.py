@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedaipc.federation.messages import MASK, MaskRequest, decode_update
-from fedaipc.pc.client_app import app as client_app
-from fedaipc.sealing.dealing import Upload
-from fedaipc.sealing.terms import Terms
+from fedaipc.client.client_app import app as client_app
+from fedaipc.protocol.messages import MASK, MaskRequest, decode_update
+from fedaipc.secagg.terms import Terms
+from fedaipc.secagg.uploads import Upload
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedaipc.client.client import LEDGER_FILE, OWNER_FILE
+from fedaipc.client.key_store import Vault
 from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
 from fedaipc.errors import PrivacyError
 from fedaipc.files import write_text
-from fedaipc.pc.pc import LEDGER_FILE, OWNER_FILE
-from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import check_delta, size_class
 from fedaipc.results import PcResult
@@ -16,9 +16,9 @@ from fedaipc.results import PcResult
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fedaipc.admission.key import Admission
     from fedaipc.config import PrivacySettings, Settings
     from fedaipc.data.records import Records
+    from fedaipc.federation.key import Admission
     from fedaipc.privacy.plan import PrivacyPlan
 
 _RECORDS_FILE = "records.parquet"

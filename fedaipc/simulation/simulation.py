@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from fedaipc import strict_json
-from fedaipc.admission.key import Admission
+from fedaipc.client.client_app import app as client_app
+from fedaipc.client.client_app import pc_folder
+from fedaipc.client.key_store import Vault
 from fedaipc.config import for_labels, load_settings
 from fedaipc.coordinator import server_app
 from fedaipc.data.prepare import prepare_simulation
@@ -28,20 +30,18 @@ from fedaipc.errors import (
     RoundError,
     SealingError,
 )
-from fedaipc.federation.job import Job, SignedJob, make_job
-from fedaipc.federation.job_folder import CONFIG_FILE, JOB_FILE, write_job
-from fedaipc.federation.round_terms import check_sealing
+from fedaipc.federation.key import Admission
 from fedaipc.files import expanded, write_text
 from fedaipc.model.base import with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
-from fedaipc.pc.client_app import app as client_app
-from fedaipc.pc.client_app import pc_folder
-from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import filter_order, make_plan
+from fedaipc.protocol.job import Job, SignedJob, make_job
+from fedaipc.protocol.job_folder import CONFIG_FILE, JOB_FILE, write_job
+from fedaipc.protocol.round_terms import check_sealing
 from fedaipc.results import LOCK_FILE, RESULTS_FILE, Engine, Results, RoundResult
-from fedaipc.sealing.roster import ROSTER_FILE, read_roster
+from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
 from fedaipc.simulation.flower_adapter import run_in_process
 from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc

@@ -18,9 +18,9 @@ import numpy as np
 
 from fedaipc.config import load_settings
 from fedaipc.coordinator.checkpoint import Checkpoint
-from fedaipc.federation.job import Job
 from fedaipc.machine import facts
-from fedaipc.sealing.encoding import Encoding
+from fedaipc.protocol.job import Job
+from fedaipc.secagg.encoding import Encoding
 from fedaipc.simulation.simulation import prepare, simulate
 
 HERE = Path(__file__).resolve().parent

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from fedaipc.coordinator.sums import SealedSum
+from fedaipc.coordinator.aggregation import SealedSum
 from fedaipc.errors import SealingError
-from fedaipc.federation.messages import AGREE, MemberRequest, encode_answer
 from fedaipc.machine import facts
-from fedaipc.sealing.committee import Proposal, Unmask, agree, release
-from fedaipc.sealing.dealing import Head, Keys, deal
-from fedaipc.sealing.keys import ExchangeKey, SigningKey
-from fedaipc.sealing.roster import Bundle, Roster
-from fedaipc.sealing.terms import Terms, thresholds
+from fedaipc.protocol.messages import AGREE, MemberRequest, encode_answer
+from fedaipc.secagg.committee import Proposal, Unmask, agree, release
+from fedaipc.secagg.keys import ExchangeKey, SigningKey
+from fedaipc.secagg.roster import Bundle, Roster
+from fedaipc.secagg.terms import Terms, thresholds
+from fedaipc.secagg.uploads import Head, Keys, deal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

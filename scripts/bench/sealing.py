@@ -33,8 +33,8 @@ from flwr.common.secure_aggregation.quantization import quantize
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
 from fedaipc.machine import facts
-from fedaipc.sealing.encoding import Encoding
-from fedaipc.sealing.masks import add_masks
+from fedaipc.secagg.encoding import Encoding
+from fedaipc.secagg.masks import add_masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import Any
 
 from page import Page
 
-from fedaipc.report.words import at_least, at_most
+from fedaipc.report.formatting import at_least, at_most
 
 HERE = Path(__file__).parent
 WORDS = 30

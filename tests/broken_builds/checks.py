@@ -15,16 +15,16 @@ import pytest
 from dp_accounting import dp_event
 from dp_accounting.rdp import RdpAccountant
 
+from fedaipc.client import trainer
+from fedaipc.client.client import LEDGER_FILE
 from fedaipc.errors import BudgetExhausted
-from fedaipc.federation.messages import SETUP, Description, SetupRequest
-from fedaipc.pc import trainer
-from fedaipc.pc.pc import LEDGER_FILE
 from fedaipc.privacy.accountant import Mechanism, filter_budget, rdp
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.randomness import SecureRandom
-from fedaipc.sealing.keys import SigningKey
-from fedaipc.sealing.roster import Bundle
-from tests.pc.test_pc import asker, charges, enrol, send
+from fedaipc.protocol.messages import SETUP, Description, SetupRequest
+from fedaipc.secagg.keys import SigningKey
+from fedaipc.secagg.roster import Bundle
+from tests.client.test_client import asker, charges, enrol, send
 from tests.privacy import test_training as steps
 
 DELTA, ORDER = 1e-5, 4.0

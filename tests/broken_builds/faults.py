@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedaipc.federation.messages import SetupRequest
-from fedaipc.pc import trainer
-from fedaipc.pc.pc import Pc
+from fedaipc.client import trainer
+from fedaipc.client.client import Pc
 from fedaipc.privacy import bookkeeping, norms, training
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.norms import Sizes
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.protocol.messages import SetupRequest
 
 # Training
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fedaipc.admission.key import Admission
 from fedaipc.certificate import check as checker
 from fedaipc.certificate.audited import with_audit
 from fedaipc.certificate.check import check
@@ -30,17 +29,18 @@ from fedaipc.certificate.document import (
 )
 from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
+from fedaipc.client.key_store import Vault
 from fedaipc.config import load_settings
 from fedaipc.errors import CertificateError
-from fedaipc.pc.vault import Vault
+from fedaipc.federation.key import Admission
 from fedaipc.privacy.accountant import Mechanism, epsilon_pld
 from fedaipc.privacy.chain import signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.sealing.keys import SigningKey, fingerprint
+from fedaipc.secagg.keys import SigningKey, fingerprint
 from fedaipc.simulation.simulation import Run, prepare, simulate
 from tests.cli.test_commands import refused
 from tests.e2e.runs import quiet
-from tests.federation.parts import TINY, tiny
+from tests.protocol.parts import TINY, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -385,7 +385,7 @@ def test_it_is_checked_without_our_accountants() -> None:
     }
     assert found == {
         "fedaipc", "fedaipc.config", "fedaipc.errors", "fedaipc.privacy.chain",
-        "fedaipc.sealing.keys",
+        "fedaipc.secagg.keys",
         "fedaipc.certificate.document",
     }  # fmt: skip
     source = Path(checker.__file__).read_text(encoding="utf-8")

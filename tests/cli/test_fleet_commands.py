@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fedaipc.admission import authority
-from fedaipc.admission.authority import issue_server
-from fedaipc.federation.letters import Invite
-from fedaipc.federation.server_folder import Nodes, server_until
-from fedaipc.pc.pc import serving
-from fedaipc.pc.sent import note
+from fedaipc.client.client import serving
+from fedaipc.client.disclosure_log import note
+from fedaipc.federation import authority
+from fedaipc.federation.authority import issue_server
+from fedaipc.protocol.enrollment import Invite
+from fedaipc.protocol.server_folder import Nodes, server_until
 from tests.cli.test_commands import refused
 from tests.model.tiny import make_folder
 from tests.privacy.test_edges import Kernels

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fedaipc.pc.vault import Vault
-from fedaipc.pc.witness import read_copy, write_export
+from fedaipc.client.key_store import Vault
+from fedaipc.client.peer_heads import read_copy, write_export
 from fedaipc.privacy.accountant import Mechanism
 from fedaipc.privacy.chain import key_line, signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.sealing.keys import SigningKey, fingerprint
+from fedaipc.secagg.keys import SigningKey, fingerprint
 from tests.cli.test_commands import refused
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from fedaipc.config import OwnerSettings, to_toml
 from fedaipc.lab import planner
 from fedaipc.privacy.accountant import Mechanism, epsilon_rdp
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.sealing.keys import SigningKey
+from fedaipc.secagg.keys import SigningKey
 from tests.cli.test_commands import refused
 
 if TYPE_CHECKING:

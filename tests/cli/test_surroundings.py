@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from fedaipc.cli import main
+from fedaipc.client.trainer import _stamp
 from fedaipc.config import Settings
 from fedaipc.data.assets import cache_folder
 from fedaipc.doctor.saved import with_saved
 from fedaipc.errors import AssetError, DataError
 from fedaipc.files import expanded
 from fedaipc.model.base import is_local
-from fedaipc.pc.trainer import _stamp
 
 pwd = pytest.importorskip("pwd")  # Windows has no such thing
 

@@ -10,12 +10,14 @@ import numpy as np
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedaipc.client.client import OWNER_FILE, Pc
+from fedaipc.client.key_store import Vault
 from fedaipc.config import OwnerSettings, to_toml
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
 from fedaipc.errors import BudgetExhausted, RoundError
-from fedaipc.federation.job import SignedJob, make_job
-from fedaipc.federation.messages import (
+from fedaipc.protocol.job import SignedJob, make_job
+from fedaipc.protocol.messages import (
     AGREE,
     MASK,
     READY,
@@ -28,14 +30,12 @@ from fedaipc.federation.messages import (
     encode_answer,
     encode_update,
 )
-from fedaipc.pc.pc import OWNER_FILE, Pc
-from fedaipc.pc.vault import Vault
 from fedaipc.results import Score
-from fedaipc.sealing.dealing import Head, deal
-from fedaipc.sealing.roster import Roster
-from fedaipc.sealing.terms import Terms
+from fedaipc.secagg.roster import Roster
+from fedaipc.secagg.terms import Terms
+from fedaipc.secagg.uploads import Head, deal
 from fedaipc.simulation.flower_adapter import ensure_message_identity
-from tests.federation.parts import ADMISSION, LABELS, sent, tiny
+from tests.protocol.parts import ADMISSION, LABELS, sent, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

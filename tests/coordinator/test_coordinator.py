@@ -16,14 +16,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from fedaipc.coordinator import exchange, membership
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.errors import BudgetExhausted, RoundError, RunOver
-from fedaipc.federation.messages import EXHAUSTED, REFUSED, UNABLE, encode_refusal, encode_update
+from fedaipc.protocol.messages import EXHAUSTED, REFUSED, UNABLE, encode_refusal, encode_update
 from tests.coordinator import fakes
 from tests.coordinator.fakes import SIZE, Answer, FakeGrid, Ran, attempt, roster_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fedaipc.federation.messages import MaskRequest
+    from fedaipc.protocol.messages import MaskRequest
 
 Pcs = Any
 

@@ -12,8 +12,9 @@ from flwr.app import ConfigRecord, Error, RecordDict
 
 from fedaipc.coordinator import membership, participation
 from fedaipc.errors import BudgetExhausted, RoundError, RunOver
-from fedaipc.federation.job import make_job
-from fedaipc.federation.messages import (
+from fedaipc.privacy.plan import charged_epsilon, filter_order
+from fedaipc.protocol.job import make_job
+from fedaipc.protocol.messages import (
     AGREE,
     EXHAUSTED,
     REFUSED,
@@ -23,16 +24,15 @@ from fedaipc.federation.messages import (
     encode_answer,
     encode_refusal,
 )
-from fedaipc.privacy.plan import charged_epsilon, filter_order
-from fedaipc.sealing.terms import Terms
+from fedaipc.secagg.terms import Terms
 from tests.coordinator import fakes
 from tests.coordinator.fakes import Answer, FakeGrid, FakePc, Ran, attempt
-from tests.federation.parts import LABELS, tiny
+from tests.protocol.parts import LABELS, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fedaipc.federation.messages import MaskRequest, RoundRequest
+    from fedaipc.protocol.messages import MaskRequest, RoundRequest
 
 Pcs = Any
 

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from flwr.app import Error, RecordDict
 
+from fedaipc.client import key_store
+from fedaipc.client.client import Pc
 from fedaipc.coordinator import exchange, membership
 from fedaipc.errors import BudgetExhausted, RoundError
-from fedaipc.federation.messages import (
+from fedaipc.protocol.messages import (
     AGREE,
     EXHAUSTED,
     UNMASK,
@@ -28,12 +30,10 @@ from fedaipc.federation.messages import (
     encode_refusal,
     encode_update,
 )
-from fedaipc.pc import vault
-from fedaipc.pc.pc import Pc
-from fedaipc.sealing import dealing, tree
-from fedaipc.sealing.committee import Release
-from fedaipc.sealing.dealing import Upload, list_hash
-from fedaipc.sealing.roster import Bundle
+from fedaipc.secagg import tree, uploads
+from fedaipc.secagg.committee import Release
+from fedaipc.secagg.roster import Bundle
+from fedaipc.secagg.uploads import Upload, list_hash
 from tests.coordinator.fakes import SIZE, Answer, FakeGrid, FakePc, Ran, attempt, roster_of, run
 
 if TYPE_CHECKING:
@@ -418,7 +418,7 @@ def test_a_dealer_of_what_are_no_shares_is_left_out_and_named(
             return [[b"\xff" * 33] * len(keys) for _ in range(count)]
 
         with monkeypatch.context() as patch:
-            patch.setattr(dealing, "split_all", split)
+            patch.setattr(uploads, "split_all", split)
             return liar.usual_mask(request)
 
     liar.mask = deal_nonsense
@@ -487,7 +487,7 @@ def test_a_pc_whose_keys_end_too_soon_is_left_out(
 
     def short(request: SetupRequest) -> Answer:
         with monkeypatch.context() as patch:
-            patch.setattr(vault, "KEY_SECONDS", seconds)
+            patch.setattr(key_store, "KEY_SECONDS", seconds)
             return Pc(members[0].folder).setup(request).encode()
 
     members[0].setup = short

@@ -21,8 +21,8 @@ from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from fedaipc.federation.messages import REFUSALS
 from fedaipc.fleet.wire import unpack
+from fedaipc.protocol.messages import REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

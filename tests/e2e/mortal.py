@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
+from fedaipc.client import trainer
+from fedaipc.client.client import LEDGER_FILE
+from fedaipc.client.key_store import Vault
 from fedaipc.data.assets import fetch_asset
-from fedaipc.pc import trainer
-from fedaipc.pc.pc import LEDGER_FILE
-from fedaipc.pc.vault import Vault
 from fedaipc.privacy.ledger import Ledger
-from tests.pc.test_pc import asker, enrol, gave, owner
+from tests.client.test_client import asker, enrol, gave, owner
 
 _LONGEST = 0.3  # seconds that a process lives
 

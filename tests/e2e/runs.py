@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedaipc.federation.job import Job
-from fedaipc.federation.job_folder import JOB_FILE
-from fedaipc.pc.pc import LEDGER_FILE
-from fedaipc.pc.vault import Vault
+from fedaipc.client.client import LEDGER_FILE
+from fedaipc.client.key_store import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import charged_epsilon
+from fedaipc.protocol.job import Job
+from fedaipc.protocol.job_folder import JOB_FILE
 from fedaipc.simulation.simulation import pc_folder
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from opacus.accountants import RDPAccountant
 
+from fedaipc.client.client import OWNER_FILE
 from fedaipc.config import load_owner, load_settings, settings_from, to_toml
 from fedaipc.errors import (
     BudgetExhausted,
@@ -18,15 +19,14 @@ from fedaipc.errors import (
     PrivacyError,
     RoundError,
 )
-from fedaipc.federation import job_folder
-from fedaipc.pc.pc import OWNER_FILE
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
 from fedaipc.privacy.plan import charged_epsilon, filter_order, make_plan
+from fedaipc.protocol import job_folder
 from fedaipc.results import Results
 from fedaipc.simulation import simulated_pc, simulation
 from fedaipc.simulation.simulation import Run, pc_folder, prepare, reopen, simulate
 from tests.e2e.runs import allow, job_of, ledger, ledgers, quiet
-from tests.federation.parts import tiny
+from tests.protocol.parts import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,14 +12,14 @@ import pytest
 
 from fedaipc.coordinator import server_app
 from fedaipc.errors import BudgetExhausted, OutputError, RoundError
-from fedaipc.federation.job_folder import TEST_FILE
 from fedaipc.model.export import Exported
 from fedaipc.privacy.plan import make_plan, planned_epsilon
+from fedaipc.protocol.job_folder import TEST_FILE
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
 from tests.e2e.runs import ledgers, quiet
 from tests.e2e.victim import TRACE, kill
-from tests.federation.parts import tiny
+from tests.protocol.parts import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from fedaipc.results import Results, RoundResult
 from fedaipc.simulation import flower_engine, processes
 from fedaipc.simulation.simulation import prepare, reopen, simulate
 from tests.e2e.runs import allow, ledgers, quiet
-from tests.federation.parts import tiny
+from tests.protocol.parts import tiny
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from fedaipc.client.disclosure_log import read as read_sent
 from fedaipc.config import load_settings
-from fedaipc.pc.sent import read as read_sent
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, simulate

@@ -27,23 +27,23 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node as NodeId
 from flwr.supercore.fab import Fab
 
-from fedaipc.admission.federation import Federation
+from fedaipc.client.disclosure_log import read as read_sent
 from fedaipc.config import load_owner, load_settings, to_toml
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
 from fedaipc.errors import BudgetExhausted, RoundError
-from fedaipc.federation.job import Job, SignedJob
-from fedaipc.federation.job_folder import read_job
-from fedaipc.federation.messages import MASK
+from fedaipc.federation.federation import Federation
 from fedaipc.files import write_text
 from fedaipc.fleet.grid import FleetGrid
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
 from fedaipc.model.classifier import Classifier, read_vector
-from fedaipc.pc.sent import read as read_sent
 from fedaipc.privacy.ledger import Ledger
-from fedaipc.sealing.keys import SigningKey
-from fedaipc.sealing.terms import Terms
+from fedaipc.protocol.job import Job, SignedJob
+from fedaipc.protocol.job_folder import read_job
+from fedaipc.protocol.messages import MASK
+from fedaipc.secagg.keys import SigningKey
+from fedaipc.secagg.terms import Terms
 from tests.e2e.fleets import PCS, ROUNDS, Fleet, wait_for_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -194,13 +194,13 @@ version = "9"
 publisher = "fedaipc"
 [tool.flwr.app.components]
 serverapp = "fedaipc.coordinator.server_app:app"
-clientapp = "fedaipc.pc.client_app:app"
+clientapp = "fedaipc.client.client_app:app"
 [tool.flwr.app.config]
 """
     code = f"open({str(marker)!r}, 'w').close()\n"
     files = {
         "pyproject.toml": project.encode(), "fedaipc/__init__.py": code.encode(),
-        "fedaipc/pc/__init__.py": code.encode(), "fedaipc/pc/client_app.py": code.encode(),
+        "fedaipc/client/__init__.py": code.encode(), "fedaipc/client/client_app.py": code.encode(),
     }  # fmt: skip
     content, digest, *_ = build_fab_from_files(files)
     return Fab(str(digest), content, {})

@@ -9,7 +9,7 @@
 
 The demonstration is here because fedaipc runs on Flower and yet brings a secure aggregation of its
 own: who asks why can run the answer. The second half shows that the same lies fail on
-fedaipc.sealing. Should a test of the first half fail with a newer Flower, then Flower has mended
+fedaipc.secagg. Should a test of the first half fail with a newer Flower, then Flower has mended
 it: the test goes, and the reason has to be looked at again.
 """
 
@@ -45,12 +45,12 @@ from flwr.supercore.primitives.asymmetric import (
 )
 
 from fedaipc.errors import SealingError
-from fedaipc.sealing.committee import Agreement, Proposal, Unmask, agree, release
-from fedaipc.sealing.dealing import Upload, deal, pair_key
-from fedaipc.sealing.masks import add_masks
-from fedaipc.sealing.shares import combine
+from fedaipc.secagg.committee import Agreement, Proposal, Unmask, agree, release
+from fedaipc.secagg.masks import add_masks
+from fedaipc.secagg.shares import combine
+from fedaipc.secagg.uploads import Upload, deal, pair_key
 from fedaipc.simulation.flower_adapter import InProcessGrid
-from tests.sealing.parts import HEAD, Sum, federation
+from tests.secagg.parts import HEAD, Sum, federation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

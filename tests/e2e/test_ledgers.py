@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fedaipc.pc.pc import LEDGER_FILE
-from fedaipc.pc.vault import FOLDER as KEYS
-from fedaipc.pc.vault import Vault
+from fedaipc.client.client import LEDGER_FILE
+from fedaipc.client.key_store import FOLDER as KEYS
+from fedaipc.client.key_store import Vault
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.simulation.simulation import prepare, simulate
 from tests.e2e.runs import quiet
-from tests.federation.parts import tiny
+from tests.protocol.parts import tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from fedaipc.errors import ConfigError
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, simulate
 from tests.e2e.runs import quiet
-from tests.federation.parts import tiny
+from tests.protocol.parts import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

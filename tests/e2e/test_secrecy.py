@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedaipc.federation.messages import decode_answer, decode_update
-from fedaipc.pc import trainer as trainer_module
+from fedaipc.client import trainer as trainer_module
 from fedaipc.privacy import training
-from fedaipc.sealing.committee import Agreement, Release
-from fedaipc.sealing.dealing import Upload, blob_bytes
-from fedaipc.sealing.encoding import Encoding
-from fedaipc.sealing.roster import Bundle
+from fedaipc.protocol.messages import decode_answer, decode_update
+from fedaipc.secagg.committee import Agreement, Release
+from fedaipc.secagg.encoding import Encoding
+from fedaipc.secagg.roster import Bundle
+from fedaipc.secagg.uploads import Upload, blob_bytes
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.simulation.simulation import prepare, simulate
-from tests.federation.parts import on_the_wire, tiny
+from tests.protocol.parts import on_the_wire, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from fedaipc.client import client_app, key_store, trainer
 from fedaipc.coordinator import checkpoint, membership, server_app
-from fedaipc.pc import client_app, trainer, vault
 from fedaipc.privacy import ledger, training
 from fedaipc.simulation.simulation import reopen, simulate
 
@@ -27,7 +27,7 @@ def die() -> None:
 def traced(folder: Path) -> None:
     """Let every PC note in the run folder when it starts to train and when it replies."""
     real_train, real_encode = trainer.Trainer.train, client_app.encode_update
-    real_bind = vault.Agreed.bind
+    real_bind = key_store.Agreed.bind
     name = ""
 
     def note(what: str) -> None:
@@ -40,7 +40,7 @@ def traced(folder: Path) -> None:
         note("trains")
         return real_train(self, admitted)
 
-    def bind(self: vault.Agreed, set_hash: bytes, heads: Any = None) -> None:
+    def bind(self: key_store.Agreed, set_hash: bytes, heads: Any = None) -> None:
         real_bind(self, set_hash, heads)
         with (folder / TRACE).open("a") as file:
             file.write(f"binds {self._path.parent.parent.name} {self._round} {set_hash.hex()}\n")
@@ -50,7 +50,7 @@ def traced(folder: Path) -> None:
         return real_encode(update)
 
     trainer.Trainer.train, client_app.encode_update = train, encode
-    vault.Agreed.bind = bind
+    key_store.Agreed.bind = bind
 
 
 def deadly(owner: Any, name: str, nth: int, *, before: bool) -> None:
@@ -101,13 +101,13 @@ def victim(folder: Path, point: str, nth: float) -> None:
         case "when an update is sent":
             deadly(client_app, "encode_update", int(nth), before=False)
         case "before a set is recorded":
-            deadly(vault.Agreed, "bind", int(nth), before=True)
+            deadly(key_store.Agreed, "bind", int(nth), before=True)
         case "when a set is recorded":
-            deadly(vault.Agreed, "bind", int(nth), before=False)
+            deadly(key_store.Agreed, "bind", int(nth), before=False)
         case "when a word is sent":
             deadly(client_app, "encode_answer", int(nth), before=False)
         case "when keys are made":
-            deadly(vault.Vault, "bundle", int(nth), before=False)
+            deadly(key_store.Vault, "bundle", int(nth), before=False)
         case "before a checkpoint":
             deadly(checkpoint.Checkpoint, "save", int(nth), before=True)
         case "between a checkpoint and the results":

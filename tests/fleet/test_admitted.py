@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedaipc.federation.server_folder import NODES_FILE
 from fedaipc.fleet.admitted import Admitted
 from fedaipc.fleet.node_auth import NodeAuth
-from tests.admission.parts import node_key
+from fedaipc.protocol.server_folder import NODES_FILE
+from tests.federation.parts import node_key
 from tests.fleet.test_node_auth import key_file
 
 

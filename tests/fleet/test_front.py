@@ -16,7 +16,7 @@ import h11
 import pytest
 from flwr.supernode import fleet_http_client
 
-from fedaipc.admission.authority import issue_server, make_authority
+from fedaipc.federation.authority import issue_server, make_authority
 from fedaipc.fleet import front as module
 from fedaipc.fleet import node
 from fedaipc.fleet.front import TARGETS, Front, Upstream

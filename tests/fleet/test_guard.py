@@ -14,14 +14,14 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node as NodeId
 
-from fedaipc.federation.node_key import pem
-from fedaipc.federation.server_folder import NODES_FILE, Node, Nodes
 from fedaipc.fleet import guard as module
 from fedaipc.fleet.admitted import Admitted
 from fedaipc.fleet.guard import Uploads, guarded
 from fedaipc.fleet.registry import CONTROL_HEADER, control_mark
 from fedaipc.fleet.superlink import UPLOAD_FILE
-from tests.admission.parts import node_key
+from fedaipc.protocol.node_key import pem
+from fedaipc.protocol.server_folder import NODES_FILE, Node, Nodes
+from tests.federation.parts import node_key
 
 SECRET = b"s" * 64
 

@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse, PushMessagesResponse
 from google.protobuf.message import DecodeError
 
-from fedaipc.admission.authority import make_authority
+from fedaipc.federation.authority import make_authority
 from fedaipc.fleet import node as module
 from fedaipc.fleet.node import FleetNode
 from fedaipc.fleet.wire import pack, unpack

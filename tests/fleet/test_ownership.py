@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fedaipc.admission.federation import Federation
 from fedaipc.errors import AdmissionError, OutputError
-from fedaipc.federation.job_folder import FILES
+from fedaipc.federation.federation import Federation
 from fedaipc.fleet import ownership, runs
 from fedaipc.fleet import server as module
 from fedaipc.fleet.runs import run_folder, running, submit, tell_why, unwant, waits_for, want, why
 from fedaipc.fleet.server import Server
+from fedaipc.protocol.job_folder import FILES
 from tests.fleet.test_server import FakeChild
 
 if TYPE_CHECKING:

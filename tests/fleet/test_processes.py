@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from fedaipc.errors import EngineError
-from fedaipc.fleet import children
-from fedaipc.fleet.children import Child, free_port
+from fedaipc.fleet import subprocesses
+from fedaipc.fleet.subprocesses import Child, free_port
 
 PYTHON = sys.executable
-HOLD = "from fedaipc import lifeline; lifeline.hold(); import time; time.sleep(600)"
+HOLD = "from fedaipc import parent_watch; parent_watch.hold(); import time; time.sleep(600)"
 
 
 def wait_until(says: object, seconds: float = 20) -> None:
@@ -32,7 +32,7 @@ def test_a_process_that_dies_is_started_again_each_time_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(children.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(subprocesses.time, "monotonic", lambda: now[0])
     said: list[str] = []
     child = Child([PYTHON, "-c", "raise SystemExit(7)"], tmp_path / "child.log")
     pauses = []
@@ -63,7 +63,7 @@ def test_one_that_does_not_come_up_is_an_error_with_the_end_of_its_log(tmp_path:
 
 
 def test_one_that_does_not_listen_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "_STOP", 0.5)
+    monkeypatch.setattr(subprocesses, "_STOP", 0.5)
     code = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True)\n"
     child = Child([PYTHON, "-c", code + "time.sleep(600)"], tmp_path / "x.log")
     child.keep(dict(os.environ), lambda _: None)
@@ -75,7 +75,7 @@ def test_one_that_does_not_listen_is_ended(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_log_is_cut_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "_LARGEST_LOG", 100)
+    monkeypatch.setattr(subprocesses, "_LARGEST_LOG", 100)
     child = Child([], tmp_path / "x.log")
     child.rotate_log()  # none yet
     child.log.write_text("short")
@@ -90,7 +90,7 @@ def test_a_log_is_cut_while_it_is_written(tmp_path: Path, monkeypatch: pytest.Mo
 def test_children_go_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     """At kill -9 of the server nobody can tell them."""
     code = (
-        "import sys, time; from pathlib import Path; from fedaipc.fleet.children import Child\n"
+        "import sys, time; from pathlib import Path; from fedaipc.fleet.subprocesses import Child\n"
         f"child = Child([sys.executable, '-c', {HOLD!r}], Path({str(tmp_path / 'c.log')!r}))\n"
         "child.keep(dict(__import__('os').environ), print)\n"
         "print(child.process.pid, flush=True); time.sleep(600)\n"

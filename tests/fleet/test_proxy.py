@@ -14,15 +14,15 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from fedaipc.admission.authority import issue_server, make_authority
 from fedaipc.errors import AdmissionError
-from fedaipc.fleet.bounded import bounded_client
+from fedaipc.federation.authority import issue_server, make_authority
 from fedaipc.fleet.clients import flower_client, loopback
+from fedaipc.fleet.http_client import bounded_client
 from fedaipc.fleet.node import FleetNode
 from fedaipc.fleet.proxy import proxy_for
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.trouble import why
-from tests.fleet.test_bounded import Liar
+from tests.fleet.test_http_client import Liar
 from tests.fleet.test_node import answer
 from tests.fleet.test_node_auth import key_file
 

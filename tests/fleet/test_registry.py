@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from fedaipc.federation.node_key import pem
 from fedaipc.fleet.registry import CONTROL_HEADER, Registry, _ControlMark, is_marked
-from tests.admission.parts import node_key
+from fedaipc.protocol.node_key import pem
+from tests.federation.parts import node_key
 
 
 class FakeControl:

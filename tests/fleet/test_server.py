@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from fedaipc.admission.federation import Federation
 from fedaipc.errors import AdmissionError
+from fedaipc.federation.federation import Federation
 from fedaipc.fleet import server as module
 from fedaipc.fleet.runs import WANTED_FILE, run_folder, unwant, want, why
 from fedaipc.fleet.server import Server

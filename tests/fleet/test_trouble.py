@@ -8,14 +8,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fedaipc.admission import authority
-from fedaipc.admission.authority import issue_server, make_authority
-from fedaipc.admission.federation import Federation
 from fedaipc.errors import AdmissionError
-from fedaipc.fleet.bounded import bounded_client
+from fedaipc.federation import authority
+from fedaipc.federation.authority import issue_server, make_authority
+from fedaipc.federation.federation import Federation
+from fedaipc.fleet.http_client import bounded_client
 from fedaipc.fleet.server import Server
 from fedaipc.fleet.trouble import why
-from tests.fleet.test_bounded import Liar
+from tests.fleet.test_http_client import Liar
 
 
 class Clock(datetime):

@@ -28,7 +28,7 @@ from fedaipc.lab.planner import (
 from fedaipc.privacy.accountant import filter_budget
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.plan import PrivacyPlan, covered_rounds, filter_order
-from fedaipc.sealing.keys import SigningKey
+from fedaipc.secagg.keys import SigningKey
 
 PLAN = Schedule(epsilon=2.0, delta=1e-6, noise=1.0, rate=0.1, steps=2, rounds=30, records=1024)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedaipc.model.fit import fit_of_base, measure_fit
 from fedaipc.model.load import load_tokenizer
-from fedaipc.report.words import fit_text, fit_warnings
+from fedaipc.report.formatting import fit_text, fit_warnings
 from fedaipc.results import TextFit
 from tests.model.tiny import TEXTS, WORDS, settings, shared_folder
 

@@ -29,12 +29,12 @@ from fedaipc.model import products
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.model.load import quiet
-from fedaipc.privacy import rows, training
+from fedaipc.privacy import batch_invariance, training
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
 from tests.model.tiny import LABELS, WORDS, _word_piece, settings, shared_folder
-from tests.privacy.test_rows import Everything, Weights
+from tests.privacy.test_batch_invariance import Everything, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -311,9 +311,9 @@ def test_the_guard_looks_at_frozen_layers_too(monkeypatch: pytest.MonkeyPatch) -
 def test_the_guard_finds_the_rows_that_the_attack_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_edges():
         pytest.skip("no such kernels on this machine with so many threads")
-    for module in (inputs_module, rows):
+    for module in (inputs_module, batch_invariance):
         monkeypatch.setattr(module, "batch_rows", one_row_more)
-    monkeypatch.setattr(rows, "_CHOICES", (products.NONE,))
+    monkeypatch.setattr(batch_invariance, "_CHOICES", (products.NONE,))
     classifier = wide()[0]
     with pytest.raises(ModelError, match="by its place"):
         training.rehearse(

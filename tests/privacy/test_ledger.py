@@ -33,7 +33,7 @@ from fedaipc.privacy.accountant import (
 )
 from fedaipc.privacy.chain import check_chain, key_line
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.sealing.keys import SigningKey
+from fedaipc.secagg.keys import SigningKey
 
 DELTA = 1e-5
 KEY = SigningKey(bytes(range(32)))
@@ -598,7 +598,7 @@ _CHARGE_FOREVER = """
 import sys
 from pathlib import Path
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.sealing.keys import SigningKey
+from fedaipc.secagg.keys import SigningKey
 key = SigningKey(bytes(range(32)))
 ledger, run, most = Ledger(Path(sys.argv[1]), key), sys.argv[2], int(sys.argv[3])
 for attempt in range(ledger.last_attempt(run) + 1, most + 1):

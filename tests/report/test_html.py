@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fedaipc.report import words
+from fedaipc.report import formatting
 from fedaipc.report.html import report_page, write_all, write_report
 from tests.report.factory import begun_results, make_results
 
@@ -69,7 +69,7 @@ def test_page_says_what_was_trained_how_well_and_at_which_cost() -> None:
         "1,084 duplicates removed",
     ):
         assert part in page.text, part
-    assert words.NOT_PRIVATE not in page.text
+    assert formatting.NOT_PRIVATE not in page.text
 
 
 def test_page_loads_nothing_and_runs_nothing() -> None:
@@ -110,11 +110,11 @@ def test_plots_share_no_ids_and_every_reference_has_its_target() -> None:
 )
 def test_not_private_is_everywhere(results: Results) -> None:
     text = report_page(results, CONFIG)
-    assert f"<title>{words.NOT_PRIVATE}: demo" in text
-    assert f'<p class="alarm"><strong>{words.NOT_PRIVATE}</strong>' in text
+    assert f"<title>{formatting.NOT_PRIVATE}: demo" in text
+    assert f'<p class="alarm"><strong>{formatting.NOT_PRIVATE}</strong>' in text
     assert results.not_private[0] in text
     page = Page(text)
-    assert f"{words.NOT_PRIVATE} | Accuracy per round" in page.text
+    assert f"{formatting.NOT_PRIVATE} | Accuracy per round" in page.text
     assert "can hardly tell" not in page.text
     assert "No PC has spent more" not in page.text
     assert "Nobody but the PC itself" not in page.text

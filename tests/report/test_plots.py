@@ -11,9 +11,9 @@ import pytest
 from matplotlib.font_manager import fontManager
 
 from fedaipc.errors import OutputError
-from fedaipc.report import words
+from fedaipc.report import formatting
 from fedaipc.report.bars import OTHER
-from fedaipc.report.canvas import drawing
+from fedaipc.report.plot_style import drawing
 from fedaipc.report.plots import figures, svg_plots, write_comparison, write_plots
 from tests.report.factory import make_results
 
@@ -72,8 +72,8 @@ def test_accuracy_plot_tells_test_majority_and_void_rounds() -> None:
 def test_not_private_leads_every_title() -> None:
     for run in (make_results(private=False), make_results(not_private=("insecure test seed",))):
         titles = _titles(run)
-        assert all(title.startswith(words.NOT_PRIVATE) for title in titles.values())
-    assert not any(words.NOT_PRIVATE in title for title in _titles(make_results()).values())
+        assert all(title.startswith(formatting.NOT_PRIVATE) for title in titles.values())
+    assert not any(formatting.NOT_PRIVATE in title for title in _titles(make_results()).values())
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_comparison(tmp_path: Path, count: int) -> None:
     write_comparison(runs, path)
     text = _texts(path.read_text(encoding="utf-8"))
     assert all(run.name in text for run in runs)
-    assert words.NOT_PRIVATE not in text
+    assert formatting.NOT_PRIVATE not in text
     write_comparison([*runs, make_results(private=False, name="open")], path)
-    assert f"SOME RUNS {words.NOT_PRIVATE}" in path.read_text(encoding="utf-8")
+    assert f"SOME RUNS {formatting.NOT_PRIVATE}" in path.read_text(encoding="utf-8")
 
 
 def test_comparison_of_a_run_without_scores(tmp_path: Path) -> None:

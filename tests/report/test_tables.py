@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fedaipc.cli.report import report
 from fedaipc.errors import OutputError
-from fedaipc.report import tables, words
+from fedaipc.report import formatting, tables
 from fedaipc.results import Score, WarmUpFacts
 from tests.report.factory import begun_results, make_results
 
@@ -37,7 +37,7 @@ def test_summary_states_accuracy_with_its_error_and_epsilon() -> None:
     text = _shown(tables.summary(make_results()))
     assert "0.768 ± 0.009" in text
     assert "epsilon 7.97 at delta 1e-5, per record" in text
-    assert words.NOT_PRIVATE not in text
+    assert formatting.NOT_PRIVATE not in text
     assert "40 of 40, 1 void attempt" in text
     assert "1 with no budget left, 1 absent" in text
 
@@ -54,13 +54,15 @@ def test_a_model_that_is_no_better_than_the_commonest_label_is_called_so(
         f"({majority:.3f}): the model learned almost nothing"
     )
     assert (f"a{line}" in " ".join(_shown(tables.summary(run)).split())) == said
-    assert (f"A{line}." in words.headline(run)) == said
+    assert (f"A{line}." in formatting.headline(run)) == said
 
 
 def test_a_model_below_the_commonest_label_is_not_said_to_be_near_it() -> None:
     run = make_results()
     run = run.model_copy(update={"data": run.data.model_copy(update={"majority": 0.9})})
-    assert "Accuracy is below always guessing the commonest label (0.900)" in words.headline(run)
+    assert "Accuracy is below always guessing the commonest label (0.900)" in formatting.headline(
+        run
+    )
 
 
 def test_what_was_noticed_about_the_texts_stands_in_the_summary() -> None:
@@ -88,7 +90,7 @@ def test_compare_keeps_numbers_whole(width: int) -> None:
 
 def test_compare_tells_runs_of_one_name_apart_and_warns() -> None:
     runs = [make_results(run_id="first"), make_results(run_id="second")]
-    assert words.run_names(runs) == ["demo (first)", "demo (second)"]
+    assert formatting.run_names(runs) == ["demo (first)", "demo (second)"]
     assert "different test sets" not in _shown(tables.compare(runs))
     data = runs[0].data.model_copy(update={"test": 17})
     assert "different test sets" in _shown(tables.compare([runs[0], make_results(data=data)]))
@@ -109,7 +111,7 @@ def test_a_run_without_scores_can_be_shown() -> None:
     assert "not measured yet" in _shown(tables.summary(run))
     assert "No test scores yet" in _shown(tables.per_class(run))
     assert "[running]" in _shown(tables.compare([run]))
-    assert "What the PCs have spent is in their ledgers" in words.headline(run)
+    assert "What the PCs have spent is in their ledgers" in formatting.headline(run)
 
 
 @pytest.mark.parametrize(
@@ -124,13 +126,13 @@ def test_a_run_without_scores_can_be_shown() -> None:
     ],
 )
 def test_epsilon_is_rounded_up(epsilon: float | None, text: str) -> None:
-    assert words.epsilon_text(epsilon) == text
+    assert formatting.epsilon_text(epsilon) == text
 
 
 def test_bounds_are_rounded_to_the_safe_side() -> None:
-    assert (words.at_most(7.341412), words.at_least(7.341912)) == ("7.342", "7.341")
-    assert (words.at_most(8.0), words.at_least(8.0)) == ("8.000", "8.000")
-    assert (words.at_most(0.9146, 2), words.at_least(1.526, 2)) == ("0.92", "1.52")
+    assert (formatting.at_most(7.341412), formatting.at_least(7.341912)) == ("7.342", "7.341")
+    assert (formatting.at_most(8.0), formatting.at_least(8.0)) == ("8.000", "8.000")
+    assert (formatting.at_most(0.9146, 2), formatting.at_least(1.526, 2)) == ("0.92", "1.52")
 
 
 @pytest.mark.parametrize(
@@ -147,17 +149,17 @@ def test_bounds_are_rounded_to_the_safe_side() -> None:
 def test_accuracy_has_the_digits_it_deserves(
     accuracy: float, error: float | None, text: str
 ) -> None:
-    assert words.accuracy_text(accuracy, error) == text
+    assert formatting.accuracy_text(accuracy, error) == text
 
 
 def test_sizes_and_times() -> None:
-    assert [words.size_text(n) for n in (0, 1023, 1536, 3 * 2**30, None)] == [
+    assert [formatting.size_text(n) for n in (0, 1023, 1536, 3 * 2**30, None)] == [
         "0 B", "1023 B", "1.5 KiB", "3.0 GiB", "-",
     ]  # fmt: skip
-    assert [words.duration_text(s) for s in (0.04, 59.96, 187, 3599.6, 7500)] == [
+    assert [formatting.duration_text(s) for s in (0.04, 59.96, 187, 3599.6, 7500)] == [
         "0.0 s", "1 min 00 s", "3 min 07 s", "1 h 00 min", "2 h 05 min",
     ]  # fmt: skip
-    assert [words.delta_text(d) for d in (1e-5, 2.5e-6, 0.001)] == ["1e-5", "2.5e-6", "0.001"]
+    assert [formatting.delta_text(d) for d in (1e-5, 2.5e-6, 0.001)] == ["1e-5", "2.5e-6", "0.001"]
 
 
 @pytest.fixture
@@ -206,7 +208,7 @@ def test_a_warm_up_is_told_with_where_it_left_the_model() -> None:
     start = Score(accuracy=0.765, macro_f1=0.76, loss=0.5, examples=2000)
     text = _shown(tables.summary(make_results(warm_up=warm, start=start)))
     assert "minilm-l6, warmed up on 2,031 public texts of short-reviews" in text
-    took = words.duration_text(125.0)
+    took = formatting.duration_text(125.0)
     assert f"{took}; validation accuracy 0.765 before round 1" in text
     assert "warmed up" not in _shown(tables.summary(make_results()))
 
@@ -214,5 +216,5 @@ def test_a_warm_up_is_told_with_where_it_left_the_model() -> None:
 def test_a_fleets_epsilon_is_that_of_the_run() -> None:
     """Ledgers of real PCs are their owners'."""
     run = make_results(engine="fleet").model_copy(update={"pcs": ()})
-    spent = words.epsilon_text(run.rounds[-1].epsilon)
+    spent = formatting.epsilon_text(run.rounds[-1].epsilon)
     assert f"epsilon {spent} in this run at delta" in _shown(tables.summary(run))

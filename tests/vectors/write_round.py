@@ -1,8 +1,8 @@
-"""Writes round.json: one whole round, frozen byte for byte, for tests/sealing/test_transcript.py.
+"""Writes round.json: one whole round, frozen byte for byte, for tests/secagg/test_transcript.py.
 
 Run as `python tests/vectors/write_round.py`. The record is what makes two releases of fedaipc
 understand each other: a PC that was updated and one that was not are in one round. So it is made
-once for each version of the wire format (fedaipc.sealing.wire.VERSION) and never again; the script
+once for each version of the wire format (fedaipc.secagg.wire.VERSION) and never again; the script
 refuses to replace a record of the version that it would write. Where the test fails, the code has
 changed what it sends: undo that, or count the version up and only then write a new record.
 
@@ -23,15 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from fedaipc.sealing.aggregator import Aggregator
-from fedaipc.sealing.committee import Agreement, Complaint, Proposal, Unmask, agree, release
-from fedaipc.sealing.dealing import Head, Keys, Upload, blob_bytes, deal
-from fedaipc.sealing.encoding import BITS, Encoding
-from fedaipc.sealing.keys import ExchangeKey, SigningKey, fingerprint
-from fedaipc.sealing.masks import add_masks
-from fedaipc.sealing.roster import Bundle, Roster
-from fedaipc.sealing.terms import Terms, thresholds
-from fedaipc.sealing.wire import VERSION
+from fedaipc.secagg.aggregator import Aggregator
+from fedaipc.secagg.committee import Agreement, Complaint, Proposal, Unmask, agree, release
+from fedaipc.secagg.encoding import BITS, Encoding
+from fedaipc.secagg.keys import ExchangeKey, SigningKey, fingerprint
+from fedaipc.secagg.masks import add_masks
+from fedaipc.secagg.roster import Bundle, Roster
+from fedaipc.secagg.terms import Terms, thresholds
+from fedaipc.secagg.uploads import Head, Keys, Upload, blob_bytes, deal
+from fedaipc.secagg.wire import VERSION
 
 RECORD = Path(__file__).with_name("round.json")
 MEMBERS, ASKED, SIZE = 7, 5, 21

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedaipc.report import canvas, words
-from fedaipc.report.canvas import drawing, new_figure, put_legend
+from fedaipc.report import formatting, plot_style
 from fedaipc.report.markup import escape, inline_svg, page, section, table
+from fedaipc.report.plot_style import drawing, new_figure, put_legend
 from fedaipc.results import write_file
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def audit_page(report: AuditReport) -> str:
     """The whole page; needs no network."""
     with drawing():
         drawn = {
-            name: inline_svg(canvas.svg_bytes(figure, name).decode(), name, f"Plot: {name}")
+            name: inline_svg(plot_style.svg_bytes(figure, name).decode(), name, f"Plot: {name}")
             for name, figure in figures(report).items()
         }
     verdict = "Every promise is compatible with what the attacks reached."
@@ -56,7 +56,9 @@ def write_plots(report: AuditReport, folder: Path) -> None:
     with drawing():
         for name, figure in figures(report).items():
             for ending in (".png", ".svg"):
-                write_file(folder / f"{name}{ending}", canvas.figure_bytes(figure, ending, name))
+                write_file(
+                    folder / f"{name}{ending}", plot_style.figure_bytes(figure, ending, name)
+                )
 
 
 def figures(report: AuditReport) -> dict[str, Figure]:
@@ -74,13 +76,13 @@ def setting_name(setting: Setting) -> str:
 def verdict(setting: Setting) -> str:
     """Of the promise; a dash where there is none."""
     if setting.canary.promised is None:
-        return words.UNKNOWN
+        return formatting.UNKNOWN
     return "holds" if setting.canary.holds else REFUTED
 
 
 def rate_text(share: float, fpr: float, outsiders: int) -> str:
     """A dash where so few outsiders were judged that none may be called a member."""
-    return f"{share:.4f}" if fpr * outsiders >= 1 else words.UNKNOWN
+    return f"{share:.4f}" if fpr * outsiders >= 1 else formatting.UNKNOWN
 
 
 def _bounds(settings: Sequence[Setting]) -> Figure:
@@ -88,12 +90,12 @@ def _bounds(settings: Sequence[Setting]) -> Figure:
     axes = figure.add_subplot()
     places = range(len(settings))
     lower = [one.canary.bound.lower for one in settings]
-    axes.barh(places, lower, height=0.5, color=canvas.VERMILLION, label="at least, by attack")
+    axes.barh(places, lower, height=0.5, color=plot_style.VERMILLION, label="at least, by attack")
     for place, one in zip(places, settings, strict=True):
         if one.canary.promised is not None:
             axes.plot(
                 one.canary.promised, place, marker="|", markersize=22, markeredgewidth=3,
-                color=canvas.BLUE, linestyle="none",
+                color=plot_style.BLUE, linestyle="none",
                 label="at most, by promise" if place == _first_private(settings) else None,
             )  # fmt: skip
     axes.set_yticks(list(places), [setting_name(one) for one in settings])
@@ -111,10 +113,10 @@ def _first_private(settings: Sequence[Setting]) -> int:
 def _roc(settings: Sequence[Setting]) -> Figure:
     figure = new_figure(height=5.4)
     axes = figure.add_subplot()
-    for place, one in enumerate(settings[: len(canvas.PALETTE)]):
+    for place, one in enumerate(settings[: len(plot_style.PALETTE)]):
         if one.membership is None:
             continue
-        colour = canvas.PALETTE[place]
+        colour = plot_style.PALETTE[place]
         for curve, dash, kind in (
             (one.membership.likelihood_ratio, "-", "ratio"),
             (one.membership.loss, "--", "loss"),
@@ -124,7 +126,7 @@ def _roc(settings: Sequence[Setting]) -> Figure:
                 *zip(*points, strict=True), color=colour, linestyle=dash,
                 label=f"{setting_name(one)}, {kind}",
             )  # fmt: skip
-    axes.plot([_LEAST, 1], [_LEAST, 1], color=canvas.GREY, linestyle=":", label="guessing")
+    axes.plot([_LEAST, 1], [_LEAST, 1], color=plot_style.GREY, linestyle=":", label="guessing")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(_LEAST, 1)
@@ -151,11 +153,13 @@ def _canaries(report: AuditReport) -> str:
     rows = [
         (
             setting_name(one),
-            words.UNKNOWN if one.canary.promised is None else words.at_most(one.canary.promised),
-            words.at_least(one.canary.bound.lower),
+            formatting.UNKNOWN
+            if one.canary.promised is None
+            else formatting.at_most(one.canary.promised),
+            formatting.at_least(one.canary.bound.lower),
             f"{one.canary.bound.right:,} of {one.canary.bound.guesses:,}",
             f"{one.canary.accuracy:.3f}",
-            words.UNKNOWN if one.test_accuracy is None else f"{one.test_accuracy:.3f}",
+            formatting.UNKNOWN if one.test_accuracy is None else f"{one.test_accuracy:.3f}",
             verdict(one),
         )
         for one in report.settings

@@ -14,7 +14,7 @@ from fedaipc.lab.audit.inversion import Inversion, inversion_attack
 from fedaipc.lab.audit.membership import Membership, membership_attack, membership_pools
 from fedaipc.lab.audit.planted import plant, read_data, run_planted
 from fedaipc.privacy.plan import make_plan
-from fedaipc.report.words import at_least, at_most
+from fedaipc.report.formatting import at_least, at_most
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,19 +9,19 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from fedaipc import lifeline
+from fedaipc import parent_watch
 from fedaipc.config import load_settings
 from fedaipc.errors import BudgetExhausted, FedaipcError
-from fedaipc.federation.job_folder import JOB_FILE
 from fedaipc.files import write_atomic
 from fedaipc.lab.sweep.cells import CELL_FILE, ERROR_FILE, RUN_FOLDER
+from fedaipc.protocol.job_folder import JOB_FILE
 from fedaipc.report.html import write_all
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, reopen, simulate
 
 
 def main(folder: Path) -> None:
-    lifeline.hold()
+    parent_watch.hold()
     try:
         run_cell(folder)
     except FedaipcError as error:

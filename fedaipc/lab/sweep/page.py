@@ -8,7 +8,7 @@ from fedaipc.lab.sweep.cells import shown
 from fedaipc.lab.sweep.cost import composed_epsilon, selected_epsilon
 from fedaipc.lab.sweep.plots import figures
 from fedaipc.lab.sweep.table import points_of
-from fedaipc.report import canvas, words
+from fedaipc.report import formatting, plot_style
 from fedaipc.report.markup import escape, folded, inline_svg, page, section, table
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def sweep_page(name: str, rows: Sequence[Row]) -> str:
     points = points_of(rows)
     counts = {state: sum(row.state == state for row in rows) for state in ("done", "open")}
     failed = [row for row in rows if row.state == "failed"]
-    with canvas.drawing():
+    with plot_style.drawing():
         drawn = [
-            inline_svg(canvas.svg_bytes(figure, key).decode(), key, f"Plot: {key}")
+            inline_svg(plot_style.svg_bytes(figure, key).decode(), key, f"Plot: {key}")
             for key, figure in figures(points, majority_of(rows)).items()
         ]
-    lead = f"{words.count_text(len(rows), 'cell')}: {counts['done']} done"
+    lead = f"{formatting.count_text(len(rows), 'cell')}: {counts['done']} done"
     lead += f", {counts['open']} open" if counts["open"] else ""
     lead += f", {len(failed)} failed" if failed else ""
     best = table(
@@ -51,9 +51,9 @@ def sweep_page(name: str, rows: Sequence[Row]) -> str:
         [
             (
                 shown(p.values), p.runs, p.cut_short, f"{p.test_mean:.4f}",
-                words.UNKNOWN if p.test_deviation is None else f"{p.test_deviation:.4f}",
+                formatting.UNKNOWN if p.test_deviation is None else f"{p.test_deviation:.4f}",
                 f"{p.validation_mean:.4f}",
-                words.epsilon_text(p.epsilon) if p.private else words.NOT_PRIVATE,
+                formatting.epsilon_text(p.epsilon) if p.private else formatting.NOT_PRIVATE,
             )
             for p in points
         ],
@@ -61,7 +61,7 @@ def sweep_page(name: str, rows: Sequence[Row]) -> str:
     parts = [section("Results", *(drawn or ["<p>Nothing measured yet.</p>"]), best)]
     short = sum(row.cut_short for row in rows)
     if short:
-        parts.append(f"<p>{escape(words.count_text(short, 'run'))} {CUT_SHORT}.</p>")
+        parts.append(f"<p>{escape(formatting.count_text(short, 'run'))} {CUT_SHORT}.</p>")
     if failed:
         parts.append(
             section(
@@ -94,12 +94,12 @@ def warning(rows: Sequence[Row]) -> list[str]:
         "Choosing settings by results on private texts costs privacy: each run is charged.",
         "On public texts, as in a simulation on a published data set, it costs nothing.",
         _TOGETHER.format(
-            runs=words.count_text(count, "private run"),
-            together=words.epsilon_text(together),
-            alone=words.epsilon_text(alone),
+            runs=formatting.count_text(count, "private run"),
+            together=formatting.epsilon_text(together),
+            alone=formatting.epsilon_text(alone),
             delta=delta,
         ),
-        _SHOWN_ONCE.format(count=count, epsilon=words.epsilon_text(shown_once))
+        _SHOWN_ONCE.format(count=count, epsilon=formatting.epsilon_text(shown_once))
         + " That is no less than all of them together, which holds then too."
         * (shown_once >= together),
         "Accuracies on the test set are for reporting: choose by the validation column.",
@@ -116,9 +116,9 @@ def _cells(rows: Sequence[Row]) -> str:
     lines = [
         (
             row.cell, row.status or row.state, row.seed,
-            words.UNKNOWN if row.test_accuracy is None else f"{row.test_accuracy:.4f}",
-            words.UNKNOWN if row.noise_multiplier is None else f"{row.noise_multiplier:.3f}",
-            words.UNKNOWN if row.seconds is None else f"{row.seconds:.0f}",
+            formatting.UNKNOWN if row.test_accuracy is None else f"{row.test_accuracy:.4f}",
+            formatting.UNKNOWN if row.noise_multiplier is None else f"{row.noise_multiplier:.3f}",
+            formatting.UNKNOWN if row.seconds is None else f"{row.seconds:.0f}",
         )
         for row in rows
     ]  # fmt: skip

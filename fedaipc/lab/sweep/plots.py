@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from fedaipc.lab.sweep.cells import EPSILON, Values, shown
-from fedaipc.report import canvas
-from fedaipc.report.canvas import drawing, new_figure, plain, put_legend
+from fedaipc.report import plot_style
+from fedaipc.report.plot_style import drawing, new_figure, plain, put_legend
 from fedaipc.results import write_file
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _MOST_LINES, _MOST_MAPS = 7, 3
 
 
 def figures(points: Sequence[Point], majority: float | None) -> dict[str, Figure]:
-    """By name; those without data are left out. Call inside `canvas.drawing()`."""
+    """By name; those without data are left out. Call inside `plot_style.drawing()`."""
     out: dict[str, Figure] = {}
     if len({p.values[EPSILON] for p in points if _has_epsilon(p)}) > 1:
         out["utility"] = utility_figure(points, majority)
@@ -43,7 +43,9 @@ def write_plots(points: Sequence[Point], majority: float | None, folder: Path) -
         found = figures(points, majority)
         for name, figure in found.items():
             for ending in (".png", ".svg"):
-                write_file(folder / f"{name}{ending}", canvas.figure_bytes(figure, ending, name))
+                write_file(
+                    folder / f"{name}{ending}", plot_style.figure_bytes(figure, ending, name)
+                )
     return list(found)
 
 
@@ -60,7 +62,7 @@ def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
         rest = {key: value for key, value in point.values.items() if key != EPSILON}
         groups.setdefault(shown(rest) or "private", []).append(point)
     for place, (name, group) in enumerate(itertools.islice(groups.items(), _MOST_LINES)):
-        colour = canvas.PALETTE[place]
+        colour = plot_style.PALETTE[place]
         private = sorted((p for p in group if _has_epsilon(p)), key=lambda p: p.values[EPSILON])
         if private:
             axes.errorbar(
@@ -76,7 +78,7 @@ def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
             )  # fmt: skip
     low, high = axes.get_ylim()
     if majority is not None and majority > low - (high - low):  # else it would press all else flat
-        axes.axhline(majority, color=canvas.GREY, linestyle=":", label="commonest label")
+        axes.axhline(majority, color=plot_style.GREY, linestyle=":", label="commonest label")
     _epsilon_axis(axes, sorted({p.values[EPSILON] for p in points if _has_epsilon(p)}))
     axes.set_ylabel("test accuracy")
     axes.set_title("what a privacy budget costs")
@@ -105,7 +107,7 @@ def heat_map(points: Sequence[Point], first: str, second: str) -> Figure:
     middle = (min(finite) + max(finite)) / 2 if finite else 0.0
     for y, x in itertools.product(range(len(rows)), range(len(columns))):
         if math.isfinite(means[y][x]):
-            ink = canvas.PAPER if means[y][x] < middle else canvas.INK
+            ink = plot_style.PAPER if means[y][x] < middle else plot_style.INK
             axes.text(x, y, f"{means[y][x]:.3f}", ha="center", va="center", color=ink)
     axes.set_xticks(range(len(columns)), [plain(shown(value), 16) for value in columns])
     axes.set_yticks(range(len(rows)), [plain(shown(value), 16) for value in rows])

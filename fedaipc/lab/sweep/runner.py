@@ -18,10 +18,10 @@ from filelock import FileLock, Timeout
 
 from fedaipc.config import to_toml
 from fedaipc.errors import ConfigError, OutputError
-from fedaipc.federation.job_folder import JOB_FILE
 from fedaipc.files import write_atomic
 from fedaipc.lab.sweep.cells import CELL_FILE, ERROR_FILE, RUN_FOLDER
 from fedaipc.machine import cpus
+from fedaipc.protocol.job_folder import JOB_FILE
 from fedaipc.results import Results
 from fedaipc.surroundings import inherited
 

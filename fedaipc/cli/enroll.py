@@ -1,0 +1,197 @@
+"""`fedaipc enroll`, `leave`, `move-out`, `move-in`: what the owner of a PC does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fedaipc import bounds
+from fedaipc.cli.output import agreed, say
+from fedaipc.cli.source import NoHeader
+from fedaipc.errors import AdmissionError
+from fedaipc.report.formatting import at_most
+
+if TYPE_CHECKING:
+    from fedaipc.client.enrollment import Enrolled
+
+DEFAULT_FOLDER = Path("fedaipc-pc")
+_SHORTEST_LETTER = 200  # characters; below it is a name of a file
+PcFolder = Annotated[Path, typer.Option("--folder", help="this PC's own folder")]
+
+
+def enroll(
+    invite: Annotated[
+        str | None, typer.Argument(help="the federation's letter: a file, or its text")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="your texts: CSV, JSONL, Parquet or a folder")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="public name of this PC")] = None,
+    text: Annotated[str, typer.Option(help="column with the text")] = "text",
+    label: Annotated[str, typer.Option(help="column with the label")] = "label",
+    encoding: Annotated[
+        str, typer.Option(help="of a text file, as cp1252; auto: UTF-8, or UTF-16 with its mark")
+    ] = "auto",
+    quoting: Annotated[
+        Literal["auto", "csv", "line", "none"],
+        typer.Option(help="what quotation marks mean in a CSV or TSV; see docs/owner.md"),
+    ] = "auto",
+    no_header: NoHeader = False,
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="enroll though most records cannot be used")
+    ] = False,
+    base: Annotated[str | None, typer.Option(help="base model; else as the invite says")] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(min=1e-3, max=1e6, help="this PC's budget for life; else as the invite says"),
+    ] = None,
+    folder: PcFolder = DEFAULT_FOLDER,
+    out: Annotated[
+        Path | None, typer.Option(help="file for the request; else it is printed")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="only print the request again")] = False,
+) -> None:
+    """Let this PC ask to belong to a federation: checks your data, makes keys and a ledger.
+
+    Nothing is sent. Example: fedaipc enroll invite.txt --data reviews.csv --name office-1
+    """
+    from fedaipc.client.enrollment import enroll as enrol_pc
+    from fedaipc.client.enrollment import request_again
+    from fedaipc.files import write_text
+    from fedaipc.protocol.enrollment import Invite
+
+    if again:
+        found = request_again(folder)
+    else:
+        if invite is None or data is None or name is None:
+            raise AdmissionError("give the invite, --data and --name (or --again)")
+        letter = Invite.read(_text(invite))
+        say(f"federation {letter.federation} at {letter.address}")
+        say(f"its fingerprint {letter.fingerprint}: compare it with what you were told")
+        rehearsed = _rehearse(base or letter.base, letter.labels)
+        found = enrol_pc(
+            folder, letter, name=name, source=data, text_column=text, label_column=label,
+            encoding=encoding, quoting=quoting, header=not no_header,
+            skip_unusable=skip_unusable, base=base, lifetime_epsilon=epsilon,
+        )  # fmt: skip
+    _show(found, folder)
+    if not (again or rehearsed):
+        say(
+            "the base model is not on this PC yet: once it is, `fedaipc doctor --folder "
+            f"{folder}` says whether this PC can train privately"
+        )
+    if out is None:
+        say("", "send this request to the federation:", "")
+        say(*found.letter.splitlines())
+    else:
+        write_text(out, found.letter.strip())
+        say(f"send {out} to the federation")
+
+
+def leave(
+    folder: PcFolder = DEFAULT_FOLDER,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Delete this PC's keys. Its ledger stays: what was spent stays spent.
+
+    Example: fedaipc leave --folder fedaipc-pc
+    """
+    from fedaipc.client.client import OWNER_FILE
+    from fedaipc.client.enrollment import leave as leave_federation
+
+    if not (folder / OWNER_FILE).is_file():
+        raise AdmissionError(f"{folder}: no PC is enrolled here")
+    if not yes and not agreed(f"Delete the keys of the PC in {folder} for good?"):
+        raise AdmissionError(f"{folder}: left as it is")
+    leave_federation(folder)
+    say(f"{folder}: keys deleted; ask the federation to revoke this PC, too")
+
+
+def move_out(
+    file: Annotated[Path, typer.Argument(help="the secret file to write", show_default=False)],
+    folder: PcFolder = DEFAULT_FOLDER,
+) -> None:
+    """Put this PC's identity and ledger into one file, for another machine.
+
+    Example: fedaipc move-out office-1.pc
+    """
+    from fedaipc.client.enrollment import move_out as move
+
+    move(folder, file)
+    say(f"wrote {file}: whoever has it is this PC; carry it over and run `fedaipc move-in`, once")
+
+
+def move_in(
+    file: Annotated[Path, typer.Argument(help="what move-out wrote", show_default=False)],
+    folder: PcFolder = DEFAULT_FOLDER,
+) -> None:
+    """Make this machine the PC that was moved out of another.
+
+    Example: fedaipc move-in office-1.pc
+    """
+    from fedaipc.client.enrollment import move_in as move
+
+    move(file, folder)
+    say(
+        f"{folder}: is the PC now, and {file} is deleted: two of one PC would spend its budget "
+        "twice; see that source in owner.toml finds your texts here"
+    )
+
+
+def _text(invite: str) -> str:
+    path = Path(invite)
+    try:
+        if path.is_file():
+            return bounds.read_text(path, bounds.MOST_LETTER, encoding="ascii")
+    except bounds.TooLarge as error:
+        raise AdmissionError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError):
+        pass  # too long for a name, or no text
+    if len(invite) < _SHORTEST_LETTER and not invite.startswith("fedaipc-"):
+        raise AdmissionError(f"{invite}: no such file; give the invite's file, or its text")
+    return invite
+
+
+def _rehearse(base: str, labels: tuple[str, ...]) -> bool:
+    """Find out now, and not in a round that is charged, whether this PC can train privately."""
+    from fedaipc.config import SpeedSettings
+    from fedaipc.doctor.rehearsal import rehearse_base
+
+    return rehearse_base(base, labels, SpeedSettings())
+
+
+def _show(found: Enrolled, folder: Path) -> None:
+    from fedaipc.data.reading import label_hints
+    from fedaipc.privacy.plan import outgrown
+    from fedaipc.report.formatting import fit_text, fit_warnings
+
+    request, reading = found.request, found.reading
+    count = len(reading.records)
+    say(f"{folder}: {count:,} records can be used")
+    hints = (
+        f"left out: {reading.tally()}" if reading.dropped else "",
+        *label_hints(reading.records.labels),
+        reading.quoted_hint,
+        outgrown(count, request.size_class),
+    )
+    for hint in filter(None, hints):
+        say(hint)
+    if found.fit is not None:
+        say(f"how your texts fit the federation's model (shown only to you): {fit_text(found.fit)}")
+        for line in fit_warnings(your=found.fit):
+            say(f"note: {line}")
+    ledger = found.ledger
+    spent = (
+        "NOT PRIVATE already" if ledger.unprotected else f"{at_most(ledger.spent_epsilon())} spent"
+    )
+    say(
+        f"this PC's lifetime privacy budget: epsilon {ledger.lifetime_epsilon:g} at delta "
+        f"{ledger.delta:g}, {spent}"
+    )
+    say(
+        f"{request.name} will tell the federation its name, its keys, and that it holds at most "
+        f"{request.size_class:,} records"
+    )
+    say(f"this PC's fingerprint {request.fingerprint}: tell it to the federation yourself")

@@ -1,0 +1,133 @@
+"""A PC's side of a round but for the training: its keys, and its word as a member of its group.
+
+A `Pc` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `sealing/`, `pc.log`, a
+cache. Nothing here loads torch, so that a PC that is only asked for its word answers at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from fedaipc.client.key_store import Vault
+from fedaipc.config import load_owner
+from fedaipc.errors import AdmissionError
+from fedaipc.files import stamp
+from fedaipc.protocol.messages import Description
+from fedaipc.secagg.committee import Agreement, Proposal, Unmask, agree, release
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fedaipc.config import OwnerSettings, Stage
+    from fedaipc.files import Stamp
+    from fedaipc.protocol.messages import MemberRequest, SetupRequest
+
+OWNER_FILE = "owner.toml"
+LEDGER_FILE = "ledger.jsonl"
+LOG_FILE = "pc.log"
+
+
+class SimulatedDropOut(Exception):  # noqa: N818 - an event that a test asked for, not a fault
+    """The PC vanishes here: whoever drives it must not let a reply leave."""
+
+
+class Pc:
+    """One PC, opened from its folder. Raises ConfigError or SealingError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / OWNER_FILE
+        self.owner = _owner(path, stamp(path) if path.is_file() else None)
+        self.vault = Vault(folder)
+
+    @property
+    def source(self) -> str:
+        """Where its texts are; "./" means in its own folder."""
+        source = self.owner.source
+        return str(self.folder / source) if source.startswith("./") else source
+
+    def setup(self, request: SetupRequest) -> Description:
+        """Public name and keys for an epoch. Raises SealingError."""
+        self.vanish("setup", request.epoch)
+        self.vault.pin(request.roster, bytes.fromhex(self.owner.admission))
+        bundle = self.vault.bundle(request.run, request.epoch, self.owner.size_class)
+        return Description(self.owner.name, bundle.encode())
+
+    def agree(self, request: MemberRequest) -> bytes:
+        """An agreement or a complaint, as a frame; the set is on the disk before it leaves (M21).
+
+        Raises SealingError or EncodingError where the proposal breaks the round's rules.
+        """
+        self.vanish("agree", request.attempt)
+        terms = self.vault.terms(request.run, request.attempt)
+        with self.vault.agreement(terms) as agreed:
+            proposal = Proposal.decode(request.frame)
+            keys = self.vault.keys(terms)
+            answer = agree(terms, keys, proposal, agreed.set_hash, agreed.heads)
+            if isinstance(answer, Agreement):
+                headers = [dealt.header for dealt in proposal.dealt]
+                agreed.bind(answer.set_hash, {h.dealer: h.head for h in headers})
+        return answer.encode()
+
+    def unmask(self, request: MemberRequest) -> bytes:
+        """Shares for the agreed set, as a frame; the set is on the disk before they leave (M23).
+
+        Raises SealingError or EncodingError.
+        """
+        self.vanish("unmask", request.attempt)
+        terms = self.vault.terms(request.run, request.attempt)
+        with self.vault.agreement(terms) as agreed:
+            unmask = Unmask.decode(request.frame)
+            set_hash, released = release(terms, self.vault.keys(terms), unmask, agreed.set_hash)
+            agreed.bind(set_hash)
+        return released.encode()
+
+    def vanish(self, stage: Stage, number: int) -> None:
+        """Raise SimulatedDropOut where the owner's settings want it: a draw for each `number`."""
+        owner = self.owner
+        if stage != owner.drop_out_stage:
+            return
+        text = f"{owner.drop_out_seed} {owner.name} {number}"
+        draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+        if draw < owner.drop_out:
+            raise SimulatedDropOut
+
+    def note(self, line: str) -> None:
+        """One line for the owner's eyes: it may tell of data, and so never leaves the folder."""
+        path = self.folder / LOG_FILE
+        with suppress(OSError):
+            path.touch(mode=0o600)
+            with path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[None]:
+    """Hold a PC's folder as a client does while it serves.
+
+    Raises AdmissionError where another process holds it.
+    """
+    lock = FileLock(folder / ".serving", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AdmissionError(
+            f"{folder}: another process serves this PC; stop its `fedaipc client` first"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@lru_cache(maxsize=1024)
+def _owner(path: Path, _: Stamp | None) -> OwnerSettings:
+    """Read again where the file was replaced."""
+    return load_owner(path)

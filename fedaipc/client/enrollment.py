@@ -1,0 +1,392 @@
+"""How a PC comes to belong to a federation, leaves it, or moves to another machine.
+
+All of it happens in the owner's folder: it appears whole or not at all, and what a PC has spent of
+its budget is never lost on the way.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedaipc import bounds
+from fedaipc.client.client import LEDGER_FILE, OWNER_FILE, serving
+from fedaipc.client.key_store import FOLDER as KEYS_FOLDER
+from fedaipc.client.key_store import HEAD_FILE, SUCCESSOR_FILE, Vault, has_keys, owner_of
+from fedaipc.config import Policy, load_owner, owner_from, text_source, to_toml
+from fedaipc.data.reading import Fault, shown_names
+from fedaipc.data.sources import read_records
+from fedaipc.errors import AdmissionError, DataError, SealingError
+from fedaipc.files import expanded, write_atomic, write_private, write_text
+from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.plan import check_delta, size_class, usual_order
+from fedaipc.protocol.enrollment import Invite, Request
+from fedaipc.secagg.keys import SigningKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fedaipc.config import OwnerSettings
+    from fedaipc.data.reading import Reading
+    from fedaipc.results import TextFit
+
+NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE = "node.key", "authority.pem", "federation"
+_REQUEST_SECONDS = 30 * 24 * 3600
+_MOVED = (
+    OWNER_FILE, LEDGER_FILE, NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE,
+    f"{KEYS_FOLDER}/identity.key", f"{KEYS_FOLDER}/roster", f"{KEYS_FOLDER}/agreed.json",
+    f"{KEYS_FOLDER}/{HEAD_FILE}",
+)  # fmt: skip
+_SIMULATED = ("drop_out", "drop_out_stage", "drop_out_seed")  # not for a real PC's owner
+_MOST_BYTES = 1 << 26  # of one file that a PC is moved in with, its ledger aside
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What the owner is shown: the letter for the federation, and what it was made from.
+
+    `reading` is what of the texts can be used, and what is left out and why; `fit` says how they
+    fit the base, None where that is not here yet. Both are for the owner alone. `ledger` is what
+    may be spent and was.
+    """
+
+    request: Request
+    letter: str
+    reading: Reading
+    fit: TextFit | None
+    ledger: Ledger
+
+
+def enroll(
+    folder: Path,
+    invite: Invite,
+    *,
+    name: str,
+    source: str,
+    text_column: str,
+    label_column: str,
+    encoding: str = "auto",
+    quoting: str = "auto",
+    header: bool = True,
+    skip_unusable: bool = False,
+    base: str | None = None,
+    lifetime_epsilon: float | None = None,
+    policy: Policy | None = None,
+) -> Enrolled:
+    """Check the data, make keys and ledger, and write the request.
+
+    How the file is written is fixed here and not found out anew in each round, where one record
+    could decide it for the others. Most records must be usable, unless `skip_unusable`. The size
+    class counts what can be used and has a label that the invite lists.
+
+    Without `base` and `lifetime_epsilon` the invite's advice counts. In a folder that a PC has left
+    its ledger goes on, if the key that it left signed the last line: what was spent stays spent. A
+    budget above the advice must be asked for. Raises AdmissionError where the folder is taken or
+    cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no folder is left
+    behind, and one that was there is as it was.
+    """
+    again = (folder / LEDGER_FILE).is_file() and not (folder / OWNER_FILE).exists()
+    if folder.exists() and any(folder.iterdir()) and not again:
+        raise AdmissionError(
+            f"{folder}: not empty; give a new folder, or print its letter again with "
+            f"`fedaipc enroll --again --folder {folder}`"
+        )
+    how = {
+        "source": source,
+        "text_column": text_column,
+        "label_column": label_column,
+        "encoding": encoding,
+        "quoting": quoting,
+        "header": header,
+    }
+    reading = read_records(source, text_source(how), labels=invite.labels or None)
+    _check_usable(reading, invite, skip_unusable=skip_unusable)
+    public_class = size_class(len(reading.records))
+    check_delta(invite.delta, public_class)
+    if again:
+        lifetime_epsilon = _kept_budget(folder, invite, lifetime_epsilon)
+    path = expanded(source)
+    owner = owner_from(
+        {
+            **how,
+            "name": name,
+            "source": str(path.resolve()) if path.exists() else source,
+            "encoding": reading.encoding,
+            "quoting": reading.quoting,
+            "size_class": public_class,
+            "base": base or invite.base,
+            "admission": invite.issuer,
+            "server": invite.address,
+            "policy": policy or Policy(),
+        }
+    )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            made = Path(temporary) / "pc"
+            made.mkdir(mode=0o700)
+            if again:
+                _fill_again(made, folder, owner, invite)
+            else:
+                _fill(made, owner, invite, lifetime_epsilon or invite.lifetime_epsilon)
+                with suppress(OSError):
+                    folder.rmdir()  # an empty one of this name
+                made.replace(folder)
+    except OSError as error:
+        raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
+    return _enrolled(folder, reading)
+
+
+def request_again(folder: Path) -> Enrolled:
+    """The letter of a PC that is enrolled: for one that was lost, or whose time is over."""
+    owner = load_owner(folder / OWNER_FILE)
+    return _enrolled(folder, read_records(owner.source, owner))
+
+
+def _check_usable(reading: Reading, invite: Invite, *, skip_unusable: bool) -> None:
+    """Raise DataError where none, or only a few, of the records can be used."""
+    other = sum(part.count for part in reading.dropped if part.fault is Fault.UNKNOWN)
+    if other and not len(reading.records):
+        raise DataError(
+            f"{reading.where}: no record has a label that the federation trains: "
+            f"{shown_names(invite.labels)}; is the label column right? {reading.tally()}"
+        )
+    used, unusable = len(reading.some()), reading.left_out - other
+    if unusable > used and not skip_unusable:
+        raise DataError(
+            f"{reading.where}: {reading.tally()}; mend them, or go on with {used:,} records by "
+            "--skip-unusable"
+        )
+
+
+def leave(folder: Path) -> None:
+    """Delete the PC's keys; the ledger stays, since what was spent stays spent.
+
+    Before, the ledger is handed over to a fresh key that stays in the folder for the next
+    enrolment: no other ledger can take its place. Raises AdmissionError, or LedgerError where that
+    cannot be done; then all is as it was.
+    """
+    if not (folder / OWNER_FILE).is_file():
+        raise AdmissionError(f"{folder}: no PC is enrolled here")
+    with serving(folder):
+        _leave(folder)
+
+
+def _leave(folder: Path) -> None:
+    path = folder / SUCCESSOR_FILE
+    try:
+        if has_keys(folder):  # else a leave was cut off below
+            identity = Vault(folder).identity
+            # One that is there is of a leave that was cut off; or of an enrolment, and in use.
+            if not path.is_file() or bounds.read_bytes(path, bounds.MOST_KEY) == identity.secret():
+                write_atomic(path, SigningKey().secret(), private=True)
+            successor = SigningKey(bounds.read_bytes(path, bounds.MOST_KEY))
+            Ledger.hand_over(folder / LEDGER_FILE, identity, successor)
+            shutil.rmtree(folder / KEYS_FOLDER)
+        for name in (NODE_KEY_FILE, OWNER_FILE):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+    except OSError as error:
+        raise AdmissionError(f"{folder}: cannot be changed ({error.strerror})") from None
+
+
+def move_out(folder: Path, file: Path) -> None:
+    """Put identity, ledger and settings into one secret file; this folder is no PC any more.
+
+    Two copies of a PC would each spend the whole budget. Raises AdmissionError.
+    """
+    if not (folder / OWNER_FILE).is_file():
+        raise AdmissionError(f"{folder}: no PC is enrolled here")
+    if file.exists():
+        raise AdmissionError(f"{file}: is there already; give another name")
+    with serving(folder):
+        _move_out(folder, file)
+
+
+def _move_out(folder: Path, file: Path) -> None:
+    try:
+        write_private(file, b"")  # owner-only rights before the first secret is in it
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in _MOVED:
+                if (folder / name).is_file():
+                    archive.write(folder / name, name)
+        write_atomic(file, file.read_bytes(), private=True)
+        # First: a folder with a ledger and no owner's file is one that may be enrolled again.
+        (folder / LEDGER_FILE).replace(folder / f"{LEDGER_FILE}.moved")
+        for name in (*_MOVED, f"{KEYS_FOLDER}/epoch.json"):
+            if name != LEDGER_FILE:
+                (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+    except OSError as error:
+        raise AdmissionError(f"{file}: cannot be written ({error.strerror})") from None
+
+
+def move_in(file: Path, folder: Path) -> None:
+    """Make a PC of what `move_out` wrote, and delete that: there must be one of a PC.
+
+    The file is renamed before the folder appears, which shows that it can be deleted, and back
+    where the folder does not appear: at no time is there neither. Raises AdmissionError; then no
+    folder is left behind, and the file is.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise AdmissionError(f"{folder}: not empty; give a new folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            made = Path(temporary) / "pc"
+            (made / KEYS_FOLDER).mkdir(parents=True, mode=0o700)
+            for name, content in _contents(file):
+                write_atomic(made / name, content, private=True)
+            Ledger(made / LEDGER_FILE, Vault(made).identity), load_owner(made / OWNER_FILE)
+            with suppress(OSError):
+                folder.rmdir()
+            made.chmod(0o700)
+            used = file.with_name(f"{file.name}.used")
+            try:
+                file.rename(used)
+            except OSError as error:
+                raise AdmissionError(
+                    f"{file}: cannot be deleted ({error.strerror}), and must not stay: copy it to "
+                    "this machine's disk, delete it there, and give the copy"
+                ) from None
+            try:
+                made.replace(folder)
+            except OSError:
+                used.rename(file)
+                raise
+            used.unlink()
+    except OSError as error:
+        raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            if not {OWNER_FILE, LEDGER_FILE} <= sizes.keys() <= set(_MOVED):
+                raise AdmissionError(f"{file}: is not what `fedaipc move-out` writes")
+            for name, size in sizes.items():
+                most = bounds.MOST_LEDGER if name == LEDGER_FILE else _MOST_BYTES
+                if size > most:
+                    raise AdmissionError(
+                        f"{file}: {name} is too large: it may have at most {most:,} bytes"
+                    )
+            for name in sizes:
+                yield name, archive.read(name)
+    except FileNotFoundError:
+        raise AdmissionError(f"{file}: no such file; give the one that move-out wrote") from None
+    except OSError as error:
+        raise AdmissionError(f"{file}: cannot be read ({error.strerror or 'damaged'})") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # also of other methods
+        raise AdmissionError(
+            f"{file}: is damaged, or not what `fedaipc move-out` writes; copy it again"
+        ) from None
+
+
+def _kept_budget(folder: Path, invite: Invite, wanted: float | None) -> float:
+    """The budget of the ledger that a PC left here, which goes on."""
+    path, key = folder / LEDGER_FILE, _successor(folder)
+    ledger = Ledger(path, key)
+    for what, kept, now in (
+        ("delta", ledger.delta, invite.delta),
+        ("lifetime_epsilon", ledger.lifetime_epsilon, wanted or ledger.lifetime_epsilon),
+    ):
+        if kept != now:
+            raise AdmissionError(
+                f"{path}: this PC's ledger has {what} {kept:g} for good, and not {now:g}"
+            )
+    if wanted is None and ledger.lifetime_epsilon > invite.lifetime_epsilon:
+        raise AdmissionError(
+            f"{path}: this PC's ledger allows epsilon {ledger.lifetime_epsilon:g} for life, and "
+            f"the invite advises {invite.lifetime_epsilon:g}: give --epsilon "
+            f"{ledger.lifetime_epsilon:g} if that is what you want, or enrol in a new folder"
+        )
+    return ledger.lifetime_epsilon
+
+
+def _successor(folder: Path) -> SigningKey:
+    """The key that a PC left here for its next enrolment. Raises AdmissionError."""
+    key = None
+    with suppress(SealingError):
+        key = owner_of(folder)
+    if key is None:
+        raise AdmissionError(
+            f"{folder}: holds a ledger, and not the key that `fedaipc leave` keeps for it, so "
+            "nothing shows whose it is: enrol in a new folder"
+        )
+    return key
+
+
+def _fill_again(made: Path, folder: Path, owner: OwnerSettings, invite: Invite) -> None:
+    """New keys and settings beside the ledger that is in `folder`; owner.toml, last, makes a PC."""
+    _keys(made, _successor(folder))
+    _facts(made, owner, invite)
+    shutil.rmtree(folder / KEYS_FOLDER, ignore_errors=True)
+    (made / KEYS_FOLDER).replace(folder / KEYS_FOLDER)
+    for name in (NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE, OWNER_FILE):
+        (made / name).replace(folder / name)
+    (folder / SUCCESSOR_FILE).unlink(missing_ok=True)
+
+
+def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -> None:
+    _keys(folder)
+    order = invite.order  # chosen for the advised budget; another one may have nothing at it
+    if lifetime != invite.lifetime_epsilon:
+        order = usual_order(lifetime, invite.delta)
+    identity = Vault(folder).identity
+    Ledger.create(
+        folder / LEDGER_FILE, identity, lifetime_epsilon=lifetime, delta=invite.delta, order=order
+    )
+    _facts(folder, owner, invite)
+
+
+def _keys(folder: Path, identity: SigningKey | None = None) -> None:
+    Vault.create(folder, identity)
+    key = ec.generate_private_key(ec.SECP384R1())  # as Flower's node authentication wants
+    write_atomic(
+        folder / NODE_KEY_FILE,
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        private=True,
+    )
+
+
+def _facts(folder: Path, owner: OwnerSettings, invite: Invite) -> None:
+    write_text(folder / AUTHORITY_FILE, invite.authority.strip())
+    write_text(folder / FEDERATION_FILE, invite.federation)
+    write_text(folder / OWNER_FILE, to_toml(owner, without=_SIMULATED))
+
+
+def _enrolled(folder: Path, reading: Reading) -> Enrolled:
+    owner, vault = load_owner(folder / OWNER_FILE), Vault(folder)
+    key = serialization.load_pem_private_key(
+        bounds.read_bytes(folder / NODE_KEY_FILE, bounds.MOST_KEY), password=None
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    request = Request(
+        federation=bounds.read_text(folder / FEDERATION_FILE, bounds.MOST_KEY).strip(),
+        issuer=vault.identity.public.hex(),
+        not_after=int(time.time()) + _REQUEST_SECONDS,
+        name=owner.name,
+        node_key=public.decode(),
+        size_class=owner.size_class,
+    )
+    from fedaipc.model.fit import fit_of_base  # brings transformers
+
+    fit, ledger = fit_of_base(owner.base, reading.records.texts), Ledger(folder / LEDGER_FILE)
+    return Enrolled(request, request.write(vault.identity), reading, fit, ledger)

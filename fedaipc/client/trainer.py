@@ -1,0 +1,346 @@
+"""A PC's training in a round: check what is asked, charge the ledger, train, seal.
+
+`Trainer.ready` and `Trainer.admit` look at no data, so what they raise may be told. What `train`
+returns is all that leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedaipc.client.client import LEDGER_FILE, LOG_FILE
+from fedaipc.client.policy import check_policy
+from fedaipc.data.reading import label_name
+from fedaipc.data.sources import read_records
+from fedaipc.errors import BudgetExhausted, ModelError, RoundError, check_clock
+from fedaipc.files import expanded
+from fedaipc.model.classifier import Classifier, read_vector
+from fedaipc.model.device import choose_device
+from fedaipc.model.inputs import Inputs, longest_input, make_inputs
+from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.privacy.plan import check_delta, outgrown
+from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.privacy.training import rehearse, train_round
+from fedaipc.protocol.job import SignedJob
+from fedaipc.protocol.round_terms import hash_vector, make_terms
+from fedaipc.secagg.terms import Terms
+from fedaipc.secagg.uploads import Head, deal
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedaipc.client.client import Pc
+    from fedaipc.config import ModelSettings, OwnerSettings, SpeedSettings
+    from fedaipc.data.reading import Reading
+    from fedaipc.privacy.accountant import Mechanism
+    from fedaipc.protocol.job import Job
+    from fedaipc.protocol.messages import RoundRequest
+    from fedaipc.secagg.roster import Roster
+    from fedaipc.secagg.uploads import Keys
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A round that this PC would take part in. `keys` are None where updates travel unsealed."""
+
+    job: Job
+    terms: Terms
+    ledger: Ledger
+    keys: Keys | None
+    classifier: Classifier
+
+    @property
+    def charge(self) -> Mechanism | None:
+        """What the round costs, None where nothing is private."""
+        return self.job.plan.mechanism() if self.job.plan.private else None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted(Checked):
+    """A round that was charged. `head` is the ledger's since then."""
+
+    head: Head
+    vector: npt.NDArray[np.float32]
+
+
+class Trainer:
+    """Of one PC and one round.
+
+    `charged` is how many attempts of the job's run are in the ledger, None until that was read.
+    """
+
+    def __init__(self, pc: Pc, request: RoundRequest) -> None:
+        self.charged: int | None = None
+        self._pc = pc
+        self._request = request
+
+    def check(self) -> Checked:
+        """Check what is asked on public facts alone. Nothing is charged, and no data is read.
+
+        Raises PrivacyError, SealingError or RoundError where the owner's rules, the round's or
+        the ledger refuse, ModelError where the owner's base cannot be used.
+        """
+        pc, request = self._pc, self._request
+        owner = pc.owner
+        admission = bytes.fromhex(owner.admission)
+        signed = SignedJob.read(request.job, request.signature, admission)
+        job, ledger = signed.job, Ledger(pc.folder / LEDGER_FILE, pc.vault.identity)
+        self.charged = ledger.attempts(job.run)
+        seen = pc.vault.heads().get(pc.vault.identity.public)
+        if seen is not None:
+            ledger.check_head(seen.count, seen.digest)
+        pc.vault.expire()
+        terms = self._terms(signed, pc.vault.roster(admission))
+        check_policy(owner.policy, job, terms, ledger, pc.vault.identity.public)
+        if job.plan.private:
+            check_delta(ledger.delta, owner.size_class)
+        ledger.check_new(job.run, terms.number)
+        keys = pc.vault.keys(terms) if terms.sealed else None
+        if keys is not None:
+            pc.vault.check_new(terms)
+            keys.check(terms.bundles)
+        # The base is the owner's; that both sides have the same one is in the layout's hash.
+        model = job.model.model_copy(update={"base": owner.base})
+        classifier = shared_classifier(model, job.labels, owner)
+        if classifier.layout.hash != job.layout_hash or terms.size != classifier.layout.size:
+            raise RoundError(
+                f"the coordinator trains another base model or another part of it than this PC's "
+                f"{owner.base}; `base` in owner.toml says which this PC takes"
+            )
+        if job.plan.private:
+            self._rehearse(job, classifier)
+        return Checked(job, terms, ledger, keys, classifier)
+
+    def ready(self) -> None:
+        """Raises as `check`, and BudgetExhausted where the lifetime budget does not cover it."""
+        checked = self.check()
+        if checked.charge is not None and not checked.ledger.covers(checked.charge):
+            raise BudgetExhausted("the lifetime budget does not cover another round")
+
+    def admit(self, vector: npt.NDArray[np.float32]) -> Admitted:
+        """Check the round once more, then charge the ledger; `vector` is the global one.
+
+        Raises as `ready`.
+        """
+        pc, request = self._pc, self._request
+        checked = self.check()
+        job, terms, ledger = checked.job, checked.terms, checked.ledger
+        if hash_vector(vector) != terms.vector_hash or len(vector) != terms.size:
+            raise RoundError("the coordinator sends another global vector than its terms name")
+        if not np.isfinite(vector).all():
+            raise RoundError("the global vector is not finite")
+        # From here on this PC is a member of its group, whether or not it can pay.
+        if terms.sealed:
+            pc.vault.keep(terms, request.terms)
+        # Charge the ledger; when this returns the charge is on the disk.
+        ledger.charge(
+            Charge(
+                run=job.run,
+                round=request.round,
+                attempt=terms.number,
+                mechanism=checked.charge,
+                clip=job.clip,
+                seeded=pc.owner.insecure_test_seed is not None,
+            )
+        )
+        head = Head(*ledger.head)
+        pc.vault.note_head(head)
+        return Admitted(job, terms, ledger, checked.keys, checked.classifier, head, vector)
+
+    def train(self, admitted: Admitted) -> bytes:
+        """The sealed update as a frame, or the encoded one where the round is open.
+
+        To fail or not to fail would be an answer without noise. So where the data or the training
+        on it fails in a private mode, the update is that of a PC without data: noise alone, and
+        the reason stays in the PC's own log.
+        """
+        self._pc.vanish("mask", admitted.terms.number)
+        words = self._words(admitted)
+        if admitted.keys is None:
+            return bytes(admitted.terms.encoding.pack(words))
+        return deal(admitted.terms, admitted.keys, words, admitted.head).encode()
+
+    def _words(self, admitted: Admitted) -> npt.NDArray[Any]:
+        try:
+            return self._trained(admitted, *self._examples(admitted))
+        except Exception as error:
+            if not admitted.job.plan.private:
+                raise
+            self._pc.note(f"round {self._request.round}: trained on nothing: {_shown(error)}")
+            if self._pc.owner.server is not None:  # in a simulation the log is the coordinator's
+                _log.warning("trained on nothing: %s says why", self._pc.folder / LOG_FILE)
+        return self._trained(admitted, Inputs.nothing(), np.zeros(0, dtype=np.int64))
+
+    def _trained(
+        self, admitted: Admitted, examples: Inputs, targets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[Any]:
+        """The encoded update."""
+        owner, terms = self._pc.owner, admitted.terms
+        update = train_round(
+            admitted.classifier,
+            examples,
+            targets,
+            admitted.vector,
+            plan=admitted.job.plan,
+            training=admitted.job.training,
+            size_class=owner.size_class,
+            micro_batch=owner.speed.micro_batch,
+            random=self._random("training"),
+        )
+        weight = terms.weights[terms.place(self._pc.vault.identity.public)]
+        return terms.encoding.encode(update, weight, self._random("rounding").key())
+
+    def _random(self, purpose: str) -> SecureRandom:
+        seed = self._pc.owner.insecure_test_seed
+        if seed is None:
+            return SecureRandom()
+        # By round, not by attempt: so a resumed run can be compared with an unbroken one.
+        return SecureRandom.for_test(seed, self._pc.owner.name, self._request.round, purpose)
+
+    def _terms(self, signed: SignedJob, roster: Roster) -> Terms:
+        """Those of this PC's group, which must be what the coordinator states."""
+        request, job = self._request, signed.job
+        stated = Terms.decode(request.terms)
+        own = self._pc.vault.identity.public
+        if job.not_after < time.time():
+            raise RoundError(f"the job is out of date: have it signed again, or {check_clock()}")
+        if roster.version < job.least_roster:
+            raise RoundError(
+                "the list of members is older than the job: it still holds PCs that were revoked"
+            )
+        if request.round > job.rounds or stated.number > job.most_attempts:
+            raise RoundError("the coordinator asks for more rounds than its job states")
+        groups = roster.groups(stated.number, job.cohort)
+        group = next((group for group in groups if own in group), None)
+        if group is None:
+            raise RoundError("the public draw did not choose this PC for the round")
+        # Whether the vector is the one that is named here is seen when it comes (`admit`).
+        terms = make_terms(
+            signed, roster, stated.number, group, stated.bundles, stated.vector_hash, stated.size
+        )
+        if terms != stated:
+            raise RoundError("the coordinator states other terms than its job has")
+        terms.check(roster, group, time.time())
+        terms.place(own)
+        return terms
+
+    def _rehearse(self, job: Job, classifier: Classifier) -> None:
+        """Once per process and model. Raises RoundError where this machine cannot do the job."""
+        speed = self._pc.owner.speed
+        threads = torch.get_num_threads()  # which decides where a matrix product is cut
+        key = (classifier.layout.hash, job.model.max_length, job.exact_sums, threads, speed)
+        if key in _rehearsed:
+            classifier.by_record = _rehearsed[key]
+            return
+        try:
+            rehearse(
+                classifier,
+                longest_input(classifier, cached=speed.cache_frozen),
+                read_vector(classifier),
+                plan=job.plan,
+                training=job.training,
+                micro_batch=speed.micro_batch,
+            )
+        except ModelError as error:
+            raise RoundError(str(error)) from None
+        except (RuntimeError, MemoryError) as error:
+            self._pc.note(f"round {self._request.round}: refused: {_shown(error)}")
+            raise RoundError(
+                "this PC cannot train one batch of this job; give it more memory, or set a "
+                "smaller speed.micro_batch in its owner.toml"
+            ) from None
+        _rehearsed[key] = classifier.by_record
+
+    def _examples(self, admitted: Admitted) -> tuple[Inputs, npt.NDArray[np.int64]]:
+        """The PC's texts as model inputs and their class numbers, read once per process."""
+        owner, folder = self._pc.owner, self._pc.folder
+        classifier = admitted.classifier
+        source = self._pc.source
+        key = (str(folder.resolve()), classifier.layout.hash, _stamp(source))
+        if key in _examples:
+            _examples.move_to_end(key)
+            return _examples[key]
+        # A record that cannot be read is left out: it must not cost the others. So is one whose
+        # label the job does not list: to fail instead would tell a coordinator that lies about
+        # labels, and without any noise, whether the PC holds one.
+        reading = read_records(source, owner, labels=admitted.job.labels)
+        self._remark(reading)
+        records = reading.records
+        number = {label_name(label): i for i, label in enumerate(admitted.job.labels)}
+        targets = np.array([number[label] for label in records.labels], dtype=np.int64)
+        cache = folder / "cache"
+        if owner.speed.cache_folder is not None:
+            cache = Path(owner.speed.cache_folder)
+        if len(records):
+            frozen = cache if owner.speed.cache_frozen else None
+            inputs = make_inputs(classifier, records.texts, frozen)
+        else:  # noise alone, as in any round whose sample is empty
+            inputs = Inputs.nothing()
+        _examples[key] = inputs, targets
+        if len(_examples) > _EXAMPLES_KEPT:
+            _examples.popitem(last=False)
+        return _examples[key]
+
+    def _remark(self, reading: Reading) -> None:
+        """Tell the owner what of the texts is not used: the numbers in the PC's own log alone."""
+        pc, size_class = self._pc, self._pc.owner.size_class
+        if reading.dropped:
+            pc.note(f"left out: {reading.where}: {reading.tally()}")
+        count = len(reading.records)
+        advice = outgrown(count, size_class)
+        if advice:
+            pc.note(f"{count:,} records, size class {size_class:,}: {advice}")
+            if pc.owner.server is not None:  # in a simulation the log is the coordinator's
+                _log.warning("%s; %s has the numbers", advice, pc.folder / LOG_FILE)
+
+
+_EXAMPLES_KEPT = 256  # PCs of one process; mostly file-backed, so this is a bound on open files
+_rehearsed: dict[tuple[str, int, bool, int, SpeedSettings], int] = {}  # and how it multiplies
+_Key = tuple[str, str, tuple[tuple[str, int, int], ...]]
+_examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict()
+
+
+def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
+    """What shows that a file, or one in a folder, was replaced since it was read."""
+    path = expanded(source)
+    found = []
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        with suppress(OSError):  # gone, or a link to nowhere
+            state = file.stat()
+            found.append((str(file), state.st_mtime_ns, state.st_size))
+    return tuple(found)
+
+
+def _shown(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
+    except Exception:  # noqa: BLE001 - an exception that cannot be printed must not stop a round
+        return type(error).__name__
+
+
+def shared_classifier(
+    model: ModelSettings, labels: tuple[str, ...], owner: OwnerSettings
+) -> Classifier:
+    """One copy of the model for all simulated PCs of this process; a round sets all it trains."""
+    device = choose_device(owner.speed)
+    classifier = _classifier(model, labels)
+    classifier.use(device)
+    return classifier
+
+
+@lru_cache(maxsize=2)
+def _classifier(model: ModelSettings, labels: tuple[str, ...]) -> Classifier:
+    return Classifier(model, labels)

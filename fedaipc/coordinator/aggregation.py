@@ -1,0 +1,117 @@
+"""The sum of a round's updates, sealed or open: the coordinator's memory holds one vector.
+
+`accept` adds uploads as they arrive, `finish` opens the sum. A group of PCs that cannot be opened
+is taken out of the sum again and costs the others nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedaipc.coordinator.unmasking import Opening
+from fedaipc.coordinator.upload_store import Spool
+from fedaipc.errors import EncodingError, SealingError
+from fedaipc.secagg.aggregator import Aggregator
+from fedaipc.secagg.uploads import Upload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from fedaipc.coordinator.unmasking import Ask
+    from fedaipc.secagg.terms import Terms
+
+
+_CHUNK = 1 << 16  # values
+
+
+class OpenSum:
+    """Over groups of PCs that share one encoding; the coordinator can read each update.
+
+    `blamed` are PCs that were proved wrong, `quarrels` pairs of which one is; `silent` members gave
+    no answer of use; `reasons` say why a group was not opened.
+    """
+
+    def __init__(self, groups: Sequence[Terms]) -> None:
+        self.blamed: set[bytes] = set()
+        self.silent: set[bytes] = set()
+        self.quarrels: set[tuple[bytes, bytes]] = set()
+        self.reasons: list[str] = []
+        self._terms = {pc: terms for terms in groups for pc in terms.participants}
+        self._encoding, self._size = groups[0].encoding, groups[0].size
+        self._total = np.zeros(self._size, self._encoding.dtype)
+        self._inside: set[bytes] = set()
+
+    @property
+    def inside(self) -> set[bytes]:
+        """Whose updates are in the sum."""
+        return self._inside
+
+    def accept(self, sender: bytes, frame: bytes) -> None:
+        """Add an upload. Raises SealingError or EncodingError where it is none, or the second."""
+        if sender in self._inside:
+            raise SealingError("a PC has sent two updates in one round")
+        self._total += self._encoding.unpack(frame, self._size)
+        self._inside.add(sender)
+
+    def finish(self, ask: Ask) -> None:
+        """Open the sum; `ask` sends requests to PCs by identity."""
+
+    def mean(self) -> npt.NDArray[np.float32]:
+        """Weighted mean, shape (size,). Raises EncodingError where nothing is in the sum."""
+        weights = [self._terms[pc].weights[self._terms[pc].place(pc)] for pc in self.inside]
+        if not weights:
+            raise EncodingError("there is no update to average")
+        mean = np.empty(self._size, np.float32)
+        for start in range(0, self._size, _CHUNK):  # decoded values take twice the memory
+            part = slice(start, start + _CHUNK)
+            mean[part] = self._encoding.decode(self._total[part]) / sum(weights)
+        return mean
+
+
+class SealedSum(OpenSum):
+    """The coordinator can read the sum alone. Uploads lie in `folder` until it is finished."""
+
+    def __init__(self, groups: Sequence[Terms], folder: Path) -> None:
+        """Raises OutputError."""
+        super().__init__(groups)
+        self._spool = Spool(folder)
+        self._aggregators = [Aggregator(terms, self._total) for terms in groups]
+        self._aggregator = {pc: a for a in self._aggregators for pc in a.terms.participants}
+        self._arrived: list[bytes] = []
+
+    @property
+    def inside(self) -> set[bytes]:
+        return {pc for aggregator in self._aggregators for pc in aggregator.dealers}
+
+    def accept(self, sender: bytes, frame: bytes) -> None:
+        """Raises OutputError too."""
+        upload = Upload.decode(frame)
+        if upload.header.dealer != sender:
+            raise SealingError("an upload names another PC than the one that sent it")
+        self._aggregator[sender].accept(upload)
+        self._spool.keep(sender, frame)
+        self._arrived.append(sender)
+
+    def finish(self, ask: Ask) -> None:
+        for aggregator in self._aggregators:
+            opening = Opening(aggregator, self._spool, ask)
+            # Who has just uploaded is likely to be there still.
+            first = [pc for pc in self._arrived if pc in aggregator.dealers]
+            rest = [pc for pc in aggregator.terms.participants if pc not in first]
+            try:
+                opening.run(first + rest)
+            except SealingError as error:
+                self.reasons.append(str(error))
+                for dealer in aggregator.dealers:
+                    aggregator.leave_out(dealer, self._spool.upload(dealer).vector)
+            self.blamed |= opening.blamed
+            self.silent |= opening.silent
+            self.quarrels |= opening.quarrels
+            aggregator.close()
+            self._spool.close()
+        self._spool.remove()

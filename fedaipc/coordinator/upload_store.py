@@ -1,0 +1,77 @@
+"""A round's uploads on the coordinator's disk: its memory does not grow with their number."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, BinaryIO
+
+from fedaipc.errors import EncodingError, OutputError, SealingError
+from fedaipc.secagg.uploads import Upload, blob_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Spool:
+    """One file for each PC in `folder`, which is made empty. Every method raises OutputError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[bytes, BinaryIO] = {}  # of the group that is being opened
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
+
+    def keep(self, dealer: bytes, frame: bytes) -> None:
+        path = self._folder / dealer.hex()
+        try:
+            path.write_bytes(frame)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: the upload cannot be kept ({error.strerror}); free some space and go on "
+                "with --resume"
+            ) from None
+
+    def upload(self, dealer: bytes) -> Upload:
+        """All of it."""
+        return _decoded(self._read(dealer, 0, -1))
+
+    def lists(self, dealer: bytes, count: int) -> Upload:
+        """All but the vector, which is empty; `count` PCs are in the group."""
+        front = self._read(dealer, 0, Upload.blobs_start(count) + count * blob_bytes(count))
+        return _decoded(front + bytes(4))  # a vector of length 0
+
+    def blob(self, dealer: bytes, place: int, count: int) -> bytes:
+        """What is sealed for the member at `place` of `count`."""
+        size = blob_bytes(count)
+        return self._read(dealer, Upload.blobs_start(count) + place * size, size)
+
+    def close(self) -> None:
+        """Of all files that were read; any can be read again."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def remove(self) -> None:
+        """All of it."""
+        self.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read(self, dealer: bytes, start: int, size: int) -> bytes:
+        path = self._folder / dealer.hex()
+        try:
+            if dealer not in self._open:
+                self._open[dealer] = path.open("rb", buffering=0)
+            self._open[dealer].seek(start)
+            return self._open[dealer].read(size)
+        except OSError as error:
+            raise OutputError(f"{path}: an upload is gone ({error.strerror})") from None
+
+
+def _decoded(content: bytes) -> Upload:
+    try:
+        return Upload.decode(content)
+    except (EncodingError, SealingError):
+        raise OutputError("an upload on the disk is damaged; go on with --resume") from None

@@ -1,9 +1,0 @@
-"""A PC's side of a round. Its folder belongs to its owner, and so does every decision here.
-
-client_app.py  Flower client app: decode, call, encode
-pc.py          setup, agree, unmask: its keys and its word; no torch
-trainer.py     mask: check, charge, train, seal
-policy.py      what its owner lets a job ask for
-vault.py       its keys and promises on the disk
-enrol.py       how it comes to belong to a federation, leaves it, or moves
-"""

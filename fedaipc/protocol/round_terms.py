@@ -1,0 +1,147 @@
+"""The public facts of a round, computed alike by the coordinator and by every PC.
+
+A PC takes nothing of them from the coordinator but the key bundles of its group: what it computes
+from the signed job, the roster and the global vector must be what the coordinator states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedaipc.errors import ConfigError, SealingError
+from fedaipc.secagg.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.terms import OPEN, Terms, capped, thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from fedaipc.config import SealingSettings, Settings
+    from fedaipc.protocol.job import Job, SignedJob
+    from fedaipc.secagg.roster import Bundle, Roster
+    from fedaipc.secagg.terms import Thresholds
+
+_DEVIATIONS = 8  # of the noise: beyond, a Gaussian value is less likely than 1e-15
+_ADAM_STEP = 10  # no step of Adam is longer than 7.3 learning rates
+_PLAIN_STEP = 100  # of a gradient without clip, which has no bound; generous
+
+
+def make_terms(
+    signed: SignedJob,
+    roster: Roster,
+    number: int,
+    group: Sequence[bytes],
+    bundles: Sequence[Bundle],
+    vector_hash: bytes,
+    size: int,
+) -> Terms:
+    """Of the group of round `number` whose PCs with these bundles take part, ascending.
+
+    `size` is the dimension of the global vector. Raises SealingError where they are too few for
+    the job's sealing, or one claims a size class, and with it a weight, that the job has not.
+    """
+    job = signed.job
+    for bundle in bundles:
+        check_class(job, bundle)
+    bounds = job_thresholds(job, len(roster.members), len(group), len(bundles))
+    classes = [1 if job.weighting == "equal" else bundle.size_class for bundle in bundles]
+    return Terms(
+        federation=roster.federation,
+        roster_hash=roster.hash,
+        run=job.run,
+        number=number,
+        job_hash=signed.hash,
+        vector_hash=vector_hash,
+        size=size,
+        bits=job.sealing.bits,
+        bound=update_bound(job),
+        cohort=job.cohort,
+        thresholds=bounds,
+        bundles=tuple(bundles),
+        weights=capped(classes, bounds),
+    )
+
+
+def check_class(job: Job, bundle: Bundle) -> None:
+    """Raise SealingError where the job is not for PCs of this size class."""
+    if not job.smallest_class <= bundle.size_class <= job.largest_class:
+        raise SealingError("the job is not for PCs of this size class")
+
+
+def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds:
+    """Of a group of `group` PCs of which `count` take part. Raises SealingError."""
+    if job.sealing.mode == "none":
+        return OPEN
+    return _thresholds(job.sealing, job.cohort, job.most_attempts, members, group, count)
+
+
+def check_sealing(settings: Settings) -> Thresholds:
+    """Of the smallest group of a job with these settings.
+
+    Raises ConfigError where rounds of so few PCs cannot be sealed.
+    """
+    federation = settings.federation
+    if settings.sealing.mode == "none":
+        return OPEN
+    cohort = federation.cohort_size(federation.pcs)
+    group = cohort // -(-cohort // MOST_IN_A_GROUP)
+    asked = group if federation.only is None else min(group, len(federation.only))
+    attempts = federation.rounds + federation.spare_attempts
+    try:
+        return _thresholds(settings.sealing, cohort, attempts, federation.pcs, group, asked)
+    except SealingError as error:
+        raise ConfigError(
+            f"{error}; ask more PCs (three at least), or send updates that the server can read: "
+            'sealing.mode = "none", for which simulate asks for --insecure-plain-updates'
+        ) from None
+
+
+def _thresholds(
+    sealing: SealingSettings, cohort: int, attempts: int, members: int, group: int, count: int
+) -> Thresholds:
+    return thresholds(
+        count,
+        group=group,
+        members=members,
+        colluding=colluding_members(sealing, members),
+        least=sealing.least,
+        draws=-(-cohort // MOST_IN_A_GROUP) * attempts,
+    )
+
+
+def colluding_members(sealing: SealingSettings, members: int) -> int:
+    """How many PCs of the whole federation may work for the coordinator."""
+    return min(members, sealing.colluding or max(1, members // 10))
+
+
+def update_bound(job: Job) -> float:
+    """Bound L on one value of weight times update: the job's, or one that noise never reaches.
+
+    A step of private SGD moves a value by at most rate * (C b + z) / (q n): b the records drawn,
+    n the size class, z Gaussian of deviation sigma C. With twice the expected b, and 8 deviations,
+    k steps stay below rate * (2 C k + 8 sigma C sqrt(k) / (q n)). Times a weight of n, or of 1, and
+    with the largest or smallest n that a job can have. To move a value to L is post-processing of
+    the noisy update: epsilon does not depend on L.
+    """
+    if job.sealing.bound is not None:
+        return job.sealing.bound
+    steps, by_size = job.training.local_steps, job.weighting == "size-class"
+    rate = max(job.training.learning_rate, job.training.head_learning_rate or 0.0)
+    most = job.largest_class if by_size else 1
+    if job.training.optimizer == "adam":
+        return rate * steps * _ADAM_STEP * most
+    if job.noise_multiplier is None:
+        return rate * steps * _PLAIN_STEP * most
+    per_record = 1 if by_size else 1 / job.smallest_class
+    noise = job.noise_multiplier * math.sqrt(steps) / job.sampling_rate * per_record
+    return rate * job.clip * (2 * steps * most + _DEVIATIONS * noise)
+
+
+def hash_vector(vector: npt.NDArray[np.float32]) -> bytes:
+    """SHA-256 of the global vector, shape (size,), as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(vector, "<f4").data).digest()

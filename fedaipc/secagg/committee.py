@@ -1,0 +1,348 @@
+"""What a member of a group does: sign one set of uploads, and release shares for it alone.
+
+SPEC.md, sections 5.2 and 5.3. Both functions are pure: `recorded` is the set that this member has
+on its disk for this run and round, and the set in what they return must be on the disk before the
+answer leaves (M21, M23).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from fedaipc.errors import EncodingError, SealingError
+from fedaipc.secagg import tree
+from fedaipc.secagg.keys import KEY_BYTES, SIGNATURE_BYTES, verify
+from fedaipc.secagg.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.shares import SHARE_BYTES
+from fedaipc.secagg.terms import commitments, set_hash
+from fedaipc.secagg.uploads import (
+    CHECK_BYTES,
+    HEADER_BYTES,
+    LEAF_BYTES,
+    Head,
+    Header,
+    Keys,
+    blob_bytes,
+    open_shares,
+)
+from fedaipc.secagg.wire import Reader, Writer, parsed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fedaipc.secagg.terms import Terms
+
+PROPOSAL, AGREEMENT, COMPLAINT, UNMASK, RELEASE = 6, 7, 8, 9, 10
+_MOST_PATH, _HASH_BYTES = 7, 32  # hashes in a proof among 100
+_AGREE_LABEL, _COMPLAINT_LABEL = b"fedaipc agree", b"fedaipc complaint"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Dealt:
+    """What a member gets of one upload: the signed header, its own leaf with a proof, its blob."""
+
+    header: Header
+    signature: bytes
+    leaf: bytes
+    proof: tuple[bytes, ...]
+    blob: bytes
+
+    def write(self, writer: Writer) -> None:
+        writer.fixed(self.header.encode(), HEADER_BYTES).fixed(self.signature, SIGNATURE_BYTES)
+        writer.fixed(self.leaf, LEAF_BYTES).items(self.proof, _HASH_BYTES).string(self.blob)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Dealt:
+        return cls(
+            header=Header.decode(reader.fixed(HEADER_BYTES)),
+            signature=reader.fixed(SIGNATURE_BYTES),
+            leaf=reader.fixed(LEAF_BYTES),
+            proof=tuple(reader.items(_HASH_BYTES, _MOST_PATH)),
+            blob=reader.string(blob_bytes(MOST_IN_A_GROUP)),
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Proposal:
+    """The set of uploads that the coordinator wants to sum, as one member sees it."""
+
+    dealt: tuple[Dealt, ...]
+
+    def encode(self) -> bytes:
+        return self._write(Writer(PROPOSAL)).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Proposal:
+        """Raises EncodingError or SealingError."""
+        return parsed(content, PROPOSAL, cls._read)
+
+    def hash(self, terms: Terms) -> bytes:
+        """Of the set: the signed headers, which are the same for every member."""
+        return set_hash(terms.context, [d.header.encode() + d.signature for d in self.dealt])
+
+    def _write(self, writer: Writer) -> Writer:
+        writer.number(len(self.dealt), 4)
+        for one in self.dealt:
+            one.write(writer)
+        return writer
+
+    @classmethod
+    def _read(cls, reader: Reader) -> Proposal:
+        return cls(tuple(Dealt.read(reader) for _ in range(reader.count(MOST_IN_A_GROUP))))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A member's word that it will release shares for the set with this hash, and no other."""
+
+    member: bytes
+    set_hash: bytes
+    signature: bytes
+
+    def encode(self) -> bytes:
+        writer = Writer(AGREEMENT).fixed(self.member, KEY_BYTES)
+        return writer.fixed(self.set_hash, _HASH_BYTES).fixed(self.signature, 64).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Agreement:
+        """Raises EncodingError."""
+        return parsed(
+            content,
+            AGREEMENT,
+            lambda reader: cls(reader.fixed(KEY_BYTES), reader.fixed(32), reader.fixed(64)),
+        )
+
+    def check(self, terms: Terms) -> None:
+        """Raise SealingError unless a PC of the group signed it for this round."""
+        if self.member not in terms.participants:
+            raise SealingError("an agreement by a PC that takes no part")
+        verify(self.member, self.signature, _agreed(terms, self.set_hash), "an agreement")
+
+
+class Reason(IntEnum):
+    """What a member says that a dealer did wrong."""
+
+    SHARES = 1
+    LEDGER = 2
+
+    @property
+    def text(self) -> str:
+        if self is Reason.SHARES:
+            return "its sealed shares are none"
+        return "its ledger went back: an older copy was restored, or some of it is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """A member's word that a dealer's blob or head is none. Instead of an agreement."""
+
+    member: bytes
+    dealer: bytes
+    reason: Reason
+    signature: bytes
+
+    def encode(self) -> bytes:
+        writer = Writer(COMPLAINT).fixed(self.member, KEY_BYTES).fixed(self.dealer, KEY_BYTES)
+        return writer.number(self.reason, 1).fixed(self.signature, 64).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Complaint:
+        """Raises EncodingError."""
+
+        def read(reader: Reader) -> Complaint:
+            member, dealer = reader.fixed(KEY_BYTES), reader.fixed(KEY_BYTES)
+            reason = reader.number(1)
+            if reason not in set(Reason):
+                raise EncodingError("a complaint of something unknown")
+            return cls(member, dealer, Reason(reason), reader.fixed(64))
+
+        return parsed(content, COMPLAINT, read)
+
+    def check(self, terms: Terms) -> None:
+        """Raise SealingError unless a PC of the group signed it for this round."""
+        if not {self.member, self.dealer}.issubset(terms.participants):
+            raise SealingError("a complaint by or about a PC that takes no part")
+        verify(
+            self.member, self.signature, _complained(terms, self.dealer, self.reason), "a complaint"
+        )
+
+
+def read_answer(content: bytes) -> Agreement | Complaint:
+    """What a member says to a proposal. Raises EncodingError."""
+    kind = Complaint if content[:1] == bytes([COMPLAINT]) else Agreement
+    return kind.decode(content)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unmask:
+    """The agreed set once more, with the agreements of enough members."""
+
+    proposal: Proposal
+    agreements: tuple[Agreement, ...]
+
+    def encode(self) -> bytes:
+        writer = Writer(UNMASK).string(self.proposal.encode())
+        return writer.items([a.encode() for a in self.agreements], 130).done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Unmask:
+        """Raises EncodingError or SealingError."""
+
+        def read(reader: Reader) -> Unmask:
+            proposal = Proposal.decode(reader.view())
+            found = [Agreement.decode(a) for a in reader.items(130, MOST_IN_A_GROUP)]
+            return cls(proposal, tuple(found))
+
+        return parsed(content, UNMASK, read)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Released:
+    """A member's shares of one dealer's keys.
+
+    `own` is of its own key, `pairs` of those with PCs outside the set, ascending; `commitments` are
+    of all its pair keys, and left out where there are no `pairs`.
+    """
+
+    dealer: bytes
+    own: bytes
+    commitments: tuple[bytes, ...]
+    pairs: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Release:
+    """All shares that a member releases for the agreed set."""
+
+    member: bytes
+    released: tuple[Released, ...]
+
+    def encode(self) -> bytes:
+        writer = Writer(RELEASE).fixed(self.member, KEY_BYTES).number(len(self.released), 4)
+        for one in self.released:
+            writer.fixed(one.dealer, KEY_BYTES).fixed(one.own, SHARE_BYTES)
+            writer.items(one.commitments, CHECK_BYTES).items(one.pairs, SHARE_BYTES)
+        return writer.done()
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Release:
+        """Raises EncodingError."""
+
+        def read(reader: Reader) -> Release:
+            member, released = reader.fixed(KEY_BYTES), []
+            for _ in range(reader.count(MOST_IN_A_GROUP)):
+                dealer, own = reader.fixed(KEY_BYTES), reader.fixed(SHARE_BYTES)
+                values = tuple(reader.items(CHECK_BYTES, MOST_IN_A_GROUP))
+                pairs = tuple(reader.items(SHARE_BYTES, MOST_IN_A_GROUP))
+                released.append(Released(dealer, own, values, pairs))
+            return cls(member, tuple(released))
+
+        return parsed(content, RELEASE, read)
+
+
+def agree(
+    terms: Terms,
+    keys: Keys,
+    proposal: Proposal,
+    recorded: bytes | None,
+    heads: Mapping[bytes, Head],
+) -> Agreement | Complaint:
+    """A member's answer to a set; of an Agreement, `set_hash` must be durable before it leaves.
+
+    `heads` are the last ones of dealers' ledgers that this member saw; it complains of a ledger
+    that did not grow since (M31). Raises SealingError where the set is no set of this round (M18),
+    or another one is `recorded`.
+    """
+    digest = _checked(terms, proposal, recorded)
+    own = keys.identity.public
+    keys.opened.clear()
+    for one in proposal.dealt:
+        dealer, reason = one.header.dealer, Reason.LEDGER
+        seen, head = heads.get(dealer), one.header.head
+        # Where this set is recorded its heads may be those that were seen.
+        again = recorded is not None and head == seen
+        fine = seen is None or again or head.count > seen.count
+        if fine:
+            try:
+                keys.opened[_name(terms, one)] = _opened(terms, keys, one)
+            except SealingError:
+                fine, reason = False, Reason.SHARES
+        if not fine:
+            signature = keys.identity.sign(_complained(terms, dealer, reason))
+            return Complaint(own, dealer, reason, signature)
+    return Agreement(own, digest, keys.identity.sign(_agreed(terms, digest)))
+
+
+def release(
+    terms: Terms, keys: Keys, request: Unmask, recorded: bytes | None
+) -> tuple[bytes, Release]:
+    """The set's hash, which must be durable before the release leaves, and the release.
+
+    For a PC in the set its own key's share, for a pair of one in it and one outside the pair's
+    (M24). Raises SealingError: not enough agreements (M22), another set is `recorded` (M23, M25).
+    """
+    digest = _checked(terms, request.proposal, recorded)
+    signers = set()
+    for agreement in request.agreements:
+        if agreement.set_hash != digest:
+            raise SealingError("an agreement is on another set")
+        agreement.check(terms)
+        signers.add(agreement.member)
+    if len(signers) < terms.thresholds.shares:
+        raise SealingError(
+            f"{len(signers)} members agreed; it takes {terms.thresholds.shares} to open the sum"
+        )
+    inside = {one.header.dealer for one in request.proposal.dealt}
+    own, found = keys.identity.public, []
+    for one in request.proposal.dealt:
+        dealer = one.header.dealer
+        try:
+            shares = keys.opened.pop(_name(terms, one), None) or _opened(terms, keys, one)
+        except SealingError:
+            continue  # its complaint was not heard, or the blob was changed: nothing to release
+        others = enumerate(terms.neighbours(dealer), 1)
+        pairs = tuple(shares[place] for place, other in others if other not in inside)
+        values = commitments(terms.context, dealer, own, shares[1:]) if pairs else ()
+        found.append(Released(dealer, shares[0], tuple(values), pairs))
+    return digest, Release(own, tuple(found))
+
+
+def _checked(terms: Terms, proposal: Proposal, recorded: bytes | None) -> bytes:
+    """The hash of the set, if it is one of this round and no other was recorded (M18, M21)."""
+    dealers = [one.header.dealer for one in proposal.dealt]
+    if any(a >= b for a, b in pairwise(dealers)):
+        raise SealingError("a set is out of order or holds a PC twice")
+    if len(dealers) < terms.thresholds.least:
+        raise SealingError(f"a set of {len(dealers)} PCs; at least {terms.thresholds.least} hide")
+    for one in proposal.dealt:
+        if one.header.context != terms.context:
+            raise SealingError("a set holds an upload for another round")
+        terms.place(one.header.dealer)
+        verify(one.header.dealer, one.signature, one.header.signed_part(), "an upload of the set")
+    digest = proposal.hash(terms)
+    if recorded is not None and recorded != digest:
+        raise SealingError("another set was agreed on in this round; only that one is ever opened")
+    return digest
+
+
+def _opened(terms: Terms, keys: Keys, one: Dealt) -> list[bytes]:
+    place, count = terms.place(keys.identity.public), len(terms.participants)
+    tree.check(one.header.leaves_root, one.leaf, place, count, one.proof)
+    return open_shares(terms, keys, one.header, one.leaf, one.blob)
+
+
+def _name(terms: Terms, one: Dealt) -> bytes:
+    """Of a checked blob in `Keys.opened`: nothing else can have been opened under it."""
+    return terms.context + one.header.encode() + one.leaf + one.blob
+
+
+def _agreed(terms: Terms, digest: bytes) -> bytes:
+    return Writer().string(_AGREE_LABEL).fixed(terms.context, 32).fixed(digest, 32).done()
+
+
+def _complained(terms: Terms, dealer: bytes, reason: Reason) -> bytes:
+    writer = Writer().string(_COMPLAINT_LABEL).fixed(terms.context, 32).fixed(dealer, 32)
+    return writer.number(reason, 1).done()

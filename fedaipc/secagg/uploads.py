@@ -1,0 +1,273 @@
+"""What a PC uploads in a round: its masked vector, and shares of the keys of its masks.
+
+SPEC.md, section 5.1. The upload is one frame; its header is what the PC signs and what all agree
+on later. Sizes follow from the number of PCs and the dimension alone (M16).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fedaipc.errors import SealingError
+from fedaipc.secagg import tree
+from fedaipc.secagg.keys import (
+    KEY_BYTES,
+    SEAL_OVERHEAD,
+    SIGNATURE_BYTES,
+    ExchangeKey,
+    SigningKey,
+    derive,
+    seal,
+    verify,
+)
+from fedaipc.secagg.masks import add_masks
+from fedaipc.secagg.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.shares import SHARE_BYTES, is_share, split_all
+from fedaipc.secagg.terms import check_value, commitments
+from fedaipc.secagg.wire import Reader, Writer, parsed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from fedaipc.secagg.roster import Bundle
+    from fedaipc.secagg.terms import Terms
+
+UPLOAD = 5
+CHECK_BYTES = 16
+HEAD_BYTES = 8 + 32
+HEADER_BYTES = 5 * 32 + HEAD_BYTES
+LEAF_BYTES = 80
+_HASH_BYTES = 32
+_HEADER_LABEL, _PAIR_LABEL, _SHARES_LABEL = b"fedaipc header", b"fedaipc pair", b"fedaipc shares"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """A PC's secret keys of an epoch.
+
+    `opened` keeps what a member opened when it agreed until it releases.
+    """
+
+    identity: SigningKey
+    mask: ExchangeKey
+    share: ExchangeKey
+    opened: dict[bytes, list[bytes]] = field(default_factory=dict, repr=False, compare=False)
+
+    def check(self, bundles: Iterable[Bundle]) -> None:
+        """Raise SealingError where one holds a key with which nobody can share a secret."""
+        for bundle in bundles:
+            self.mask.agree(bundle.mask_key)
+            self.share.agree(bundle.share_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Of a PC's ledger when it dealt: how many lines it has, and the last one's hash (M31)."""
+
+    count: int
+    digest: bytes
+
+    def encode(self) -> bytes:
+        return self.count.to_bytes(8, "big") + self.digest
+
+    @classmethod
+    def decode(cls, content: bytes) -> Head:
+        """Of exactly 40 bytes."""
+        if len(content) != HEAD_BYTES:
+            raise SealingError("a ledger's head has the wrong length")
+        return cls(int.from_bytes(content[:8], "big"), content[8:])
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a PC answers for with its signature; 200 bytes."""
+
+    context: bytes
+    dealer: bytes
+    vector_hash: bytes
+    checks_hash: bytes
+    leaves_root: bytes
+    head: Head
+
+    def encode(self) -> bytes:
+        parts = (self.context, self.dealer, self.vector_hash, self.checks_hash, self.leaves_root)
+        return b"".join(parts) + self.head.encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> Header:
+        """Of exactly 200 bytes."""
+        if len(content) != HEADER_BYTES:
+            raise SealingError("a header has the wrong length")
+        context, dealer, vector, checks, root = (content[i : i + 32] for i in range(0, 160, 32))
+        return cls(context, dealer, vector, checks, root, Head.decode(content[160:]))
+
+    def signed_part(self) -> bytes:
+        """What the signature covers: a label and every field."""
+        return Writer().string(_HEADER_LABEL).fixed(self.encode(), HEADER_BYTES).done()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Upload:
+    """`checks`: of the own key, then each neighbour's; `leaves`: one for each member.
+
+    `blobs` holds one sealed message of equal length for each member, `vector` the packed words.
+    """
+
+    header: Header
+    signature: bytes
+    checks: tuple[bytes, ...]
+    leaves: tuple[bytes, ...]
+    blobs: bytes | memoryview
+    vector: bytes | memoryview
+
+    def encode(self) -> bytes:
+        """The vector comes last, so that what stands before it can be read alone."""
+        writer = Writer(UPLOAD).fixed(self.header.encode(), HEADER_BYTES)
+        writer.fixed(self.signature, SIGNATURE_BYTES)
+        writer.items(self.checks, CHECK_BYTES).items(self.leaves, LEAF_BYTES)
+        return writer.string(self.blobs).string(self.vector).done()
+
+    @staticmethod
+    def blobs_start(count: int) -> int:
+        """Where in a frame the blobs begin, among `count` PCs."""
+        return 2 + HEADER_BYTES + SIGNATURE_BYTES + 3 * 4 + count * (CHECK_BYTES + LEAF_BYTES)
+
+    @classmethod
+    def decode(cls, content: bytes | memoryview) -> Upload:
+        """Raises EncodingError or SealingError. Blobs and vector are views of `content`."""
+
+        def read(reader: Reader) -> Upload:
+            return cls(
+                header=Header.decode(reader.fixed(HEADER_BYTES)),
+                signature=reader.fixed(SIGNATURE_BYTES),
+                checks=tuple(reader.items(CHECK_BYTES, MOST_IN_A_GROUP)),
+                leaves=tuple(reader.items(LEAF_BYTES, MOST_IN_A_GROUP)),
+                blobs=reader.view(MOST_IN_A_GROUP * blob_bytes(MOST_IN_A_GROUP)),
+                vector=reader.view(),
+            )
+
+        return parsed(content, UPLOAD, read)
+
+    def check(self, terms: Terms) -> None:
+        """Raise SealingError unless it is a whole upload by its dealer for this round (M17)."""
+        header, count = self.header, len(terms.participants)
+        if header.context != terms.context:
+            raise SealingError("an upload is for another round")
+        terms.place(header.dealer)
+        verify(header.dealer, self.signature, header.signed_part(), "an upload")
+        size = blob_bytes(count)
+        if (
+            len(self.vector) != terms.size * terms.encoding.width
+            or len(self.checks) != count
+            or len(self.leaves) != count
+            or len(self.blobs) != count * size
+        ):
+            raise SealingError("an upload has other sizes than the round asks for")
+        if (
+            hashlib.sha256(self.vector).digest() != header.vector_hash
+            or list_hash(self.checks) != header.checks_hash
+            or tree.root(self.leaves) != header.leaves_root
+            or any(
+                hashlib.sha256(self.blobs[place * size : (place + 1) * size]).digest()
+                != leaf[:_HASH_BYTES]
+                for place, leaf in enumerate(self.leaves)
+            )
+        ):
+            raise SealingError("an upload is not the one that its dealer signed")
+
+
+def blob_bytes(count: int) -> int:
+    """Of one sealed message among `count` PCs: a share of each of the dealer's keys."""
+    return count * SHARE_BYTES + SEAL_OVERHEAD
+
+
+def pair_key(terms: Terms, keys: Keys, other: bytes) -> bytes:
+    """The 32 bytes that this PC and `other`, an identity, alone can compute."""
+    shared = keys.mask.agree(terms.bundle(other).mask_key)
+    low, high = sorted((keys.identity.public, other))
+    return derive(shared, terms.context, _PAIR_LABEL + low + high)
+
+
+def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: Head) -> Upload:
+    """Mask `words`, the encoded update of shape (size,), in place, and deal shares of the keys.
+
+    `head` is the ledger's after this round's charge. The caller has checked `terms` and made the
+    round's record durable (M14). Every call draws a fresh own key (M15). Raises SealingError where
+    another PC's key is none.
+    """
+    own = keys.identity.public
+    neighbours = terms.neighbours(own)
+    own_key = secrets.token_bytes(KEY_BYTES)
+    pairs = [pair_key(terms, keys, other) for other in neighbours]
+    signed = list(zip(neighbours, pairs, strict=True))
+    add_masks(
+        words,
+        [own_key, *(key for other, key in signed if own < other)],
+        [key for other, key in signed if own > other],
+    )
+    vector = terms.encoding.pack(words)
+    dealt = (own_key, *pairs)
+    lines = split_all(dealt, terms.thresholds.shares, len(terms.bundles))
+    blobs, leaves = [], []
+    for bundle, shares in zip(terms.bundles, lines, strict=True):
+        blob = seal(b"".join(shares), bundle.share_key, _blob_info(terms, own, bundle.identity))
+        blobs.append(blob)
+        leaves.append(_leaf(terms, own, bundle.identity, blob, shares))
+    checks = [check_value(terms.context, key) for key in dealt]
+    header = Header(
+        context=terms.context,
+        dealer=own,
+        vector_hash=hashlib.sha256(vector).digest(),
+        checks_hash=list_hash(checks),
+        leaves_root=tree.root(leaves),
+        head=head,
+    )
+    return Upload(
+        header=header,
+        signature=keys.identity.sign(header.signed_part()),
+        checks=tuple(checks),
+        leaves=tuple(leaves),
+        blobs=b"".join(blobs),
+        vector=vector,
+    )
+
+
+def open_shares(terms: Terms, keys: Keys, header: Header, entry: bytes, blob: bytes) -> list[bytes]:
+    """The shares in a blob for this member: of the dealer's own key, then of each neighbour's.
+
+    Raises SealingError where it does not open or is not what the dealer's leaf `entry` says (M19).
+    """
+    dealer, own = header.dealer, keys.identity.public
+    if len(blob) != blob_bytes(len(terms.participants)):
+        raise SealingError("a blob has the wrong length")
+    content = keys.share.open(blob, _blob_info(terms, dealer, own))
+    shares = [content[i : i + SHARE_BYTES] for i in range(0, len(content), SHARE_BYTES)]
+    if _leaf(terms, dealer, own, blob, shares) != entry or not all(map(is_share, shares)):
+        raise SealingError("a blob does not hold the shares that its dealer signed")
+    return shares
+
+
+def _leaf(
+    terms: Terms, dealer: bytes, member: bytes, blob: bytes, shares: Sequence[bytes]
+) -> bytes:
+    """80 bytes for one member: hash of its blob, commitment of the own key's share, pairs' hash.
+
+    So that a share of the own key, which is asked for nearly always, stands alone.
+    """
+    own, *pairs = commitments(terms.context, dealer, member, shares)
+    return hashlib.sha256(blob).digest() + own + list_hash(pairs)
+
+
+def list_hash(values: Sequence[bytes]) -> bytes:
+    """Of a list whose length and widths both sides know."""
+    return hashlib.sha256(b"".join(values)).digest()
+
+
+def _blob_info(terms: Terms, dealer: bytes, member: bytes) -> bytes:
+    """What a blob is sealed for."""
+    return _SHARES_LABEL + terms.context + dealer + member

@@ -1,0 +1,172 @@
+"""Signed jobs: by the admission key, for the members there are, measured on public texts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fedaipc.config import settings_from, to_toml
+from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, SealingError
+from fedaipc.federation.federation import Federation
+from fedaipc.federation.jobs import hand_out_base, sign_job
+from fedaipc.model.base import base_hash, weights_bytes
+from fedaipc.model.classifier import Classifier
+from fedaipc.privacy.accountant import epsilon_rdp
+from fedaipc.protocol.enrollment import Request
+from fedaipc.protocol.job_folder import FILES, read_facts, read_job
+from fedaipc.secagg.keys import SigningKey
+from tests.federation.parts import node_key
+from tests.model.tiny import shared_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedaipc.config import Settings
+    from tests.conftest import Ran
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    made = Federation.create(tmp_path / "acme", "fleet.example:8443", ["fleet.example"])
+    for number, size in ((1, 64), (2, 256), (3, 128)):
+        made.admit(
+            [
+                Request(
+                    federation=made.facts.federation,
+                    issuer=SigningKey(bytes([number]) * 32).public.hex(),
+                    not_after=int(time.time()) + 1000,
+                    name=f"pc-{number}",
+                    node_key=node_key(number),
+                    size_class=size,
+                )
+            ]
+        )
+    return made
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    for name in ("validation", "test"):
+        rows = [f"{name} w{n},{('no', 'yes')[n % 2]}" for n in range(12)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(rows))
+    return settings_from(
+        {
+            "model": {"base": str(shared_folder("bert")), "method": "head", "max_length": 16},
+            "privacy": {"epsilon": 8.0},
+            "federation": {"pcs": 20, "rounds": 3},
+            "data": {
+                "validation": str(tmp_path / "validation.csv"), "test": str(tmp_path / "test.csv"),
+            },
+        }
+    )  # fmt: skip
+
+
+def test_a_job_is_for_the_members_there_are_and_can_be_read_with_their_list(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    job = sign_job(federation, settings, tmp_path / "first")
+    assert (job.cohort, job.smallest_class, job.largest_class) == (3, 64, 256)
+    folder = tmp_path / "first"
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    (folder / "roster.bin").write_bytes((federation.folder / "server" / "roster.bin").read_bytes())
+    signed, roster = read_job(folder)
+    assert signed.job == job
+    assert len(roster.members) == 3
+    facts = read_facts(folder)
+    assert facts["train"] is facts["train_fit"] is None  # nobody here has what PCs train on
+    assert facts["validation_fit"] == {"unknown_tokens": 0.5, "cut_texts": 0.0}
+
+
+def test_signing_says_what_a_job_costs_at_worst(
+    tmp_path: Path, federation: Federation, settings: Settings, fedaipc: Callable[..., Ran]
+) -> None:
+    (tmp_path / "job.toml").write_text(to_toml(settings))
+    ran = fedaipc("job", "sign", "job.toml", "--federation", "acme", "--out", "first")
+    assert ran.code == 0, ran.err
+    (tmp_path / "first/roster.bin").write_bytes((tmp_path / "acme/server/roster.bin").read_bytes())
+    job = read_job(tmp_path / "first")[0].job
+    assert job.most_attempts == 3 + settings.federation.spare_attempts
+    worst = epsilon_rdp([job.plan.mechanism(job.most_attempts)], job.delta)
+    assert worst > epsilon_rdp([job.plan.mechanism(job.rounds)], job.delta)
+    assert (
+        f"at worst, if all {job.most_attempts} attempts that it allows are charged: epsilon "
+        f"{worst:.2f}; owners whose policy.most_epsilon is lower refuse it"
+    ) in " ".join(ran.out.split())
+
+
+def test_a_changed_job_is_refused(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    sign_job(federation, settings, tmp_path / "first")
+    folder = tmp_path / "first"
+    (folder / "roster.bin").write_bytes((federation.folder / "server" / "roster.bin").read_bytes())
+    text = (folder / "job.json").read_text()
+    (folder / "job.json").write_text(text.replace('"rounds": 3', '"rounds": 4'))
+    with pytest.raises(SealingError, match="the job: the signature is wrong"):
+        read_job(folder)
+
+
+def test_a_job_of_another_federation_is_refused(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    sign_job(federation, settings, tmp_path / "first")
+    other = Federation.create(tmp_path / "other", "o:1", ["o"])
+    roster = (other.folder / "server" / "roster.bin").read_bytes()
+    (tmp_path / "first" / "roster.bin").write_bytes(roster)
+    with pytest.raises((SealingError, OutputError)):
+        read_job(tmp_path / "first")
+
+
+def test_every_job_is_another_run(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    first = sign_job(federation, settings, tmp_path / "first")
+    assert first.run != sign_job(federation, settings, tmp_path / "second").run
+    with pytest.raises(AdmissionError, match="already"):
+        sign_job(federation, settings, tmp_path / "first")
+
+
+def test_nothing_is_left_of_a_job_that_cannot_be_signed(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    data = settings.data.model_copy(update={"test": None})
+    with pytest.raises(DataError, match=r"data\.test is not given: a real federation"):
+        sign_job(federation, settings.model_copy(update={"data": data}), tmp_path / "first")
+    federation.revoke("pc-1")
+    with pytest.raises(ConfigError, match="ask more PCs"):
+        sign_job(federation, settings, tmp_path / "first")
+    for name in ("pc-2", "pc-3"):
+        federation.revoke(name)
+    with pytest.raises(AdmissionError, match="no members yet"):
+        sign_job(federation, settings, tmp_path / "first")
+    assert not (tmp_path / "first").exists()
+    assert not list(tmp_path.glob(".first*"))
+
+
+def test_a_base_is_handed_out_as_the_job_has_it(tmp_path: Path, settings: Settings) -> None:
+    hand_out_base(settings, tmp_path / "base")
+    base = settings.model.base
+    assert base_hash(str(tmp_path / "base"), None) == base_hash(base, None)
+    assert weights_bytes(str(tmp_path / "base")) == weights_bytes(base) > 0
+    with pytest.raises(AdmissionError, match="already"):
+        hand_out_base(settings, tmp_path / "base")
+
+
+def test_a_warmed_up_base_is_handed_out_and_is_what_the_job_trains(
+    tmp_path: Path, federation: Federation, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDAIPC_CACHE", str(tmp_path / "cache"))
+    rows = [f"public w{n},{('no', 'yes')[n % 2]}" for n in range(20)]
+    (tmp_path / "public.csv").write_text("text,label\n" + "\n".join(rows))
+    warm_up = settings.warm_up.model_copy(
+        update={"source": str(tmp_path / "public.csv"), "passes": 1}
+    )
+    settings = settings.model_copy(update={"warm_up": warm_up})
+    hand_out_base(settings, tmp_path / "base")
+    job = sign_job(federation, settings, tmp_path / "first")
+    assert base_hash(str(tmp_path / "base"), None) == base_hash(job.model.base, None)
+    model = job.model.model_copy(update={"base": str(tmp_path / "base")})
+    assert Classifier(model, job.labels).layout.hash == job.layout_hash
