@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from fedaipc import secagg
+
 TESTS = Path(__file__).parents[1]
 SPEC = Path(secagg.__file__).with_name("SPEC.md").read_text(encoding="utf-8")
 DEFINED = re.compile(r"\*\*M(\d+)\*\*")
