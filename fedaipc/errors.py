@@ -9,8 +9,8 @@
     │   ├── BudgetExhausted  the PC's lifetime budget does not cover the next charge
     │   ├── LedgerError      the ledger is damaged, locked, out of order or cannot be written
     │   └── CertificateError a certificate cannot be issued or read, or does not hold
-    ├── SealingError      a sealed message, key, share or signature is not what it should be
-    │   └── BadDealer     one PC's shares do not give the key that it used
+    ├── SecAggError      a sealed message, key, share or signature is not what it should be
+    │   └── BadUploader     one PC's shares do not give the key that it used
     ├── EncodingError     an update has the wrong size, is not finite or does not fit the ring
     ├── RoundError        a run cannot go on: nobody can take part, a checkpoint does not match
     │   └── RunOver       and waiting will not help: every PC refuses, no attempt is left
@@ -87,7 +87,7 @@ class OutputError(FedaipcError):
     exit_code = 12
 
 
-class SealingError(FedaipcError):
+class SecAggError(FedaipcError):
     exit_code = 13
 
 
@@ -95,12 +95,14 @@ class AdmissionError(FedaipcError):
     exit_code = 14
 
 
-class BadDealer(SealingError):  # noqa: N818 - it names who is at fault
-    """`dealer` is the PC's identity."""
+class BadUploader(SecAggError):  # noqa: N818 - it names who is at fault
+    """`uploader` is the PC's identity."""
 
-    def __init__(self, dealer: bytes) -> None:
-        super().__init__(f"PC {dealer.hex()[:16]} dealt shares of another key than it used")
-        self.dealer = dealer
+    def __init__(self, uploader: bytes) -> None:
+        super().__init__(
+            f"PC {uploader.hex()[:16]} uploaded shares of another key than the one it used"
+        )
+        self.uploader = uploader
 
 
 def check_clock() -> str:

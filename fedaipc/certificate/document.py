@@ -184,7 +184,7 @@ class Certificate(Section):
         return self.model_copy(update={"signature": signature})
 
     def check_signature(self) -> None:
-        """Raises SealingError."""
+        """Raises SecAggError."""
         signer, signature = bytes.fromhex(self.signer), bytes.fromhex(self.signature)
         verify(signer, signature, self.signed_part(), "the certificate")
 

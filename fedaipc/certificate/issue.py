@@ -26,7 +26,7 @@ from fedaipc.certificate.document import (
     Step,
 )
 from fedaipc.client.client import LEDGER_FILE, OWNER_FILE
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.config import load_owner
 from fedaipc.errors import CertificateError
 from fedaipc.privacy.accountant import (
@@ -54,7 +54,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
     """Of the run in `folder`, signed by the admission key that signed its job.
 
     Raises CertificateError where the run has not ended or another key signed its job, OutputError
-    or SealingError where the folder cannot be read.
+    or SecAggError where the folder cannot be read.
     """
     results, (signed, _) = Results.load(folder), read_job(folder)
     if results.unfinished:
@@ -100,9 +100,9 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
 def pc_certificate(folder: Path) -> Certificate:
     """Of the life of the PC in `folder`, signed by its identity.
 
-    Raises LedgerError or SealingError where ledger or keys cannot be read.
+    Raises LedgerError or SecAggError where ledger or keys cannot be read.
     """
-    identity = Vault(folder).identity
+    identity = KeyStore(folder).identity
     ledger = Ledger(folder / LEDGER_FILE, identity)
     reasons = {
         "a round without clip and noise": any(c.mechanism is None for c in ledger.charges),

@@ -48,13 +48,13 @@ def issue(
     from fedaipc.certificate.issue import pc_certificate, run_certificate
     from fedaipc.certificate.page import certificate_page
     from fedaipc.client.client import LEDGER_FILE
-    from fedaipc.client.key_store import Vault
+    from fedaipc.client.key_store import KeyStore
     from fedaipc.results import write_file
 
     if not folder.is_dir():
         raise CertificateError(f"{folder}: no such folder")
     if (folder / LEDGER_FILE).is_file():
-        key = Vault(folder).identity
+        key = KeyStore(folder).identity
         made = pc_certificate(folder)
     else:
         key = _admission_key(folder, federation)

@@ -38,7 +38,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     log_to_stderr("%(asctime)s %(message)s", "%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from fedaipc.client.availability import Work
-    from fedaipc.client.client import OWNER_FILE, Pc
+    from fedaipc.client.client import OWNER_FILE, Client
     from fedaipc.client.client_app import app as client_app
     from fedaipc.client.enrollment import AUTHORITY_FILE, NODE_KEY_FILE
     from fedaipc.config import load_owner
@@ -51,7 +51,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     owner = load_owner(folder / OWNER_FILE)
     if owner.server is None:
         raise AdmissionError(f"{folder / OWNER_FILE}: names no server; enrol this PC anew")
-    pc = Pc(folder)  # its keys can be read
+    pc = Client(folder)  # its keys can be read
     node = FleetNode(
         owner.server,
         bounds.read_bytes(folder / AUTHORITY_FILE, bounds.MOST_KEY),
@@ -61,8 +61,8 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
         # Weights may be stored by half, and adapters come with large ranks.
         largest=4 * weights_bytes(owner.base) + _BESIDE_MODEL,
         answer_slot=owner.work.answer_slot,
-        may_work=Work(owner.work, lambda: local_path(Pc(folder).source)),
-        each_hour=pc.vault.expire,  # keys go when their time is over, asked or not
+        may_work=Work(owner.work, lambda: local_path(Client(folder).source)),
+        each_hour=pc.key_store.expire,  # keys go when their time is over, asked or not
     )
 
     def announce() -> None:

@@ -1,7 +1,7 @@
 """A PC's side of a round but for the training: its keys, and its word as a member of its group.
 
-A `Pc` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `sealing/`, `pc.log`, a
-cache. Nothing here loads torch, so that a PC that is only asked for its word answers at once.
+A `Client` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `sealing/`, `pc.log`,
+a cache. Nothing here loads torch, so that a PC that is only asked for its word answers at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.config import load_owner
 from fedaipc.errors import AdmissionError
 from fedaipc.files import stamp
@@ -38,14 +38,14 @@ class SimulatedDropOut(Exception):  # noqa: N818 - an event that a test asked fo
     """The PC vanishes here: whoever drives it must not let a reply leave."""
 
 
-class Pc:
-    """One PC, opened from its folder. Raises ConfigError or SealingError."""
+class Client:
+    """One PC, opened from its folder. Raises ConfigError or SecAggError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = folder / OWNER_FILE
         self.owner = _owner(path, stamp(path) if path.is_file() else None)
-        self.vault = Vault(folder)
+        self.key_store = KeyStore(folder)
 
     @property
     def source(self) -> str:
@@ -54,38 +54,38 @@ class Pc:
         return str(self.folder / source) if source.startswith("./") else source
 
     def setup(self, request: SetupRequest) -> Description:
-        """Public name and keys for an epoch. Raises SealingError."""
+        """Public name and keys for an epoch. Raises SecAggError."""
         self.vanish("setup", request.epoch)
-        self.vault.pin(request.roster, bytes.fromhex(self.owner.admission))
-        bundle = self.vault.bundle(request.run, request.epoch, self.owner.size_class)
+        self.key_store.pin(request.roster, bytes.fromhex(self.owner.admission))
+        bundle = self.key_store.bundle(request.run, request.epoch, self.owner.size_class)
         return Description(self.owner.name, bundle.encode())
 
     def agree(self, request: MemberRequest) -> bytes:
         """An agreement or a complaint, as a frame; the set is on the disk before it leaves (M21).
 
-        Raises SealingError or EncodingError where the proposal breaks the round's rules.
+        Raises SecAggError or EncodingError where the proposal breaks the round's rules.
         """
         self.vanish("agree", request.attempt)
-        terms = self.vault.terms(request.run, request.attempt)
-        with self.vault.agreement(terms) as agreed:
+        terms = self.key_store.terms(request.run, request.attempt)
+        with self.key_store.agreement(terms) as agreed:
             proposal = Proposal.decode(request.frame)
-            keys = self.vault.keys(terms)
+            keys = self.key_store.keys(terms)
             answer = agree(terms, keys, proposal, agreed.set_hash, agreed.heads)
             if isinstance(answer, Agreement):
-                headers = [dealt.header for dealt in proposal.dealt]
-                agreed.bind(answer.set_hash, {h.dealer: h.head for h in headers})
+                headers = [dealt.header for dealt in proposal.uploads]
+                agreed.bind(answer.set_hash, {h.uploader: h.head for h in headers})
         return answer.encode()
 
     def unmask(self, request: MemberRequest) -> bytes:
         """Shares for the agreed set, as a frame; the set is on the disk before they leave (M23).
 
-        Raises SealingError or EncodingError.
+        Raises SecAggError or EncodingError.
         """
         self.vanish("unmask", request.attempt)
-        terms = self.vault.terms(request.run, request.attempt)
-        with self.vault.agreement(terms) as agreed:
+        terms = self.key_store.terms(request.run, request.attempt)
+        with self.key_store.agreement(terms) as agreed:
             unmask = Unmask.decode(request.frame)
-            set_hash, released = release(terms, self.vault.keys(terms), unmask, agreed.set_hash)
+            set_hash, released = release(terms, self.key_store.keys(terms), unmask, agreed.set_hash)
             agreed.bind(set_hash)
         return released.encode()
 

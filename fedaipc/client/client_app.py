@@ -17,7 +17,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedaipc.client import disclosure_log
-from fedaipc.client.client import LEDGER_FILE, Pc, SimulatedDropOut
+from fedaipc.client.client import LEDGER_FILE, Client, SimulatedDropOut
 from fedaipc.errors import (
     BudgetExhausted,
     EncodingError,
@@ -26,7 +26,7 @@ from fedaipc.errors import (
     ModelError,
     PrivacyError,
     RoundError,
-    SealingError,
+    SecAggError,
 )
 from fedaipc.protocol.messages import (
     EXHAUSTED,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 PC_FAILED = 100  # the one code for whatever goes wrong: which error it was may depend on data
 
-_PUBLIC = (PrivacyError, SealingError, EncodingError, RoundError, ModelError)  # none tells of data
+_PUBLIC = (PrivacyError, SecAggError, EncodingError, RoundError, ModelError)  # none tells of data
 _HOUR = 3600.0
 _MOST_REMEMBERED = 1000
 _free_answers: deque[float] = deque(maxlen=2000)  # when they left, in this process
@@ -91,29 +91,29 @@ def unmask(message: Message, context: Context) -> Message:
     return _reply("unmask", message, context, lambda pc: _member(pc, message, unmask=True))
 
 
-def _setup(pc: Pc, message: Message) -> RecordDict:
+def _setup(pc: Client, message: Message) -> RecordDict:
     request = SetupRequest.decode(message.content)
     with _told(pc):
         return pc.setup(request).encode()
 
 
-def _member(pc: Pc, message: Message, *, unmask: bool) -> RecordDict:
+def _member(pc: Client, message: Message, *, unmask: bool) -> RecordDict:
     with _told(pc):
         request = MemberRequest.decode(message.content)
         return encode_answer(pc.unmask(request) if unmask else pc.agree(request))
 
 
 @contextmanager
-def _told(pc: Pc) -> Iterator[None]:
+def _told(pc: Client) -> Iterator[None]:
     """Log why a stage that sees no data went wrong."""
     try:
         yield
-    except (SealingError, EncodingError, RoundError) as error:
+    except (SecAggError, EncodingError, RoundError) as error:
         _log.warning("%s does not answer: %s", pc.owner.name, error)
         raise
 
 
-def _ready(pc: Pc, message: Message) -> RecordDict:
+def _ready(pc: Client, message: Message) -> RecordDict:
     from fedaipc.client.trainer import Trainer  # loads torch; the stages after training need none
 
     trainer = Trainer(pc, RoundRequest.decode(message.content))
@@ -124,7 +124,7 @@ def _ready(pc: Pc, message: Message) -> RecordDict:
     return Readiness(None, trainer.charged).encode()
 
 
-def _mask(pc: Pc, message: Message) -> RecordDict:
+def _mask(pc: Client, message: Message) -> RecordDict:
     request = MaskRequest.decode(message.content)
     from fedaipc.client.trainer import Trainer
 
@@ -136,7 +136,7 @@ def _mask(pc: Pc, message: Message) -> RecordDict:
     return encode_update(trainer.train(admitted))
 
 
-def _refusal(pc: Pc, error: FedaipcError) -> str:
+def _refusal(pc: Client, error: FedaipcError) -> str:
     """The word that the coordinator hears; the sentence stays in this PC's log.
 
     What is refused for good is not asked again, so that it costs the others nothing.
@@ -145,14 +145,12 @@ def _refusal(pc: Pc, error: FedaipcError) -> str:
         _log.warning("%s: %s", pc.owner.name, error)
         return EXHAUSTED
     _log.warning("%s does not take part: %s", pc.owner.name, error)
-    passes = (
-        LedgerError | SealingError | EncodingError
-    )  # a lock, a full disk, keys of another epoch
+    passes = LedgerError | SecAggError | EncodingError  # a lock, a full disk, keys of another epoch
     return UNABLE if isinstance(error, passes) else REFUSED
 
 
 def _reply(
-    stage: str, message: Message, context: Context, answer: Callable[[Pc], RecordDict]
+    stage: str, message: Message, context: Context, answer: Callable[[Client], RecordDict]
 ) -> Message:
     """The answer, or one fixed code: Flower would send an exception's text to the server.
 
@@ -172,7 +170,7 @@ def _reply(
     return Message(Error(code=PC_FAILED, reason=""), reply_to=message)
 
 
-def _note(pc: Pc, stage: str, message: Message, records: RecordDict) -> None:
+def _note(pc: Client, stage: str, message: Message, records: RecordDict) -> None:
     epsilon = None
     if stage == "mask":
         from fedaipc.privacy.ledger import Ledger  # loads accountants; other stages need none
@@ -201,12 +199,12 @@ def _count_free() -> None:
     _free_answers.append(now)
 
 
-def _pc(context: Context) -> Pc:
+def _pc(context: Context) -> Client:
     own = context.node_config.get("pc-folder")
     if own is not None:
-        return Pc(Path(str(own)))
+        return Client(Path(str(own)))
     number = int(str(context.node_config["partition-id"]))
-    return Pc(pc_folder(Path(str(context.run_config["pc-state"])), number))
+    return Client(pc_folder(Path(str(context.run_config["pc-state"])), number))
 
 
 def pc_folder(state: Path, number: int) -> Path:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FILE = "sent.jsonl"
 
 
-class Sent(Section):
+class Disclosure(Section):
     """One answer. `number` is the round's attempt or key epoch; `epsilon` of the life so far."""
 
     time: str
@@ -48,7 +48,7 @@ def note(
     for part in content:
         digest.update(part)
         size += len(part)
-    line = Sent(
+    line = Disclosure(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         kind=kind,
         run=run,
@@ -63,7 +63,7 @@ def note(
     append_durable(path, line.model_dump_json().encode() + b"\n")
 
 
-def read(folder: Path) -> list[Sent]:
+def read(folder: Path) -> list[Disclosure]:
     """All lines; half a last one, which a crash left, is passed over. Raises OutputError."""
     path = folder / FILE
     try:
@@ -75,7 +75,7 @@ def read(folder: Path) -> list[Sent]:
     found = []
     for number, line in enumerate(lines):
         try:
-            found.append(Sent.from_json(line))
+            found.append(Disclosure.from_json(line))
         except ValueError:
             if number < len(lines) - 1:
                 raise OutputError(f"{path}, line {number + 1}: damaged") from None

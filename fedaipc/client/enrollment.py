@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedaipc import bounds
 from fedaipc.client.client import LEDGER_FILE, OWNER_FILE, serving
 from fedaipc.client.key_store import FOLDER as KEYS_FOLDER
-from fedaipc.client.key_store import HEAD_FILE, SUCCESSOR_FILE, Vault, has_keys, owner_of
+from fedaipc.client.key_store import HEAD_FILE, SUCCESSOR_FILE, KeyStore, has_keys, owner_of
 from fedaipc.config import Policy, load_owner, owner_from, text_source, to_toml
 from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
-from fedaipc.errors import AdmissionError, DataError, SealingError
+from fedaipc.errors import AdmissionError, DataError, SecAggError
 from fedaipc.files import expanded, write_atomic, write_private, write_text
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import check_delta, size_class, usual_order
@@ -186,7 +186,7 @@ def _leave(folder: Path) -> None:
     path = folder / SUCCESSOR_FILE
     try:
         if has_keys(folder):  # else a leave was cut off below
-            identity = Vault(folder).identity
+            identity = KeyStore(folder).identity
             # One that is there is of a leave that was cut off; or of an enrolment, and in use.
             if not path.is_file() or bounds.read_bytes(path, bounds.MOST_KEY) == identity.secret():
                 write_atomic(path, SigningKey().secret(), private=True)
@@ -247,7 +247,7 @@ def move_in(file: Path, folder: Path) -> None:
             (made / KEYS_FOLDER).mkdir(parents=True, mode=0o700)
             for name, content in _contents(file):
                 write_atomic(made / name, content, private=True)
-            Ledger(made / LEDGER_FILE, Vault(made).identity), load_owner(made / OWNER_FILE)
+            Ledger(made / LEDGER_FILE, KeyStore(made).identity), load_owner(made / OWNER_FILE)
             with suppress(OSError):
                 folder.rmdir()
             made.chmod(0o700)
@@ -317,7 +317,7 @@ def _kept_budget(folder: Path, invite: Invite, wanted: float | None) -> float:
 def _successor(folder: Path) -> SigningKey:
     """The key that a PC left here for its next enrolment. Raises AdmissionError."""
     key = None
-    with suppress(SealingError):
+    with suppress(SecAggError):
         key = owner_of(folder)
     if key is None:
         raise AdmissionError(
@@ -343,7 +343,7 @@ def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -
     order = invite.order  # chosen for the advised budget; another one may have nothing at it
     if lifetime != invite.lifetime_epsilon:
         order = usual_order(lifetime, invite.delta)
-    identity = Vault(folder).identity
+    identity = KeyStore(folder).identity
     Ledger.create(
         folder / LEDGER_FILE, identity, lifetime_epsilon=lifetime, delta=invite.delta, order=order
     )
@@ -351,7 +351,7 @@ def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -
 
 
 def _keys(folder: Path, identity: SigningKey | None = None) -> None:
-    Vault.create(folder, identity)
+    KeyStore.create(folder, identity)
     key = ec.generate_private_key(ec.SECP384R1())  # as Flower's node authentication wants
     write_atomic(
         folder / NODE_KEY_FILE,
@@ -371,7 +371,7 @@ def _facts(folder: Path, owner: OwnerSettings, invite: Invite) -> None:
 
 
 def _enrolled(folder: Path, reading: Reading) -> Enrolled:
-    owner, vault = load_owner(folder / OWNER_FILE), Vault(folder)
+    owner, key_store = load_owner(folder / OWNER_FILE), KeyStore(folder)
     key = serialization.load_pem_private_key(
         bounds.read_bytes(folder / NODE_KEY_FILE, bounds.MOST_KEY), password=None
     )
@@ -380,7 +380,7 @@ def _enrolled(folder: Path, reading: Reading) -> Enrolled:
     )
     request = Request(
         federation=bounds.read_text(folder / FEDERATION_FILE, bounds.MOST_KEY).strip(),
-        issuer=vault.identity.public.hex(),
+        issuer=key_store.identity.public.hex(),
         not_after=int(time.time()) + _REQUEST_SECONDS,
         name=owner.name,
         node_key=public.decode(),
@@ -389,4 +389,4 @@ def _enrolled(folder: Path, reading: Reading) -> Enrolled:
     from fedaipc.model.fit import fit_of_base  # brings transformers
 
     fit, ledger = fit_of_base(owner.base, reading.records.texts), Ledger(folder / LEDGER_FILE)
-    return Enrolled(request, request.write(vault.identity), reading, fit, ledger)
+    return Enrolled(request, request.write(key_store.identity), reading, fit, ledger)

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from filelock import FileLock, Timeout
 
 from fedaipc import strict_json
-from fedaipc.errors import FedaipcError, RoundError, SealingError
+from fedaipc.errors import FedaipcError, RoundError, SecAggError
 from fedaipc.files import Stamp, stamp, write_atomic, write_private
 from fedaipc.secagg.keys import KEY_BYTES, ExchangeKey, SigningKey
 from fedaipc.secagg.roster import KEY_SECONDS, Bundle, Roster, read_roster
 from fedaipc.secagg.terms import Terms
-from fedaipc.secagg.uploads import Head, Keys
+from fedaipc.secagg.uploads import Keys, LedgerHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,15 +41,15 @@ _LOCK_SECONDS = 30.0
 _T = TypeVar("_T")
 
 
-class Vault:
-    """Of the PC whose files lie in `folder`. Raises SealingError where they are missing."""
+class KeyStore:
+    """Of the PC whose files lie in `folder`. Raises SecAggError where they are missing."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
         self.identity = _kept(self._folder / "identity.key", _identity)
 
     @classmethod
-    def create(cls, folder: Path, identity: SigningKey | None = None) -> Vault:
+    def create(cls, folder: Path, identity: SigningKey | None = None) -> KeyStore:
         """With `identity`, or a new one, if there is none yet. Raises OSError."""
         path = folder / FOLDER / "identity.key"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,16 +59,16 @@ class Vault:
         return cls(folder)
 
     def roster(self, admission: bytes) -> Roster:
-        """The one that `pin` took last. Raises SealingError where none of `admission` is there."""
+        """The one that `pin` took last. Raises SecAggError where none of `admission` is there."""
         signer, roster = _kept(self._folder / "roster", read_roster)
         if signer != admission:
-            raise SealingError("the list of members is not of this PC's admission key")
+            raise SecAggError("the list of members is not of this PC's admission key")
         return roster
 
     def pin(self, content: bytes, admission: bytes) -> Roster:
         """Take a list of members as the newest one; durable.
 
-        Raises SealingError: not signed by `admission` (M5), older than the last one, another one
+        Raises SecAggError: not signed by `admission` (M5), older than the last one, another one
         of its version, of another federation by the same key (M6), this PC is not in it (M7).
         """
         path = self._folder / "roster"
@@ -76,21 +76,21 @@ class Vault:
             signer, last = _kept(path, read_roster) if path.is_file() else (b"", None)
             roster = Roster.decode(content, admission)
             if self.identity.public not in roster.members:
-                raise SealingError("this PC is not on the list of members")
+                raise SecAggError("this PC is not on the list of members")
             if last is not None and signer == admission:
                 if roster == last:
                     return roster
                 if roster.federation != last.federation:
-                    raise SealingError("the list of members is of another federation")
+                    raise SecAggError("the list of members is of another federation")
                 if roster.version <= last.version:
-                    raise SealingError("the list of members is older than one that was shown")
+                    raise SecAggError("the list of members is older than one that was shown")
             write_atomic(path, admission + content, private=True)
         return roster
 
     def bundle(self, run: str, epoch: int, size_class: int) -> Bundle:
         """The public keys for an epoch: made anew, or those that were made for it before.
 
-        New ones replace the old (M10). Raises SealingError where the epoch is not newer than the
+        New ones replace the old (M10). Raises SecAggError where the epoch is not newer than the
         last one of this run, and its keys were made for something else.
         """
         path, now = self._folder / "epoch.json", time.time()
@@ -100,11 +100,11 @@ class Vault:
             if path.is_file():
                 last = _kept(path, _epoch).bundle
                 if last.run == run and last.epoch > epoch:
-                    raise SealingError("the key epoch is older than the last one of this run")
+                    raise SecAggError("the key epoch is older than the last one of this run")
                 if (last.run, last.epoch) == (run, epoch):
                     if (last.federation, last.size_class) == (federation, size_class):
                         return last
-                    raise SealingError("the keys of this epoch were made for something else")
+                    raise SecAggError("the keys of this epoch were made for something else")
             mask, share = ExchangeKey(), ExchangeKey()
             bundle = Bundle(
                 federation=federation,
@@ -127,13 +127,13 @@ class Vault:
     def keys(self, terms: Terms) -> Keys:
         """The secret keys for a round in which this PC takes part with the bundle that it made.
 
-        Raises SealingError: its bundle is missing or changed (M9), or the epoch is over, and then
+        Raises SecAggError: its bundle is missing or changed (M9), or the epoch is over, and then
         the keys are deleted (M10).
         """
         self.expire()
         epoch = _kept(self._folder / "epoch.json", _epoch)
         if terms.bundle(self.identity.public) != epoch.bundle:
-            raise SealingError("the round does not name the keys that this PC made for it")
+            raise SecAggError("the round does not name the keys that this PC made for it")
         return Keys(self.identity, epoch.mask, epoch.share, epoch.opened)
 
     def expire(self) -> None:
@@ -151,7 +151,7 @@ class Vault:
     def keep(self, terms: Terms, frame: bytes) -> None:
         """Note a round as the newest; `frame` is what `terms` encode to.
 
-        Raises SealingError where it is older than the newest, or was another.
+        Raises SecAggError where it is older than the newest, or was another.
         """
         self.check_new(terms)
         path = self._folder / "terms"
@@ -159,21 +159,21 @@ class Vault:
         _cache[path] = stamp(path), terms
 
     def check_new(self, terms: Terms) -> None:
-        """Raise SealingError where a newer round of the run was kept, or this one otherwise."""
+        """Raise SecAggError where a newer round of the run was kept, or this one otherwise."""
         last = None
-        with suppress(SealingError):  # none yet, or cut off: then no round of it can be agreed on
+        with suppress(SecAggError):  # none yet, or cut off: then no round of it can be agreed on
             last = _kept(self._folder / "terms", Terms.decode)
         if last is not None and last.run == terms.run:
             if last.number > terms.number:
-                raise SealingError("the round is older than the last one of this run")
+                raise SecAggError("the round is older than the last one of this run")
             if last.number == terms.number and last != terms:
-                raise SealingError("the round was described in another way before")
+                raise SecAggError("the round was described in another way before")
 
     def terms(self, run: str, number: int) -> Terms:
-        """Of the newest round. Raises SealingError where that is another one."""
+        """Of the newest round. Raises SecAggError where that is another one."""
         terms = _kept(self._folder / "terms", Terms.decode)
         if (terms.run, terms.number) != (run, number):
-            raise SealingError("this PC was not asked for this round, or a newer one has begun")
+            raise SecAggError("this PC was not asked for this round, or a newer one has begun")
         return terms
 
     @contextmanager
@@ -182,7 +182,7 @@ class Vault:
         with _locked(self._folder):
             yield Agreed(self._folder / "agreed.json", terms)
 
-    def heads(self) -> dict[bytes, Head]:
+    def heads(self) -> dict[bytes, LedgerHead]:
         """The last head of each PC's ledger that this one saw, its own among them."""
         path, own = self._folder / "agreed.json", self._folder / HEAD_FILE
         heads = _read(path, _promise).heads if path.is_file() else {}
@@ -190,7 +190,7 @@ class Vault:
             heads[self.identity.public] = head
         return heads
 
-    def note_head(self, head: Head) -> None:
+    def note_head(self, head: LedgerHead) -> None:
         """Remember the PC's own ledger, outside of it."""
         write_atomic(self._folder / HEAD_FILE, head.encode(), private=True)
 
@@ -198,36 +198,36 @@ class Vault:
 class Agreed:
     """The record of M21, M23 and M31.
 
-    Raises SealingError where the round is older than the record.
+    Raises SecAggError where the round is older than the record.
     """
 
     def __init__(self, path: Path, terms: Terms) -> None:
         self._path = path
         self._round = {"run": terms.run, "round": terms.number}
         self.set_hash: bytes | None = None
-        self.heads: dict[bytes, Head] = {}
+        self.heads: dict[bytes, LedgerHead] = {}
         if path.is_file():
             # Never from what was kept: a promise counts as it stands on the disk.
             last = _read(path, _promise)
             if last.run == terms.run and last.number > terms.number:
-                raise SealingError("a newer round of this run was agreed on")
+                raise SecAggError("a newer round of this run was agreed on")
             if (last.run, last.number) == (terms.run, terms.number):
                 self.set_hash = last.set_hash
             self.heads = last.heads
 
-    def bind(self, set_hash: bytes, heads: Mapping[bytes, Head] | None = None) -> None:
+    def bind(self, set_hash: bytes, heads: Mapping[bytes, LedgerHead] | None = None) -> None:
         """Durable when this returns; never another set for this round.
 
         `heads` are those of the set, where its member has compared them.
         """
         if self.set_hash not in (None, set_hash):
-            raise SealingError("another set was agreed on in this round")
+            raise SecAggError("another set was agreed on in this round")
         news = {pc: head for pc, head in (heads or {}).items() if self.heads.get(pc) != head}
         if self.set_hash == set_hash and not news:
             return
         self.heads.update(news)
         kept = {
-            dealer.hex(): [head.count, head.digest.hex()] for dealer, head in self.heads.items()
+            uploader.hex(): [head.count, head.digest.hex()] for uploader, head in self.heads.items()
         }
         record = {**self._round, "set": set_hash.hex(), "heads": kept}
         write_atomic(self._path, json.dumps(record).encode(), private=True)
@@ -242,18 +242,18 @@ def has_keys(folder: Path) -> bool:
 def owner_of(folder: Path) -> SigningKey | None:
     """The key that signs the ledger in `folder`: the PC's, or its successor's where it has left.
 
-    None where no such key is there. Raises SealingError where it cannot be read.
+    None where no such key is there. Raises SecAggError where it cannot be read.
     """
     if has_keys(folder):
-        return Vault(folder).identity
+        return KeyStore(folder).identity
     path = folder / SUCCESSOR_FILE
     return _read(path, _identity) if path.is_file() else None
 
 
-def read_head(path: Path) -> Head | None:
+def read_head(path: Path) -> LedgerHead | None:
     """What `note_head` wrote; None where nothing is there."""
-    with suppress(OSError, SealingError):
-        head = Head.decode(path.read_bytes())
+    with suppress(OSError, SecAggError):
+        head = LedgerHead.decode(path.read_bytes())
         return head if head.count else None  # zeros are what a power cut leaves of a file
     return None
 
@@ -283,7 +283,7 @@ _cache: OrderedDict[Path, tuple[Stamp, Any]] = OrderedDict()
 
 
 def _kept(path: Path, parse: Callable[[bytes], _T]) -> _T:
-    """What `parse` makes of the file. Raises SealingError where it is missing or damaged."""
+    """What `parse` makes of the file. Raises SecAggError where it is missing or damaged."""
     kept = _cache.get(path)
     found = stamp(path) if path.is_file() else None
     if kept is not None and kept[0] == found:
@@ -301,9 +301,9 @@ def _read(path: Path, parse: Callable[[bytes], _T]) -> _T:
     try:
         return parse(path.read_bytes())
     except FileNotFoundError:
-        raise SealingError(f"{path}: missing; this PC cannot take part in the round") from None
+        raise SecAggError(f"{path}: missing; this PC cannot take part in the round") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, FedaipcError) as error:
-        raise SealingError(f"{path}: cannot be read ({type(error).__name__})") from None
+        raise SecAggError(f"{path}: cannot be read ({type(error).__name__})") from None
 
 
 def _identity(content: bytes) -> SigningKey:
@@ -314,15 +314,15 @@ class _Promise(NamedTuple):
     run: str
     number: int
     set_hash: bytes
-    heads: dict[bytes, Head]
+    heads: dict[bytes, LedgerHead]
 
 
 def _promise(content: bytes) -> _Promise:
     record = strict_json.parse(content, most_bytes=_MOST_BYTES)
     run, number, set_hash = record["run"], record["round"], bytes.fromhex(record["set"])
     heads = {
-        bytes.fromhex(dealer): Head(count, bytes.fromhex(digest))
-        for dealer, (count, digest) in record.get("heads", {}).items()
+        bytes.fromhex(uploader): LedgerHead(count, bytes.fromhex(digest))
+        for uploader, (count, digest) in record.get("heads", {}).items()
     }
     if (
         not isinstance(run, str)

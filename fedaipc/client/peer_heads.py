@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedaipc import bounds, strict_json
 from fedaipc.client.client import LEDGER_FILE
-from fedaipc.client.key_store import Vault, has_keys, owner_of
+from fedaipc.client.key_store import KeyStore, has_keys, owner_of
 from fedaipc.errors import FedaipcError, LedgerError
 from fedaipc.privacy.chain import check_chain, is_whole
 from fedaipc.secagg.keys import fingerprint
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from fedaipc.secagg.uploads import Head
+    from fedaipc.secagg.uploads import LedgerHead
 
 _FORMAT = "fedaipc ledgers"
 _MOST_BYTES = 1 << 27  # of an export
@@ -68,7 +68,7 @@ class Verdict:
 
 
 def read_copy(path: Path) -> Copy:
-    """The ledger at `path`, as it is: nothing is mended. Raises LedgerError or SealingError."""
+    """The ledger at `path`, as it is: nothing is mended. Raises LedgerError or SecAggError."""
     *lines, tail = _bytes(path).split(b"\n")
     torn = bool(tail)
     try:
@@ -110,16 +110,16 @@ def read_export(path: Path) -> list[Copy]:
         raise LedgerError(f"{path}: is not what `fedaipc privacy ledger export` writes") from None
 
 
-def memories(folders: Iterable[Path]) -> list[dict[bytes, Head]]:
-    """What each PC's folder remembers of ledgers, its own among them. Raises SealingError.
+def memories(folders: Iterable[Path]) -> list[dict[bytes, LedgerHead]]:
+    """What each PC's folder remembers of ledgers, its own among them. Raises SecAggError.
 
     A PC that has left its federation remembers nothing any more.
     """
-    return [Vault(folder).heads() for folder in folders if has_keys(folder)]
+    return [KeyStore(folder).heads() for folder in folders if has_keys(folder)]
 
 
 def verify(
-    copy: Copy, remembered: Sequence[Mapping[bytes, Head]], told: str | None = None
+    copy: Copy, remembered: Sequence[Mapping[bytes, LedgerHead]], told: str | None = None
 ) -> Verdict:
     """Check every line of `copy`, who signs it, and every head of it that is `remembered`.
 

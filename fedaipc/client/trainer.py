@@ -34,12 +34,12 @@ from fedaipc.privacy.training import rehearse, train_round
 from fedaipc.protocol.job import SignedJob
 from fedaipc.protocol.round_terms import hash_vector, make_terms
 from fedaipc.secagg.terms import Terms
-from fedaipc.secagg.uploads import Head, deal
+from fedaipc.secagg.uploads import LedgerHead, mask_and_share
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fedaipc.client.client import Pc
+    from fedaipc.client.client import Client
     from fedaipc.config import ModelSettings, OwnerSettings, SpeedSettings
     from fedaipc.data.reading import Reading
     from fedaipc.privacy.accountant import Mechanism
@@ -72,7 +72,7 @@ class Checked:
 class Admitted(Checked):
     """A round that was charged. `head` is the ledger's since then."""
 
-    head: Head
+    head: LedgerHead
     vector: npt.NDArray[np.float32]
 
 
@@ -82,7 +82,7 @@ class Trainer:
     `charged` is how many attempts of the job's run are in the ledger, None until that was read.
     """
 
-    def __init__(self, pc: Pc, request: RoundRequest) -> None:
+    def __init__(self, pc: Client, request: RoundRequest) -> None:
         self.charged: int | None = None
         self._pc = pc
         self._request = request
@@ -90,27 +90,27 @@ class Trainer:
     def check(self) -> Checked:
         """Check what is asked on public facts alone. Nothing is charged, and no data is read.
 
-        Raises PrivacyError, SealingError or RoundError where the owner's rules, the round's or
+        Raises PrivacyError, SecAggError or RoundError where the owner's rules, the round's or
         the ledger refuse, ModelError where the owner's base cannot be used.
         """
         pc, request = self._pc, self._request
         owner = pc.owner
         admission = bytes.fromhex(owner.admission)
         signed = SignedJob.read(request.job, request.signature, admission)
-        job, ledger = signed.job, Ledger(pc.folder / LEDGER_FILE, pc.vault.identity)
+        job, ledger = signed.job, Ledger(pc.folder / LEDGER_FILE, pc.key_store.identity)
         self.charged = ledger.attempts(job.run)
-        seen = pc.vault.heads().get(pc.vault.identity.public)
+        seen = pc.key_store.heads().get(pc.key_store.identity.public)
         if seen is not None:
             ledger.check_head(seen.count, seen.digest)
-        pc.vault.expire()
-        terms = self._terms(signed, pc.vault.roster(admission))
-        check_policy(owner.policy, job, terms, ledger, pc.vault.identity.public)
+        pc.key_store.expire()
+        terms = self._terms(signed, pc.key_store.roster(admission))
+        check_policy(owner.policy, job, terms, ledger, pc.key_store.identity.public)
         if job.plan.private:
             check_delta(ledger.delta, owner.size_class)
         ledger.check_new(job.run, terms.number)
-        keys = pc.vault.keys(terms) if terms.sealed else None
+        keys = pc.key_store.keys(terms) if terms.sealed else None
         if keys is not None:
-            pc.vault.check_new(terms)
+            pc.key_store.check_new(terms)
             keys.check(terms.bundles)
         # The base is the owner's; that both sides have the same one is in the layout's hash.
         model = job.model.model_copy(update={"base": owner.base})
@@ -144,7 +144,7 @@ class Trainer:
             raise RoundError("the global vector is not finite")
         # From here on this PC is a member of its group, whether or not it can pay.
         if terms.sealed:
-            pc.vault.keep(terms, request.terms)
+            pc.key_store.keep(terms, request.terms)
         # Charge the ledger; when this returns the charge is on the disk.
         ledger.charge(
             Charge(
@@ -156,8 +156,8 @@ class Trainer:
                 seeded=pc.owner.insecure_test_seed is not None,
             )
         )
-        head = Head(*ledger.head)
-        pc.vault.note_head(head)
+        head = LedgerHead(*ledger.head)
+        pc.key_store.note_head(head)
         return Admitted(job, terms, ledger, checked.keys, checked.classifier, head, vector)
 
     def train(self, admitted: Admitted) -> bytes:
@@ -171,7 +171,7 @@ class Trainer:
         words = self._words(admitted)
         if admitted.keys is None:
             return bytes(admitted.terms.encoding.pack(words))
-        return deal(admitted.terms, admitted.keys, words, admitted.head).encode()
+        return mask_and_share(admitted.terms, admitted.keys, words, admitted.head).encode()
 
     def _words(self, admitted: Admitted) -> npt.NDArray[Any]:
         try:
@@ -200,7 +200,7 @@ class Trainer:
             micro_batch=owner.speed.micro_batch,
             random=self._random("training"),
         )
-        weight = terms.weights[terms.place(self._pc.vault.identity.public)]
+        weight = terms.weights[terms.place(self._pc.key_store.identity.public)]
         return terms.encoding.encode(update, weight, self._random("rounding").key())
 
     def _random(self, purpose: str) -> SecureRandom:
@@ -214,7 +214,7 @@ class Trainer:
         """Those of this PC's group, which must be what the coordinator states."""
         request, job = self._request, signed.job
         stated = Terms.decode(request.terms)
-        own = self._pc.vault.identity.public
+        own = self._pc.key_store.identity.public
         if job.not_after < time.time():
             raise RoundError(f"the job is out of date: have it signed again, or {check_clock()}")
         if roster.version < job.least_roster:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedaipc.coordinator.unmasking import Opening
-from fedaipc.coordinator.upload_store import Spool
-from fedaipc.errors import EncodingError, SealingError
+from fedaipc.coordinator.unmasking import Unmasking
+from fedaipc.coordinator.upload_store import UploadStore
+from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.uploads import Upload
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 16  # values
 
 
-class OpenSum:
+class PlainSum:
     """Over groups of PCs that share one encoding; the coordinator can read each update.
 
-    `blamed` are PCs that were proved wrong, `quarrels` pairs of which one is; `silent` members gave
+    `blamed` are PCs that were proved wrong, `disputes` pairs of which one is; `silent` members gave
     no answer of use; `reasons` say why a group was not opened.
     """
 
     def __init__(self, groups: Sequence[Terms]) -> None:
         self.blamed: set[bytes] = set()
         self.silent: set[bytes] = set()
-        self.quarrels: set[tuple[bytes, bytes]] = set()
+        self.disputes: set[tuple[bytes, bytes]] = set()
         self.reasons: list[str] = []
         self._terms = {pc: terms for terms in groups for pc in terms.participants}
         self._encoding, self._size = groups[0].encoding, groups[0].size
@@ -52,9 +52,9 @@ class OpenSum:
         return self._inside
 
     def accept(self, sender: bytes, frame: bytes) -> None:
-        """Add an upload. Raises SealingError or EncodingError where it is none, or the second."""
+        """Add an upload. Raises SecAggError or EncodingError where it is none, or the second."""
         if sender in self._inside:
-            raise SealingError("a PC has sent two updates in one round")
+            raise SecAggError("a PC has sent two updates in one round")
         self._total += self._encoding.unpack(frame, self._size)
         self._inside.add(sender)
 
@@ -73,45 +73,45 @@ class OpenSum:
         return mean
 
 
-class SealedSum(OpenSum):
+class MaskedSum(PlainSum):
     """The coordinator can read the sum alone. Uploads lie in `folder` until it is finished."""
 
     def __init__(self, groups: Sequence[Terms], folder: Path) -> None:
         """Raises OutputError."""
         super().__init__(groups)
-        self._spool = Spool(folder)
+        self._store = UploadStore(folder)
         self._aggregators = [Aggregator(terms, self._total) for terms in groups]
         self._aggregator = {pc: a for a in self._aggregators for pc in a.terms.participants}
         self._arrived: list[bytes] = []
 
     @property
     def inside(self) -> set[bytes]:
-        return {pc for aggregator in self._aggregators for pc in aggregator.dealers}
+        return {pc for aggregator in self._aggregators for pc in aggregator.uploaders}
 
     def accept(self, sender: bytes, frame: bytes) -> None:
         """Raises OutputError too."""
         upload = Upload.decode(frame)
-        if upload.header.dealer != sender:
-            raise SealingError("an upload names another PC than the one that sent it")
+        if upload.header.uploader != sender:
+            raise SecAggError("an upload names another PC than the one that sent it")
         self._aggregator[sender].accept(upload)
-        self._spool.keep(sender, frame)
+        self._store.keep(sender, frame)
         self._arrived.append(sender)
 
     def finish(self, ask: Ask) -> None:
         for aggregator in self._aggregators:
-            opening = Opening(aggregator, self._spool, ask)
+            opening = Unmasking(aggregator, self._store, ask)
             # Who has just uploaded is likely to be there still.
-            first = [pc for pc in self._arrived if pc in aggregator.dealers]
+            first = [pc for pc in self._arrived if pc in aggregator.uploaders]
             rest = [pc for pc in aggregator.terms.participants if pc not in first]
             try:
                 opening.run(first + rest)
-            except SealingError as error:
+            except SecAggError as error:
                 self.reasons.append(str(error))
-                for dealer in aggregator.dealers:
-                    aggregator.leave_out(dealer, self._spool.upload(dealer).vector)
+                for uploader in aggregator.uploaders:
+                    aggregator.leave_out(uploader, self._store.upload(uploader).vector)
             self.blamed |= opening.blamed
             self.silent |= opening.silent
-            self.quarrels |= opening.quarrels
+            self.disputes |= opening.disputes
             aggregator.close()
-            self._spool.close()
-        self._spool.remove()
+            self._store.close()
+        self._store.remove()

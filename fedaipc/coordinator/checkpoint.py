@@ -30,7 +30,7 @@ _MOST_BYTES = 1 << 27  # of one text: 100,000 rounds
 class Checkpoint:
     """`round` rounds are done. `optimizer` is the server optimizer's state.
 
-    By identity: `banned` are PCs that were proved wrong or quarrel too much, `quarrels` the run's;
+    By identity: `banned` are PCs that were proved wrong or dispute too much, `disputes` the run's;
     `charges` how many attempts up to number `attempt` a PC was charged for at most; `failures` in
     how many void attempts it did not do its part, and until when (seconds since 1970) it rests.
     """
@@ -41,7 +41,7 @@ class Checkpoint:
     optimizer: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     rounds: list[RoundResult] = field(default_factory=list)
     banned: set[bytes] = field(default_factory=set)
-    quarrels: set[tuple[bytes, bytes]] = field(default_factory=set)
+    disputes: set[tuple[bytes, bytes]] = field(default_factory=set)
     attempt: int = 0
     charges: dict[bytes, int] = field(default_factory=dict)
     failures: dict[bytes, tuple[int, float]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Checkpoint:
             "layout_hash": self.layout_hash,
             "rounds": json.dumps([r.model_dump(mode="json") for r in self.rounds]),
             "banned": json.dumps(sorted(pc.hex() for pc in self.banned)),
-            "quarrels": json.dumps(sorted([one.hex(), two.hex()] for one, two in self.quarrels)),
+            "disputes": json.dumps(sorted([one.hex(), two.hex()] for one, two in self.disputes)),
             "attempt": str(self.attempt),
             "charges": json.dumps({pc.hex(): count for pc, count in self.charges.items()}),
             "failures": json.dumps({pc.hex(): rest for pc, rest in self.failures.items()}),
@@ -88,9 +88,9 @@ class Checkpoint:
                 optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
                 rounds=[RoundResult.model_validate(r) for r in _parsed(meta["rounds"])],
                 banned={bytes.fromhex(pc) for pc in _parsed(meta["banned"])},
-                quarrels={
+                disputes={
                     (bytes.fromhex(one), bytes.fromhex(two))
-                    for one, two in _parsed(meta["quarrels"])
+                    for one, two in _parsed(meta["disputes"])
                 },
                 attempt=int(meta["attempt"]),
                 charges={bytes.fromhex(pc): int(n) for pc, n in _parsed(meta["charges"]).items()},

@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fedaipc.coordinator.aggregation import OpenSum, SealedSum
+from fedaipc.coordinator.aggregation import MaskedSum, PlainSum
 from fedaipc.coordinator.checkpoint import Checkpoint, Counters
 from fedaipc.coordinator.disputes import to_leave_out
 from fedaipc.coordinator.exchange import Exchange
 from fedaipc.coordinator.membership import Membership
 from fedaipc.coordinator.participation import Participation
 from fedaipc.coordinator.server_optimizer import ServerOptimizer
-from fedaipc.errors import EncodingError, RunOver, SealingError
+from fedaipc.errors import EncodingError, RunOver, SecAggError
 from fedaipc.privacy.plan import charged_epsilon, filter_order
 from fedaipc.protocol.messages import (
     MASK,
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Tally:
+class _Outcome:
     """What became of the PCs of one attempt, by identity.
 
     `asked` whether they take part; `charged` those that said so and got the model; `uploaded` those
@@ -138,25 +138,25 @@ class Coordinator:
         # 1. Keys of PCs that have none in this epoch; then who takes part, by the public draw.
         self._membership.refresh(self._exchange, attempt, self._counters)
         self._participation.begin(attempt)
-        tally = _Tally()
+        outcome = _Outcome()
         # 2. Ask them whether they do. Nobody is charged before a sum of them can be unmasked.
-        groups = self._ready_groups(attempt, number, tally)
+        groups = self._ready_groups(attempt, number, outcome)
         ready = time.monotonic()
         # 3. The attempt's number on the disk; then the global vector: who gets it, is charged.
         self._counters.advance(attempt=attempt)
-        self._participation.charge(tally.charged, attempt)
+        self._participation.charge(outcome.charged, attempt)
         total = (
-            OpenSum(groups)
+            PlainSum(groups)
             if self._job.sealing.mode == "none"
-            else SealedSum(groups, self._folder / _UPLOADS)
+            else MaskedSum(groups, self._folder / _UPLOADS)
         )
-        self._collect(groups, number, total, tally)
+        self._collect(groups, number, total, outcome)
         collected = time.monotonic()
         # 4. Open the sum: members agree on the updates, then release the shares of the masks.
-        self._open(total, tally)
+        self._open(total, outcome)
         opened = time.monotonic()
         # 5. Too few: the round is void and the model stays as it was. Else move the model.
-        if tally.why_void is None:
+        if outcome.why_void is None:
             mean = total.mean()
             del total  # a vector that nothing needs from here on
             self._checkpoint.vector = self._optimizer.step(self._checkpoint.vector, mean)
@@ -165,22 +165,22 @@ class Coordinator:
         aggregated = time.monotonic()
         # 6. Evaluate on the public validation set.
         last = number == self._job.rounds
-        due = tally.why_void is None and (last or number % self._settings.evaluation.every == 0)
+        due = outcome.why_void is None and (last or number % self._settings.evaluation.every == 0)
         validation = self._validation.score(self._checkpoint.vector)[0] if due else None
         evaluated = time.monotonic()
         # 7. Write the checkpoint in one step, then tell.
-        broke = tally.declined & tally.charged  # after it had said that it takes part
-        self._participation.release(broke - tally.unsure)
-        if tally.why_void is None:
-            self._participation.serve(tally.charged - tally.silent - broke)
+        broke = outcome.declined & outcome.charged  # after it had said that it takes part
+        self._participation.release(broke - outcome.unsure)
+        if outcome.why_void is None:
+            self._participation.serve(outcome.charged - outcome.silent - broke)
         elif not self._federation.drop_out:  # not where a simulation makes it so
-            self._participation.fail(tally.silent | broke, evaluated - ready)
+            self._participation.fail(outcome.silent | broke, evaluated - ready)
         result = RoundResult(
             round=number,
             attempt=attempt,
-            void=tally.why_void is not None,
-            why_void=tally.why_void,
-            blamed=tally.blamed,
+            void=outcome.why_void is not None,
+            why_void=outcome.why_void,
+            blamed=outcome.blamed,
             seconds=evaluated - started,
             phases={
                 "setup": ready - started,
@@ -189,10 +189,10 @@ class Coordinator:
                 "aggregate": aggregated - opened,
                 "evaluate": evaluated - aggregated,
             },
-            asked=len(tally.asked),
-            arrived=len(tally.arrived),
-            declined=len(tally.declined),
-            dropped=tally.dropped,
+            asked=len(outcome.asked),
+            arrived=len(outcome.arrived),
+            declined=len(outcome.declined),
+            dropped=outcome.dropped,
             bytes_down=self._exchange.bytes_down.total(),
             bytes_up=self._exchange.bytes_up.total(),
             traffic={
@@ -209,7 +209,7 @@ class Coordinator:
         self._checkpoint.save(self._folder)
         self._on_round(result)
 
-    def _ready_groups(self, attempt: int, number: int, tally: _Tally) -> list[Terms]:
+    def _ready_groups(self, attempt: int, number: int, outcome: _Outcome) -> list[Terms]:
         """Groups of PCs that all said that they take part, in these very terms.
 
         Terms change with each PC that does not, so the others are asked again. Raises as
@@ -221,13 +221,13 @@ class Coordinator:
             contexts = {pc: terms.context for terms in groups for pc in terms.participants}
             missing = {pc for pc, context in contexts.items() if (pc, context) not in said}
             if not missing:
-                tally.charged = set(contexts)
+                outcome.charged = set(contexts)
                 return groups
             # For the first time a PC tries out whether its machine can do the job.
             first = not missing <= self._tried
             self._tried |= missing
             patience = self._federation.round_timeout if first else self._federation.stage_timeout
-            tally.asked |= missing
+            outcome.asked |= missing
             for pc, reply in self._ask(READY, self._offers(groups, number, missing), patience):
                 try:
                     answer = Readiness.decode(reply)
@@ -238,7 +238,7 @@ class Coordinator:
                 if self._participation.hear(pc, answer, attempt):
                     said.add((pc, contexts[pc]))
                 else:
-                    tally.declined.add(pc)
+                    outcome.declined.add(pc)
             self._participation.miss(missing, patience)
 
     def _offers(
@@ -285,7 +285,7 @@ class Coordinator:
             count = min(len(group), len(pcs))
             if cohort == members:
                 count = len(set(pcs).intersection(group))
-            with suppress(SealingError):
+            with suppress(SecAggError):
                 job_thresholds(self._job, members, len(group), count)
                 return True
         return False
@@ -302,11 +302,13 @@ class Coordinator:
                 )
                 terms.check(self._roster, group, time.time())  # as each PC will
                 found.append(terms)
-            except SealingError as error:
+            except SecAggError as error:
                 reasons.append(str(error))
         return found, reasons
 
-    def _collect(self, groups: list[Terms], number: int, total: OpenSum, tally: _Tally) -> None:
+    def _collect(
+        self, groups: list[Terms], number: int, total: PlainSum, outcome: _Outcome
+    ) -> None:
         def requests() -> Iterator[tuple[bytes, RecordDict]]:
             for terms in groups:  # one group's request at a time: it holds the whole vector
                 request = MaskRequest(
@@ -322,21 +324,21 @@ class Coordinator:
             try:
                 answer = decode_update(reply)
                 if isinstance(answer, str):
-                    tally.declined.add(sender)
+                    outcome.declined.add(sender)
                     self._participation.refuse(sender, answer)
                     if answer == UNABLE:
-                        tally.unsure.add(sender)
+                        outcome.unsure.add(sender)
                 else:
                     total.accept(sender, answer)
-                    tally.uploaded.add(sender)
+                    outcome.uploaded.add(sender)
                 del answer
-            except (EncodingError, SealingError) as error:
+            except (EncodingError, SecAggError) as error:
                 # Counted as dropped: a broken upload costs itself alone.
                 _log.warning("%s: %s", self._membership.members[sender].name, error)
             del reply  # before the next one comes: each holds a vector
-        tally.silent = tally.charged - tally.uploaded - tally.declined
+        outcome.silent = outcome.charged - outcome.uploaded - outcome.declined
 
-    def _open(self, total: OpenSum, tally: _Tally) -> None:
+    def _open(self, total: PlainSum, outcome: _Outcome) -> None:
         def ask(
             stage: str, requests: Iterable[tuple[bytes, RecordDict]]
         ) -> Iterator[tuple[bytes, RecordDict]]:
@@ -345,16 +347,16 @@ class Coordinator:
         total.finish(ask)
         for reason in total.reasons:
             _log.warning("a group's sum is not opened: %s", reason)
-        tally.arrived = total.inside
-        tally.silent |= total.silent
+        outcome.arrived = total.inside
+        outcome.silent |= total.silent
         kept = self._checkpoint
-        kept.quarrels |= total.quarrels
-        kept.banned |= total.blamed | to_leave_out(kept.quarrels)
-        tally.blamed = tuple(sorted(self._membership.members[pc].name for pc in total.blamed))
-        if len(tally.arrived) < max(1, self._federation.min_pcs):
+        kept.disputes |= total.disputes
+        kept.banned |= total.blamed | to_leave_out(kept.disputes)
+        outcome.blamed = tuple(sorted(self._membership.members[pc].name for pc in total.blamed))
+        if len(outcome.arrived) < max(1, self._federation.min_pcs):
             least = self._federation.min_pcs
-            tally.why_void = "; ".join(total.reasons) or (
-                f"{len(tally.arrived)} updates; federation.min_pcs = {least}"
+            outcome.why_void = "; ".join(total.reasons) or (
+                f"{len(outcome.arrived)} updates; federation.min_pcs = {least}"
             )
 
     def _ask(

@@ -1,7 +1,7 @@
 """Who is left out when two PCs contradict each other and nobody can tell which of them lies.
 
-A quarrel is a pair of PCs of which at least one breaks the rules: their two ends of a pair key
-differ, or one complains of the other's shares. Honest PCs never quarrel with each other.
+A dispute is a pair of PCs of which at least one breaks the rules: their two ends of a pair key
+differ, or one complains of the other's shares. Honest PCs never dispute with each other.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def to_leave_out(quarrels: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    """PCs without which no quarrel is left: who has most quarrels goes first, of equals both.
+def to_leave_out(disputes: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """PCs without which no dispute is left: who has most disputes goes first, of equals both.
 
     A liar that picks many victims goes alone; one that picks a single victim takes it along. So a
     coalition costs about as many honest PCs as it has members, whatever it does.
     """
-    left = {frozenset(pair) for pair in quarrels}
+    left = {frozenset(pair) for pair in disputes}
     out: set[bytes] = set()
     while left:
         counts = Counter(pc for pair in left for pc in pair)

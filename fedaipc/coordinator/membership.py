@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import EncodingError, SealingError
+from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.protocol.messages import SETUP, Description, SetupRequest
 from fedaipc.protocol.round_terms import check_class
 from fedaipc.secagg.keys import canonical
@@ -65,7 +65,7 @@ class Membership:
             self._asked.add(node)
             try:
                 self._admit(node, Description.decode(reply), set(nodes))
-            except (EncodingError, SealingError) as error:
+            except (EncodingError, SecAggError) as error:
                 _log.warning("a PC is left out: %s", error)
 
     def present(self) -> set[bytes]:
@@ -77,7 +77,7 @@ class Membership:
         return only - self.late()
 
     def _admit(self, node: int, described: Description, connected: set[int]) -> None:
-        """Raises SealingError where other PCs would refuse a round with it, or it plays another.
+        """Raises SecAggError where other PCs would refuse a round with it, or it plays another.
 
         A PC may come back under another node once its old one is gone.
         """
@@ -87,18 +87,18 @@ class Membership:
         check_class(self._job, bundle)
         if bundle.not_after < self._began + KEY_SECONDS / 2:
             # Keys that end within a round would make it void for all.
-            raise SealingError(f"{described.name}: its keys end too soon; look at its clock")
+            raise SecAggError(f"{described.name}: its keys end too soon; look at its clock")
         if bundle.epoch != self._epoch:
-            raise SealingError("a PC answers with keys of another epoch")
+            raise SecAggError("a PC answers with keys of another epoch")
         for identity, other in self.members.items():
             if identity == bundle.identity and other.node in connected - {node}:
-                raise SealingError("a PC answers with the keys of another one")
+                raise SecAggError("a PC answers with the keys of another one")
             if identity != bundle.identity and (
                 other.name == described.name
                 or canonical(other.bundle.mask_key) == canonical(bundle.mask_key)
                 or canonical(other.bundle.share_key) == canonical(bundle.share_key)
             ):
-                raise SealingError(f"two PCs have the name {other.name}, or one key")
+                raise SecAggError(f"two PCs have the name {other.name}, or one key")
         self.members[bundle.identity] = Member(node, described.name, bundle)
 
     def _soon(self) -> float:

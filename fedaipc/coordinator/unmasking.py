@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
 from fedaipc.coordinator.disputes import to_leave_out
-from fedaipc.errors import BadDealer, EncodingError, SealingError
+from fedaipc.errors import BadUploader, EncodingError, SecAggError
 from fedaipc.protocol.messages import AGREE, UNMASK, MemberRequest, decode_answer
 from fedaipc.secagg.committee import Agreement, Release, Unmask, read_answer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flwr.app import RecordDict
 
-    from fedaipc.coordinator.upload_store import Spool
+    from fedaipc.coordinator.upload_store import UploadStore
     from fedaipc.secagg.aggregator import Aggregator
     from fedaipc.secagg.committee import Proposal
 
@@ -29,42 +29,42 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-class Opening:
+class Unmasking:
     """Of one group.
 
     `blamed` are PCs that were proved wrong: by what they signed, or by more PCs than may collude;
-    `quarrels` pairs of which one is wrong; `silent` members gave no answer of use when asked.
+    `disputes` pairs of which one is wrong; `silent` members gave no answer of use when asked.
     """
 
-    def __init__(self, aggregator: Aggregator, spool: Spool, ask: Ask) -> None:
+    def __init__(self, aggregator: Aggregator, store: UploadStore, ask: Ask) -> None:
         self.blamed: set[bytes] = set()
         self.silent: set[bytes] = set()
-        self.quarrels: set[tuple[bytes, bytes]] = set()
+        self.disputes: set[tuple[bytes, bytes]] = set()
         self._aggregator = aggregator
         self._terms = aggregator.terms
-        self._spool = spool
+        self._store = store
         self._ask = ask
 
     def run(self, members: Sequence[bytes]) -> None:
         """Remove the group's masks from the sum; asks `members` in this order.
 
-        Raises SealingError where that cannot be done: then nothing is removed, and the group's
+        Raises SecAggError where that cannot be done: then nothing is removed, and the group's
         uploads are still in the sum.
         """
         aggregator, count = self._aggregator, len(self._terms.participants)
-        aggregator.recall(self._spool.lists(dealer, count) for dealer in aggregator.dealers)
+        aggregator.recall(self._store.lists(uploader, count) for uploader in aggregator.uploaders)
         pairs = aggregator.disagreeing()
-        self.quarrels |= set(pairs)
+        self.disputes |= set(pairs)
         self._leave_out(to_leave_out(pairs))
-        counts = Counter(dealer for pair in pairs for dealer in pair)
+        counts = Counter(uploader for pair in pairs for uploader in pair)
         self.blamed |= {d for d, n in counts.items() if n > self._terms.thresholds.colluding}
         agreements = self._agree(members)
         signers = [agreement.member for agreement in agreements]
         self._unmask(signers, [m for m in members if m not in signers], agreements)
         try:
             aggregator.open()
-        except BadDealer as error:
-            self.blamed.add(error.dealer)
+        except BadUploader as error:
+            self.blamed.add(error.uploader)
             raise
 
     def _agree(self, members: Sequence[bytes]) -> list[Agreement]:
@@ -73,20 +73,20 @@ class Opening:
         free = list(members)  # those that have signed nothing
         while True:
             found, complaints = self._propose(free)
-            bad = {dealer for dealer, count in complaints.items() if count > bounds.colluding}
+            bad = {uploader for uploader, count in complaints.items() if count > bounds.colluding}
             self.blamed |= bad
             if len(found) >= bounds.shares:
                 return found
             signed = {agreement.member for agreement in found}
             free = [member for member in free if member not in signed]
             if not bad or len(free) < bounds.shares:
-                raise SealingError(
+                raise SecAggError(
                     f"{len(found)} members agreed on one set of updates; it takes {bounds.shares}"
                 )
             self._leave_out(bad)
 
     def _propose(self, members: Sequence[bytes]) -> tuple[list[Agreement], Counter[bytes]]:
-        """Agreements on the present set, and how many complain of a dealer."""
+        """Agreements on the present set, and how many complain of a uploader."""
         complaints: Counter[bytes] = Counter()
         expected = self._aggregator.set_hash
 
@@ -94,18 +94,18 @@ class Opening:
             said = read_answer(frame)
             said.check(self._terms)
             if said.member != member:
-                raise SealingError("a member answers in another's name")
+                raise SecAggError("a member answers in another's name")
             if not isinstance(said, Agreement):
-                if said.dealer in self._aggregator.dealers:
+                if said.uploader in self._aggregator.uploaders:
                     _log.warning(
                         "PC %s says of PC %s: %s",
-                        member.hex()[:16], said.dealer.hex()[:16], said.reason.text,
+                        member.hex()[:16], said.uploader.hex()[:16], said.reason.text,
                     )  # fmt: skip
-                    complaints[said.dealer] += 1
-                    self.quarrels.add((member, said.dealer))
+                    complaints[said.uploader] += 1
+                    self.disputes.add((member, said.uploader))
                 return None
             if said.set_hash != expected:
-                raise SealingError("a member agrees to another set")
+                raise SecAggError("a member agrees to another set")
             return said
 
         def request(member: bytes) -> bytes:
@@ -122,14 +122,14 @@ class Opening:
         def read(member: bytes, frame: bytes) -> bool:
             release = Release.decode(frame)
             if release.member != member:
-                raise SealingError("a member answers in another's name")
+                raise SecAggError("a member answers in another's name")
             self._aggregator.take(release)
             return True
 
         def request(member: bytes) -> bytes:
             return Unmask(self._proposal(member), tuple(agreements)).encode()
 
-        # One that was dealt a bad blob cannot release all; who signed has checked every blob.
+        # One that got a bad blob cannot release all; who signed has checked every blob.
         for _ in self._answers(UNMASK, [*signers, *others], request, read, due=signers):
             pass
 
@@ -151,7 +151,7 @@ class Opening:
             for member, records in self._ask(stage, self._requests(wave, request)):
                 try:
                     answer = read(member, decode_answer(records))
-                except (SealingError, EncodingError) as error:
+                except (SecAggError, EncodingError) as error:
                     # No ban: an answer is not signed as a whole. Others answer in its place.
                     _log.warning("PC %s: %s", member.hex()[:16], error)
                     if member not in due:
@@ -172,10 +172,10 @@ class Opening:
 
     def _proposal(self, member: bytes) -> Proposal:
         place, count = self._terms.place(member), len(self._terms.participants)
-        dealers = self._aggregator.dealers
-        blobs = {dealer: self._spool.blob(dealer, place, count) for dealer in dealers}
+        uploaders = self._aggregator.uploaders
+        blobs = {uploader: self._store.blob(uploader, place, count) for uploader in uploaders}
         return self._aggregator.proposal(member, blobs)
 
-    def _leave_out(self, dealers: set[bytes]) -> None:
-        for dealer in dealers:
-            self._aggregator.leave_out(dealer, self._spool.upload(dealer).vector)
+    def _leave_out(self, uploaders: set[bytes]) -> None:
+        for uploader in uploaders:
+            self._aggregator.leave_out(uploader, self._store.upload(uploader).vector)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, BinaryIO
 
-from fedaipc.errors import EncodingError, OutputError, SealingError
+from fedaipc.errors import EncodingError, OutputError, SecAggError
 from fedaipc.secagg.uploads import Upload, blob_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Spool:
+class UploadStore:
     """One file for each PC in `folder`, which is made empty. Every method raises OutputError."""
 
     def __init__(self, folder: Path) -> None:
@@ -24,8 +24,8 @@ class Spool:
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
 
-    def keep(self, dealer: bytes, frame: bytes) -> None:
-        path = self._folder / dealer.hex()
+    def keep(self, uploader: bytes, frame: bytes) -> None:
+        path = self._folder / uploader.hex()
         try:
             path.write_bytes(frame)
         except OSError as error:
@@ -34,19 +34,19 @@ class Spool:
                 "with --resume"
             ) from None
 
-    def upload(self, dealer: bytes) -> Upload:
+    def upload(self, uploader: bytes) -> Upload:
         """All of it."""
-        return _decoded(self._read(dealer, 0, -1))
+        return _decoded(self._read(uploader, 0, -1))
 
-    def lists(self, dealer: bytes, count: int) -> Upload:
+    def lists(self, uploader: bytes, count: int) -> Upload:
         """All but the vector, which is empty; `count` PCs are in the group."""
-        front = self._read(dealer, 0, Upload.blobs_start(count) + count * blob_bytes(count))
+        front = self._read(uploader, 0, Upload.blobs_start(count) + count * blob_bytes(count))
         return _decoded(front + bytes(4))  # a vector of length 0
 
-    def blob(self, dealer: bytes, place: int, count: int) -> bytes:
+    def blob(self, uploader: bytes, place: int, count: int) -> bytes:
         """What is sealed for the member at `place` of `count`."""
         size = blob_bytes(count)
-        return self._read(dealer, Upload.blobs_start(count) + place * size, size)
+        return self._read(uploader, Upload.blobs_start(count) + place * size, size)
 
     def close(self) -> None:
         """Of all files that were read; any can be read again."""
@@ -59,13 +59,13 @@ class Spool:
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _read(self, dealer: bytes, start: int, size: int) -> bytes:
-        path = self._folder / dealer.hex()
+    def _read(self, uploader: bytes, start: int, size: int) -> bytes:
+        path = self._folder / uploader.hex()
         try:
-            if dealer not in self._open:
-                self._open[dealer] = path.open("rb", buffering=0)
-            self._open[dealer].seek(start)
-            return self._open[dealer].read(size)
+            if uploader not in self._open:
+                self._open[uploader] = path.open("rb", buffering=0)
+            self._open[uploader].seek(start)
+            return self._open[uploader].read(size)
         except OSError as error:
             raise OutputError(f"{path}: an upload is gone ({error.strerror})") from None
 
@@ -73,5 +73,5 @@ class Spool:
 def _decoded(content: bytes) -> Upload:
     try:
         return Upload.decode(content)
-    except (EncodingError, SealingError):
+    except (EncodingError, SecAggError):
         raise OutputError("an upload on the disk is damaged; go on with --resume") from None

@@ -1,6 +1,6 @@
-"""What reading a source gives: the records that can be used, and a tally of what was left out.
+"""What reading a source gives: the records that can be used, and a outcome of what was left out.
 
-Each record is judged by itself. Who reads decides what follows from the tally: a simulation stops
+Each record is judged by itself. Who reads decides what follows from the outcome: a simulation stops
 unless told to leave such records out, an owner is told at enrolment, a round goes on without them.
 """
 
@@ -127,8 +127,8 @@ class Reading:
                 f"{self.how.remedy(quoting='csv')}"
             )
         if not len(self.records):
-            tally = self.tally() if self.dropped else "holds no records"
-            raise DataError(f"{self.where}: {self.missing or tally}")
+            outcome = self.tally() if self.dropped else "holds no records"
+            raise DataError(f"{self.where}: {self.missing or outcome}")
         return self.records
 
     @property

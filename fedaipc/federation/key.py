@@ -13,7 +13,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from fedaipc import bounds
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.files import write_atomic
 from fedaipc.secagg.keys import KEY_BYTES, SigningKey
 from fedaipc.secagg.roster import ROSTER_FILE, Roster, read_roster
@@ -28,7 +28,7 @@ KEY_FILE = "admission.key"
 class Admission:
     """The admission key in `folder`, which is made where there is none.
 
-    Raises OSError, or SealingError where the file is damaged.
+    Raises OSError, or SecAggError where the file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,13 +40,13 @@ class Admission:
         try:
             self.key = SigningKey(bounds.read_bytes(path, bounds.MOST_KEY))
         except ValueError:
-            raise SealingError(f"{path}: damaged; restore it from a copy") from None
+            raise SecAggError(f"{path}: damaged; restore it from a copy") from None
 
     def roster(self, members: Collection[bytes], federation: str | None = None) -> bytes:
         """What the coordinator gets: the last list if it has these members, else the next one.
 
         A new list has a new beacon, drawn here, after its members are final. `federation` names
-        the first list's, else it gets a random name. Raises SealingError where the last list is
+        the first list's, else it gets a random name. Raises SecAggError where the last list is
         damaged or not by this key.
         """
         path = self._folder / ROSTER_FILE
@@ -55,7 +55,7 @@ class Admission:
             content = bounds.read_bytes(path, bounds.MOST_ROSTER)
             signer, last = read_roster(content)
             if signer != self.key.public:
-                raise SealingError(f"{path}: is by another admission key")
+                raise SecAggError(f"{path}: is by another admission key")
             if set(last.members) == set(members):
                 return content
             federation, version = last.federation, last.version

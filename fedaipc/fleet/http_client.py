@@ -39,11 +39,11 @@ def bounded_client(authority: bytes, proxy: httpx.Proxy | None = None) -> httpx.
         ) from None
     inner = httpx.HTTPTransport(verify=context, trust_env=False, proxy=proxy)
     return httpx.Client(
-        transport=Bounded(inner), timeout=_TIMEOUT, trust_env=False, follow_redirects=False
+        transport=BoundedTransport(inner), timeout=_TIMEOUT, trust_env=False, follow_redirects=False
     )
 
 
-class Bounded(httpx.BaseTransport):
+class BoundedTransport(httpx.BaseTransport):
     """Raises httpx.RemoteProtocolError on what no honest server sends, ReadTimeout on dripping."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:

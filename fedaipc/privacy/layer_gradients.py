@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Use:
+class LayerCall:
     """One call of a layer; `grad` comes with the backward pass."""
 
     inputs: tuple[Tensor, ...]
@@ -61,13 +61,13 @@ class Layer(ABC):
         self.parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
         self.sizes: norms.Sizes | None = None
         self.exact = False  # sums over examples in float64
-        self._uses: list[Use] = []
+        self._uses: list[LayerCall] = []
         self._kept: list[tuple[nn.Parameter, Tensor]] = []  # per-example gradients (B, ...)
 
-    def saw(self, inputs: tuple[Any, ...]) -> Use:
+    def saw(self, inputs: tuple[Any, ...]) -> LayerCall:
         """Note a call in the forward pass."""
         tensors = tuple(value.detach() for value in inputs if isinstance(value, torch.Tensor))
-        use = Use(tensors, tuple(value._version for value in tensors))  # noqa: SLF001
+        use = LayerCall(tensors, tuple(value._version for value in tensors))  # noqa: SLF001
         self._uses.append(use)
         return use
 

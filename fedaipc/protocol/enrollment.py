@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator
 
 from fedaipc.config import NAME, Section
-from fedaipc.errors import AdmissionError, SealingError, check_clock
+from fedaipc.errors import AdmissionError, SecAggError, check_clock
 from fedaipc.protocol.node_key import NodeKey
 from fedaipc.protocol.server_folder import ADDRESS
 from fedaipc.secagg.keys import SigningKey, fingerprint, verify
@@ -60,7 +60,7 @@ class Letter(Section):
             payload, signature = _decoded(parts[1]), _decoded(parts[2])
             letter = cls.from_json(payload)
             verify(bytes.fromhex(letter.issuer), signature, cls._signed(payload), what)
-        except (ValueError, SealingError):
+        except (ValueError, SecAggError):
             raise AdmissionError(
                 f"{what} was changed or cut off on its way, or is of another fedaipc: ask for it "
                 "again"

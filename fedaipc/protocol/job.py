@@ -141,7 +141,7 @@ class SignedJob:
 
     @classmethod
     def read(cls, text: str, signature: bytes, admission: bytes) -> SignedJob:
-        """Raises SealingError where `admission` did not sign it, RoundError where it is no job."""
+        """Raises SecAggError where `admission` did not sign it, RoundError where it is no job."""
         verify(admission, signature, _signed_part(text), "the job")
         return cls(Job.parse(text), text, signature)
 

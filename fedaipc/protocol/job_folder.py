@@ -79,7 +79,7 @@ def write_job(
 
 
 def read_job(folder: Path) -> tuple[SignedJob, Roster]:
-    """The job and the members of a run folder. Raises OutputError or SealingError."""
+    """The job and the members of a run folder. Raises OutputError or SecAggError."""
     try:
         job = Job.parse(read_text(folder / JOB_FILE))
     except RoundError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedaipc.errors import ConfigError, SealingError
+from fedaipc.errors import ConfigError, SecAggError
 from fedaipc.secagg.roster import MOST_IN_A_GROUP
 from fedaipc.secagg.terms import OPEN, Terms, capped, thresholds
 
@@ -42,7 +42,7 @@ def make_terms(
 ) -> Terms:
     """Of the group of round `number` whose PCs with these bundles take part, ascending.
 
-    `size` is the dimension of the global vector. Raises SealingError where they are too few for
+    `size` is the dimension of the global vector. Raises SecAggError where they are too few for
     the job's sealing, or one claims a size class, and with it a weight, that the job has not.
     """
     job = signed.job
@@ -68,13 +68,13 @@ def make_terms(
 
 
 def check_class(job: Job, bundle: Bundle) -> None:
-    """Raise SealingError where the job is not for PCs of this size class."""
+    """Raise SecAggError where the job is not for PCs of this size class."""
     if not job.smallest_class <= bundle.size_class <= job.largest_class:
-        raise SealingError("the job is not for PCs of this size class")
+        raise SecAggError("the job is not for PCs of this size class")
 
 
 def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds:
-    """Of a group of `group` PCs of which `count` take part. Raises SealingError."""
+    """Of a group of `group` PCs of which `count` take part. Raises SecAggError."""
     if job.sealing.mode == "none":
         return OPEN
     return _thresholds(job.sealing, job.cohort, job.most_attempts, members, group, count)
@@ -94,7 +94,7 @@ def check_sealing(settings: Settings) -> Thresholds:
     attempts = federation.rounds + federation.spare_attempts
     try:
         return _thresholds(settings.sealing, cohort, attempts, federation.pcs, group, asked)
-    except SealingError as error:
+    except SecAggError as error:
         raise ConfigError(
             f"{error}; ask more PCs (three at least), or send updates that the server can read: "
             'sealing.mode = "none", for which simulate asks for --insecure-plain-updates'

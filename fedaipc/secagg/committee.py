@@ -12,7 +12,7 @@ from enum import IntEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import EncodingError, SealingError
+from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg import tree
 from fedaipc.secagg.keys import KEY_BYTES, SIGNATURE_BYTES, verify
 from fedaipc.secagg.roster import MOST_IN_A_GROUP
@@ -22,9 +22,9 @@ from fedaipc.secagg.uploads import (
     CHECK_BYTES,
     HEADER_BYTES,
     LEAF_BYTES,
-    Head,
     Header,
     Keys,
+    LedgerHead,
     blob_bytes,
     open_shares,
 )
@@ -41,7 +41,7 @@ _AGREE_LABEL, _COMPLAINT_LABEL = b"fedaipc agree", b"fedaipc complaint"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Dealt:
+class ProposedUpload:
     """What a member gets of one upload: the signed header, its own leaf with a proof, its blob."""
 
     header: Header
@@ -55,7 +55,7 @@ class Dealt:
         writer.fixed(self.leaf, LEAF_BYTES).items(self.proof, _HASH_BYTES).string(self.blob)
 
     @classmethod
-    def read(cls, reader: Reader) -> Dealt:
+    def read(cls, reader: Reader) -> ProposedUpload:
         return cls(
             header=Header.decode(reader.fixed(HEADER_BYTES)),
             signature=reader.fixed(SIGNATURE_BYTES),
@@ -69,29 +69,29 @@ class Dealt:
 class Proposal:
     """The set of uploads that the coordinator wants to sum, as one member sees it."""
 
-    dealt: tuple[Dealt, ...]
+    uploads: tuple[ProposedUpload, ...]
 
     def encode(self) -> bytes:
         return self._write(Writer(PROPOSAL)).done()
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Proposal:
-        """Raises EncodingError or SealingError."""
+        """Raises EncodingError or SecAggError."""
         return parsed(content, PROPOSAL, cls._read)
 
     def hash(self, terms: Terms) -> bytes:
         """Of the set: the signed headers, which are the same for every member."""
-        return set_hash(terms.context, [d.header.encode() + d.signature for d in self.dealt])
+        return set_hash(terms.context, [d.header.encode() + d.signature for d in self.uploads])
 
     def _write(self, writer: Writer) -> Writer:
-        writer.number(len(self.dealt), 4)
-        for one in self.dealt:
+        writer.number(len(self.uploads), 4)
+        for one in self.uploads:
             one.write(writer)
         return writer
 
     @classmethod
     def _read(cls, reader: Reader) -> Proposal:
-        return cls(tuple(Dealt.read(reader) for _ in range(reader.count(MOST_IN_A_GROUP))))
+        return cls(tuple(ProposedUpload.read(reader) for _ in range(reader.count(MOST_IN_A_GROUP))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +116,14 @@ class Agreement:
         )
 
     def check(self, terms: Terms) -> None:
-        """Raise SealingError unless a PC of the group signed it for this round."""
+        """Raise SecAggError unless a PC of the group signed it for this round."""
         if self.member not in terms.participants:
-            raise SealingError("an agreement by a PC that takes no part")
+            raise SecAggError("an agreement by a PC that takes no part")
         verify(self.member, self.signature, _agreed(terms, self.set_hash), "an agreement")
 
 
 class Reason(IntEnum):
-    """What a member says that a dealer did wrong."""
+    """What a member says that a uploader did wrong."""
 
     SHARES = 1
     LEDGER = 2
@@ -137,15 +137,15 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """A member's word that a dealer's blob or head is none. Instead of an agreement."""
+    """A member's word that a uploader's blob or head is none. Instead of an agreement."""
 
     member: bytes
-    dealer: bytes
+    uploader: bytes
     reason: Reason
     signature: bytes
 
     def encode(self) -> bytes:
-        writer = Writer(COMPLAINT).fixed(self.member, KEY_BYTES).fixed(self.dealer, KEY_BYTES)
+        writer = Writer(COMPLAINT).fixed(self.member, KEY_BYTES).fixed(self.uploader, KEY_BYTES)
         return writer.number(self.reason, 1).fixed(self.signature, 64).done()
 
     @classmethod
@@ -153,20 +153,23 @@ class Complaint:
         """Raises EncodingError."""
 
         def read(reader: Reader) -> Complaint:
-            member, dealer = reader.fixed(KEY_BYTES), reader.fixed(KEY_BYTES)
+            member, uploader = reader.fixed(KEY_BYTES), reader.fixed(KEY_BYTES)
             reason = reader.number(1)
             if reason not in set(Reason):
                 raise EncodingError("a complaint of something unknown")
-            return cls(member, dealer, Reason(reason), reader.fixed(64))
+            return cls(member, uploader, Reason(reason), reader.fixed(64))
 
         return parsed(content, COMPLAINT, read)
 
     def check(self, terms: Terms) -> None:
-        """Raise SealingError unless a PC of the group signed it for this round."""
-        if not {self.member, self.dealer}.issubset(terms.participants):
-            raise SealingError("a complaint by or about a PC that takes no part")
+        """Raise SecAggError unless a PC of the group signed it for this round."""
+        if not {self.member, self.uploader}.issubset(terms.participants):
+            raise SecAggError("a complaint by or about a PC that takes no part")
         verify(
-            self.member, self.signature, _complained(terms, self.dealer, self.reason), "a complaint"
+            self.member,
+            self.signature,
+            _complained(terms, self.uploader, self.reason),
+            "a complaint",
         )
 
 
@@ -189,7 +192,7 @@ class Unmask:
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Unmask:
-        """Raises EncodingError or SealingError."""
+        """Raises EncodingError or SecAggError."""
 
         def read(reader: Reader) -> Unmask:
             proposal = Proposal.decode(reader.view())
@@ -201,13 +204,13 @@ class Unmask:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Released:
-    """A member's shares of one dealer's keys.
+    """A member's shares of one uploader's keys.
 
     `own` is of its own key, `pairs` of those with PCs outside the set, ascending; `commitments` are
     of all its pair keys, and left out where there are no `pairs`.
     """
 
-    dealer: bytes
+    uploader: bytes
     own: bytes
     commitments: tuple[bytes, ...]
     pairs: tuple[bytes, ...]
@@ -223,7 +226,7 @@ class Release:
     def encode(self) -> bytes:
         writer = Writer(RELEASE).fixed(self.member, KEY_BYTES).number(len(self.released), 4)
         for one in self.released:
-            writer.fixed(one.dealer, KEY_BYTES).fixed(one.own, SHARE_BYTES)
+            writer.fixed(one.uploader, KEY_BYTES).fixed(one.own, SHARE_BYTES)
             writer.items(one.commitments, CHECK_BYTES).items(one.pairs, SHARE_BYTES)
         return writer.done()
 
@@ -234,10 +237,10 @@ class Release:
         def read(reader: Reader) -> Release:
             member, released = reader.fixed(KEY_BYTES), []
             for _ in range(reader.count(MOST_IN_A_GROUP)):
-                dealer, own = reader.fixed(KEY_BYTES), reader.fixed(SHARE_BYTES)
+                uploader, own = reader.fixed(KEY_BYTES), reader.fixed(SHARE_BYTES)
                 values = tuple(reader.items(CHECK_BYTES, MOST_IN_A_GROUP))
                 pairs = tuple(reader.items(SHARE_BYTES, MOST_IN_A_GROUP))
-                released.append(Released(dealer, own, values, pairs))
+                released.append(Released(uploader, own, values, pairs))
             return cls(member, tuple(released))
 
         return parsed(content, RELEASE, read)
@@ -248,31 +251,31 @@ def agree(
     keys: Keys,
     proposal: Proposal,
     recorded: bytes | None,
-    heads: Mapping[bytes, Head],
+    heads: Mapping[bytes, LedgerHead],
 ) -> Agreement | Complaint:
     """A member's answer to a set; of an Agreement, `set_hash` must be durable before it leaves.
 
-    `heads` are the last ones of dealers' ledgers that this member saw; it complains of a ledger
-    that did not grow since (M31). Raises SealingError where the set is no set of this round (M18),
+    `heads` are the last ones of uploaders' ledgers that this member saw; it complains of a ledger
+    that did not grow since (M31). Raises SecAggError where the set is no set of this round (M18),
     or another one is `recorded`.
     """
     digest = _checked(terms, proposal, recorded)
     own = keys.identity.public
     keys.opened.clear()
-    for one in proposal.dealt:
-        dealer, reason = one.header.dealer, Reason.LEDGER
-        seen, head = heads.get(dealer), one.header.head
+    for one in proposal.uploads:
+        uploader, reason = one.header.uploader, Reason.LEDGER
+        seen, head = heads.get(uploader), one.header.head
         # Where this set is recorded its heads may be those that were seen.
         again = recorded is not None and head == seen
         fine = seen is None or again or head.count > seen.count
         if fine:
             try:
                 keys.opened[_name(terms, one)] = _opened(terms, keys, one)
-            except SealingError:
+            except SecAggError:
                 fine, reason = False, Reason.SHARES
         if not fine:
-            signature = keys.identity.sign(_complained(terms, dealer, reason))
-            return Complaint(own, dealer, reason, signature)
+            signature = keys.identity.sign(_complained(terms, uploader, reason))
+            return Complaint(own, uploader, reason, signature)
     return Agreement(own, digest, keys.identity.sign(_agreed(terms, digest)))
 
 
@@ -282,59 +285,59 @@ def release(
     """The set's hash, which must be durable before the release leaves, and the release.
 
     For a PC in the set its own key's share, for a pair of one in it and one outside the pair's
-    (M24). Raises SealingError: not enough agreements (M22), another set is `recorded` (M23, M25).
+    (M24). Raises SecAggError: not enough agreements (M22), another set is `recorded` (M23, M25).
     """
     digest = _checked(terms, request.proposal, recorded)
     signers = set()
     for agreement in request.agreements:
         if agreement.set_hash != digest:
-            raise SealingError("an agreement is on another set")
+            raise SecAggError("an agreement is on another set")
         agreement.check(terms)
         signers.add(agreement.member)
     if len(signers) < terms.thresholds.shares:
-        raise SealingError(
+        raise SecAggError(
             f"{len(signers)} members agreed; it takes {terms.thresholds.shares} to open the sum"
         )
-    inside = {one.header.dealer for one in request.proposal.dealt}
+    inside = {one.header.uploader for one in request.proposal.uploads}
     own, found = keys.identity.public, []
-    for one in request.proposal.dealt:
-        dealer = one.header.dealer
+    for one in request.proposal.uploads:
+        uploader = one.header.uploader
         try:
             shares = keys.opened.pop(_name(terms, one), None) or _opened(terms, keys, one)
-        except SealingError:
+        except SecAggError:
             continue  # its complaint was not heard, or the blob was changed: nothing to release
-        others = enumerate(terms.neighbours(dealer), 1)
+        others = enumerate(terms.neighbours(uploader), 1)
         pairs = tuple(shares[place] for place, other in others if other not in inside)
-        values = commitments(terms.context, dealer, own, shares[1:]) if pairs else ()
-        found.append(Released(dealer, shares[0], tuple(values), pairs))
+        values = commitments(terms.context, uploader, own, shares[1:]) if pairs else ()
+        found.append(Released(uploader, shares[0], tuple(values), pairs))
     return digest, Release(own, tuple(found))
 
 
 def _checked(terms: Terms, proposal: Proposal, recorded: bytes | None) -> bytes:
     """The hash of the set, if it is one of this round and no other was recorded (M18, M21)."""
-    dealers = [one.header.dealer for one in proposal.dealt]
-    if any(a >= b for a, b in pairwise(dealers)):
-        raise SealingError("a set is out of order or holds a PC twice")
-    if len(dealers) < terms.thresholds.least:
-        raise SealingError(f"a set of {len(dealers)} PCs; at least {terms.thresholds.least} hide")
-    for one in proposal.dealt:
+    uploaders = [one.header.uploader for one in proposal.uploads]
+    if any(a >= b for a, b in pairwise(uploaders)):
+        raise SecAggError("a set is out of order or holds a PC twice")
+    if len(uploaders) < terms.thresholds.least:
+        raise SecAggError(f"a set of {len(uploaders)} PCs; at least {terms.thresholds.least} hide")
+    for one in proposal.uploads:
         if one.header.context != terms.context:
-            raise SealingError("a set holds an upload for another round")
-        terms.place(one.header.dealer)
-        verify(one.header.dealer, one.signature, one.header.signed_part(), "an upload of the set")
+            raise SecAggError("a set holds an upload for another round")
+        terms.place(one.header.uploader)
+        verify(one.header.uploader, one.signature, one.header.signed_part(), "an upload of the set")
     digest = proposal.hash(terms)
     if recorded is not None and recorded != digest:
-        raise SealingError("another set was agreed on in this round; only that one is ever opened")
+        raise SecAggError("another set was agreed on in this round; only that one is ever opened")
     return digest
 
 
-def _opened(terms: Terms, keys: Keys, one: Dealt) -> list[bytes]:
+def _opened(terms: Terms, keys: Keys, one: ProposedUpload) -> list[bytes]:
     place, count = terms.place(keys.identity.public), len(terms.participants)
     tree.check(one.header.leaves_root, one.leaf, place, count, one.proof)
     return open_shares(terms, keys, one.header, one.leaf, one.blob)
 
 
-def _name(terms: Terms, one: Dealt) -> bytes:
+def _name(terms: Terms, one: ProposedUpload) -> bytes:
     """Of a checked blob in `Keys.opened`: nothing else can have been opened under it."""
     return terms.context + one.header.encode() + one.leaf + one.blob
 
@@ -343,6 +346,6 @@ def _agreed(terms: Terms, digest: bytes) -> bytes:
     return Writer().string(_AGREE_LABEL).fixed(terms.context, 32).fixed(digest, 32).done()
 
 
-def _complained(terms: Terms, dealer: bytes, reason: Reason) -> bytes:
-    writer = Writer().string(_COMPLAINT_LABEL).fixed(terms.context, 32).fixed(dealer, 32)
+def _complained(terms: Terms, uploader: bytes, reason: Reason) -> bytes:
+    writer = Writer().string(_COMPLAINT_LABEL).fixed(terms.context, 32).fixed(uploader, 32)
     return writer.number(reason, 1).done()

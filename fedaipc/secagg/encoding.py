@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg.masks import in_parts
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _CHUNK = 1 << 16  # values; smaller ones keep threads waiting for each other
 class Encoding:
     """Public: `bits` of the ring, `count` of PCs in the cohort, `bound` on |weight * update|.
 
-    Raises SealingError where no useful integers are left for one PC.
+    Raises SecAggError where no useful integers are left for one PC.
     """
 
     bits: int
@@ -41,11 +41,11 @@ class Encoding:
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
-            raise SealingError(f"a ring of {self.bits} bits is unknown; there are 16, 24 and 32")
+            raise SecAggError(f"a ring of {self.bits} bits is unknown; there are 16, 24 and 32")
         if not 0 < self.bound < 1e30:
-            raise SealingError("the bound on an update must be positive and finite")
+            raise SecAggError("the bound on an update must be positive and finite")
         if self.count < 1 or self.most < _LEAST_STEPS:
-            raise SealingError(
+            raise SecAggError(
                 f"{self.count} PCs leave no room in a ring of {self.bits} bits; ask fewer PCs a "
                 "round, or take a larger ring"
             )
@@ -74,7 +74,7 @@ class Encoding:
         """Ring elements of `weight` times `update`, both of shape (size,).
 
         Rounds up or down at random so that the mean is exact; `dither` is a fresh key of 32 bytes
-        for it. A value beyond the bound is moved to it. Raises SealingError where a value is not
+        for it. A value beyond the bound is moved to it. Raises SecAggError where a value is not
         finite.
         """
         words = np.empty(len(update), dtype=self.dtype)
@@ -101,7 +101,7 @@ class Encoding:
             value, draw = values[:count], noise[:count]
             # A sum shows at once what is not finite; one that only overflowed is looked at again.
             if not math.isfinite(given.sum()) and not np.isfinite(given).all():
-                raise SealingError("an update that is not finite cannot be sealed")
+                raise SecAggError("an update that is not finite cannot be sealed")
             np.minimum(given, limit, out=part)
             np.maximum(part, -limit, out=part)
             randomness.update_into(zeros[: 4 * count], stream)
@@ -128,9 +128,9 @@ class Encoding:
         return words.view(np.uint8).reshape(-1, 4)[:, : self.width].tobytes()
 
     def unpack(self, content: bytes | memoryview, size: int) -> Words:
-        """What `pack` made of `size` words. Raises SealingError where the length is another."""
+        """What `pack` made of `size` words. Raises SecAggError where the length is another."""
         if len(content) != size * self.width:
-            raise SealingError(f"{len(content)} bytes where a vector has {size * self.width}")
+            raise SecAggError(f"{len(content)} bytes where a vector has {size * self.width}")
         if self.width == self.dtype.itemsize:
             return np.frombuffer(content, self.dtype)
         words = np.zeros((size, 4), dtype=np.uint8)

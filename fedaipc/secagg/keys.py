@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -57,11 +57,11 @@ class SigningKey:
 
 
 def verify(public: bytes, signature: bytes, content: bytes, what: str) -> None:
-    """Raise SealingError, naming `what` was signed, unless the signature is good."""
+    """Raise SecAggError, naming `what` was signed, unless the signature is good."""
     try:
         _verify(public, signature, content)
     except (InvalidSignature, ValueError):
-        raise SealingError(f"{what}: the signature is wrong") from None
+        raise SecAggError(f"{what}: the signature is wrong") from None
 
 
 @lru_cache(maxsize=4096)  # a call that raises is not kept
@@ -90,21 +90,21 @@ class ExchangeKey:
         return self._key.private_bytes_raw()
 
     def agree(self, other: bytes) -> bytes:
-        """32 shared bytes, never used as they are. Raises SealingError for a low-order point."""
+        """32 shared bytes, never used as they are. Raises SecAggError for a low-order point."""
         if other not in self._agreed:
             try:
                 shared = self._key.exchange(X25519PublicKey.from_public_bytes(other))
             except ValueError:
-                raise SealingError("a public key is none: its owner shares no secret") from None
+                raise SecAggError("a public key is none: its owner shares no secret") from None
             self._agreed[other] = shared
         return self._agreed[other]
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
-        """What was sealed to this key for `info`. Raises SealingError."""
+        """What was sealed to this key for `info`. Raises SecAggError."""
         try:
             return _HPKE.decrypt(sealed, self._key, info=info)
         except (InvalidTag, ValueError):
-            raise SealingError("a sealed message does not open") from None
+            raise SecAggError("a sealed message does not open") from None
 
 
 def canonical(public: bytes) -> bytes:
@@ -115,12 +115,12 @@ def canonical(public: bytes) -> bytes:
 def seal(content: bytes, to: bytes, info: bytes) -> bytes:
     """`content` for the owner of the public key `to` alone; `info` says what it is and for whom.
 
-    48 bytes longer than `content`. Raises SealingError where `to` is no key.
+    48 bytes longer than `content`. Raises SecAggError where `to` is no key.
     """
     try:
         return _HPKE.encrypt(content, X25519PublicKey.from_public_bytes(to), info=info)
     except ValueError:
-        raise SealingError("a public key is none: nothing can be sealed to it") from None
+        raise SecAggError("a public key is none: nothing can be sealed to it") from None
 
 
 def derive(secret: bytes, context: bytes, label: bytes) -> bytes:
@@ -134,7 +134,7 @@ def fingerprint(public: bytes) -> str:
 
 
 def read_fingerprint(text: str) -> str:
-    """A fingerprint, or a whole public key in hex, as `fingerprint` spells it. Raises SealingError.
+    """A fingerprint, or a whole public key in hex, as `fingerprint` spells it. Raises SecAggError.
 
     Spaces, colons and capitals are as people like them.
     """
@@ -145,7 +145,7 @@ def read_fingerprint(text: str) -> str:
     if len(content) == KEY_BYTES:
         return fingerprint(content)
     if len(content) != _SHOWN_BYTES:
-        raise SealingError(
+        raise SecAggError(
             f"{text!r} is no fingerprint: give all {2 * _SHOWN_BYTES} hexadecimal digits"
         )
     return _spelt(content)

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg.keys import KEY_BYTES, SIGNATURE_BYTES, ExchangeKey, SigningKey, verify
 from fedaipc.secagg.wire import Reader, Writer, parsed
 
@@ -56,7 +56,7 @@ class Roster:
 
     @classmethod
     def decode(cls, content: bytes | memoryview, admission: bytes) -> Roster:
-        """Raises EncodingError, or SealingError where `admission` did not sign it (M5, M7)."""
+        """Raises EncodingError, or SecAggError where `admission` did not sign it (M5, M7)."""
 
         def read(reader: Reader) -> Roster:
             return cls(
@@ -70,7 +70,7 @@ class Roster:
         roster = parsed(content, ROSTER, read)
         verify(admission, roster.signature, roster.signed_part(), "the list of members")
         if any(a >= b for a, b in zip(roster.members, roster.members[1:], strict=False)):
-            raise SealingError("the list of members is out of order or names a PC twice")
+            raise SecAggError("the list of members is out of order or names a PC twice")
         return roster
 
     @property
@@ -112,10 +112,10 @@ class Roster:
 def read_roster(content: bytes) -> tuple[bytes, Roster]:
     """The admission key's public half, and the list that it signed.
 
-    Raises SealingError or EncodingError.
+    Raises SecAggError or EncodingError.
     """
     if len(content) < KEY_BYTES:
-        raise SealingError("the list of members is cut off")
+        raise SecAggError("the list of members is cut off")
     admission = content[:KEY_BYTES]
     return admission, Roster.decode(content[KEY_BYTES:], admission)
 
@@ -142,17 +142,17 @@ class Bundle:
         return replace(self, signature=key.sign(self.signed_part()))
 
     def check(self, roster: Roster, run: str, now: float) -> None:
-        """Raise SealingError unless it may be used in `run` at time `now` (M8)."""
+        """Raise SecAggError unless it may be used in `run` at time `now` (M8)."""
         if self.identity not in roster.members:
-            raise SealingError("a PC is not on the list of members")
+            raise SecAggError("a PC is not on the list of members")
         verify(self.identity, self.signature, self.signed_part(), "the keys of a PC")
         if (self.federation, self.run) != (roster.federation, run):
-            raise SealingError("the keys of a PC are for another federation or run")
+            raise SecAggError("the keys of a PC are for another federation or run")
         if self.not_after < now:
-            raise SealingError("the keys of a PC have expired; it must make new ones")
+            raise SecAggError("the keys of a PC have expired; it must make new ones")
 
     def check_keys(self) -> None:
-        """Raise SealingError where no secret can be shared with it; else only others would see."""
+        """Raise SecAggError where no secret can be shared with it; else only others would see."""
         probe = ExchangeKey()
         probe.agree(self.mask_key)
         probe.agree(self.share_key)

@@ -10,7 +10,7 @@ import secrets
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,18 +66,18 @@ def is_share(content: bytes) -> bool:
 def combine(shares: Mapping[int, bytes]) -> bytes:
     """The secret of these shares, by number from 0; as many as the threshold, no more are needed.
 
-    Raises SealingError where they give no 32-byte secret. A wrong share that gives another one is
+    Raises SecAggError where they give no 32-byte secret. A wrong share that gives another one is
     found by the check value, not here.
     """
     weights = _weights(tuple(sorted(shares)))
     total = 0
     for number, weight in weights:
         if not is_share(shares[number]):
-            raise SealingError(f"share {number} is no share")
+            raise SecAggError(f"share {number} is no share")
         total += int.from_bytes(shares[number], "big") * weight
     secret = total % PRIME
     if secret >> 256:
-        raise SealingError("the shares belong to no key: one of them is wrong")
+        raise SecAggError("the shares belong to no key: one of them is wrong")
     return secret.to_bytes(SECRET_BYTES, "big")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg.encoding import Encoding
 from fedaipc.secagg.keys import KEY_BYTES, canonical
 from fedaipc.secagg.roster import MOST_IN_A_GROUP, Bundle
@@ -43,16 +43,16 @@ class Thresholds:
     least: int
 
     def check(self) -> None:
-        """Raise SealingError where a bound that the promise rests on is broken (M1, M2)."""
+        """Raise SecAggError where a bound that the promise rests on is broken (M1, M2)."""
         if self.colluding < 1:
-            raise SealingError("at least one colluding PC must be tolerated")
+            raise SecAggError("at least one colluding PC must be tolerated")
         if not max(LEAST_PCS, self.colluding + 2) <= self.least <= self.count:
-            raise SealingError(
+            raise SecAggError(
                 f"{self.count} PCs take part, of which {self.colluding} may collude: a sum of "
                 f"{self.least} cannot be had, or hides no single PC"
             )
         if not 2 * self.shares > self.count + self.colluding or self.shares > self.count:
-            raise SealingError(
+            raise SecAggError(
                 f"{self.shares} shares of {self.count} let {self.colluding} colluding PCs "
                 "agree on two sets, or cannot be reached"
             )
@@ -82,7 +82,7 @@ def thresholds(
     `colluding` is of all members, `least` a share of the group, `draws` how many groups the job
     may draw in all its attempts. Both bounds follow from the group
     and not from who takes part: else a coordinator could shrink them by leaving PCs out. Raises
-    SealingError where a bound cannot be kept.
+    SecAggError where a bound cannot be kept.
     """
     inside = colluding_in(group, members, colluding, draws)
     found = Thresholds(
@@ -133,7 +133,7 @@ class Terms:
     weights: tuple[int, ...]
 
     def check(self, roster: Roster, group: Sequence[bytes], now: float) -> None:
-        """Raise SealingError where the round breaks SPEC.md, sections 2 to 4 (M1 to M4, M8 to M11).
+        """Raise SecAggError where the round breaks SPEC.md, sections 2 to 4 (M1 to M4, M8 to M11).
 
         `group` is what the roster's draw gave; the owner's policy is another matter.
         """
@@ -141,24 +141,24 @@ class Terms:
         if self.sealed:
             self.thresholds.check()
             if self.thresholds.count != len(names):
-                raise SealingError("the round names another number of PCs than it has keys of")
+                raise SecAggError("the round names another number of PCs than it has keys of")
         if len(self.weights) != len(names) or min(self.weights, default=0) < 1:
-            raise SealingError("the round has not one weight from 1 on for each PC")
+            raise SecAggError("the round has not one weight from 1 on for each PC")
         if capped(self.weights, self.thresholds) != self.weights:
-            raise SealingError("one PC's weight is more than half of a sum that may be unmasked")
+            raise SecAggError("one PC's weight is more than half of a sum that may be unmasked")
         for kind, keys in (
             ("identity", names),
             ("mask key", [canonical(bundle.mask_key) for bundle in self.bundles]),
             ("share key", [canonical(bundle.share_key) for bundle in self.bundles]),
         ):
             if len(set(keys)) != len(keys):
-                raise SealingError(f"two PCs of the round have one {kind}")
+                raise SecAggError(f"two PCs of the round have one {kind}")
         if list(names) != sorted(names):
-            raise SealingError("the PCs of the round are out of order")
+            raise SecAggError("the PCs of the round are out of order")
         if not set(group).issuperset(names):
-            raise SealingError("the round asks a PC that the public draw did not choose")
+            raise SecAggError("the round asks a PC that the public draw did not choose")
         if (self.federation, self.roster_hash) != (roster.federation, roster.hash):
-            raise SealingError("the round is of another list of members")
+            raise SecAggError("the round is of another list of members")
         for bundle in self.bundles:
             bundle.check(roster, self.run, now)
         _ = self.encoding
@@ -178,11 +178,11 @@ class Terms:
         return Encoding(bits=self.bits, count=self.cohort, bound=self.bound)
 
     def place(self, identity: bytes) -> int:
-        """The number of a PC among the participants. Raises SealingError where it is none."""
+        """The number of a PC among the participants. Raises SecAggError where it is none."""
         try:
             return self._places[identity]
         except KeyError:
-            raise SealingError("a PC that takes no part in the round is named") from None
+            raise SecAggError("a PC that takes no part in the round is named") from None
 
     def largest_share(self, own: bytes) -> float:
         """Of the honest PCs' weight, how much `own` may have in a sum that is unmasked (M32)."""
@@ -197,7 +197,7 @@ class Terms:
         return self.participants[:place] + self.participants[place + 1 :]
 
     def bundle(self, identity: bytes) -> Bundle:
-        """Raises SealingError where `identity` takes no part."""
+        """Raises SecAggError where `identity` takes no part."""
         return self.bundles[self.place(identity)]
 
     @cached_property
@@ -267,18 +267,18 @@ class Terms:
 
 
 def check_value(context: bytes, key: bytes) -> bytes:
-    """16 bytes that show whether a rebuilt key is the dealer's; `context` and `key` have 32."""
+    """16 bytes that show whether a rebuilt key is the uploader's; `context` and `key` have 32."""
     return hashlib.sha256(b"fedaipc check" + context + key).digest()[:16]
 
 
 def commitments(
-    context: bytes, dealer: bytes, member: bytes, shares: Sequence[bytes]
+    context: bytes, uploader: bytes, member: bytes, shares: Sequence[bytes]
 ) -> list[bytes]:
     """16 bytes for each share of 33 that show whether it is the one that was dealt.
 
     Every field has one length, so that no two inputs run together.
     """
-    start = hashlib.sha256(b"fedaipc share" + context + dealer + member)
+    start = hashlib.sha256(b"fedaipc share" + context + uploader + member)
     found = []
     for share in shares:
         digest = start.copy()

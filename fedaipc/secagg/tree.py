@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,21 +55,21 @@ def root(entries: Sequence[bytes]) -> bytes:
 
 
 def check(expected: bytes, entry: bytes, number: int, count: int, proof: Sequence[bytes]) -> None:
-    """Raise SealingError unless `entry` is number `number` of the `count` behind `expected`."""
+    """Raise SecAggError unless `entry` is number `number` of the `count` behind `expected`."""
     if not 0 <= number < count:
-        raise SealingError("an entry outside its list is claimed")
+        raise SecAggError("an entry outside its list is claimed")
     found, left = _leaf(entry), list(proof)
     while count > 1:
         if number ^ 1 < count:
             if not left:
-                raise SealingError("a proof has the wrong length")
+                raise SecAggError("a proof has the wrong length")
             other = left.pop(0)
             found = _node(other, found) if number % 2 else _node(found, other)
         number, count = number >> 1, (count + 1) >> 1
     if left:
-        raise SealingError("a proof has the wrong length")
+        raise SecAggError("a proof has the wrong length")
     if found != expected:
-        raise SealingError("an entry is not the one that was signed")
+        raise SecAggError("an entry is not the one that was signed")
 
 
 def _leaf(entry: bytes) -> bytes:

@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg import tree
 from fedaipc.secagg.keys import (
     KEY_BYTES,
@@ -59,14 +59,14 @@ class Keys:
     opened: dict[bytes, list[bytes]] = field(default_factory=dict, repr=False, compare=False)
 
     def check(self, bundles: Iterable[Bundle]) -> None:
-        """Raise SealingError where one holds a key with which nobody can share a secret."""
+        """Raise SecAggError where one holds a key with which nobody can share a secret."""
         for bundle in bundles:
             self.mask.agree(bundle.mask_key)
             self.share.agree(bundle.share_key)
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class LedgerHead:
     """Of a PC's ledger when it dealt: how many lines it has, and the last one's hash (M31)."""
 
     count: int
@@ -76,10 +76,10 @@ class Head:
         return self.count.to_bytes(8, "big") + self.digest
 
     @classmethod
-    def decode(cls, content: bytes) -> Head:
+    def decode(cls, content: bytes) -> LedgerHead:
         """Of exactly 40 bytes."""
         if len(content) != HEAD_BYTES:
-            raise SealingError("a ledger's head has the wrong length")
+            raise SecAggError("a ledger's head has the wrong length")
         return cls(int.from_bytes(content[:8], "big"), content[8:])
 
 
@@ -88,23 +88,23 @@ class Header:
     """What a PC answers for with its signature; 200 bytes."""
 
     context: bytes
-    dealer: bytes
+    uploader: bytes
     vector_hash: bytes
     checks_hash: bytes
     leaves_root: bytes
-    head: Head
+    head: LedgerHead
 
     def encode(self) -> bytes:
-        parts = (self.context, self.dealer, self.vector_hash, self.checks_hash, self.leaves_root)
+        parts = (self.context, self.uploader, self.vector_hash, self.checks_hash, self.leaves_root)
         return b"".join(parts) + self.head.encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Header:
         """Of exactly 200 bytes."""
         if len(content) != HEADER_BYTES:
-            raise SealingError("a header has the wrong length")
-        context, dealer, vector, checks, root = (content[i : i + 32] for i in range(0, 160, 32))
-        return cls(context, dealer, vector, checks, root, Head.decode(content[160:]))
+            raise SecAggError("a header has the wrong length")
+        context, uploader, vector, checks, root = (content[i : i + 32] for i in range(0, 160, 32))
+        return cls(context, uploader, vector, checks, root, LedgerHead.decode(content[160:]))
 
     def signed_part(self) -> bytes:
         """What the signature covers: a label and every field."""
@@ -139,7 +139,7 @@ class Upload:
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Upload:
-        """Raises EncodingError or SealingError. Blobs and vector are views of `content`."""
+        """Raises EncodingError or SecAggError. Blobs and vector are views of `content`."""
 
         def read(reader: Reader) -> Upload:
             return cls(
@@ -154,12 +154,12 @@ class Upload:
         return parsed(content, UPLOAD, read)
 
     def check(self, terms: Terms) -> None:
-        """Raise SealingError unless it is a whole upload by its dealer for this round (M17)."""
+        """Raise SecAggError unless it is a whole upload by its uploader for this round (M17)."""
         header, count = self.header, len(terms.participants)
         if header.context != terms.context:
-            raise SealingError("an upload is for another round")
-        terms.place(header.dealer)
-        verify(header.dealer, self.signature, header.signed_part(), "an upload")
+            raise SecAggError("an upload is for another round")
+        terms.place(header.uploader)
+        verify(header.uploader, self.signature, header.signed_part(), "an upload")
         size = blob_bytes(count)
         if (
             len(self.vector) != terms.size * terms.encoding.width
@@ -167,7 +167,7 @@ class Upload:
             or len(self.leaves) != count
             or len(self.blobs) != count * size
         ):
-            raise SealingError("an upload has other sizes than the round asks for")
+            raise SecAggError("an upload has other sizes than the round asks for")
         if (
             hashlib.sha256(self.vector).digest() != header.vector_hash
             or list_hash(self.checks) != header.checks_hash
@@ -178,11 +178,11 @@ class Upload:
                 for place, leaf in enumerate(self.leaves)
             )
         ):
-            raise SealingError("an upload is not the one that its dealer signed")
+            raise SecAggError("an upload is not the one that its uploader signed")
 
 
 def blob_bytes(count: int) -> int:
-    """Of one sealed message among `count` PCs: a share of each of the dealer's keys."""
+    """Of one sealed message among `count` PCs: a share of each of the uploader's keys."""
     return count * SHARE_BYTES + SEAL_OVERHEAD
 
 
@@ -193,11 +193,11 @@ def pair_key(terms: Terms, keys: Keys, other: bytes) -> bytes:
     return derive(shared, terms.context, _PAIR_LABEL + low + high)
 
 
-def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: Head) -> Upload:
+def mask_and_share(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: LedgerHead) -> Upload:
     """Mask `words`, the encoded update of shape (size,), in place, and deal shares of the keys.
 
     `head` is the ledger's after this round's charge. The caller has checked `terms` and made the
-    round's record durable (M14). Every call draws a fresh own key (M15). Raises SealingError where
+    round's record durable (M14). Every call draws a fresh own key (M15). Raises SecAggError where
     another PC's key is none.
     """
     own = keys.identity.public
@@ -221,7 +221,7 @@ def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: Head) -> Uploa
     checks = [check_value(terms.context, key) for key in dealt]
     header = Header(
         context=terms.context,
-        dealer=own,
+        uploader=own,
         vector_hash=hashlib.sha256(vector).digest(),
         checks_hash=list_hash(checks),
         leaves_root=tree.root(leaves),
@@ -238,28 +238,28 @@ def deal(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: Head) -> Uploa
 
 
 def open_shares(terms: Terms, keys: Keys, header: Header, entry: bytes, blob: bytes) -> list[bytes]:
-    """The shares in a blob for this member: of the dealer's own key, then of each neighbour's.
+    """The shares in a blob for this member: of the uploader's own key, then of each neighbour's.
 
-    Raises SealingError where it does not open or is not what the dealer's leaf `entry` says (M19).
+    Raises SecAggError where it does not open or is not what the uploader's leaf `entry` says (M19).
     """
-    dealer, own = header.dealer, keys.identity.public
+    uploader, own = header.uploader, keys.identity.public
     if len(blob) != blob_bytes(len(terms.participants)):
-        raise SealingError("a blob has the wrong length")
-    content = keys.share.open(blob, _blob_info(terms, dealer, own))
+        raise SecAggError("a blob has the wrong length")
+    content = keys.share.open(blob, _blob_info(terms, uploader, own))
     shares = [content[i : i + SHARE_BYTES] for i in range(0, len(content), SHARE_BYTES)]
-    if _leaf(terms, dealer, own, blob, shares) != entry or not all(map(is_share, shares)):
-        raise SealingError("a blob does not hold the shares that its dealer signed")
+    if _leaf(terms, uploader, own, blob, shares) != entry or not all(map(is_share, shares)):
+        raise SecAggError("a blob does not hold the shares that its uploader signed")
     return shares
 
 
 def _leaf(
-    terms: Terms, dealer: bytes, member: bytes, blob: bytes, shares: Sequence[bytes]
+    terms: Terms, uploader: bytes, member: bytes, blob: bytes, shares: Sequence[bytes]
 ) -> bytes:
     """80 bytes for one member: hash of its blob, commitment of the own key's share, pairs' hash.
 
     So that a share of the own key, which is asked for nearly always, stands alone.
     """
-    own, *pairs = commitments(terms.context, dealer, member, shares)
+    own, *pairs = commitments(terms.context, uploader, member, shares)
     return hashlib.sha256(blob).digest() + own + list_hash(pairs)
 
 
@@ -268,6 +268,6 @@ def list_hash(values: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"".join(values)).digest()
 
 
-def _blob_info(terms: Terms, dealer: bytes, member: bytes) -> bytes:
+def _blob_info(terms: Terms, uploader: bytes, member: bytes) -> bytes:
     """What a blob is sealed for."""
-    return _SHARES_LABEL + terms.context + dealer + member
+    return _SHARES_LABEL + terms.context + uploader + member

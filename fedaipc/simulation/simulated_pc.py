@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedaipc.client.client import LEDGER_FILE, OWNER_FILE
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
 from fedaipc.errors import PrivacyError
 from fedaipc.files import write_text
@@ -84,7 +84,7 @@ def prepare_pc(
 ) -> Ledger:
     """Write what the PC will hold beside what it holds; make its keys and ledger if it has none."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    identity, path = Vault.create(folder).identity, folder / LEDGER_FILE
+    identity, path = KeyStore.create(folder).identity, folder / LEDGER_FILE
     if not path.is_file():
         Ledger.create(
             path,

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from fedaipc import strict_json
 from fedaipc.client.client_app import app as client_app
 from fedaipc.client.client_app import pc_folder
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.config import for_labels, load_settings
 from fedaipc.coordinator import server_app
 from fedaipc.data.prepare import prepare_simulation
@@ -28,7 +28,7 @@ from fedaipc.errors import (
     EngineError,
     OutputError,
     RoundError,
-    SealingError,
+    SecAggError,
 )
 from fedaipc.federation.key import Admission
 from fedaipc.files import expanded, write_text
@@ -113,7 +113,7 @@ def prepare(
                 prepare_pc(state / owner.name, owner, records, settings.privacy, order)
                 for owner, records in zip(owners, parts, strict=True)
             ]
-            identities = [Vault.create(state / owner.name).identity.public for owner in owners]
+            identities = [KeyStore.create(state / owner.name).identity.public for owner in owners]
             roster = admission.roster(identities)
             (folder / ROSTER_FILE).write_bytes(roster)
             job = make_job(
@@ -200,8 +200,8 @@ def simulate(
         finally:
             folders = [pc_folder(run.pc_state, n) for n in range(run.settings.federation.pcs)]
             for folder in folders:
-                with suppress(SealingError):
-                    Vault(folder).forget_keys()
+                with suppress(SecAggError):
+                    KeyStore(folder).forget_keys()
             if (run.folder / RESULTS_FILE).is_file():
                 results = _completed(run)
                 results.write(run.folder)

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from fedaipc.coordinator.aggregation import SealedSum
-from fedaipc.errors import SealingError
+from fedaipc.coordinator.aggregation import MaskedSum
+from fedaipc.errors import SecAggError
 from fedaipc.machine import facts
 from fedaipc.protocol.messages import AGREE, MemberRequest, encode_answer
 from fedaipc.secagg.committee import Proposal, Unmask, agree, release
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
 from fedaipc.secagg.terms import Terms, thresholds
-from fedaipc.secagg.uploads import Head, Keys, deal
+from fedaipc.secagg.uploads import Keys, LedgerHead, mask_and_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -93,7 +93,7 @@ def play(count: int, pipe: Connection) -> None:
         started = time.perf_counter()
         if stage == "mask":
             words = terms.encoding.encode(update, 1, os.urandom(32))
-            answer = deal(terms, keys, words, Head(1, bytes(32))).encode()
+            answer = mask_and_share(terms, keys, words, LedgerHead(1, bytes(32))).encode()
         elif stage == AGREE:
             answer = agree(terms, keys, Proposal.decode(frame), None, {}).encode()
         else:
@@ -133,7 +133,7 @@ def measured(count: int) -> dict[str, Any]:
     for counter in (seconds, calls, up, down):
         counter.clear()
     with tempfile.TemporaryDirectory() as folder:
-        total = SealedSum(pcs.groups, Path(folder) / "uploads")
+        total = MaskedSum(pcs.groups, Path(folder) / "uploads")
         terms_bytes = max(len(terms.encode()) for terms in pcs.groups)
         watch = Peak()
         waited = -sum(seconds.values())
@@ -180,11 +180,11 @@ def measured(count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check(total: SealedSum, arrived: int, scale: float) -> bool:
+def check(total: MaskedSum, arrived: int, scale: float) -> bool:
     """The mean of equal updates is the update, to within the rounding of each."""
     update = np.random.default_rng(1).normal(0, 0.1, LORA).astype(np.float32)
     if total.reasons or len(total.inside) != arrived:
-        raise SealingError(f"the round failed: {total.reasons}")
+        raise SecAggError(f"the round failed: {total.reasons}")
     return bool(np.abs(total.mean() - update).max() <= 1.0 / scale + 1e-7)
 
 

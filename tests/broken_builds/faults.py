@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedaipc.client import trainer
-from fedaipc.client.client import Pc
+from fedaipc.client.client import Client
 from fedaipc.privacy import bookkeeping, norms, training
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.ledger import Charge, Ledger
@@ -197,11 +197,11 @@ def budget_per_run(patch: pytest.MonkeyPatch) -> None:
 def true_count_as_weight(patch: pytest.MonkeyPatch) -> None:
     from fedaipc.data.sources import read_records
 
-    real = Pc.setup
+    real = Client.setup
 
-    def setup(self: Pc, request: SetupRequest) -> object:
+    def setup(self: Client, request: SetupRequest) -> object:
         records = read_records(self.source, self.owner).records
         self.owner = self.owner.model_copy(update={"size_class": len(records)})
         return real(self, request)
 
-    patch.setattr(Pc, "setup", setup)
+    patch.setattr(Client, "setup", setup)

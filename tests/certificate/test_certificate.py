@@ -29,7 +29,7 @@ from fedaipc.certificate.document import (
 )
 from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.config import load_settings
 from fedaipc.errors import CertificateError
 from fedaipc.federation.key import Admission
@@ -98,7 +98,7 @@ def test_a_pc_has_a_certificate_that_holds_with_its_whole_ledger(run: Run) -> No
     assert wrong(made) == []
     assert made.pc is not None
     assert "\n".join(made.pc.ledger) + "\n" == (folder / "ledger.jsonl").read_text()
-    assert made.signer == Vault(folder).identity.public.hex()
+    assert made.signer == KeyStore(folder).identity.public.hex()
     # Its life was not fixed in advance: only the filter's budget can be claimed.
     assert (made.guarantee.claim, made.guarantee.basis) == (1000.0, LIFETIME)
     assert made.pc.filter.epsilon == Ledger(folder / "ledger.jsonl").spent_epsilon()
@@ -192,13 +192,13 @@ PC_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
 def test_a_lie_about_a_pc_is_found_though_it_is_signed(run: Run, lie: str) -> None:
     folder = run.pc_state / "pc-0001"
     change, where = PC_LIES[lie]
-    assert where in wrong(told(pc_certificate(folder), Vault(folder).identity, change))
+    assert where in wrong(told(pc_certificate(folder), KeyStore(folder).identity, change))
 
 
 def test_a_charge_that_gives_budget_back_is_found(run: Run, tmp_path: Path) -> None:
     """Signed by the PC, and no charge all the same."""
     folder = Path(shutil.copytree(run.pc_state / "pc-0001", tmp_path / "pc"))
-    path, identity = folder / "ledger.jsonl", Vault(folder).identity
+    path, identity = folder / "ledger.jsonl", KeyStore(folder).identity
     last = json.loads(path.read_text().splitlines()[-1])
     body = {k: v for k, v in last.items() if k not in ("hash", "signature", "previous")}
     line = signed_line({**body, "steps": -1, "attempt": 9}, last["hash"], identity)
@@ -330,14 +330,16 @@ def test_nothing_is_checked_after_what_failed(
 def test_another_pcs_ledger_is_found(run: Run) -> None:
     mine, other = (run.pc_state / f"pc-000{n}" for n in (1, 2))
     ledger = pc_certificate(other).model_dump(mode="json")["pc"]["ledger"]
-    lie = told(pc_certificate(mine), Vault(mine).identity, lambda c: c["pc"].update(ledger=ledger))
+    lie = told(
+        pc_certificate(mine), KeyStore(mine).identity, lambda c: c["pc"].update(ledger=ledger)
+    )
     assert "ledger" in wrong(lie)
 
 
 @pytest.mark.parametrize("how", ["none", "seeded"])
 def test_a_pc_that_was_not_private_once_has_no_epsilon(run: Run, tmp_path: Path, how: str) -> None:
     folder = Path(shutil.copytree(run.pc_state / "pc-0001", tmp_path / "pc"))
-    ledger = Ledger(folder / "ledger.jsonl", Vault(folder).identity)
+    ledger = Ledger(folder / "ledger.jsonl", KeyStore(folder).identity)
     step = None if how == "none" else ledger.mechanisms[0]
     ledger.charge(
         Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0, seeded=how == "seeded")
@@ -346,7 +348,7 @@ def test_a_pc_that_was_not_private_once_has_no_epsilon(run: Run, tmp_path: Path,
     assert made.guarantee.epsilon is None
     assert wrong(made) == []
     assert "NOT PRIVATE" in certificate_page(made)
-    assert "private or not" in wrong(told(made, Vault(folder).identity, clean))
+    assert "private or not" in wrong(told(made, KeyStore(folder).identity, clean))
 
 
 def test_a_run_without_privacy_says_so(tmp_path: Path, minilm: Path) -> None:

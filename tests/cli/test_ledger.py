@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.client.peer_heads import read_copy, write_export
 from fedaipc.privacy.accountant import Mechanism
 from fedaipc.privacy.chain import key_line, signed_line
@@ -32,7 +32,7 @@ def two() -> Path:
     for name in ("a", "b"):
         folder = Path("pcs", name)
         folder.mkdir(parents=True)
-        identity = Vault.create(folder).identity
+        identity = KeyStore.create(folder).identity
         ledger = Ledger.create(
             folder / "ledger.jsonl", identity, lifetime_epsilon=8.0, delta=1e-6, order=4.0
         )
@@ -51,7 +51,7 @@ def test_a_whole_ledger_is_verified_and_says_who_signed_it(
     assert [(r["pc"], r["lines"], r["charges"], r["problem"]) for r in rows] == [
         ("a", 3, 2, None), ("b", 3, 2, None),
     ]  # fmt: skip
-    key = fingerprint(Vault(two / "a").identity.public)
+    key = fingerprint(KeyStore(two / "a").identity.public)
     assert rows[0]["key"] == key
     assert fedaipc("privacy", "ledger", "verify", two / "a", "--key", key).code == 0
     wrong = fedaipc("privacy", "ledger", "verify", two / "b", "--key", key)
@@ -174,7 +174,7 @@ def test_a_foreign_ledger_in_a_pcs_folder_is_not_called_good(
         assert "consistent" in ran.out
         assert "good" not in ran.out
         assert "--key" in ran.out
-        own = fingerprint(Vault(two / "a").identity.public)
+        own = fingerprint(KeyStore(two / "a").identity.public)
         assert fedaipc("privacy", "ledger", "verify", "out.json", "--key", own).code == 8
 
 
@@ -182,7 +182,7 @@ def test_the_ledger_of_a_pc_that_left_is_good_by_the_key_that_it_keeps(
     fedaipc: Callable[..., Ran], two: Path
 ) -> None:
     folder, new = two / "a", SigningKey()
-    Ledger.hand_over(folder / "ledger.jsonl", Vault(folder).identity, new)
+    Ledger.hand_over(folder / "ledger.jsonl", KeyStore(folder).identity, new)
     (folder / "successor.key").write_bytes(new.secret())
     shutil.rmtree(folder / "sealing")
     rows = json.loads(fedaipc("privacy", "ledger", "verify", folder, "--json").out)

@@ -28,14 +28,14 @@ import tomli_w
 from filelock import FileLock
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedaipc.client import client as pc_module
+from fedaipc.client import client as client_module
 from fedaipc.client import client_app
-from fedaipc.client import key_store as vault_module
+from fedaipc.client import key_store as key_store_module
 from fedaipc.client import trainer as module
-from fedaipc.client.client import LEDGER_FILE, LOG_FILE, OWNER_FILE, Pc
+from fedaipc.client.client import LEDGER_FILE, LOG_FILE, OWNER_FILE, Client
 from fedaipc.client.client_app import PC_FAILED, app, pc_folder
 from fedaipc.client.disclosure_log import read as read_sent
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.config import RUN, Policy
 from fedaipc.data.records import Records
 from fedaipc.errors import (
@@ -46,7 +46,7 @@ from fedaipc.errors import (
     ModelError,
     PrivacyError,
     RoundError,
-    SealingError,
+    SecAggError,
 )
 from fedaipc.federation.key import Admission
 from fedaipc.model.classifier import Classifier, read_vector
@@ -126,7 +126,7 @@ class Federation:
 
     def signed_by_its_pc(self, bundle: Bundle) -> Bundle:
         """As a PC that works for the coordinator would sign it."""
-        return bundle.signed_by(Vault(self.folders[bundle.identity]).identity)
+        return bundle.signed_by(KeyStore(self.folders[bundle.identity]).identity)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def enrol(folder: Path, rows: int, *changes: str) -> Federation:
     _, roster = read_roster((run.folder / ROSTER_FILE).read_bytes())
     folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.pcs)]
     return Federation(
-        folders={Vault(folder).identity.public: folder for folder in folders},
+        folders={KeyStore(folder).identity.public: folder for folder in folders},
         job=job,
         admission=Admission(run.pc_state / "federation").key,
         roster=roster,
@@ -290,7 +290,7 @@ def ask_member(five: Federation, member: Path) -> Callable[..., Answer]:
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the steps that see the PC's data, as they are taken."""
     steps: list[str] = []
-    for name in ("read_records", "make_inputs", "train_round", "deal"):
+    for name in ("read_records", "make_inputs", "train_round", "mask_and_share"):
         spy(monkeypatch, module, name, steps)
     return steps
 
@@ -312,7 +312,7 @@ def charges(folder: Path) -> int:
 
 def owner(folder: Path, policy: Mapping[str, Any] | None = None, **changes: Any) -> None:
     """Change what the owner decided."""
-    settings = Pc(folder).owner.model_dump(mode="json", exclude_none=True)
+    settings = Client(folder).owner.model_dump(mode="json", exclude_none=True)
     settings["policy"] |= policy or {}
     (folder / OWNER_FILE).write_text(tomli_w.dumps({**settings, **changes}))
 
@@ -378,7 +378,7 @@ def test_a_pc_that_will_not_take_part_says_so_before_anybody_is_charged(
     if word == EXHAUSTED:
         path.unlink()
         Ledger.create(
-            path, Vault(member).identity, lifetime_epsilon=3.0, delta=five.job.delta, order=8.0
+            path, KeyStore(member).identity, lifetime_epsilon=3.0, delta=five.job.delta, order=8.0
         )
     before = path.read_bytes()
     owner(member, policy=policy)
@@ -450,10 +450,17 @@ def test_a_sealed_round_is_kept_and_charged_before_it_is_trained_and_sealed(
     ask_member: Any, touched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M14: durable before anything leaves."""
-    spy(monkeypatch, Vault, "keep", touched)
+    spy(monkeypatch, KeyStore, "keep", touched)
     spy(monkeypatch, Ledger, "charge", touched)
     assert gave(ask_member())
-    assert touched == ["keep", "charge", "read_records", "make_inputs", "train_round", "deal"]
+    assert touched == [
+        "keep",
+        "charge",
+        "read_records",
+        "make_inputs",
+        "train_round",
+        "mask_and_share",
+    ]
 
 
 @pytest.mark.parametrize("error", [LedgerError, PrivacyError, BudgetExhausted, OSError, ValueError])
@@ -484,7 +491,7 @@ def test_without_a_charge_no_data_is_touched(
         PrivacyError,
         BudgetExhausted,
         RoundError,
-        SealingError,
+        SecAggError,
         OSError,
         MemoryError,
     ],
@@ -619,7 +626,7 @@ def test_a_budget_ends_however_the_coordinator_names_its_runs(
     allowed = (charged_epsilon(job.plan, 2, order) + charged_epsilon(job.plan, 3, order)) / 2
     Ledger.create(
         folder / LEDGER_FILE,
-        Vault(folder).identity,
+        KeyStore(folder).identity,
         lifetime_epsilon=allowed,
         delta=job.delta,
         order=order,
@@ -1025,7 +1032,7 @@ def test_keys_that_have_expired_are_of_no_more_use_and_deleted(
     late = five.bundles[0].not_after + 1
     request = MemberRequest(five.job.run, 1, Proposal(()).encode())
     with monkeypatch.context() as patch:
-        patch.setattr(vault_module, "time", SimpleNamespace(time=lambda: late))
+        patch.setattr(key_store_module, "time", SimpleNamespace(time=lambda: late))
         assert failed(send(member, AGREE, request.encode()))
     assert not (member / "sealing" / "epoch.json").exists()
     assert refused(ask_member(attempt=2))
@@ -1280,7 +1287,7 @@ def test_a_sealed_reply_is_a_whole_upload_and_the_same_for_any_data(
         answer = asker(five, folder)()
         upload = Upload.decode(answer.frame)
         upload.check(answer.terms)
-        assert upload.header.dealer == Vault(folder).identity.public
+        assert upload.header.uploader == KeyStore(folder).identity.public
         wires.append(without_values(answer.reply))
     assert len(set(wires)) == 1
     assert list(answer.reply.content) == ["update"]
@@ -1301,7 +1308,7 @@ def test_a_sealed_attempt_leaves_once(ask_member: Any, member: Path, attempt: in
     before = (member / LEDGER_FILE).read_bytes()
     for number in (1, 2):
         assert refused(ask_member(attempt=attempt, number=number))
-    vault_module._cache.clear()  # as in another process
+    key_store_module._cache.clear()  # as in another process
     assert refused(ask_member(attempt=attempt))
     assert (member / LEDGER_FILE).read_bytes() == before
     assert gave(ask_member(attempt=3))
@@ -1328,17 +1335,17 @@ def test_a_pc_that_cannot_pay_is_a_member_all_the_same(
     allowed = (charged_epsilon(plan, 1, order) + charged_epsilon(plan, 2, order)) / 2
     Ledger.create(
         member / LEDGER_FILE,
-        Vault(member).identity,
+        KeyStore(member).identity,
         lifetime_epsilon=allowed,
         delta=plan.delta,
         order=order,
     ).charge(Charge(run="f" * 16, round=1, attempt=1, mechanism=plan.mechanism(), clip=1.0))
     answer = ask_member()
     assert answer.content == EXHAUSTED
-    assert Vault(member).terms(five.job.run, 1) == answer.terms
+    assert KeyStore(member).terms(five.job.run, 1) == answer.terms
     other = ask_member(state=lambda terms: among(terms, terms.bundles[:-1]))
     assert refused(other)  # a round is described once
-    assert Vault(member).terms(five.job.run, 1) == answer.terms
+    assert KeyStore(member).terms(five.job.run, 1) == answer.terms
 
 
 # A PC's word as a member of its group
@@ -1416,7 +1423,7 @@ def test_a_pc_agrees_to_one_set_of_a_round(five: Federation, tmp_path: Path) -> 
     assert asked.agreed(first) == (agreement,)
     asked.sum.leave_out(last)
     assert failed(asked.agree(first))
-    vault_module._cache.clear()  # as in another process
+    key_store_module._cache.clear()  # as in another process
     assert failed(asked.agree(first))
     assert not failed(asked.agree(last))  # which has agreed to none yet
 
@@ -1437,7 +1444,7 @@ def test_without_a_record_of_the_set_no_word_leaves(
         return asked.agree(first) if stage == AGREE else asked.unmask(first, agreements)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vault_module, "write_atomic", fail)
+        patch.setattr(key_store_module, "write_atomic", fail)
         assert failed(word())
     assert not failed(word())
     asked.sum.leave_out(others[-1])
@@ -1559,7 +1566,7 @@ def test_no_word_of_an_exception_leaves_the_pc(
     if mode == "none":
         owner(folder, policy={"allow_not_private": True})
         changes = {"mode": "none", "noise_multiplier": None}
-    monkeypatch.setattr(pc_module if where == "load_owner" else module, where, fail)
+    monkeypatch.setattr(client_module if where == "load_owner" else module, where, fail)
     (folder / OWNER_FILE).touch()  # so that it is read again
     caplog.set_level(logging.DEBUG)
     reply = ask(**changes).reply

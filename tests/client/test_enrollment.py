@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fedaipc.client.client import Pc
+from fedaipc.client.client import Client
 from fedaipc.client.enrollment import Enrolled, enroll, leave, move_in, move_out, request_again
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.config import Policy, load_owner
 from fedaipc.errors import (
     AdmissionError,
@@ -69,14 +69,14 @@ def test_a_pc_is_made_and_its_request_can_be_admitted(
     assert (len(found.reading.records), found.reading.left_out) == (60, 30)
     federation.admit([Request.read(found.letter)])
     (member,) = federation.members.active
-    owner, vault = load_owner(tmp_path / "pc" / "owner.toml"), Vault(tmp_path / "pc")
-    assert member.identity == vault.identity.public.hex()
+    owner, key_store = load_owner(tmp_path / "pc" / "owner.toml"), KeyStore(tmp_path / "pc")
+    assert member.identity == key_store.identity.public.hex()
     assert (owner.admission, owner.server) == (federation.facts.admission, "fleet.example:8443")
     assert (owner.size_class, member.size_class) == (64, 64)  # of what the federation trains
     assert owner.policy == Policy()
     assert Ledger(tmp_path / "pc" / "ledger.jsonl").lifetime_epsilon == 8.0
     roster = (federation.folder / "server" / "roster.bin").read_bytes()[32:]
-    Pc(tmp_path / "pc").vault.pin(roster, bytes.fromhex(owner.admission))
+    Client(tmp_path / "pc").key_store.pin(roster, bytes.fromhex(owner.admission))
 
 
 def test_what_leaves_holds_no_text_no_label_and_no_count(
@@ -270,7 +270,7 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
     enrolled(folder, invite, data)
     step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
     charge = Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0)
-    first = Vault(folder).identity
+    first = KeyStore(folder).identity
     Ledger(path, first).charge(charge)
     before = path.read_bytes()
     leave(folder)
@@ -286,7 +286,7 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
     assert not (folder / "owner.toml").exists()
 
     enrolled(folder, invite, data, name="office-2")
-    second = Vault(folder).identity
+    second = KeyStore(folder).identity
     assert second.public != first.public
     assert Ledger(path, second).charges == (charge,)
     assert path.read_bytes() == spent
@@ -302,9 +302,9 @@ def test_an_older_ledger_is_refused_also_by_who_enrols_again(
     folder, path = tmp_path / "pc", tmp_path / "pc" / "ledger.jsonl"
     enrolled(folder, invite, data)
     older = path.read_bytes()
-    vault = Vault(folder)
+    key_store = KeyStore(folder)
     step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
-    ledger = Ledger(path, vault.identity)
+    ledger = Ledger(path, key_store.identity)
     ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0))
     leave(folder)
     spent = path.read_bytes()
@@ -314,7 +314,7 @@ def test_an_older_ledger_is_refused_also_by_who_enrols_again(
             enrolled(folder, invite, data)
     path.write_bytes(spent)
     enrolled(folder, invite, data)
-    assert len(Ledger(path, Vault(folder).identity).charges) == 1
+    assert len(Ledger(path, KeyStore(folder).identity).charges) == 1
 
 
 @pytest.mark.parametrize("step", ["ledger", "sealing", "owner.toml"])
@@ -337,7 +337,7 @@ def test_a_leave_that_was_cut_off_can_be_done_again(
     assert (folder / "owner.toml").exists()
     leave(folder)
     enrolled(folder, invite, data)
-    Ledger(folder / "ledger.jsonl", Vault(folder).identity)
+    Ledger(folder / "ledger.jsonl", KeyStore(folder).identity)
 
 
 def test_a_planted_ledger_is_not_taken_over(tmp_path: Path, invite: Invite, data: Path) -> None:
@@ -418,21 +418,21 @@ def test_an_enrolment_that_was_cut_off_can_be_done_again(
     enrolled(folder, invite, data)
     lines = (folder / "ledger.jsonl").read_text().splitlines()
     assert len({json.loads(line)["key"] for line in lines}) == len(lines)
-    Ledger(folder / "ledger.jsonl", Vault(folder).identity)
+    Ledger(folder / "ledger.jsonl", KeyStore(folder).identity)
     assert len(request_again(folder).reading.records) == 90
 
 
 def test_a_pc_moves_with_all_it_has_spent(tmp_path: Path, invite: Invite, data: Path) -> None:
     enrolled(tmp_path / "old", invite, data)
     ledger = (tmp_path / "old" / "ledger.jsonl").read_bytes()
-    identity = Vault(tmp_path / "old").identity.public
+    identity = KeyStore(tmp_path / "old").identity.public
     move_out(tmp_path / "old", tmp_path / "file.pc")
     if os.name != "nt":
         assert stat.S_IMODE((tmp_path / "file.pc").stat().st_mode) == 0o600
     with pytest.raises(FedaipcError):  # two copies would spend the budget twice
-        Pc(tmp_path / "old")
+        Client(tmp_path / "old")
     move_in(tmp_path / "file.pc", tmp_path / "new")
-    assert Pc(tmp_path / "new").vault.identity.public == identity
+    assert Client(tmp_path / "new").key_store.identity.public == identity
     assert (tmp_path / "new" / "ledger.jsonl").read_bytes() == ledger
     with pytest.raises(AdmissionError, match="not empty"):
         move_in(tmp_path / "file.pc", tmp_path / "new")

@@ -21,8 +21,8 @@ import pytest
 from filelock import FileLock
 
 from fedaipc.client import key_store as module
-from fedaipc.client.key_store import Vault
-from fedaipc.errors import RoundError, SealingError
+from fedaipc.client.key_store import KeyStore
+from fedaipc.errors import RoundError, SecAggError
 from fedaipc.protocol.round_terms import make_terms
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
@@ -41,22 +41,22 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither such rig
 
 
 @pytest.fixture
-def vault(tmp_path: Path) -> Vault:
-    return Vault.create(tmp_path)
+def key_store(tmp_path: Path) -> KeyStore:
+    return KeyStore.create(tmp_path)
 
 
 @pytest.fixture
-def ready(vault: Vault) -> Vault:
+def ready(key_store: KeyStore) -> KeyStore:
     """With a list of members and keys of epoch 5."""
-    vault.pin(roster(vault).encode(), ADMISSION.public)
-    vault.bundle(RUN, 5, 64)
-    return vault
+    key_store.pin(roster(key_store).encode(), ADMISSION.public)
+    key_store.bundle(RUN, 5, 64)
+    return key_store
 
 
-def roster(vault: Vault, key: SigningKey = ADMISSION, **changes: Any) -> Roster:
+def roster(key_store: KeyStore, key: SigningKey = ADMISSION, **changes: Any) -> Roster:
     """Version 3 of a federation of this PC and two others."""
     named = {"federation": "reviews", "version": 3, "beacon": bytes(32)}
-    members = [vault.identity.public, *(other.public for other in OTHERS)]
+    members = [key_store.identity.public, *(other.public for other in OTHERS)]
     return Roster.sign(key, **{**named, "members": members, **changes})
 
 
@@ -72,34 +72,38 @@ def others_bundles(run: str = RUN) -> list[Bundle]:
     ]  # fmt: skip
 
 
-def terms_of(vault: Vault, number: int = 5, bundle: Bundle | None = None) -> Terms:
+def terms_of(key_store: KeyStore, number: int = 5, bundle: Bundle | None = None) -> Terms:
     """A round of this PC and the others, with the keys that it made."""
-    own = bundle or vault.bundle(RUN, 5, 64)
+    own = bundle or key_store.bundle(RUN, 5, 64)
     bundles = sorted([own, *others_bundles()], key=lambda one: one.identity)
-    group = vault.roster(ADMISSION.public).groups(number, 3)[0]
+    group = key_store.roster(ADMISSION.public).groups(number, 3)[0]
     job = signed(tiny_job())
-    return make_terms(job, vault.roster(ADMISSION.public), number, group, bundles, bytes(32), 10)
+    return make_terms(
+        job, key_store.roster(ADMISSION.public), number, group, bundles, bytes(32), 10
+    )
 
 
-def files(vault: Vault) -> dict[str, bytes]:
+def files(key_store: KeyStore) -> dict[str, bytes]:
     """All that lies in the folder, left-over files too."""
-    return {path.name: path.read_bytes() for path in place_of(vault).rglob("*") if path.is_file()}
+    return {
+        path.name: path.read_bytes() for path in place_of(key_store).rglob("*") if path.is_file()
+    }
 
 
-def place_of(vault: Vault) -> Path:
-    return vault._folder
+def place_of(key_store: KeyStore) -> Path:
+    return key_store._folder
 
 
-def secrets_of(vault: Vault) -> list[bytes]:
+def secrets_of(key_store: KeyStore) -> list[bytes]:
     """Secret keys of the present epoch, as they may stand in a file."""
-    content = json.loads(files(vault)["epoch.json"])
+    content = json.loads(files(key_store)["epoch.json"])
     raw = [bytes.fromhex(content[name]) for name in ("mask", "share")]
     return [*raw, *(key.hex().encode() for key in raw)]
 
 
-def found(vault: Vault, secrets: list[bytes]) -> int:
+def found(key_store: KeyStore, secrets: list[bytes]) -> int:
     """How many of the secrets are anywhere in the PC's folder."""
-    content = b"\n".join(files(vault).values())
+    content = b"\n".join(files(key_store).values())
     return sum(secret in content or secret.upper() in content for secret in secrets)
 
 
@@ -108,27 +112,27 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: now))
 
 
-def restarted(vault: Vault) -> Vault:
+def restarted(key_store: KeyStore) -> KeyStore:
     """As a process that has read nothing yet."""
     module._cache.clear()
-    return Vault(vault._folder.parent)
+    return KeyStore(key_store._folder.parent)
 
 
 # Identity and rights
 
 
 def test_an_identity_is_made_once(tmp_path: Path) -> None:
-    first = Vault.create(tmp_path)
+    first = KeyStore.create(tmp_path)
     content = files(first)["identity.key"]
-    for again in (Vault.create(tmp_path), restarted(first), Vault(tmp_path)):
+    for again in (KeyStore.create(tmp_path), restarted(first), KeyStore(tmp_path)):
         assert again.identity.public == first.identity.public
         assert again.identity.secret() == content
-    assert Vault.create(tmp_path / "other").identity.public != first.identity.public
+    assert KeyStore.create(tmp_path / "other").identity.public != first.identity.public
 
 
 def test_a_pc_without_an_identity_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SealingError, match=r"identity\.key: missing") as caught:
-        Vault(tmp_path)
+    with pytest.raises(SecAggError, match=r"identity\.key: missing") as caught:
+        KeyStore(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -137,7 +141,7 @@ def test_of_two_that_make_an_identity_at_once_both_get_the_same(tmp_path: Path) 
 
     def make() -> None:
         start.wait()
-        publics.append(Vault.create(tmp_path).identity.public)
+        publics.append(KeyStore.create(tmp_path).identity.public)
 
     threads = [Thread(target=make) for _ in range(4)]
     for thread in threads:
@@ -152,60 +156,62 @@ def test_of_two_that_make_an_identity_at_once_both_get_the_same(tmp_path: Path) 
 def test_only_the_owner_can_read_what_is_kept(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        vault = Vault.create(tmp_path)
-        vault.pin(roster(vault).encode(), ADMISSION.public)
-        terms = terms_of(vault)
-        vault.keep(terms, terms.encode())
-        with vault.agreement(terms) as agreed:
+        key_store = KeyStore.create(tmp_path)
+        key_store.pin(roster(key_store).encode(), ADMISSION.public)
+        terms = terms_of(key_store)
+        key_store.keep(terms, terms.encode())
+        with key_store.agreement(terms) as agreed:
             agreed.bind(FIRST)
     finally:
         os.umask(old)
-    rights = {path.name: stat.S_IMODE(path.stat().st_mode) for path in place_of(vault).iterdir()}
+    rights = {
+        path.name: stat.S_IMODE(path.stat().st_mode) for path in place_of(key_store).iterdir()
+    }
     del rights[".lock"]  # empty
     assert rights == dict.fromkeys(
         ("identity.key", "epoch.json", "roster", "terms", "agreed.json"), 0o600
     )
-    assert files(vault)[".lock"] == b""
-    assert stat.S_IMODE(place_of(vault).stat().st_mode) == 0o700
+    assert files(key_store)[".lock"] == b""
+    assert stat.S_IMODE(place_of(key_store).stat().st_mode) == 0o700
 
 
 # The list of members
 
 
-def test_a_list_of_members_is_kept_and_the_same_one_is_taken_again(vault: Vault) -> None:
+def test_a_list_of_members_is_kept_and_the_same_one_is_taken_again(key_store: KeyStore) -> None:
     """M5, M6."""
-    content = roster(vault).encode()
+    content = roster(key_store).encode()
     for _ in range(2):
-        assert vault.pin(content, ADMISSION.public) == roster(vault)
+        assert key_store.pin(content, ADMISSION.public) == roster(key_store)
         assert (
-            vault.roster(ADMISSION.public)
-            == restarted(vault).roster(ADMISSION.public)
-            == roster(vault)
+            key_store.roster(ADMISSION.public)
+            == restarted(key_store).roster(ADMISSION.public)
+            == roster(key_store)
         )
 
 
 def test_the_list_of_an_admission_key_that_the_owner_no_longer_trusts_is_not_used(
-    ready: Vault,
+    ready: KeyStore,
 ) -> None:
     """M5: it stays on the disk when the owner turns to another key."""
     assert ready.roster(ADMISSION.public).members
-    with pytest.raises(SealingError, match="not of this PC's admission key"):
+    with pytest.raises(SecAggError, match="not of this PC's admission key"):
         ready.roster(SigningKey().public)
 
 
-def test_a_newer_list_takes_the_place_of_the_older(vault: Vault) -> None:
+def test_a_newer_list_takes_the_place_of_the_older(key_store: KeyStore) -> None:
     """M6."""
-    vault.pin(roster(vault).encode(), ADMISSION.public)
-    newer = roster(vault, version=9, members=[vault.identity.public])
-    assert vault.pin(newer.encode(), ADMISSION.public) == newer
-    assert restarted(vault).roster(ADMISSION.public) == newer
+    key_store.pin(roster(key_store).encode(), ADMISSION.public)
+    newer = roster(key_store, version=9, members=[key_store.identity.public])
+    assert key_store.pin(newer.encode(), ADMISSION.public) == newer
+    assert restarted(key_store).roster(ADMISSION.public) == newer
 
 
-def test_a_list_that_another_key_signed_is_refused(vault: Vault) -> None:
+def test_a_list_that_another_key_signed_is_refused(key_store: KeyStore) -> None:
     """M5."""
-    with pytest.raises(SealingError, match="signature is wrong"):
-        vault.pin(roster(vault, SigningKey()).encode(), ADMISSION.public)
-    assert "roster" not in files(vault)
+    with pytest.raises(SecAggError, match="signature is wrong"):
+        key_store.pin(roster(key_store, SigningKey()).encode(), ADMISSION.public)
+    assert "roster" not in files(key_store)
 
 
 @pytest.mark.parametrize(
@@ -220,52 +226,52 @@ def test_a_list_that_another_key_signed_is_refused(vault: Vault) -> None:
     ids=str,
 )
 def test_a_list_from_before_or_elsewhere_is_refused_and_the_last_one_stays(
-    vault: Vault, changes: dict[str, Any], said: str
+    key_store: KeyStore, changes: dict[str, Any], said: str
 ) -> None:
     """M6: of its version there is one alone, so that nobody can choose between two draws."""
-    vault.pin(roster(vault).encode(), ADMISSION.public)
-    for opened in (vault, restarted(vault)):
-        with pytest.raises(SealingError, match=said):
-            opened.pin(roster(vault, **changes).encode(), ADMISSION.public)
-        assert opened.roster(ADMISSION.public) == roster(vault)
+    key_store.pin(roster(key_store).encode(), ADMISSION.public)
+    for opened in (key_store, restarted(key_store)):
+        with pytest.raises(SecAggError, match=said):
+            opened.pin(roster(key_store, **changes).encode(), ADMISSION.public)
+        assert opened.roster(ADMISSION.public) == roster(key_store)
 
 
-def test_other_members_in_the_same_version_are_refused(vault: Vault) -> None:
+def test_other_members_in_the_same_version_are_refused(key_store: KeyStore) -> None:
     """M6."""
-    vault.pin(roster(vault).encode(), ADMISSION.public)
-    fewer = roster(vault, members=[vault.identity.public, OTHERS[0].public])
-    with pytest.raises(SealingError, match="older"):
-        vault.pin(fewer.encode(), ADMISSION.public)
+    key_store.pin(roster(key_store).encode(), ADMISSION.public)
+    fewer = roster(key_store, members=[key_store.identity.public, OTHERS[0].public])
+    with pytest.raises(SecAggError, match="older"):
+        key_store.pin(fewer.encode(), ADMISSION.public)
 
 
-def test_a_list_without_this_pc_is_refused(vault: Vault) -> None:
+def test_a_list_without_this_pc_is_refused(key_store: KeyStore) -> None:
     """M7."""
-    without = roster(vault, members=[other.public for other in OTHERS])
-    with pytest.raises(SealingError, match="not on the list"):
-        vault.pin(without.encode(), ADMISSION.public)
-    assert "roster" not in files(vault)
+    without = roster(key_store, members=[other.public for other in OTHERS])
+    with pytest.raises(SecAggError, match="not on the list"):
+        key_store.pin(without.encode(), ADMISSION.public)
+    assert "roster" not in files(key_store)
 
 
-def test_a_list_in_which_this_pc_stands_twice_is_refused(vault: Vault) -> None:
+def test_a_list_in_which_this_pc_stands_twice_is_refused(key_store: KeyStore) -> None:
     """M7."""
-    twice = roster(vault, members=[vault.identity.public] * 2)
-    with pytest.raises(SealingError, match="names a PC twice"):
-        vault.pin(twice.encode(), ADMISSION.public)
+    twice = roster(key_store, members=[key_store.identity.public] * 2)
+    with pytest.raises(SecAggError, match="names a PC twice"):
+        key_store.pin(twice.encode(), ADMISSION.public)
 
 
-def test_another_admission_key_of_the_owners_choice_begins_anew(vault: Vault) -> None:
+def test_another_admission_key_of_the_owners_choice_begins_anew(key_store: KeyStore) -> None:
     other = SigningKey(b"\x09" * 32)
-    vault.pin(roster(vault).encode(), ADMISSION.public)
-    new = roster(vault, other, federation="another", version=1)
-    assert vault.pin(new.encode(), other.public) == new
-    with pytest.raises(SealingError, match="signature is wrong"):
-        vault.pin(new.encode(), ADMISSION.public)
+    key_store.pin(roster(key_store).encode(), ADMISSION.public)
+    new = roster(key_store, other, federation="another", version=1)
+    assert key_store.pin(new.encode(), other.public) == new
+    with pytest.raises(SecAggError, match="signature is wrong"):
+        key_store.pin(new.encode(), ADMISSION.public)
 
 
 # Keys of an epoch
 
 
-def test_keys_of_an_epoch_are_made_once_and_signed(ready: Vault) -> None:
+def test_keys_of_an_epoch_are_made_once_and_signed(ready: KeyStore) -> None:
     """M8, M9: at most 24 hours by the PC's own clock."""
     bundle, content = ready.bundle(RUN, 5, 64), files(ready)["epoch.json"]
     assert (bundle.run, bundle.epoch, bundle.size_class) == (RUN, 5, 64)
@@ -281,7 +287,7 @@ def test_keys_of_an_epoch_are_made_once_and_signed(ready: Vault) -> None:
     ("run", "epoch"), [(RUN, 6), (RUN, 500), ("f" * 16, 5), ("f" * 16, 1)], ids=str
 )
 def test_a_new_epoch_leaves_no_trace_of_the_old_secret_keys(
-    ready: Vault, run: str, epoch: int
+    ready: KeyStore, run: str, epoch: int
 ) -> None:
     """M10."""
     old, before = secrets_of(ready), ready.bundle(RUN, 5, 64)
@@ -292,38 +298,38 @@ def test_a_new_epoch_leaves_no_trace_of_the_old_secret_keys(
     assert found(ready, secrets_of(ready)) == 2
 
 
-def test_an_older_epoch_of_a_run_is_refused(ready: Vault) -> None:
+def test_an_older_epoch_of_a_run_is_refused(ready: KeyStore) -> None:
     content = files(ready)["epoch.json"]
     for opened in (ready, restarted(ready)):
-        with pytest.raises(SealingError, match="older than the last"):
+        with pytest.raises(SecAggError, match="older than the last"):
             opened.bundle(RUN, 4, 64)
     assert files(ready)["epoch.json"] == content
 
 
-def test_keys_of_an_epoch_have_one_size_class(ready: Vault) -> None:
-    with pytest.raises(SealingError):
+def test_keys_of_an_epoch_have_one_size_class(ready: KeyStore) -> None:
+    with pytest.raises(SecAggError):
         ready.bundle(RUN, 5, 128)
     assert ready.bundle(RUN, 6, 128).size_class == 128
 
 
-def test_without_a_list_of_members_no_keys_are_made(vault: Vault) -> None:
-    with pytest.raises(SealingError, match="roster: missing"):
-        vault.bundle(RUN, 1, 64)
-    assert "epoch.json" not in files(vault)
+def test_without_a_list_of_members_no_keys_are_made(key_store: KeyStore) -> None:
+    with pytest.raises(SecAggError, match="roster: missing"):
+        key_store.bundle(RUN, 1, 64)
+    assert "epoch.json" not in files(key_store)
 
 
-def test_keys_for_another_federation_are_not_given_again(ready: Vault) -> None:
+def test_keys_for_another_federation_are_not_given_again(ready: KeyStore) -> None:
     other = SigningKey(b"\x09" * 32)
     before = ready.bundle(RUN, 5, 64)
     ready.pin(roster(ready, other, federation="another").encode(), other.public)
-    with pytest.raises(SealingError):
+    with pytest.raises(SecAggError):
         ready.bundle(RUN, 5, 64)
     after = ready.bundle(RUN, 6, 64)
     assert after.federation == "another"
     assert after.mask_key != before.mask_key
 
 
-def test_the_secret_keys_are_those_of_the_bundle(ready: Vault) -> None:
+def test_the_secret_keys_are_those_of_the_bundle(ready: KeyStore) -> None:
     """M9."""
     for opened in (ready, restarted(ready)):
         bundle, keys = opened.bundle(RUN, 5, 64), opened.keys(terms_of(ready))
@@ -345,52 +351,52 @@ def test_the_secret_keys_are_those_of_the_bundle(ready: Vault) -> None:
     ids=str,
 )
 def test_a_round_with_other_keys_in_this_pcs_name_is_refused(
-    ready: Vault, changes: dict[str, Any]
+    ready: KeyStore, changes: dict[str, Any]
 ) -> None:
     """M9: even where this PC's own signature is on them."""
     own = ready.bundle(RUN, 5, 64)
     other = dataclasses.replace(own, **changes).signed_by(ready.identity)
-    with pytest.raises(SealingError, match="not name the keys"):
+    with pytest.raises(SecAggError, match="not name the keys"):
         ready.keys(terms_of(ready, bundle=other))
     unsigned = dataclasses.replace(own, signature=bytes(64))
-    with pytest.raises(SealingError, match="not name the keys"):
+    with pytest.raises(SecAggError, match="not name the keys"):
         ready.keys(terms_of(ready, bundle=unsigned))
 
 
-def test_a_round_without_this_pcs_keys_is_refused(ready: Vault) -> None:
+def test_a_round_without_this_pcs_keys_is_refused(ready: KeyStore) -> None:
     """M9."""
     terms = terms_of(ready)
     bundles = tuple(b for b in terms.bundles if b.identity != ready.identity.public)
-    with pytest.raises(SealingError, match="takes no part"):
+    with pytest.raises(SecAggError, match="takes no part"):
         ready.keys(dataclasses.replace(terms, bundles=bundles))
 
 
-def test_keys_of_the_epoch_before_open_no_round_of_this_one(ready: Vault) -> None:
+def test_keys_of_the_epoch_before_open_no_round_of_this_one(ready: KeyStore) -> None:
     """M9, M10."""
     terms = terms_of(ready)
     ready.bundle(RUN, 6, 64)
-    with pytest.raises(SealingError, match="not name the keys"):
+    with pytest.raises(SecAggError, match="not name the keys"):
         ready.keys(terms)
 
 
 def test_expired_keys_are_deleted_and_refused(
-    ready: Vault, monkeypatch: pytest.MonkeyPatch
+    ready: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M10."""
     old, terms = secrets_of(ready), terms_of(ready)
     later(monkeypatch, DAY - 60)
     ready.keys(terms)
     later(monkeypatch, DAY + 60)
-    with pytest.raises(SealingError, match="expired"):
+    with pytest.raises(SecAggError, match="expired"):
         ready.keys(terms)
     assert found(ready, old) == 0
-    with pytest.raises(SealingError, match=r"epoch\.json: missing"):
+    with pytest.raises(SecAggError, match=r"epoch\.json: missing"):
         ready.keys(terms)
 
 
 @pytest.mark.parametrize("epoch", [5, 6])
 def test_expired_keys_are_never_given_again(
-    ready: Vault, monkeypatch: pytest.MonkeyPatch, epoch: int
+    ready: KeyStore, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     """M8, M10."""
     before = ready.bundle(RUN, 5, 64)
@@ -402,7 +408,7 @@ def test_expired_keys_are_never_given_again(
 
 
 def test_asking_for_expired_keys_deletes_them(
-    ready: Vault, monkeypatch: pytest.MonkeyPatch
+    ready: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M10."""
     old = secrets_of(ready)
@@ -411,37 +417,37 @@ def test_asking_for_expired_keys_deletes_them(
     assert found(ready, old) == 0
 
 
-def test_keys_can_be_forgotten_before_their_end(ready: Vault) -> None:
+def test_keys_can_be_forgotten_before_their_end(ready: KeyStore) -> None:
     """M10."""
     old, terms = secrets_of(ready), terms_of(ready)
     ready.keys(terms)
     for _ in range(2):
         ready.forget_keys()
         assert found(ready, old) == 0
-    with pytest.raises(SealingError, match=r"epoch\.json: missing"):
+    with pytest.raises(SecAggError, match=r"epoch\.json: missing"):
         ready.keys(terms)
 
 
 # The newest round
 
 
-def test_the_newest_round_is_kept(ready: Vault) -> None:
+def test_the_newest_round_is_kept(ready: KeyStore) -> None:
     first, second = terms_of(ready, 5), terms_of(ready, 7)
     for terms in (first, first, second):
         ready.keep(terms, terms.encode())
         for opened in (ready, restarted(ready)):
             assert opened.terms(RUN, terms.number) == terms
     for run, number in ((RUN, 5), (RUN, 6), (RUN, 8), ("f" * 16, 7)):
-        with pytest.raises(SealingError, match="not asked for this round"):
+        with pytest.raises(SecAggError, match="not asked for this round"):
             ready.terms(run, number)
 
 
-def test_a_pc_that_was_asked_for_no_round_is_told_in_one_line(ready: Vault) -> None:
-    with pytest.raises(SealingError, match="terms: missing"):
+def test_a_pc_that_was_asked_for_no_round_is_told_in_one_line(ready: KeyStore) -> None:
+    with pytest.raises(SecAggError, match="terms: missing"):
         ready.terms(RUN, 1)
 
 
-def test_an_older_round_and_the_same_one_described_otherwise_are_refused(ready: Vault) -> None:
+def test_an_older_round_and_the_same_one_described_otherwise_are_refused(ready: KeyStore) -> None:
     """M14: what the ledger was charged for is the only round of its number."""
     kept = terms_of(ready, 6)
     ready.keep(kept, kept.encode())
@@ -452,12 +458,12 @@ def test_an_older_round_and_the_same_one_described_otherwise_are_refused(ready: 
             (dataclasses.replace(kept, bound=kept.bound * 2), "in another way"),
             (dataclasses.replace(kept, bundles=kept.bundles[::-1]), "in another way"),
         ):
-            with pytest.raises(SealingError, match=said):
+            with pytest.raises(SecAggError, match=said):
                 opened.keep(wrong, wrong.encode())
         assert opened.terms(RUN, 6) == kept
 
 
-def test_a_round_of_another_run_is_taken_whatever_its_number(ready: Vault) -> None:
+def test_a_round_of_another_run_is_taken_whatever_its_number(ready: KeyStore) -> None:
     last = terms_of(ready, 6)
     ready.keep(last, last.encode())
     other = dataclasses.replace(last, run="f" * 16, number=1)
@@ -466,12 +472,12 @@ def test_a_round_of_another_run_is_taken_whatever_its_number(ready: Vault) -> No
 
 
 @pytest.mark.parametrize("kept", [0, 1, 200])
-def test_a_round_whose_note_was_cut_off_blocks_only_itself(ready: Vault, kept: int) -> None:
+def test_a_round_whose_note_was_cut_off_blocks_only_itself(ready: KeyStore, kept: int) -> None:
     first, second = terms_of(ready, 5), terms_of(ready, 6)
     ready.keep(first, first.encode())
     damage(ready, "terms", first.encode()[:kept])
     opened = restarted(ready)
-    with pytest.raises(SealingError, match="terms: cannot be read"):
+    with pytest.raises(SecAggError, match="terms: cannot be read"):
         opened.terms(RUN, 5)
     opened.keep(second, second.encode())
     assert opened.terms(RUN, 6) == second
@@ -480,59 +486,59 @@ def test_a_round_whose_note_was_cut_off_blocks_only_itself(ready: Vault, kept: i
 # The one set of a round
 
 
-def bind(vault: Vault, terms: Terms, set_hash: bytes) -> None:
-    with vault.agreement(terms) as agreed:
+def bind(key_store: KeyStore, terms: Terms, set_hash: bytes) -> None:
+    with key_store.agreement(terms) as agreed:
         agreed.bind(set_hash)
 
 
-def test_a_set_is_bound_for_good_and_another_one_never_is(ready: Vault) -> None:
+def test_a_set_is_bound_for_good_and_another_one_never_is(ready: KeyStore) -> None:
     """M21, M23, M25."""
     terms = terms_of(ready)
     with ready.agreement(terms) as agreed:
         assert agreed.set_hash is None
         agreed.bind(FIRST)
-        with pytest.raises(SealingError, match="another set"):
+        with pytest.raises(SecAggError, match="another set"):
             agreed.bind(SECOND)
     for opened in (ready, restarted(ready)):
         with opened.agreement(terms) as agreed:
             assert agreed.set_hash == FIRST
             agreed.bind(FIRST)
-            with pytest.raises(SealingError, match="another set"):
+            with pytest.raises(SecAggError, match="another set"):
                 agreed.bind(SECOND)
             assert agreed.set_hash == FIRST
 
 
-def test_the_same_round_in_other_words_has_no_second_set(ready: Vault) -> None:
+def test_the_same_round_in_other_words_has_no_second_set(ready: KeyStore) -> None:
     """M21: a set for this run and round, whatever else the terms say."""
     terms = terms_of(ready)
     bind(ready, terms, FIRST)
-    with pytest.raises(SealingError, match="another set"):
+    with pytest.raises(SecAggError, match="another set"):
         bind(ready, dataclasses.replace(terms, vector_hash=b"\1" * 32), SECOND)
 
 
-def test_an_older_round_is_not_agreed_on_after_a_newer_one(ready: Vault) -> None:
+def test_an_older_round_is_not_agreed_on_after_a_newer_one(ready: KeyStore) -> None:
     """M21, M25: the record of the older is gone, so nothing is signed for it."""
     bind(ready, terms_of(ready, 5), FIRST)
     bind(ready, terms_of(ready, 6), SECOND)
     for opened in (ready, restarted(ready)):
         for set_hash in (FIRST, SECOND):
-            with pytest.raises(SealingError, match="newer round"):
+            with pytest.raises(SecAggError, match="newer round"):
                 bind(opened, terms_of(ready, 5), set_hash)
         with opened.agreement(terms_of(ready, 6)) as agreed:
             assert agreed.set_hash == SECOND
 
 
-def test_a_round_of_another_run_has_a_set_of_its_own(ready: Vault) -> None:
+def test_a_round_of_another_run_has_a_set_of_its_own(ready: KeyStore) -> None:
     """M21."""
     bind(ready, terms_of(ready, 6), FIRST)
     other = dataclasses.replace(terms_of(ready), run="f" * 16, number=1)
     bind(ready, other, SECOND)
-    with pytest.raises(SealingError, match="another set"):
+    with pytest.raises(SecAggError, match="another set"):
         bind(ready, other, FIRST)
 
 
 def test_a_round_before_that_of_another_run_has_no_keys_left_to_sign_a_second_set_for(
-    ready: Vault,
+    ready: KeyStore,
 ) -> None:
     """M10, M21: the record holds the newest round alone."""
     first, old = terms_of(ready), secrets_of(ready)
@@ -540,13 +546,13 @@ def test_a_round_before_that_of_another_run_has_no_keys_left_to_sign_a_second_se
     ready.bundle("f" * 16, 1, 64)
     bind(ready, dataclasses.replace(first, run="f" * 16, number=1), SECOND)
     for _ in range(2):
-        with pytest.raises(SealingError, match="not name the keys"):
+        with pytest.raises(SecAggError, match="not name the keys"):
             ready.keys(first)
         assert found(ready, old) == 0
         ready.bundle(RUN, 5, 64)  # those that are made now are others
 
 
-def test_of_many_threads_that_bind_different_sets_one_wins(ready: Vault) -> None:
+def test_of_many_threads_that_bind_different_sets_one_wins(ready: KeyStore) -> None:
     """M21."""
     terms, start = terms_of(ready), Barrier(8)
     won: list[bytes] = []
@@ -556,7 +562,7 @@ def test_of_many_threads_that_bind_different_sets_one_wins(ready: Vault) -> None
         start.wait()
         try:
             bind(ready, terms, set_hash)
-        except SealingError:
+        except SecAggError:
             lost.append(set_hash)
         else:
             won.append(set_hash)
@@ -572,7 +578,7 @@ def test_of_many_threads_that_bind_different_sets_one_wins(ready: Vault) -> None
 
 
 def test_a_folder_that_somebody_else_holds_is_told_in_one_line(
-    ready: Vault, monkeypatch: pytest.MonkeyPatch
+    ready: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terms = terms_of(ready)
     monkeypatch.setattr(module, "_locks", {})
@@ -589,7 +595,7 @@ def test_a_folder_that_somebody_else_holds_is_told_in_one_line(
 
 @posix
 def test_a_set_is_on_the_disk_before_it_is_bound(
-    ready: Vault, monkeypatch: pytest.MonkeyPatch
+    ready: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M21: first the record, then its name in the folder."""
     terms, real = terms_of(ready), os.fsync
@@ -617,7 +623,7 @@ def failing_sync(of_folder: bool) -> Callable[[int], None]:
 
 @posix
 def test_a_set_that_could_not_be_written_is_not_bound(
-    ready: Vault, monkeypatch: pytest.MonkeyPatch
+    ready: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M21."""
     terms = terms_of(ready)
@@ -632,7 +638,7 @@ def test_a_set_that_could_not_be_written_is_not_bound(
 
 @posix
 def test_a_set_that_may_or_may_not_be_on_the_disk_excludes_every_other(
-    ready: Vault, monkeypatch: pytest.MonkeyPatch
+    ready: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M21."""
     terms = terms_of(ready)
@@ -640,7 +646,7 @@ def test_a_set_that_may_or_may_not_be_on_the_disk_excludes_every_other(
         patch.setattr(os, "fsync", failing_sync(of_folder=True))
         with pytest.raises(OSError, match="Input/output"):
             agreed.bind(FIRST)
-    with pytest.raises(SealingError, match="another set"):
+    with pytest.raises(SecAggError, match="another set"):
         bind(ready, terms, SECOND)
     bind(ready, terms, FIRST)
 
@@ -648,25 +654,25 @@ def test_a_set_that_may_or_may_not_be_on_the_disk_excludes_every_other(
 _MEMBER = """
 import dataclasses, os, signal, sys
 from pathlib import Path
-from fedaipc.errors import SealingError
-from fedaipc.client.key_store import Vault
+from fedaipc.errors import SecAggError
+from fedaipc.client.key_store import KeyStore
 
 folder, run, number, set_hash, when = sys.argv[1:]
-vault = Vault(Path(folder))
-terms = vault.terms(run, int(number))
+key_store = KeyStore(Path(folder))
+terms = key_store.terms(run, int(number))
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def bind(terms):
     try:
-        with vault.agreement(terms) as agreed:
+        with key_store.agreement(terms) as agreed:
             if when == "before":
                 os.fsync = die
             agreed.bind(bytes.fromhex(set_hash))
             if when == "after":
                 die()
-    except SealingError as error:
+    except SecAggError as error:
         return f"refused: {error}"
     return "signed"
 
@@ -680,25 +686,27 @@ else:
 
 @contextmanager
 def member(
-    vault: Vault, terms: Terms, set_hash: bytes, when: str = "never"
+    key_store: KeyStore, terms: Terms, set_hash: bytes, when: str = "never"
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that binds a set and is killed before or after it, or binds one for each line."""
-    command = [sys.executable, "-c", _MEMBER, str(place_of(vault).parent), terms.run,
+    command = [sys.executable, "-c", _MEMBER, str(place_of(key_store).parent), terms.run,
                str(terms.number), set_hash.hex(), when]  # fmt: skip
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         yield process
 
 
-def said(vault: Vault, terms: Terms, set_hash: bytes, when: str = "never") -> tuple[int, str]:
+def said(
+    key_store: KeyStore, terms: Terms, set_hash: bytes, when: str = "never"
+) -> tuple[int, str]:
     """How such a process ended, and what it said."""
-    with member(vault, terms, set_hash, when) as process:
+    with member(key_store, terms, set_hash, when) as process:
         out, _ = process.communicate()
     return process.returncode, out.strip()
 
 
 @posix
-def test_another_process_is_bound_by_the_same_set(ready: Vault) -> None:
+def test_another_process_is_bound_by_the_same_set(ready: KeyStore) -> None:
     """M21, M25."""
     terms = terms_of(ready)
     ready.keep(terms, terms.encode())
@@ -710,12 +718,12 @@ def test_another_process_is_bound_by_the_same_set(ready: Vault) -> None:
 
 
 @posix
-def test_kill_9_between_record_and_signature_leaves_the_pc_bound(ready: Vault) -> None:
+def test_kill_9_between_record_and_signature_leaves_the_pc_bound(ready: KeyStore) -> None:
     """M21: nobody saw the signature, yet no other set is signed."""
     terms = terms_of(ready)
     ready.keep(terms, terms.encode())
     assert said(ready, terms, FIRST, "after") == (-signal.SIGKILL, "")
-    with pytest.raises(SealingError, match="another set"):
+    with pytest.raises(SecAggError, match="another set"):
         bind(ready, terms, SECOND)
     assert said(ready, terms, SECOND)[1].startswith("refused: another set")
     bind(ready, terms, FIRST)
@@ -723,7 +731,7 @@ def test_kill_9_between_record_and_signature_leaves_the_pc_bound(ready: Vault) -
 
 
 @posix
-def test_kill_9_before_the_record_leaves_the_pc_free(ready: Vault) -> None:
+def test_kill_9_before_the_record_leaves_the_pc_free(ready: KeyStore) -> None:
     """M21: and the lock of the dead holds nobody up."""
     terms = terms_of(ready)
     ready.keep(terms, terms.encode())
@@ -731,12 +739,12 @@ def test_kill_9_before_the_record_leaves_the_pc_free(ready: Vault) -> None:
     with ready.agreement(terms) as agreed:
         assert agreed.set_hash is None
     assert said(ready, terms, SECOND) == (0, "signed")
-    with pytest.raises(SealingError, match="another set"):
+    with pytest.raises(SecAggError, match="another set"):
         bind(ready, terms, FIRST)
 
 
 @posix
-def test_of_two_processes_that_bind_different_sets_at_once_one_wins(ready: Vault) -> None:
+def test_of_two_processes_that_bind_different_sets_at_once_one_wins(ready: KeyStore) -> None:
     """M21."""
     terms = terms_of(ready)
     ready.keep(terms, terms.encode())
@@ -761,7 +769,7 @@ def heard(process: subprocess.Popen[str]) -> str:
 
 
 def test_what_another_process_has_bound_counts_though_the_file_looks_the_same(
-    ready: Vault, monkeypatch: pytest.MonkeyPatch
+    ready: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M21: a clock of coarse ticks and an inode that is used again show no difference."""
     first, second = terms_of(ready, 5), terms_of(ready, 6)
@@ -772,53 +780,56 @@ def test_what_another_process_has_bound_counts_though_the_file_looks_the_same(
     replaced = content.replace(b'"round": 5', b'"round": 6')
     assert replaced != content
     (place_of(ready) / "agreed.json").write_bytes(replaced)
-    with pytest.raises(SealingError, match="another set"):
+    with pytest.raises(SecAggError, match="another set"):
         bind(ready, second, SECOND)
 
 
 # Damage
 
 
-def damage(vault: Vault, name: str, content: bytes) -> None:
-    (place_of(vault) / name).write_bytes(content)
+def damage(key_store: KeyStore, name: str, content: bytes) -> None:
+    (place_of(key_store) / name).write_bytes(content)
     module._cache.clear()  # else two writes within one tick of the clock could look like one
 
 
-def use(vault: Vault, terms: Terms, name: str) -> list[Callable[[], object]]:
+def use(key_store: KeyStore, terms: Terms, name: str) -> list[Callable[[], object]]:
     """All that reads the file."""
-    newer = roster(vault, version=9).encode()
+    newer = roster(key_store, version=9).encode()
     users: dict[str, list[Callable[[], object]]] = {
         "identity.key": [
-            lambda: Vault(place_of(vault).parent),
-            lambda: Vault.create(place_of(vault).parent),
+            lambda: KeyStore(place_of(key_store).parent),
+            lambda: KeyStore.create(place_of(key_store).parent),
         ],
         "roster": [
-            lambda: vault.roster(ADMISSION.public),
-            lambda: vault.pin(newer, ADMISSION.public),
-            lambda: vault.bundle(RUN, 6, 64),
+            lambda: key_store.roster(ADMISSION.public),
+            lambda: key_store.pin(newer, ADMISSION.public),
+            lambda: key_store.bundle(RUN, 6, 64),
         ],
-        "epoch.json": [lambda: vault.keys(terms), lambda: vault.bundle(RUN, 6, 64)],
-        "agreed.json": [lambda: bind(vault, terms, FIRST), lambda: bind(vault, terms, SECOND)],
-        "terms": [lambda: vault.terms(RUN, terms.number)],
+        "epoch.json": [lambda: key_store.keys(terms), lambda: key_store.bundle(RUN, 6, 64)],
+        "agreed.json": [
+            lambda: bind(key_store, terms, FIRST),
+            lambda: bind(key_store, terms, SECOND),
+        ],
+        "terms": [lambda: key_store.terms(RUN, terms.number)],
     }
     return users[name]
 
 
-def refused_with_its_path(vault: Vault, terms: Terms, name: str) -> None:
-    before = files(vault)
-    for call in use(vault, terms, name):
-        with pytest.raises(SealingError) as caught:
+def refused_with_its_path(key_store: KeyStore, terms: Terms, name: str) -> None:
+    before = files(key_store)
+    for call in use(key_store, terms, name):
+        with pytest.raises(SecAggError) as caught:
             call()
-        assert str(caught.value).startswith(f"{place_of(vault) / name}: ")
+        assert str(caught.value).startswith(f"{place_of(key_store) / name}: ")
         assert "\n" not in str(caught.value)
-    assert files(vault) == before  # nothing is replaced that an owner may still mend
+    assert files(key_store) == before  # nothing is replaced that an owner may still mend
 
 
 NAMES = ["identity.key", "roster", "epoch.json", "agreed.json", "terms"]
 
 
 @pytest.fixture
-def full(ready: Vault) -> tuple[Vault, Terms]:
+def full(ready: KeyStore) -> tuple[KeyStore, Terms]:
     """With every file, and a round."""
     terms = terms_of(ready)
     ready.keep(terms, terms.encode())
@@ -826,22 +837,22 @@ def full(ready: Vault) -> tuple[Vault, Terms]:
     return ready, terms
 
 
-def test_nothing_is_refused_before_the_damage(full: tuple[Vault, Terms]) -> None:
-    vault, terms = full
+def test_nothing_is_refused_before_the_damage(full: tuple[KeyStore, Terms]) -> None:
+    key_store, terms = full
     for name in NAMES:
-        damage(vault, name, files(vault)[name])
-        use(vault, terms, name)[0]()
+        damage(key_store, name, files(key_store)[name])
+        use(key_store, terms, name)[0]()
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.99])
 def test_a_file_that_is_cut_off_is_told_with_its_path(
-    full: tuple[Vault, Terms], name: str, part: float
+    full: tuple[KeyStore, Terms], name: str, part: float
 ) -> None:
-    vault, terms = full
-    content = files(vault)[name]
-    damage(vault, name, content[: int(part * len(content))])
-    refused_with_its_path(vault, terms, name)
+    key_store, terms = full
+    content = files(key_store)[name]
+    damage(key_store, name, content[: int(part * len(content))])
+    refused_with_its_path(key_store, terms, name)
 
 
 JUNK = [b"", b"x", bytes(range(100, 256)), bytes(200), b"\xff" * 200, b"null", b"[[1, 2]"]
@@ -850,45 +861,45 @@ JUNK = [b"", b"x", bytes(range(100, 256)), bytes(200), b"\xff" * 200, b"null", b
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "roster"])
 @pytest.mark.parametrize("content", JUNK, ids=lambda content: repr(content[:10]))
 def test_a_file_of_something_else_is_told_with_its_path(
-    full: tuple[Vault, Terms], name: str, content: bytes
+    full: tuple[KeyStore, Terms], name: str, content: bytes
 ) -> None:
-    vault, terms = full
-    damage(vault, name, content)
-    refused_with_its_path(vault, terms, name)
+    key_store, terms = full
+    damage(key_store, name, content)
+    refused_with_its_path(key_store, terms, name)
 
 
 @pytest.mark.parametrize("content", JUNK, ids=lambda content: repr(content[:10]))
 def test_a_list_of_members_that_is_none_is_told_with_its_path(
-    full: tuple[Vault, Terms], content: bytes
+    full: tuple[KeyStore, Terms], content: bytes
 ) -> None:
-    vault, _ = full
-    damage(vault, "roster", content)
-    for call in (lambda: vault.roster(ADMISSION.public), lambda: vault.bundle(RUN, 6, 64)):
-        with pytest.raises(SealingError, match=r"roster: cannot be read \(\w+\)$"):
+    key_store, _ = full
+    damage(key_store, "roster", content)
+    for call in (lambda: key_store.roster(ADMISSION.public), lambda: key_store.bundle(RUN, 6, 64)):
+        with pytest.raises(SecAggError, match=r"roster: cannot be read \(\w+\)$"):
             call()
 
 
 @pytest.mark.parametrize("content", JUNK, ids=lambda content: repr(content[:10]))
 def test_damage_does_not_make_a_pc_forget_which_list_was_the_newest(
-    full: tuple[Vault, Terms], content: bytes
+    full: tuple[KeyStore, Terms], content: bytes
 ) -> None:
     """M6."""
-    vault, _ = full
-    damage(vault, "roster", content)
-    with pytest.raises(SealingError, match="roster: cannot be read"):
-        vault.pin(roster(vault, version=1).encode(), ADMISSION.public)
+    key_store, _ = full
+    damage(key_store, "roster", content)
+    with pytest.raises(SecAggError, match="roster: cannot be read"):
+        key_store.pin(roster(key_store, version=1).encode(), ADMISSION.public)
 
 
-def test_every_bit_of_the_kept_list_is_signed(full: tuple[Vault, Terms]) -> None:
+def test_every_bit_of_the_kept_list_is_signed(full: tuple[KeyStore, Terms]) -> None:
     """M5."""
-    vault, _ = full
-    content = files(vault)["roster"]
+    key_store, _ = full
+    content = files(key_store)["roster"]
     for place in range(len(content)):
         changed = bytearray(content)
         changed[place] ^= 1 << place % 8
-        damage(vault, "roster", bytes(changed))
-        with pytest.raises(SealingError, match="roster: cannot be read"):
-            _ = vault.roster(ADMISSION.public)
+        damage(key_store, "roster", bytes(changed))
+        with pytest.raises(SecAggError, match="roster: cannot be read"):
+            _ = key_store.roster(ADMISSION.public)
 
 
 @pytest.mark.parametrize(
@@ -904,23 +915,23 @@ def test_every_bit_of_the_kept_list_is_signed(full: tuple[Vault, Terms]) -> None
     ids=lambda content: repr(content[:50]),
 )
 def test_keys_of_another_shape_are_told_with_their_path(
-    full: tuple[Vault, Terms], content: bytes
+    full: tuple[KeyStore, Terms], content: bytes
 ) -> None:
-    vault, terms = full
-    damage(vault, "epoch.json", content)
-    refused_with_its_path(vault, terms, "epoch.json")
+    key_store, terms = full
+    damage(key_store, "epoch.json", content)
+    refused_with_its_path(key_store, terms, "epoch.json")
 
 
 @pytest.mark.parametrize("name", ["mask", "share"])
 def test_a_secret_key_that_is_not_the_bundles_is_told_with_its_path(
-    full: tuple[Vault, Terms], name: str
+    full: tuple[KeyStore, Terms], name: str
 ) -> None:
     """Else the PC's upload is thrown away, and the PC itself is blamed for it."""
-    vault, terms = full
-    entry = json.loads(files(vault)["epoch.json"])
+    key_store, terms = full
+    entry = json.loads(files(key_store)["epoch.json"])
     entry[name] = entry[name][:20] + f"{int(entry[name][20], 16) ^ 1:x}" + entry[name][21:]
-    damage(vault, "epoch.json", json.dumps(entry).encode())
-    refused_with_its_path(vault, terms, "epoch.json")
+    damage(key_store, "epoch.json", json.dumps(entry).encode())
+    refused_with_its_path(key_store, terms, "epoch.json")
 
 
 @pytest.mark.parametrize(
@@ -939,8 +950,8 @@ def test_a_secret_key_that_is_not_the_bundles_is_told_with_its_path(
     ids=lambda content: repr(content[:60]),
 )
 def test_an_agreement_of_another_shape_is_told_with_its_path(
-    full: tuple[Vault, Terms], content: bytes
+    full: tuple[KeyStore, Terms], content: bytes
 ) -> None:
-    vault, terms = full
-    damage(vault, "agreed.json", content)
-    refused_with_its_path(vault, terms, "agreed.json")
+    key_store, terms = full
+    damage(key_store, "agreed.json", content)
+    refused_with_its_path(key_store, terms, "agreed.json")

@@ -10,8 +10,8 @@ import numpy as np
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedaipc.client.client import OWNER_FILE, Pc
-from fedaipc.client.key_store import Vault
+from fedaipc.client.client import OWNER_FILE, Client
+from fedaipc.client.key_store import KeyStore
 from fedaipc.config import OwnerSettings, to_toml
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
@@ -33,7 +33,7 @@ from fedaipc.protocol.messages import (
 from fedaipc.results import Score
 from fedaipc.secagg.roster import Roster
 from fedaipc.secagg.terms import Terms
-from fedaipc.secagg.uploads import Head, deal
+from fedaipc.secagg.uploads import LedgerHead, mask_and_share
 from fedaipc.simulation.flower_adapter import ensure_message_identity
 from tests.protocol.parts import ADMISSION, LABELS, sent, tiny
 
@@ -61,7 +61,7 @@ class FakePc:
         self.size_class = size_class or 32 << (number % 3)
         self.folder = folder / f"pc-{number:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.identity = Vault.create(self.folder).identity.public
+        self.identity = KeyStore.create(self.folder).identity.public
         self.asked: list[MaskRequest] = []
         self.offered: list[RoundRequest] = []
         self.charged = 0
@@ -96,14 +96,16 @@ class FakePc:
         terms, words = self.words(request)
         if not terms.sealed:
             return encode_update(bytes(terms.encoding.pack(words)))
-        vault = Pc(self.folder).vault
-        vault.keep(terms, request.terms)
+        key_store = Client(self.folder).key_store
+        key_store.keep(terms, request.terms)
         return encode_update(
-            deal(terms, vault.keys(terms), words, Head(terms.number, bytes(32))).encode()
+            mask_and_share(
+                terms, key_store.keys(terms), words, LedgerHead(terms.number, bytes(32))
+            ).encode()
         )
 
     def usual_member(self, stage: str, request: MemberRequest) -> RecordDict:
-        pc = Pc(self.folder)
+        pc = Client(self.folder)
         return encode_answer(pc.agree(request) if stage == AGREE else pc.unmask(request))
 
     def reply(self, message: Message) -> Answer:
@@ -111,7 +113,9 @@ class FakePc:
         if stage == SETUP:
             described = SetupRequest.decode(message.content)
             return (
-                self.setup(described) if self.setup else Pc(self.folder).setup(described).encode()
+                self.setup(described)
+                if self.setup
+                else Client(self.folder).setup(described).encode()
             )
         if stage == READY:
             offer = RoundRequest.decode(message.content)

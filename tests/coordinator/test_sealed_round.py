@@ -14,7 +14,7 @@ import pytest
 from flwr.app import Error, RecordDict
 
 from fedaipc.client import key_store
-from fedaipc.client.client import Pc
+from fedaipc.client.client import Client
 from fedaipc.coordinator import exchange, membership
 from fedaipc.errors import BudgetExhausted, RoundError
 from fedaipc.protocol.messages import (
@@ -147,7 +147,7 @@ def test_one_member_too_few_and_the_round_is_void_and_says_so(
 def test_a_pc_that_comes_back_takes_part_again(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(7)
     first = [True]
-    usual = Pc(members[0].folder)
+    usual = Client(members[0].folder)
 
     def late(request: Any) -> Answer:
         return GONE if first and first.pop() else usual.setup(request).encode()
@@ -220,7 +220,7 @@ def test_new_keys_are_made_for_each_epoch_and_sum_as_well(tmp_path: Path, pcs: P
     """M10."""
     members = pcs(5)
     seen: list[bytes] = []
-    usual = Pc(members[0].folder)
+    usual = Client(members[0].folder)
 
     def watch(request: Any) -> Answer:
         described = usual.setup(request)
@@ -291,7 +291,7 @@ def changed(pc: FakePc, request: MaskRequest, change: Callable[[Upload], Upload]
     usual = decode_update(pc.usual_mask(request))
     assert isinstance(usual, bytes)
     upload = change(Upload.decode(usual))
-    signature = Pc(pc.folder).vault.identity.sign(upload.header.signed_part())
+    signature = Client(pc.folder).key_store.identity.sign(upload.header.signed_part())
     return encode_update(dataclasses.replace(upload, signature=signature).encode())
 
 
@@ -336,12 +336,12 @@ def test_a_pc_that_was_left_out_stays_out_when_the_coordinator_starts_again(
     liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, list(range(10))))
     first = run(tmp_path / "sealed", FakeGrid(members), ONE)
     assert first.checkpoint.banned == {liar.identity}
-    assert first.checkpoint.quarrels
+    assert first.checkpoint.disputes
     second = run(tmp_path / "sealed", FakeGrid(members))
     assert second.error is None
     assert second.checkpoint.round == 2
     assert second.checkpoint.banned == {liar.identity}
-    assert second.checkpoint.quarrels == first.checkpoint.quarrels
+    assert second.checkpoint.disputes == first.checkpoint.disputes
     assert len(liar.asked) == 1
 
 
@@ -391,7 +391,7 @@ def test_a_member_with_wrong_shares_is_named_and_the_others_open(tmp_path: Path,
         usual = pc.usual_member(stage, request)
         if stage == AGREE:
             return usual
-        release = Pc(pc.folder).unmask(request)
+        release = Client(pc.folder).unmask(request)
         found = Release.decode(release)
         wrong = dataclasses.replace(found.released[0], own=bytes(33))
         return encode_answer(Release(found.member, (wrong, *found.released[1:])).encode())
@@ -428,10 +428,10 @@ def test_a_dealer_of_what_are_no_shares_is_left_out_and_named(
     assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), {2})
 
 
-def test_a_member_that_was_dealt_a_bad_blob_is_not_blamed_for_what_it_cannot_release(
+def test_a_member_that_got_a_bad_blob_is_not_blamed_for_what_it_cannot_release(
     tmp_path: Path, pcs: Pcs
 ) -> None:
-    """M20, M24: a dealer with one victim, and silent when shares are asked for."""
+    """M20, M24: a uploader with one victim, and silent when shares are asked for."""
     members = pcs(10)
     liar = members[3]
     liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, [attempt(request)]))
@@ -488,7 +488,7 @@ def test_a_pc_whose_keys_end_too_soon_is_left_out(
     def short(request: SetupRequest) -> Answer:
         with monkeypatch.context() as patch:
             patch.setattr(key_store, "KEY_SECONDS", seconds)
-            return Pc(members[0].folder).setup(request).encode()
+            return Client(members[0].folder).setup(request).encode()
 
     members[0].setup = short
     ran = run(tmp_path, FakeGrid(members))
@@ -505,7 +505,7 @@ def test_a_pc_that_plays_another_is_left_out_and_the_run_goes_on(
     liar, victim = members[9], members[0]
     seen: list[bytes] = []
     lied: set[int] = set()
-    usual = Pc(victim.folder)
+    usual = Client(victim.folder)
 
     def honest(request: SetupRequest) -> Answer:
         if what == "an old bundle" and request.epoch > 1 and request.epoch not in lied:
@@ -515,7 +515,7 @@ def test_a_pc_that_plays_another_is_left_out_and_the_run_goes_on(
         return described.encode()
 
     def lie(request: SetupRequest) -> Answer:
-        own = Pc(liar.folder)
+        own = Client(liar.folder)
         described = own.setup(request)
         lied.add(request.epoch)
         if not seen:
@@ -526,7 +526,7 @@ def test_a_pc_that_plays_another_is_left_out_and_the_run_goes_on(
         key = other.mask_key
         if what == "its twin":
             key = key[:-1] + bytes([key[-1] ^ 0x80])
-        forged = dataclasses.replace(bundle, mask_key=key).signed_by(own.vault.identity)
+        forged = dataclasses.replace(bundle, mask_key=key).signed_by(own.key_store.identity)
         return Description(described.name, forged.encode()).encode()
 
     victim.setup, liar.setup = honest, lie

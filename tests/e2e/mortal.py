@@ -23,7 +23,7 @@ import torch
 
 from fedaipc.client import trainer
 from fedaipc.client.client import LEDGER_FILE
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.data.assets import fetch_asset
 from fedaipc.privacy.ledger import Ledger
 from tests.client.test_client import asker, enrol, gave, owner
@@ -58,7 +58,7 @@ def main(folder: Path, kills: int) -> None:
         with os.fdopen(reader) as pipe:
             said = [line.split() for line in pipe.read().splitlines()]
         done = {word: {int(n) for w, n in said if w == word} for word in ("asks", "trains", "sent")}
-        charged = {c.attempt for c in Ledger(ledger, Vault(pc).identity).charges}
+        charged = {c.attempt for c in Ledger(ledger, KeyStore(pc).identity).charges}
         if not done["trains"] | done["sent"] <= charged:
             sys.exit(f"trained or sent without a charge: {done}, charged {sorted(charged)[-5:]}")
         sent += len(done["sent"])

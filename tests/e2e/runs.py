@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedaipc.client.client import LEDGER_FILE
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.privacy.plan import charged_epsilon
 from fedaipc.protocol.job import Job
@@ -38,6 +38,6 @@ def allow(run: Run, number: int, *, rounds: int) -> float:
     old = ledger(run, number)
     old.path.unlink()
     epsilon = charged_epsilon(job_of(run).plan, rounds, 3.0) * 1.0001
-    identity = Vault(old.path.parent).identity
+    identity = KeyStore(old.path.parent).identity
     Ledger.create(old.path, identity, lifetime_epsilon=epsilon, delta=old.delta, order=3.0)
     return epsilon

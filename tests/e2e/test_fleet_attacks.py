@@ -60,9 +60,9 @@ class Nothing:
 class Deaf(Coordinator):
     """Asks nobody whether it takes part, and sends the model to all."""
 
-    def _ready_groups(self, attempt: int, number: int, tally: Any) -> list[Terms]:
+    def _ready_groups(self, attempt: int, number: int, outcome: Any) -> list[Terms]:
         groups = self._groups(attempt)
-        tally.charged = tally.asked = {pc for terms in groups for pc in terms.participants}
+        outcome.charged = outcome.asked = {pc for terms in groups for pc in terms.participants}
         return groups
 
 

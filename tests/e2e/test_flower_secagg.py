@@ -44,11 +44,11 @@ from flwr.supercore.primitives.asymmetric import (
     generate_key_pairs,
 )
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg.committee import Agreement, Proposal, Unmask, agree, release
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.shares import combine
-from fedaipc.secagg.uploads import Upload, deal, pair_key
+from fedaipc.secagg.uploads import Upload, mask_and_share, pair_key
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from tests.secagg.parts import HEAD, Sum, federation
 
@@ -132,12 +132,12 @@ class FlowerRound:
         }
         for node, reply in self.ask(Stage.SETUP, lambda _: setup).items():
             self.public[node] = [reply[Key.PUBLIC_KEY_1], reply[Key.PUBLIC_KEY_2]]
-        dealt = self.ask(
+        proposed = self.ask(
             Stage.SHARE_KEYS, lambda _: {str(node): keys for node, keys in self.public.items()}
         )
         sent = {
             (source, to): ciphertext
-            for source, reply in dealt.items()
+            for source, reply in proposed.items()
             for to, ciphertext in zip(
                 reply[Key.DESTINATION_LIST], reply[Key.CIPHERTEXT_LIST], strict=True
             )
@@ -283,7 +283,9 @@ def words(who: bytes) -> npt.NDArray[Any]:
     return rng.integers(0, 2**SEVEN.bits, SEVEN.size).astype("<u4")
 
 
-UPLOADS: dict[bytes, Upload] = {who: deal(SEVEN, KEYS[who], words(who), HEAD) for who in PCS}
+UPLOADS: dict[bytes, Upload] = {
+    who: mask_and_share(SEVEN, KEYS[who], words(who), HEAD) for who in PCS
+}
 
 
 def signed(found: Sum, members: Collection[bytes]) -> tuple[Agreement, ...]:
@@ -294,7 +296,7 @@ def signed(found: Sum, members: Collection[bytes]) -> tuple[Agreement, ...]:
 
 
 def refused(request: Unmask, member: bytes, recorded: bytes | None, said: str) -> None:
-    with pytest.raises(SealingError, match=said):
+    with pytest.raises(SecAggError, match=said):
         release(SEVEN, KEYS[member], request, recorded)
 
 
@@ -303,9 +305,9 @@ def test_a_pc_that_a_request_names_twice_is_refused() -> None:
     whole = Sum(SEVEN, UPLOADS, PCS)
     quorum = signed(whole, PCS)
     for member in PCS:
-        dealt = whole.proposal(member).dealt
+        proposed = whole.proposal(member).uploads
         place = PCS.index(VICTIM)
-        twice = Proposal((*dealt[: place + 1], *dealt[place:]))
+        twice = Proposal((*proposed[: place + 1], *proposed[place:]))
         refused(Unmask(twice, quorum), member, quorum[0].set_hash, "holds a PC twice")
         refused(Unmask(twice, quorum), member, None, "holds a PC twice")
 
@@ -318,7 +320,7 @@ def test_a_pc_cannot_be_inside_for_one_set_and_outside_for_another() -> None:
         for member in PCS:
             bound, _ = release(SEVEN, KEYS[member], Unmask(first.proposal(member), quorum), None)
             refused(Unmask(second.proposal(member), other), member, bound, "another set")
-            with pytest.raises(SealingError, match="another set"):
+            with pytest.raises(SecAggError, match="another set"):
                 agree(SEVEN, KEYS[member], second.proposal(member), bound, {})
 
 
@@ -352,7 +354,7 @@ def test_all_that_is_ever_released_opens_the_sum_and_no_vector() -> None:
     found = Sum(SEVEN, UPLOADS, inside)
     quorum = signed(found, PCS)
     releases = [release(SEVEN, KEYS[m], Unmask(found.proposal(m), quorum), None)[1] for m in PCS]
-    assert {one.dealer for each in releases for one in each.released} == set(inside)
+    assert {one.uploader for each in releases for one in each.released} == set(inside)
     ours = [each.released[inside.index(VICTIM)] for each in releases]
     own = combine({n: one.own for n, one in enumerate(ours[: SEVEN.thresholds.shares])})
     assert [len(one.pairs) for one in ours] == [1] * 7

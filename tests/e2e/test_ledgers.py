@@ -10,7 +10,7 @@ import pytest
 
 from fedaipc.client.client import LEDGER_FILE
 from fedaipc.client.key_store import FOLDER as KEYS
-from fedaipc.client.key_store import Vault
+from fedaipc.client.key_store import KeyStore
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.simulation.simulation import prepare, simulate
 from tests.e2e.runs import quiet
@@ -93,7 +93,7 @@ def test_the_command_finds_what_peers_remember(restored: Path, fedaipc: Callable
     assert rows[PC]["witnesses"] >= 3
     alone = fedaipc("privacy", "ledger", "verify", pcs / PC, "--json")  # nobody remembers more
     assert alone.code == 0
-    who = next(p for p in pcs.iterdir() if p.name != PC and len(Vault(p).heads()) > 1)
+    who = next(p for p in pcs.iterdir() if p.name != PC and len(KeyStore(p).heads()) > 1)
     peer = fedaipc("privacy", "ledger", "verify", pcs / PC, "--seen-by", who)
     assert peer.code == 8
     # The export from before is still whole, and the older copy is not what it holds.
@@ -102,7 +102,7 @@ def test_the_command_finds_what_peers_remember(restored: Path, fedaipc: Callable
 
 def test_pcs_that_agreed_remember_the_heads_of_all(restored: Path) -> None:
     ledgers = {p.parent.name: Ledger(p) for p in (restored / "pcs").glob(f"*/{LEDGER_FILE}")}
-    kept = {name: Vault(restored / "pcs" / name).heads() for name in ledgers}
+    kept = {name: KeyStore(restored / "pcs" / name).heads() for name in ledgers}
     whole = [heads for heads in kept.values() if len(heads) > 1]
     assert len(whole) >= 4  # no more members are asked than it takes
     for heads in whole:

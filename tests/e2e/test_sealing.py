@@ -86,12 +86,12 @@ def test_keys_are_the_owners_alone_and_gone_when_the_run_is_over(
     run = prepare(tiny(f"output.folder='{tmp_path}'"))
     simulate(run, "in-process", quiet)
     for pc in sorted(run.pc_state.glob("pc-*")):
-        vault = pc / "sealing"
-        assert not (vault / "epoch.json").exists()
+        key_store = pc / "sealing"
+        assert not (key_store / "epoch.json").exists()
         for file in (pc / "sealing").iterdir():
             if file.name != ".lock":
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
-        assert stat.S_IMODE(vault.stat().st_mode) == 0o700
+        assert stat.S_IMODE(key_store.stat().st_mode) == 0o700
     key = run.pc_state / "federation" / "admission.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     secret = key.read_bytes()

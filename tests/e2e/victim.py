@@ -107,7 +107,7 @@ def victim(folder: Path, point: str, nth: float) -> None:
         case "when a word is sent":
             deadly(client_app, "encode_answer", int(nth), before=False)
         case "when keys are made":
-            deadly(key_store.Vault, "bundle", int(nth), before=False)
+            deadly(key_store.KeyStore, "bundle", int(nth), before=False)
         case "before a checkpoint":
             deadly(checkpoint.Checkpoint, "save", int(nth), before=True)
         case "between a checkpoint and the results":

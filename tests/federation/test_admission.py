@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fedaipc.errors import EncodingError, SealingError
+from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.federation.key import Admission
 from fedaipc.secagg.keys import SigningKey
 from fedaipc.secagg.roster import ROSTER_FILE, read_roster
@@ -96,7 +96,7 @@ def test_every_bit_of_the_file_is_signed(tmp_path: Path) -> None:
     for place in range(8 * len(content)):
         changed = bytearray(content)
         changed[place // 8] ^= 1 << place % 8
-        with pytest.raises((SealingError, EncodingError)):
+        with pytest.raises((SecAggError, EncodingError)):
             read_roster(bytes(changed))
 
 
@@ -104,7 +104,7 @@ def test_a_file_that_is_cut_off_or_longer_is_refused(tmp_path: Path) -> None:
     """M29."""
     content = Admission(tmp_path).roster(PCS[:3])
     for end in range(len(content)):
-        with pytest.raises((SealingError, EncodingError)):
+        with pytest.raises((SecAggError, EncodingError)):
             read_roster(content[:end])
     with pytest.raises(EncodingError):
         read_roster(content + b"\0")
@@ -113,7 +113,7 @@ def test_a_file_that_is_cut_off_or_longer_is_refused(tmp_path: Path) -> None:
 def test_a_list_under_another_keys_name_is_refused(tmp_path: Path) -> None:
     """M5."""
     content = Admission(tmp_path).roster(PCS)
-    with pytest.raises(SealingError, match="list of members"):
+    with pytest.raises(SecAggError, match="list of members"):
         read_roster(SigningKey().public + content[32:])
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_list_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / ROSTER_FILE
     damaged = Admission(tmp_path).roster(PCS)[:-1]
     path.write_bytes(damaged)
-    with pytest.raises((SealingError, EncodingError)):
+    with pytest.raises((SecAggError, EncodingError)):
         Admission(tmp_path).roster(PCS)
     assert path.read_bytes() == damaged
 
@@ -134,7 +134,7 @@ def test_a_list_that_another_key_signed_is_not_handed_out(tmp_path: Path) -> Non
     (tmp_path / ROSTER_FILE).write_bytes(foreign)
     try:
         content = admission.roster(PCS)
-    except SealingError:
+    except SecAggError:
         return
     assert read_roster(content)[0] == admission.key.public
 
@@ -143,6 +143,6 @@ def test_a_damaged_key_is_told_and_not_replaced(tmp_path: Path) -> None:
     Admission(tmp_path)
     path = tmp_path / "admission.key"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises((SealingError, OSError)):
+    with pytest.raises((SecAggError, OSError)):
         Admission(tmp_path)
     assert len(path.read_bytes()) == 31

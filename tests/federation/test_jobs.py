@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fedaipc.config import settings_from, to_toml
-from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, SealingError
+from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, SecAggError
 from fedaipc.federation.federation import Federation
 from fedaipc.federation.jobs import hand_out_base, sign_job
 from fedaipc.model.base import base_hash, weights_bytes
@@ -105,7 +105,7 @@ def test_a_changed_job_is_refused(
     (folder / "roster.bin").write_bytes((federation.folder / "server" / "roster.bin").read_bytes())
     text = (folder / "job.json").read_text()
     (folder / "job.json").write_text(text.replace('"rounds": 3', '"rounds": 4'))
-    with pytest.raises(SealingError, match="the job: the signature is wrong"):
+    with pytest.raises(SecAggError, match="the job: the signature is wrong"):
         read_job(folder)
 
 
@@ -116,7 +116,7 @@ def test_a_job_of_another_federation_is_refused(
     other = Federation.create(tmp_path / "other", "o:1", ["o"])
     roster = (other.folder / "server" / "roster.bin").read_bytes()
     (tmp_path / "first" / "roster.bin").write_bytes(roster)
-    with pytest.raises((SealingError, OutputError)):
+    with pytest.raises((SecAggError, OutputError)):
         read_job(tmp_path / "first")
 
 

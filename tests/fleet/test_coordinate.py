@@ -17,7 +17,7 @@ from fedaipc.errors import (
     ModelError,
     RoundError,
     RunOver,
-    SealingError,
+    SecAggError,
 )
 from fedaipc.fleet import coordinate, grid
 from fedaipc.fleet.runs import WANTED_FILE, why
@@ -40,7 +40,7 @@ class FakeGrid:
         (EngineError("the SuperLink is away"), 11, True),
         (RunOver("every PC refuses this job"), 10, False),
         (ModelError("no such base"), 5, False),
-        (SealingError("the job is for other members"), 13, False),
+        (SecAggError("the job is for other members"), 13, False),
         (BudgetExhausted("spent"), 7, True),  # the supervisor sees by the results that it stopped
     ],
     ids=lambda value: type(value).__name__,

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedaipc.errors import EncodingError, RoundError, SealingError
+from fedaipc.errors import EncodingError, RoundError, SecAggError
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.messages import (
     REFUSALS,
@@ -340,15 +340,15 @@ def test_a_job_is_the_admission_keys_alone_word_for_word() -> None:
     """M4."""
     job = signed(tiny_job())
     assert SignedJob.read(job.text, job.signature, ADMISSION.public) == job
-    with pytest.raises(SealingError, match="the job"):
+    with pytest.raises(SecAggError, match="the job"):
         SignedJob.read(job.text, job.signature, SigningKey().public)
     for place in range(len(job.text)):
         changed = job.text[:place] + chr(ord(job.text[place]) ^ 1) + job.text[place + 1 :]
-        with pytest.raises(SealingError, match="the job"):
+        with pytest.raises(SecAggError, match="the job"):
             SignedJob.read(changed, job.signature, ADMISSION.public)
     for text in (job.text + " ", json.dumps(json.loads(job.text))):  # the same job otherwise spelt
         assert Job.parse(text) == job.job
-        with pytest.raises(SealingError, match="the job"):
+        with pytest.raises(SecAggError, match="the job"):
             SignedJob.read(text, job.signature, ADMISSION.public)
 
 

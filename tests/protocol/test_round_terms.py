@@ -16,7 +16,7 @@ from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.messages import MaskRequest
@@ -165,7 +165,7 @@ def test_who_is_missing_changes_neither_the_least_set_nor_how_many_may_collude()
         assert found.count == 10 - missing
         assert 2 * found.shares > found.count + found.colluding
     for missing in range(4, 11):
-        with pytest.raises(SealingError):
+        with pytest.raises(SecAggError):
             terms(job, missing)
 
 

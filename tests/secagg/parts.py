@@ -11,7 +11,7 @@ from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
 from fedaipc.secagg.terms import Terms, Thresholds, thresholds
-from fedaipc.secagg.uploads import Head, Keys, Upload, blob_bytes
+from fedaipc.secagg.uploads import Keys, LedgerHead, Upload, blob_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedaipc.secagg.committee import Proposal, Release
 
 NOW = 1_800_000_000.0
-HEAD = Head(3, bytes(range(32)))  # of a ledger with two charges
+HEAD = LedgerHead(3, bytes(range(32)))  # of a ledger with two charges
 
 
 def federation(count: int, **changes: Any) -> tuple[Terms, dict[bytes, Keys]]:
@@ -80,8 +80,8 @@ class Sum:
         blobs = {who: blob_of(upload, place) for who, upload in self.uploads.items()}
         return self.aggregator.proposal(member, blobs)
 
-    def leave_out(self, dealer: bytes) -> None:
-        self.aggregator.leave_out(dealer, self.uploads.pop(dealer).vector)
+    def leave_out(self, uploader: bytes) -> None:
+        self.aggregator.leave_out(uploader, self.uploads.pop(uploader).vector)
 
     def open(self, releases: Iterable[Release]) -> np.ndarray:
         for one in releases:

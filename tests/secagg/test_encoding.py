@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg.encoding import BITS, Encoding
 
 KEY = bytes(range(32))
@@ -39,7 +39,7 @@ def test_no_smaller_and_no_larger_count_wraps_for_any_integers(bits: int) -> Non
     for count in (1, 2, 3, 5, 64, 127, 128, 1000):
         try:
             encoding = Encoding(bits=bits, count=count, bound=1.0)
-        except SealingError:
+        except SecAggError:
             continue
         assert count * encoding.most <= 2 ** (bits - 1) - 1 < count * (encoding.most + 1)
 
@@ -89,7 +89,7 @@ def test_packed_words_take_their_bits_and_come_back(bits: int, size: int) -> Non
     packed = encoding.pack(words)
     assert len(packed) == size * bits // 8
     assert np.array_equal(encoding.unpack(packed, size), words)
-    with pytest.raises(SealingError, match="bytes"):
+    with pytest.raises(SecAggError, match="bytes"):
         encoding.unpack(bytes(packed) + b"\0", size)
 
 
@@ -104,7 +104,7 @@ def test_24_bits_lose_nothing_but_what_is_above_them() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused(value: float) -> None:
-    with pytest.raises(SealingError, match="finite"):
+    with pytest.raises(SecAggError, match="finite"):
         Encoding(bits=32, count=2, bound=1.0).encode(np.array([0, value], "f4"), 1, KEY)
 
 
@@ -116,5 +116,5 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
     ],
 )  # fmt: skip
 def test_parameters_that_leave_no_room_are_refused(wrong: dict) -> None:
-    with pytest.raises(SealingError):
+    with pytest.raises(SecAggError):
         Encoding(**{"bits": 32, "count": 2, "bound": 1.0, **wrong})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg.keys import (
     SEAL_OVERHEAD,
     ExchangeKey,
@@ -61,15 +61,15 @@ def test_what_is_sealed_opens_for_one_key_and_one_purpose() -> None:
         (owner, sealed[:40], b"purpose"),
         (owner, b"", b"purpose"),
     ):
-        with pytest.raises(SealingError, match="does not open"):
+        with pytest.raises(SecAggError, match="does not open"):
             key.open(content, info)
 
 
 @pytest.mark.parametrize("public", [bytes(32), b"\x01" + bytes(31), b"", bytes(31)])
 def test_a_public_key_that_shares_no_secret_is_refused(public: bytes) -> None:
-    with pytest.raises(SealingError):
+    with pytest.raises(SecAggError):
         ExchangeKey().agree(public)
-    with pytest.raises(SealingError):
+    with pytest.raises(SecAggError):
         seal(b"x", public, b"")
 
 
@@ -82,7 +82,7 @@ def test_a_wrong_signature_is_named() -> None:
         (key.public, good[:-1], b"content"),
         (b"", good, b"content"),
     ):
-        with pytest.raises(SealingError, match="the roster: the signature is wrong"):
+        with pytest.raises(SecAggError, match="the roster: the signature is wrong"):
             verify(public, signature, content, "the roster")
 
 
@@ -107,5 +107,5 @@ def test_a_fingerprint_may_be_spelt_as_people_like() -> None:
     for spelt in (text, plain, plain.upper(), pairs, f" {text} ", public.hex()):
         assert read_fingerprint(spelt) == text
     for wrong in ("", "deadbeef", text[:-1], text + "0", "x" * 32, public.hex() + "00"):
-        with pytest.raises(SealingError, match="is no fingerprint"):
+        with pytest.raises(SecAggError, match="is no fingerprint"):
             read_fingerprint(wrong)

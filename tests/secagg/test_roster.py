@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from fedaipc.errors import EncodingError, SealingError
+from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
 
@@ -34,7 +34,7 @@ def test_a_roster_comes_back_and_is_the_admission_keys_alone() -> None:
     """M5."""
     content = roster().encode()
     assert Roster.decode(content, ADMISSION.public) == roster()
-    with pytest.raises(SealingError, match="list of members"):
+    with pytest.raises(SecAggError, match="list of members"):
         Roster.decode(content, SigningKey().public)
 
 
@@ -44,7 +44,7 @@ def test_every_bit_of_a_roster_is_signed() -> None:
     for place in range(len(content)):
         changed = bytearray(content)
         changed[place] ^= 1
-        with pytest.raises((SealingError, EncodingError)):
+        with pytest.raises((SecAggError, EncodingError)):
             Roster.decode(bytes(changed), ADMISSION.public)
 
 
@@ -54,7 +54,7 @@ def test_members_out_of_order_or_twice_are_refused_though_signed(order: tuple[in
     good = roster(PCS[:2])
     wrong = dataclasses.replace(good, members=tuple(good.members[i] for i in order))
     signed = dataclasses.replace(wrong, signature=ADMISSION.sign(wrong.signed_part()))
-    with pytest.raises(SealingError, match="out of order or names a PC twice"):
+    with pytest.raises(SecAggError, match="out of order or names a PC twice"):
         Roster.decode(signed.encode(), ADMISSION.public)
 
 
@@ -71,7 +71,7 @@ def test_a_bundle_comes_back_and_every_bit_of_it_is_signed() -> None:
             found = Bundle.decode(bytes(changed))
         except EncodingError:
             continue
-        with pytest.raises(SealingError):
+        with pytest.raises(SecAggError):
             found.check(roster(), "run-1", NOW)
 
 
@@ -85,13 +85,13 @@ def test_a_bundle_comes_back_and_every_bit_of_it_is_signed() -> None:
 )
 def test_a_bundle_for_elsewhere_or_of_the_past_is_refused(changes: dict, said: str) -> None:
     """M8."""
-    with pytest.raises(SealingError, match=said):
+    with pytest.raises(SecAggError, match=said):
         bundle(**changes).check(roster(), "run-1", NOW)
 
 
 def test_a_bundle_of_a_stranger_is_refused_though_it_is_signed() -> None:
     """M8."""
-    with pytest.raises(SealingError, match="not on the list"):
+    with pytest.raises(SecAggError, match="not on the list"):
         bundle(SigningKey()).check(roster(), "run-1", NOW)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from fedaipc.errors import EncodingError, SealingError
+from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg import tree
 from fedaipc.secagg.committee import (
     Agreement,
@@ -22,7 +22,7 @@ from fedaipc.secagg.committee import (
     agree,
     release,
 )
-from fedaipc.secagg.uploads import Head, Upload, deal, list_hash, open_shares
+from fedaipc.secagg.uploads import LedgerHead, Upload, list_hash, mask_and_share, open_shares
 from tests.secagg.parts import HEAD, Sum, blob_of, federation
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def encoded(terms: Terms, who: bytes) -> np.ndarray:
 
 
 def uploads(terms: Terms, keys: dict[bytes, Keys]) -> dict[bytes, Upload]:
-    return {who: deal(terms, keys[who], encoded(terms, who), HEAD) for who in terms.participants}
+    return {
+        who: mask_and_share(terms, keys[who], encoded(terms, who), HEAD)
+        for who in terms.participants
+    }
 
 
 UPLOADS = uploads(SEVEN, KEYS)
@@ -94,7 +97,7 @@ def test_the_sum_is_the_plain_sum_for_every_set_of_survivors_and_none_below_the_
         for inside in itertools.combinations(PCS, size):
             summed = Sum(SEVEN, UPLOADS, inside[::-1])
             if size < SEVEN.thresholds.least:
-                with pytest.raises(SealingError, match="are opened"):
+                with pytest.raises(SecAggError, match="are opened"):
                     summed.proposal(PCS[0])
                 continue
             total = opened(SEVEN, KEYS, summed, PCS[:5], PCS[2:])
@@ -107,9 +110,9 @@ def test_every_committee_of_threshold_size_opens_and_none_below() -> None:
         total = opened(SEVEN, KEYS, Sum(SEVEN, UPLOADS, inside), members, members)
         assert np.array_equal(total, plain(SEVEN, inside))
     few = PCS[: SEVEN.thresholds.shares - 1]
-    with pytest.raises(SealingError, match="members agreed"):
+    with pytest.raises(SecAggError, match="members agreed"):
         opened(SEVEN, KEYS, Sum(SEVEN, UPLOADS, inside), few, PCS)
-    with pytest.raises(SealingError, match="members released"):
+    with pytest.raises(SecAggError, match="members released"):
         opened(SEVEN, KEYS, Sum(SEVEN, UPLOADS, inside), PCS, few)
 
 
@@ -128,7 +131,7 @@ def test_three_pcs_are_the_fewest() -> None:
     everyone = terms.participants
     total = opened(terms, keys, Sum(terms, found, everyone), everyone, everyone)
     assert np.array_equal(total, plain(terms, everyone))
-    with pytest.raises(SealingError, match="are opened"):
+    with pytest.raises(SecAggError, match="are opened"):
         Sum(terms, found, everyone[:2]).proposal(everyone[0])
 
 
@@ -140,12 +143,12 @@ def test_a_second_set_is_never_signed_and_never_opened() -> None:
     first, second = Sum(SEVEN, UPLOADS, PCS), Sum(SEVEN, UPLOADS, PCS[1:])
     signed = agreements(SEVEN, KEYS, first, PCS)
     recorded = signed[0].set_hash
-    with pytest.raises(SealingError, match="another set"):
+    with pytest.raises(SecAggError, match="another set"):
         agree(SEVEN, KEYS[PCS[0]], second.proposal(PCS[0]), recorded, {})
     elsewhere = agreements(SEVEN, KEYS, second, PCS)  # of members that forgot: they count into c
     for who in PCS:
         request = Unmask(second.proposal(who), elsewhere)
-        with pytest.raises(SealingError, match="another set"):
+        with pytest.raises(SecAggError, match="another set"):
             release(SEVEN, KEYS[who], request, recorded)
     again = agree(SEVEN, KEYS[PCS[0]], first.proposal(PCS[0]), recorded, {})
     assert again == signed[0]
@@ -158,17 +161,17 @@ def test_shares_of_one_pc_are_of_its_own_key_or_of_its_pairs_never_of_both() -> 
     signed = agreements(SEVEN, KEYS, summed, PCS)
     for member in PCS:
         _, found = release(SEVEN, KEYS[member], Unmask(summed.proposal(member), signed), None)
-        assert tuple(one.dealer for one in found.released) == inside
+        assert tuple(one.uploader for one in found.released) == inside
         for one in found.released:
             assert len(one.pairs) == 2
-            dealt = opened_blob(one.dealer, member)
-            outside = [dealt[1 + SEVEN.neighbours(one.dealer).index(pc)] for pc in PCS[5:]]
-            assert (one.own, list(one.pairs)) == (dealt[0], outside)
+            proposed = opened_blob(one.uploader, member)
+            outside = [proposed[1 + SEVEN.neighbours(one.uploader).index(pc)] for pc in PCS[5:]]
+            assert (one.own, list(one.pairs)) == (proposed[0], outside)
 
 
-def opened_blob(dealer: bytes, member: bytes) -> list[bytes]:
+def opened_blob(uploader: bytes, member: bytes) -> list[bytes]:
     place = SEVEN.place(member)
-    upload = UPLOADS[dealer]
+    upload = UPLOADS[uploader]
     blob = blob_of(upload, place)
     return open_shares(SEVEN, KEYS[member], upload.header, upload.leaves[place], blob)
 
@@ -188,36 +191,38 @@ def test_a_forged_quorum_opens_nothing(forge: str) -> None:
         case _:
             signed[3] = dataclasses.replace(signed[3], signature=signed[2].signature)
     request = Unmask(summed.proposal(PCS[0]), tuple(signed))
-    with pytest.raises(SealingError):
+    with pytest.raises(SecAggError):
         release(SEVEN, KEYS[PCS[0]], request, None)
 
 
 @pytest.mark.parametrize("change", ["too small", "twice", "order", "another round", "header"])
 def test_what_is_no_set_of_the_round_is_not_signed(change: str) -> None:
     """M18."""
-    dealt = list(Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0]).dealt)
+    proposed = list(Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0]).uploads)
     match change:
         case "too small":
-            dealt = dealt[:4]
+            proposed = proposed[:4]
         case "twice":
-            dealt = [*dealt[:1], *dealt]
+            proposed = [*proposed[:1], *proposed]
         case "order":
-            dealt = dealt[::-1]
+            proposed = proposed[::-1]
         case "another round":
             later = dataclasses.replace(SEVEN, number=2)
-            other = deal(later, KEYS[PCS[0]], encoded(SEVEN, PCS[0]), HEAD)
-            dealt[0] = dataclasses.replace(dealt[0], header=other.header, signature=other.signature)
+            other = mask_and_share(later, KEYS[PCS[0]], encoded(SEVEN, PCS[0]), HEAD)
+            proposed[0] = dataclasses.replace(
+                proposed[0], header=other.header, signature=other.signature
+            )
         case _:
-            header = dataclasses.replace(dealt[0].header, vector_hash=bytes(32))
-            dealt[0] = dataclasses.replace(dealt[0], header=header)
-    with pytest.raises(SealingError):
-        agree(SEVEN, KEYS[PCS[0]], Proposal(tuple(dealt)), None, {})
+            header = dataclasses.replace(proposed[0].header, vector_hash=bytes(32))
+            proposed[0] = dataclasses.replace(proposed[0], header=header)
+    with pytest.raises(SecAggError):
+        agree(SEVEN, KEYS[PCS[0]], Proposal(tuple(proposed)), None, {})
 
 
 def test_a_vector_that_was_swapped_after_it_was_signed_is_refused() -> None:
     """M17."""
     wrong = dataclasses.replace(UPLOADS[PCS[0]], vector=UPLOADS[PCS[1]].vector)
-    with pytest.raises(SealingError, match="not the one that its dealer signed"):
+    with pytest.raises(SecAggError, match="not the one that its uploader signed"):
         wrong.check(SEVEN)
 
 
@@ -228,17 +233,17 @@ def test_a_vector_that_was_swapped_after_it_was_signed_is_refused() -> None:
 def test_a_member_complains_of_a_ledger_that_did_not_grow(seen: int, grown: bool) -> None:
     """M31: each upload is one charge more than the last that was seen."""
     proposal = Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0])
-    heads = {PCS[2]: Head(seen, bytes(32)), PCS[4]: Head(1, bytes(32))}
+    heads = {PCS[2]: LedgerHead(seen, bytes(32)), PCS[4]: LedgerHead(1, bytes(32))}
     answer = agree(SEVEN, KEYS[PCS[0]], proposal, None, heads)
     if grown:
         assert isinstance(answer, Agreement)
         return
     assert isinstance(answer, Complaint)
-    assert (answer.dealer, answer.reason) == (PCS[2], Reason.LEDGER)
+    assert (answer.uploader, answer.reason) == (PCS[2], Reason.LEDGER)
     assert "older copy" in answer.reason.text
     answer.check(SEVEN)
     other = dataclasses.replace(answer, reason=Reason.SHARES)
-    with pytest.raises(SealingError, match="signature"):
+    with pytest.raises(SecAggError, match="signature"):
         other.check(SEVEN)
 
 
@@ -249,20 +254,23 @@ def test_a_set_that_was_agreed_on_is_agreed_on_again_though_its_heads_are_record
     assert isinstance(first, Agreement)
     heads = {who: upload.header.head for who, upload in UPLOADS.items()}
     assert agree(SEVEN, KEYS[PCS[0]], proposal, first.set_hash, heads) == first
-    later = {**heads, PCS[1]: Head(9, bytes(32))}  # it was recorded by an unmask, without a look
+    later = {
+        **heads,
+        PCS[1]: LedgerHead(9, bytes(32)),
+    }  # it was recorded by an unmask, without a look
     assert isinstance(agree(SEVEN, KEYS[PCS[0]], proposal, first.set_hash, later), Complaint)
 
 
 def test_nobody_else_can_state_a_dealers_head() -> None:
     """M31: it is under the signature."""
-    dealt = list(Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0]).dealt)
-    header = dataclasses.replace(dealt[0].header, head=Head(9, bytes(32)))
-    dealt[0] = dataclasses.replace(dealt[0], header=header)
-    with pytest.raises(SealingError, match="signature"):
-        agree(SEVEN, KEYS[PCS[0]], Proposal(tuple(dealt)), None, {})
+    proposed = list(Sum(SEVEN, UPLOADS, PCS).proposal(PCS[0]).uploads)
+    header = dataclasses.replace(proposed[0].header, head=LedgerHead(9, bytes(32)))
+    proposed[0] = dataclasses.replace(proposed[0], header=header)
+    with pytest.raises(SecAggError, match="signature"):
+        agree(SEVEN, KEYS[PCS[0]], Proposal(tuple(proposed)), None, {})
 
 
-# Bad dealers and bad members are told apart
+# Bad uploaders and bad members are told apart
 
 
 def test_a_blob_that_does_not_open_names_its_dealer_and_the_rest_goes_on() -> None:
@@ -273,7 +281,7 @@ def test_a_blob_that_does_not_open_names_its_dealer_and_the_rest_goes_on() -> No
     summed = Sum(SEVEN, found, PCS)
     answer = agree(SEVEN, KEYS[PCS[0]], summed.proposal(PCS[0]), None, {})
     assert isinstance(answer, Complaint)
-    assert (answer.dealer, answer.reason) == (bad, Reason.SHARES)
+    assert (answer.uploader, answer.reason) == (bad, Reason.SHARES)
     Complaint.decode(answer.encode()).check(SEVEN)
     summed.leave_out(bad)
     inside = [who for who in PCS if who != bad]
@@ -282,12 +290,12 @@ def test_a_blob_that_does_not_open_names_its_dealer_and_the_rest_goes_on() -> No
 
 
 def resigned(upload: Upload) -> Upload:
-    """A dishonest dealer's: a blob for the first member that does not open, properly signed."""
+    """A dishonest uploader's: a blob for the first member that does not open, properly signed."""
     wrong = bytes([upload.blobs[0] ^ 1]) + bytes(upload.blobs[1:])
     own = hashlib.sha256(blob_of(dataclasses.replace(upload, blobs=wrong), 0)).digest()
     leaves = (own + upload.leaves[0][32:], *upload.leaves[1:])
     header = dataclasses.replace(upload.header, leaves_root=tree.root(leaves))
-    signature = KEYS[header.dealer].identity.sign(header.signed_part())
+    signature = KEYS[header.uploader].identity.sign(header.signed_part())
     return dataclasses.replace(
         upload, header=header, signature=signature, leaves=leaves, blobs=wrong
     )
@@ -309,14 +317,14 @@ def test_a_members_wrong_or_missing_share_is_left_out_and_the_others_open() -> N
         dataclasses.replace(first, commitments=()),
         dataclasses.replace(first, pairs=(), commitments=()),
         dataclasses.replace(first, commitments=first.commitments[::-1]),
-        dataclasses.replace(first, dealer=PCS[6]),
+        dataclasses.replace(first, uploader=PCS[6]),
     ):
-        with pytest.raises(SealingError):
+        with pytest.raises(SecAggError):
             summed.aggregator.take(Release(releases[0].member, (wrong, *good[1:])))
     for few in (good[1:], good[:1] * 6, ()):
-        with pytest.raises(SealingError):
+        with pytest.raises(SecAggError):
             summed.aggregator.take(Release(releases[0].member, few))
-    with pytest.raises(SealingError):  # what another member was dealt
+    with pytest.raises(SecAggError):  # what was for another member
         summed.aggregator.take(Release(PCS[1], good))
     assert np.array_equal(summed.open(releases[1:]), plain(SEVEN, inside))
 
@@ -325,7 +333,7 @@ def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
     terms = SEVEN
     bad = PCS[4]
     other = dataclasses.replace(KEYS[bad], mask=KEYS[PCS[0]].mask)  # not the key it published
-    found = {**UPLOADS, bad: deal(terms, other, encoded(terms, bad), HEAD)}
+    found = {**UPLOADS, bad: mask_and_share(terms, other, encoded(terms, bad), HEAD)}
     assert Sum(terms, found, PCS).aggregator.disagreeing() == [
         tuple(sorted((bad, pc))) for pc in PCS if pc != bad
     ]
@@ -333,7 +341,7 @@ def test_a_dealer_whose_pair_disagrees_with_all_others_is_found() -> None:
 
 
 def test_of_two_that_disagree_alone_the_pair_is_named() -> None:
-    """A dealer that lies to one PC only cannot be told from that PC."""
+    """A uploader that lies to one PC only cannot be told from that PC."""
     liar, victim = PCS[1], PCS[4]
     found = dict(UPLOADS)
     checks = list(found[liar].checks)
@@ -360,15 +368,15 @@ def test_a_dealer_of_shares_that_give_another_key_is_named_and_the_total_stays()
     )
     summed = Sum(SEVEN, found, PCS)
     before = summed.total.copy()
-    with pytest.raises(SealingError, match=f"PC {liar.hex()[:16]} dealt"):
+    with pytest.raises(SecAggError, match=f"PC {liar.hex()[:16]} uploaded shares"):
         opened(SEVEN, KEYS, summed, PCS, PCS)
     assert np.array_equal(summed.total, before)
 
 
 def test_of_two_uploads_by_one_pc_the_first_counts() -> None:
     summed = Sum(SEVEN, UPLOADS, PCS[:6])
-    with pytest.raises(SealingError, match="two uploads"):
-        summed.aggregator.accept(deal(SEVEN, KEYS[PCS[0]], encoded(SEVEN, PCS[0]), HEAD))
+    with pytest.raises(SecAggError, match="two uploads"):
+        summed.aggregator.accept(mask_and_share(SEVEN, KEYS[PCS[0]], encoded(SEVEN, PCS[0]), HEAD))
     total = opened(SEVEN, KEYS, summed, PCS, PCS)
     assert np.array_equal(total, plain(SEVEN, PCS[:6]))
 
@@ -397,7 +405,7 @@ def test_frames_come_back_and_their_damage_is_refused_or_changes_nothing_quietly
                         + content[place + 1 :]):  # fmt: skip
             try:
                 again = type(frame).decode(damaged)
-            except (EncodingError, SealingError):
+            except (EncodingError, SecAggError):
                 continue
             assert again.encode() == damaged
             assert again != frame

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg import shares as module
 from fedaipc.secagg.shares import PRIME, combine, split_all
 
@@ -29,7 +29,7 @@ def test_every_set_of_threshold_size_recovers_and_none_below(threshold: int, cou
         for chosen in itertools.combinations(range(count), size):
             try:
                 found = combine({number: shares[number] for number in chosen})
-            except SealingError:
+            except SecAggError:
                 found = None  # a field element that no 32 bytes can be
             assert (found == SECRET) == (size >= threshold)
 
@@ -101,7 +101,7 @@ def test_the_modulus_is_the_first_prime_above_all_keys() -> None:
 @pytest.mark.parametrize("share", [b"", bytes(32), bytes(34), b"\xff" * 33])
 def test_what_is_no_share_is_refused(share: bytes) -> None:
     shares = dict(enumerate(split(SECRET, 2, 3)))
-    with pytest.raises(SealingError, match="share 1"):
+    with pytest.raises(SecAggError, match="share 1"):
         combine({0: shares[0], 1: share})
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedaipc.errors import EncodingError, SealingError
+from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
 from fedaipc.secagg.terms import (
@@ -90,7 +90,7 @@ def test_who_is_left_out_shrinks_no_bound() -> None:
     fewer = thresholds(70, group=100, members=100, colluding=10, least=0.7, draws=1)
     assert (fewer.colluding, fewer.least) == (whole.colluding, whole.least)
     for count in (11, 69):
-        with pytest.raises(SealingError, match="cannot be had"):
+        with pytest.raises(SecAggError, match="cannot be had"):
             thresholds(count, group=100, members=100, colluding=10, least=0.7, draws=1)
 
 
@@ -110,7 +110,7 @@ def test_thresholds_are_taken_only_where_no_two_sets_and_no_single_pc_are_possib
     )  # fmt: skip
     try:
         Thresholds(count, colluding, shares, least).check()
-    except SealingError:
+    except SecAggError:
         # The formula may refuse a case that counting allows (an odd remainder), never the reverse.
         assert not sound or 2 * shares <= count + colluding
     else:
@@ -120,7 +120,7 @@ def test_thresholds_are_taken_only_where_no_two_sets_and_no_single_pc_are_possib
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_than_three_pcs_are_refused(count: int) -> None:
     """M2."""
-    with pytest.raises(SealingError, match="hides no single PC"):
+    with pytest.raises(SecAggError, match="hides no single PC"):
         usual(count)
 
 
@@ -162,19 +162,19 @@ def twice(kind: str) -> tuple[Bundle, ...]:
 )  # fmt: skip
 def test_terms_that_break_a_rule_are_refused(changes: dict, said: str) -> None:
     """M1 to M4, M8, M9."""
-    with pytest.raises(SealingError, match=said):
+    with pytest.raises(SecAggError, match=said):
         check(dataclasses.replace(TERMS, **changes))
 
 
 def test_a_pc_that_the_draw_did_not_choose_is_refused() -> None:
     """M11."""
-    with pytest.raises(SealingError, match="did not choose"):
+    with pytest.raises(SecAggError, match="did not choose"):
         TERMS.check(ROSTER, ROSTER.groups(5, 6)[0], NOW)
 
 
 def test_expired_keys_are_refused() -> None:
     """M8."""
-    with pytest.raises(SealingError, match="expired"):
+    with pytest.raises(SecAggError, match="expired"):
         check(TERMS, NOW + 11)
 
 
@@ -201,9 +201,9 @@ def test_check_values_and_commitments_are_bound_to_their_round_and_people() -> N
     one, two = TERMS.context, dataclasses.replace(TERMS, number=6).context
     assert len({check_value(c, k) for c in (one, two) for k in (key, other)}) == 4
     values = {
-        commitments(c, dealer, member, [share])[0]
+        commitments(c, uploader, member, [share])[0]
         for c in (one, two)
-        for dealer, member in ((key, other), (other, key))
+        for uploader, member in ((key, other), (other, key))
         for share in (b"a" * 33, b"b" * 33)
     }
     assert len(values) == 8
@@ -264,7 +264,7 @@ def test_a_sum_is_not_one_large_pcs_update() -> None:
 
 def test_a_round_with_one_weight_above_all_others_is_refused() -> None:
     """M32."""
-    with pytest.raises(SealingError, match="more than half of a sum"):
+    with pytest.raises(SecAggError, match="more than half of a sum"):
         check(dataclasses.replace(TERMS, weights=(64,) * 6 + (4096,)))
 
 

@@ -196,24 +196,26 @@ def test_an_upload_is_signed_as_recorded_and_accepted() -> None:
     """M17."""
     for who, upload in uploads().items():
         upload.check(terms())
-        assert upload.header.dealer == who
+        assert upload.header.uploader == who
         assert KEYS[who].identity.sign(upload.header.signed_part()) == upload.signature
 
 
 def test_a_dealer_masks_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """M15, M27: with the own key that the releases give, and pair keys that both ends have."""
     found = {who: Release.decode(frame) for who, frame in of("releases").items()}
-    for number, dealer in enumerate(INSIDE):
-        for other in terms().neighbours(dealer):
-            key = pair_key(terms(), KEYS[dealer], other)
-            assert key == pair_key(terms(), KEYS[other], dealer)
+    for number, uploader in enumerate(INSIDE):
+        for other in terms().neighbours(uploader):
+            key = pair_key(terms(), KEYS[uploader], other)
+            assert key == pair_key(terms(), KEYS[other], uploader)
         own = combine({PCS.index(who): r.released[number].own for who, r in found.items()})
         draws = SimpleNamespace(token_bytes=lambda _, own=own: own)
         monkeypatch.setattr(uploads, "secrets", draws)
-        words = np.array(ROUND["plain"][dealer.hex()]["words"], "<u4")
-        upload = module.deal(terms(), KEYS[dealer], words, uploads()[dealer].header.head)
-        assert upload.vector == uploads()[dealer].vector
-        assert upload.checks == uploads()[dealer].checks
+        words = np.array(ROUND["plain"][uploader.hex()]["words"], "<u4")
+        upload = module.mask_and_share(
+            terms(), KEYS[uploader], words, uploads()[uploader].header.head
+        )
+        assert upload.vector == uploads()[uploader].vector
+        assert upload.checks == uploads()[uploader].checks
         assert upload.checks[0] == check_value(terms().context, own)
 
 
@@ -236,7 +238,7 @@ def test_there_is_a_record_of_every_ring() -> None:
 def test_every_member_is_shown_the_recorded_set() -> None:
     """M18."""
     aggregator, _ = summed()
-    assert aggregator.dealers == INSIDE
+    assert aggregator.uploaders == INSIDE
     assert aggregator.set_hash == one("set_hash")
     for who, frame in of("proposals").items():
         assert proposed(aggregator, who).encode() == frame
@@ -260,7 +262,7 @@ def test_a_member_complains_byte_for_byte_of_a_damaged_blob() -> None:
     answer = agree(terms(), KEYS[PCS[0]], Proposal.decode(one("damaged")), None, {})
     assert answer.encode() == one("complaint")
     assert isinstance(answer, Complaint)
-    assert (answer.member, answer.dealer) == (PCS[0], INSIDE[0])
+    assert (answer.member, answer.uploader) == (PCS[0], INSIDE[0])
     answer.check(terms())
 
 
@@ -280,7 +282,7 @@ def test_every_member_releases_byte_for_byte(recorded: bytes | None) -> None:
         digest, answer = release(terms(), KEYS[who], Unmask.decode(frame), recorded)
         assert digest == one("set_hash")
         assert answer.encode() == of("releases")[who]
-        assert [len(dealer.pairs) for dealer in answer.released] == [1] * len(INSIDE)
+        assert [len(uploader.pairs) for uploader in answer.released] == [1] * len(INSIDE)
 
 
 @pytest.mark.parametrize("members", list(itertools.combinations(range(5), 4)), ids=str)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg.tree import Tree, check, root
 
 LISTS = st.lists(st.binary(max_size=6), min_size=1, max_size=40)
@@ -33,15 +33,15 @@ def test_every_entry_can_be_proved_and_nothing_else(entries: list[bytes], data) 
     top, proof, count = root(entries), Tree(entries).path(number), len(entries)
     assert len(proof) <= max(1, (count - 1).bit_length())
     check(top, entries[number], number, count, proof)
-    with pytest.raises(SealingError):
+    with pytest.raises(SecAggError):
         check(top, entries[number] + b"x", number, count, proof)
-    with pytest.raises(SealingError):
+    with pytest.raises(SecAggError):
         check(bytes(32), entries[number], number, count, proof)
-    with pytest.raises(SealingError):
+    with pytest.raises(SecAggError):
         check(top, entries[number], number, count, [*proof, bytes(32)])
     for other in range(count):
         if entries[other] != entries[number]:
-            with pytest.raises(SealingError):
+            with pytest.raises(SecAggError):
                 check(top, entries[number], other, count, proof)
 
 
@@ -52,7 +52,7 @@ def test_two_lists_have_two_roots(one: list[bytes], other: list[bytes]) -> None:
 
 @pytest.mark.parametrize("number", [-1, 3])
 def test_an_entry_outside_the_list_is_refused(number: int) -> None:
-    with pytest.raises(SealingError, match="outside"):
+    with pytest.raises(SecAggError, match="outside"):
         check(root([b"a", b"b", b"c"]), b"a", number, 3, [])
     with pytest.raises(IndexError):
         Tree([b"a", b"b", b"c"]).path(number)

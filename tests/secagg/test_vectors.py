@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fedaipc.errors import SealingError
+from fedaipc.errors import SecAggError
 from fedaipc.secagg import keys, tree
 from fedaipc.secagg.keys import ExchangeKey, SigningKey, derive, seal, verify
 from fedaipc.secagg.masks import add_masks
-from fedaipc.secagg.uploads import deal, open_shares
+from fedaipc.secagg.uploads import mask_and_share, open_shares
 from tests.secagg.parts import HEAD, blob_of, federation
 
 PUBLISHED: dict[str, Any] = json.loads(
@@ -125,7 +125,7 @@ def test_what_the_published_key_and_nonce_encipher_is_opened() -> None:
     owner = ExchangeKey(published("skRm"))
     ciphertext = AESGCM(published("key")).encrypt(published("base_nonce"), published("pt"), None)
     assert owner.open(published("enc") + ciphertext, published("info")) == published("pt")
-    with pytest.raises(SealingError, match="does not open"):
+    with pytest.raises(SecAggError, match="does not open"):
         owner.open(published("enc") + published("ct"), published("info"))
 
 
@@ -139,12 +139,12 @@ def test_what_is_sealed_here_opens_by_hpke_spelt_out(content: bytes) -> None:
 
 
 def test_a_dealers_blob_opens_by_hpke_spelt_out() -> None:
-    """M13, M16: for round, dealer and member by name."""
+    """M13, M16: for round, uploader and member by name."""
     terms, own = federation(4)
-    dealer, member = terms.participants[:2]
-    upload = deal(terms, own[dealer], np.zeros(terms.size, "<u4"), HEAD)
+    uploader, member = terms.participants[:2]
+    upload = mask_and_share(terms, own[uploader], np.zeros(terms.size, "<u4"), HEAD)
     blob, leaf = blob_of(upload, 1), upload.leaves[1]
-    info = b"fedaipc shares" + terms.context + dealer + member
+    info = b"fedaipc shares" + terms.context + uploader + member
     content = opened(own[member].share.secret(), blob[:32], blob[32:], info)
     assert content == b"".join(open_shares(terms, own[member], upload.header, leaf, blob))
 

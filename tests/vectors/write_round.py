@@ -30,7 +30,7 @@ from fedaipc.secagg.keys import ExchangeKey, SigningKey, fingerprint
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.roster import Bundle, Roster
 from fedaipc.secagg.terms import Terms, thresholds
-from fedaipc.secagg.uploads import Head, Keys, Upload, blob_bytes, deal
+from fedaipc.secagg.uploads import Keys, LedgerHead, Upload, blob_bytes, mask_and_share
 from fedaipc.secagg.wire import VERSION
 
 RECORD = Path(__file__).with_name("round.json")
@@ -104,8 +104,8 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
             "dither": dither.hex(),
             "words": words.tolist(),
         }
-        head = Head(weight, secrets.token_bytes(32))
-        uploads[who] = deal(terms, keys, words, head)
+        head = LedgerHead(weight, secrets.token_bytes(32))
+        uploads[who] = mask_and_share(terms, keys, words, head)
     total = np.zeros(SIZE, terms.encoding.dtype)
     aggregator = Aggregator(terms, total)
     for upload in uploads.values():
@@ -128,8 +128,8 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
         aggregator.take(one)
     aggregator.open()
     first = proposals[terms.participants[0]]
-    blob = bytes([first.dealt[0].blob[0] ^ 1]) + first.dealt[0].blob[1:]
-    damaged = Proposal((replace(first.dealt[0], blob=blob), *first.dealt[1:]))
+    blob = bytes([first.uploads[0].blob[0] ^ 1]) + first.uploads[0].blob[1:]
+    damaged = Proposal((replace(first.uploads[0], blob=blob), *first.uploads[1:]))
     complaint = agree(terms, asked[0], damaged, None, {})
     if not isinstance(complaint, Complaint):
         sys.exit("a member does not complain of a damaged blob")
@@ -154,7 +154,7 @@ def proposal(
     """The set, with the blobs of one member."""
     width = blob_bytes(ASKED)
     start = terms.place(who) * width
-    blobs = {dealer: bytes(one.blobs[start : start + width]) for dealer, one in uploads.items()}
+    blobs = {uploader: bytes(one.blobs[start : start + width]) for uploader, one in uploads.items()}
     return aggregator.proposal(who, blobs)
 
 
