@@ -1,7 +1,8 @@
 """A PC's side of a round but for the training: its keys, and its word as a member of its group.
 
-A `Client` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `sealing/`, `pc.log`,
-a cache. Nothing here loads torch, so that a PC that is only asked for its word answers at once.
+A `Client` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `sealing/`,
+`pc.log`, a cache. Nothing here loads torch, so that a PC that is only asked for its word answers
+at once.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class Aggregator:
         return [pc for pc in self.terms.participants if pc not in self._headers]
 
     def _key(self, uploader: bytes, number: int, place: int) -> bytes:
-        """One uploader's, from the shares released with this number; by the check value at `place`."""
+        """One uploader's, from shares with this number; by the check value at `place`."""
         # The first members: then all keys have the same ones, whose weights are kept.
         members = sorted(self._shares)[: self.terms.thresholds.shares]
         part = slice(number * SHARE_BYTES, (number + 1) * SHARE_BYTES)
