@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST_SETTINGS = 1 << 20  # TOML that people write
-MOST_KEY = 1 << 16  # a key or a certificate
-MOST_LETTER = 1 << 20  # an invite lists labels
-MOST_JOB = 1 << 20  # one file of a signed job, texts aside
-MOST_ROSTER = 1 << 23  # a key for each of 100,000 members
-MOST_NODES = 1 << 26  # the same with names and keys of their machines
-MOST_TEXTS = 1 << 30  # a job's held-back texts
-MOST_LEDGER = 1 << 28  # 400,000 charges: more than a life has
+MAX_SETTINGS = 1 << 20  # TOML that people write
+MAX_KEY = 1 << 16  # a key or a certificate
+MAX_LETTER = 1 << 20  # an invite lists labels
+MAX_JOB = 1 << 20  # one file of a signed job, texts aside
+MAX_ROSTER = 1 << 23  # a key for each of 100,000 members
+MAX_NODES = 1 << 26  # the same with names and keys of their machines
+MAX_TEXTS = 1 << 30  # a job's held-back texts
+MAX_LEDGER = 1 << 28  # 400,000 charges: more than a life has
 
 
 class TooLarge(OSError):  # noqa: N818 - whoever handles a file that cannot be read handles this

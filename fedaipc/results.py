@@ -22,7 +22,7 @@ from fedaipc.files import write_atomic
 SCHEMA_VERSION = 1  # and the Literal in `Results`
 RESULTS_FILE = "results.json"
 LOCK_FILE = ".lock"  # in a run's folder; held by the process that works on the run
-_MOST_BYTES = 1 << 27  # 100,000 rounds
+_MAX_BYTES = 1 << 27  # 100,000 rounds
 
 
 def _utc(text: str) -> str:
@@ -72,7 +72,7 @@ class PrivacyFacts(Section):
     unit: str
     neighbours: str
     delta: Amount
-    clip: Amount
+    clip_norm: Amount
     noise_multiplier: Amount | None
     sampling_rate: Fraction
     local_steps: Number
@@ -279,7 +279,7 @@ class Results(Section):
         """
         path = Path(run_folder) / RESULTS_FILE
         try:
-            tree = strict_json.load(path, most_bytes=_MOST_BYTES)
+            tree = strict_json.load(path, max_bytes=_MAX_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             raise OutputError(
                 f"{run_folder}: no {RESULTS_FILE} here; give the folder that a run wrote"

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST_BYTES = 1 << 20
-_MOST_DEPTH = 32
+MAX_BYTES = 1 << 20
+_MAX_DEPTH = 32
 _BYTES_OF_VALUE = 16  # brackets and commas alone take 30 times their size in memory
 
 
-def parse(content: bytes | str, *, most_bytes: int = MOST_BYTES) -> Any:
-    """The value that `content`, UTF-8 of at most `most_bytes`, spells.
+def parse(content: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
+    """The value that `content`, UTF-8 of at most `max_bytes`, spells.
 
     Raises ValueError with a short reason: too large, too many values, not JSON, two equal keys in
     one object, a number that is not finite, nested too deep, half of a surrogate pair.
     """
     size = len(content) if isinstance(content, bytes) else len(content.encode("utf-8", "replace"))
-    if size > most_bytes:
-        raise ValueError(f"larger than {most_bytes:,} bytes")
+    if size > max_bytes:
+        raise ValueError(f"larger than {max_bytes:,} bytes")
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
-        if sum(map(text.count, ",[{")) > most_bytes // _BYTES_OF_VALUE:
+        if sum(map(text.count, ",[{")) > max_bytes // _BYTES_OF_VALUE:
             raise ValueError("too many values")
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_not_finite, parse_float=_finite
@@ -45,13 +45,13 @@ def parse(content: bytes | str, *, most_bytes: int = MOST_BYTES) -> Any:
     return value
 
 
-def load(path: Path, *, most_bytes: int = MOST_BYTES) -> Any:
+def load(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """What the file at `path` holds; no more of it is read than may be there.
 
     Raises OSError, or ValueError as `parse`.
     """
     with path.open("rb") as file:
-        return parse(file.read(most_bytes + 1), most_bytes=most_bytes)
+        return parse(file.read(max_bytes + 1), max_bytes=max_bytes)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _not_finite(text: str) -> float:
 def _check(value: Any) -> None:
     """Depth, and that each string can be written again."""
     level: list[Any] = [value]
-    for _ in range(_MOST_DEPTH):
+    for _ in range(_MAX_DEPTH):
         below: list[Any] = []
         for one in level:
             if isinstance(one, dict):

@@ -77,7 +77,8 @@ RECIPES: dict[str, tuple[str, ...]] = {  # what is said beside the task
     "not private": ("privacy.mode=none",),
     "FedAvg at 0.5": ("federation.server_optimizer=fedavg", "training.learning_rate=0.5"),
     "FedAvgM at 0.5, clip 2": (
-        "federation.server_optimizer=fedavgm", "training.learning_rate=0.5", "privacy.clip=2.0",
+        "federation.server_optimizer=fedavgm", "training.learning_rate=0.5",
+        "privacy.clip_norm=2.0",
     ),
 }  # fmt: skip
 

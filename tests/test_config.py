@@ -136,7 +136,7 @@ def test_what_is_written_as_toml_reads_back_equal(
 def test_an_owner_reads_back_equal(tmp_path: Path) -> None:
     owner = OwnerSettings(
         name="pc-1", source="./a.csv", size_class=64, base="minilm-l6", insecure_test_seed=3,
-        admission="0f" * 32, policy=Policy(bits=(32,), least_sum=5),
+        admission="0f" * 32, policy=Policy(bits=(32,), min_sum=5),
     )  # fmt: skip
     assert load_owner(_file(tmp_path, to_toml(owner))) == owner
 
@@ -205,7 +205,7 @@ def test_an_unknown_section_in_a_file_is_refused(tmp_path: Path) -> None:
         ("model.max_length=3", "from 4 to 8192"),
         ("model.max_length=true", "from 4 to 8192"),
         ("federation.rounds=true", "from 1 to 100000"),
-        ("privacy.clip=false", "from 1e-09 to 1e+09"),
+        ("privacy.clip_norm=false", "from 1e-09 to 1e+09"),
         ("privacy.noise_multiplier=0.09", "from 0.1 to 1e+06"),
         ("model.method=lorra", "head | bitfit | lora | last-k | full"),
         ("output.plots=maybe", "true | false"),
@@ -283,7 +283,7 @@ def test_an_impossible_combination_names_its_keys_in_full(
 
 
 def test_epsilon_8_is_the_default_only_where_nothing_else_was_said_of_noise() -> None:
-    assert load_settings(overrides=["privacy.clip=2"]).privacy.epsilon == 8.0
+    assert load_settings(overrides=["privacy.clip_norm=2"]).privacy.epsilon == 8.0
     assert load_settings(overrides=["privacy.noise_multiplier=1"]).privacy.epsilon is None
     assert load_settings(overrides=["privacy.mode=none"]).privacy.epsilon is None
 

@@ -111,7 +111,7 @@ def test_a_pc_rests_while_its_unit_is_short_of_memory(groups: Groups) -> None:
     """With systemd's MemoryMax: the machine has 48 GiB free, the unit has one."""
     groups.own("0::/fedaipc.service\n")
     groups.write("fedaipc.service", memory__max=4 * GIB, memory__current=3 * GIB)
-    work = Work(WorkSettings(low_priority=False, least_free_gib=2.0))
+    work = Work(WorkSettings(low_priority=False, min_free_gib=2.0))
     assert work() == "only 1.0 GiB of memory are free"
 
 

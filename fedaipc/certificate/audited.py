@@ -28,7 +28,7 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     (step,) = guarantee.schedule
     wanted = (step.noise_multiplier, step.sampling_rate, step.steps, guarantee.delta)
     try:
-        content = bounds.read_bytes(path, strict_json.MOST_BYTES)
+        content = bounds.read_bytes(path, strict_json.MAX_BYTES)
         report: Any = strict_json.parse(content)
         if report["format"] != _FORMAT:
             raise ValueError  # noqa: TRY301 - all that is no report ends in one line

@@ -26,7 +26,7 @@ from fedaipc.certificate.document import (
     UNIT,
     Step,
 )
-from fedaipc.config import LOSS_DELTA, MOST_KINDS, MOST_LOSS
+from fedaipc.config import LOSS_DELTA, MAX_KINDS, MAX_LOSS
 from fedaipc.errors import FedaipcError
 from fedaipc.privacy.chain import check_chain
 from fedaipc.secagg.keys import verify
@@ -130,15 +130,15 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
     private = job["mode"] != "none"
     key = (float(job["noise_multiplier"] or 0), float(job["sampling_rate"]))
     local, most, rounds = (
-        int(n) for n in (job["training"]["local_steps"], job["most_attempts"], job["rounds"])
+        int(n) for n in (job["training"]["local_steps"], job["max_attempts"], job["rounds"])
     )
     schedule: Counter[_Key] = Counter()
     if private and run.attempts:
         schedule[key] = local * run.attempts
-    stated = (guarantee.delta, list(guarantee.clip), run.run)
+    stated = (guarantee.delta, list(guarantee.clip_norm), run.run)
     yield Finding(
         "job's terms",
-        stated == (job["delta"], [job["clip"]], job["run"])
+        stated == (job["delta"], [job["clip_norm"]], job["run"])
         and run.rounds <= run.attempts <= most
         and (run.status != "finished" or run.rounds == rounds),
         f"delta {guarantee.delta:g}, {run.rounds} rounds in {run.attempts} attempts of {most}",
@@ -178,11 +178,11 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
     for charge in charges:
         if charge["noise_multiplier"] is not None:
             schedule[charge["noise_multiplier"], charge["sampling_rate"]] += charge["steps"]
-    clips = sorted({charge["clip"] for charge in charges})
+    clips = sorted({charge["clip_norm"] for charge in charges})
     stated = (guarantee.delta, pc.filter.lifetime_epsilon, pc.filter.order, "record")
     facts = tuple(header[key] for key in ("delta", "lifetime_epsilon", "order", "unit"))
     yield Finding(
-        "ledger's terms", stated == facts and list(guarantee.clip) == clips,
+        "ledger's terms", stated == facts and list(guarantee.clip_norm) == clips,
         f"delta {guarantee.delta:g}, lifetime epsilon {pc.filter.lifetime_epsilon:g}",
     )  # fmt: skip
     yield _same_schedule(guarantee.schedule, schedule)
@@ -210,7 +210,7 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
 def _is_charge(entry: dict[str, Any]) -> bool:
     """Whether its numbers are what a charge can have: a negative one would give budget back."""
     noise, rate, steps = (entry[k] for k in ("noise_multiplier", "sampling_rate", "steps"))
-    if type(entry["seeded"]) is not bool or not 0 < float(entry["clip"]) < math.inf:
+    if type(entry["seeded"]) is not bool or not 0 < float(entry["clip_norm"]) < math.inf:
         return False
     if noise is None:
         return True
@@ -247,15 +247,15 @@ def _same_schedule(stated: Sequence[Step], found: Counter[_Key]) -> Finding:
 
 def _size(schedule: Sequence[Step]) -> Finding:
     """Whether the PLD accountant can be asked at all."""
-    if len(schedule) > MOST_KINDS:
-        return Finding("size", False, f"not checked: more than {MOST_KINDS} kinds of steps")
+    if len(schedule) > MAX_KINDS:
+        return Finding("size", False, f"not checked: more than {MAX_KINDS} kinds of steps")
     loss = _rdp(schedule, LOSS_DELTA)
-    if not loss <= MOST_LOSS:
+    if not loss <= MAX_LOSS:
         return Finding(
             "size", False,
-            f"not checked: too large, RDP {loss:.4g} of at most {MOST_LOSS:g} at delta 1e-15",
+            f"not checked: too large, RDP {loss:.4g} of at most {MAX_LOSS:g} at delta 1e-15",
         )  # fmt: skip
-    return Finding("size", True, f"RDP {loss:.4g} of at most {MOST_LOSS:g} at delta 1e-15")
+    return Finding("size", True, f"RDP {loss:.4g} of at most {MAX_LOSS:g} at delta 1e-15")
 
 
 def _pld(schedule: Sequence[Step], delta: float) -> float:

@@ -13,13 +13,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedaipc.config import LEAST_NOISE, MOST_NOISE, Section
+from fedaipc.config import MAX_NOISE, MIN_NOISE, Section
 from fedaipc.errors import CertificateError
 from fedaipc.secagg.keys import SigningKey, verify
 
 _LABEL = b"fedaipc certificate"
-MOST_BYTES = 1 << 25
-_MOST_STEPS = 10_000_000
+MAX_BYTES = 1 << 25
+_MAX_STEPS = 10_000_000
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0)]
@@ -55,9 +55,9 @@ TRUST = (
 class Step(Section):
     """`steps` equal Poisson-subsampled Gaussian steps."""
 
-    noise_multiplier: float = Field(ge=LEAST_NOISE, le=MOST_NOISE)
+    noise_multiplier: float = Field(ge=MIN_NOISE, le=MAX_NOISE)
     sampling_rate: float = Field(gt=0, le=1)
-    steps: int = Field(ge=1, le=_MOST_STEPS)
+    steps: int = Field(ge=1, le=_MAX_STEPS)
 
 
 class Epsilons(Section):
@@ -91,7 +91,7 @@ class Guarantee(Section):
     amplification: str = AMPLIFICATION
     composition: str = COMPOSITION
     delta: float = Field(gt=0, lt=1)
-    clip: tuple[float, ...]
+    clip_norm: tuple[float, ...]
     schedule: tuple[Step, ...]
     claim: Amount | None
     basis: str
@@ -195,7 +195,7 @@ class Certificate(Section):
     def load(cls, path: Path) -> Certificate:
         """Raises CertificateError where the file holds none."""
         try:
-            return cls.from_file(path, most_bytes=MOST_BYTES)
+            return cls.from_file(path, max_bytes=MAX_BYTES)
         except FileNotFoundError:
             raise CertificateError(f"{path}: no such file") from None
         except OSError as error:

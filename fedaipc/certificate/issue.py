@@ -14,7 +14,7 @@ from fedaipc.certificate.document import (
     AS_DECLARED,
     AT_MOST,
     LIFETIME,
-    MOST_BYTES,
+    MAX_BYTES,
     NOTHING,
     Certificate,
     Epsilons,
@@ -61,7 +61,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
         raise CertificateError(
             f"{folder}: this run has not ended, so what it costs is not known; resume it first"
         )
-    signer = bounds.read_bytes(folder / "roster.bin", bounds.MOST_ROSTER)[:32]
+    signer = bounds.read_bytes(folder / "roster.bin", bounds.MAX_ROSTER)[:32]
     if signer != key.public:
         raise CertificateError(f"{folder}: its job was signed by another admission key")
     job = signed.job
@@ -73,7 +73,11 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
         Certificate(
             issued=_now(),
             guarantee=_guarantee(
-                schedule, (job.clip,), job.delta, results.not_private, *_run_claim(job, results)
+                schedule,
+                (job.clip_norm,),
+                job.delta,
+                results.not_private,
+                *_run_claim(job, results),
             ),
             software=_software(),
             run=RunFacts(
@@ -114,7 +118,7 @@ def pc_certificate(folder: Path) -> Certificate:
             issued=_now(),
             guarantee=_guarantee(
                 ledger.mechanisms,
-                sorted({charge.clip for charge in ledger.charges}),
+                sorted({charge.clip_norm for charge in ledger.charges}),
                 ledger.delta,
                 [reason for reason, found in reasons.items() if found],
                 ledger.lifetime_epsilon,
@@ -131,7 +135,7 @@ def pc_certificate(folder: Path) -> Certificate:
                     lifetime_epsilon=ledger.lifetime_epsilon,
                 ),
                 ledger=tuple(
-                    bounds.read_text(ledger.path, bounds.MOST_LEDGER, encoding="ascii").splitlines()
+                    bounds.read_text(ledger.path, bounds.MAX_LEDGER, encoding="ascii").splitlines()
                 ),
             ),
             signer=identity.public.hex(),
@@ -157,7 +161,7 @@ def _run_claim(job: Job, results: Results) -> tuple[float, str]:
         return 0.0, NOTHING
     attempts = results.charged
     declared = results.status == "finished" and attempts == job.rounds
-    taken = job.rounds if declared else job.most_attempts
+    taken = job.rounds if declared else job.max_attempts
     mechanism = job.plan.mechanism(taken)
     _check_size([mechanism])
     return epsilon_pld([mechanism], job.delta), AS_DECLARED if declared else AT_MOST
@@ -165,7 +169,7 @@ def _run_claim(job: Job, results: Results) -> tuple[float, str]:
 
 def _guarantee(
     schedule: Sequence[Mechanism],
-    clip: Sequence[float],
+    clip_norm: Sequence[float],
     delta: float,
     reasons: Sequence[str],
     claim: float,
@@ -182,7 +186,7 @@ def _guarantee(
         )
     return Guarantee(
         delta=delta,
-        clip=tuple(clip),
+        clip_norm=tuple(clip_norm),
         schedule=tuple(
             Step(noise_multiplier=m.noise_multiplier, sampling_rate=m.sampling_rate, steps=m.steps)
             for m in steps
@@ -210,7 +214,7 @@ def _software() -> Software:
 
 def _signed(certificate: Certificate, key: SigningKey) -> Certificate:
     # As it will be read: numbers in JSON come back as they went in, tuples as lists.
-    return Certificate.from_json(certificate.write(), most_bytes=MOST_BYTES).signed_by(key)
+    return Certificate.from_json(certificate.write(), max_bytes=MAX_BYTES).signed_by(key)
 
 
 def _hash(path: Path) -> str:

@@ -27,7 +27,7 @@ def certificate_page(certificate: Certificate) -> str:
             ("unit", guarantee.unit),
             ("neighbours", guarantee.neighbours),
             ("mechanism", guarantee.mechanism),
-            ("clip bound", ", ".join(f"{clip:g}" for clip in guarantee.clip) or "none"),
+            ("clip bound", ", ".join(f"{clip:g}" for clip in guarantee.clip_norm) or "none"),
             ("sampling", guarantee.sampling),
             ("amplification", guarantee.amplification),
             ("composition", guarantee.composition),

@@ -54,7 +54,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     pc = Client(folder)  # its keys can be read
     node = FleetNode(
         owner.server,
-        bounds.read_bytes(folder / AUTHORITY_FILE, bounds.MOST_KEY),
+        bounds.read_bytes(folder / AUTHORITY_FILE, bounds.MAX_KEY),
         folder / NODE_KEY_FILE,
         folder.resolve(),
         client_app,

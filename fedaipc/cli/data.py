@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
     from fedaipc.data.prepare import SimulatedData
 
-_MOST_ROWS = 50
-_MOST_LABELS = 8
+_MAX_ROWS = 50
+_MAX_LABELS = 8
 
 app = typer.Typer(help="Look at simulated data.", no_args_is_help=True)
 
@@ -78,8 +78,8 @@ def describe(
         return
     console = make_console()
     console.print(_table(data.labels, rows))
-    if len(rows) > _MOST_ROWS:
-        console.print(f"... and {len(rows) - _MOST_ROWS:,} more (--json shows all)")
+    if len(rows) > _MAX_ROWS:
+        console.print(f"... and {len(rows) - _MAX_ROWS:,} more (--json shows all)")
     sizes = (
         f"{len(data.train):,} training, {len(data.validation):,} validation and "
         f"{len(data.test):,} test texts"
@@ -107,10 +107,10 @@ def _fit_lines(settings: Settings, data: SimulatedData) -> list[str]:
 
 def _table(labels: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
     """A line per PC; with many labels only how many of them it holds."""
-    shown = labels if len(labels) <= _MOST_LABELS else ()
+    shown = labels if len(labels) <= _MAX_LABELS else ()
     names = [escape(label) for label in shown] or ["labels held"]
     table = Table("PC", "records", *names, "groups", box=None)
-    for row in rows[:_MOST_ROWS]:
+    for row in rows[:_MAX_ROWS]:
         counts = row["labels"]
         cells = [str(counts[label]) for label in shown] or [
             f"{sum(n > 0 for n in counts.values())}"

@@ -188,9 +188,9 @@ def _request(path: Path) -> Request:
     try:
         # What is longer than a letter is none, and says so itself.
         text = (
-            sys.stdin.read(bounds.MOST_LETTER + 1)
+            sys.stdin.read(bounds.MAX_LETTER + 1)
             if str(path) == "-"
-            else bounds.read_text(path, bounds.MOST_LETTER, encoding="ascii")
+            else bounds.read_text(path, bounds.MAX_LETTER, encoding="ascii")
         )
     except OSError as error:
         raise AdmissionError(f"{path}: cannot be read ({error.strerror})") from None

@@ -43,13 +43,13 @@ def sign(
     if job.plan.private:
         epsilon = planned_epsilon(job.plan, job.rounds)["rdp"]
         promise = f"epsilon {epsilon:.2f} at delta {job.delta:g} over {job.rounds} rounds"
-        worst = planned_epsilon(job.plan, job.most_attempts)["rdp"]
+        worst = planned_epsilon(job.plan, job.max_attempts)["rdp"]
     sealed = "NOT SEALED" if job.sealing.mode == "none" else "sealed"
     say(f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}")
     if job.plan.private:
         say(
-            f"at worst, if all {job.most_attempts} attempts that it allows are charged: epsilon "
-            f"{worst:.2f}; owners whose policy.most_epsilon is lower refuse it"
+            f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
+            f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it"
         )
     facts = read_facts(out)
     for note in facts["notes"]:

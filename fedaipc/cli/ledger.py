@@ -24,7 +24,7 @@ Place = Annotated[
 ]
 _COLUMNS = (
     "pc", "line", "time", "run", "round", "attempt", "noise_multiplier", "sampling_rate", "steps",
-    "clip", "seeded",
+    "clip_norm", "seeded",
 )  # fmt: skip
 
 

@@ -47,9 +47,9 @@ class Work:
         if self._settings.only_on_mains and _on_battery():
             return "on battery"
         free = machine.memory_available() / 2**30
-        if free < self._settings.least_free_gib:
+        if free < self._settings.min_free_gib:
             return f"only {free:.1f} GiB of memory are free"
-        most = self._settings.most_load
+        most = self._settings.max_load
         if most is not None:
             others = self.others_load()
             if others > most:

@@ -93,11 +93,11 @@ class Client:
     def vanish(self, stage: Stage, number: int) -> None:
         """Raise SimulatedDropOut where the owner's settings want it: a draw for each `number`."""
         owner = self.owner
-        if stage != owner.drop_out_stage:
+        if stage != owner.dropout_stage:
             return
-        text = f"{owner.drop_out_seed} {owner.name} {number}"
+        text = f"{owner.dropout_seed} {owner.name} {number}"
         draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-        if draw < owner.drop_out:
+        if draw < owner.dropout_rate:
             raise SimulatedDropOut
 
     def note(self, line: str) -> None:

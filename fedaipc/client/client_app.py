@@ -53,7 +53,7 @@ PC_FAILED = 100  # the one code for whatever goes wrong: which error it was may 
 
 _PUBLIC = (PrivacyError, SecAggError, EncodingError, RoundError, ModelError)  # none tells of data
 _HOUR = 3600.0
-_MOST_REMEMBERED = 1000
+_MAX_REMEMBERED = 1000
 _free_answers: deque[float] = deque(maxlen=2000)  # when they left, in this process
 _answered: dict[tuple[str, str | None, int | None], None] = {}  # what is asked again is free, too
 
@@ -185,7 +185,7 @@ def _note(pc: Client, stage: str, message: Message, records: RecordDict) -> None
     elif stage == "mask" and _free_answers:
         _free_answers.pop()  # to be ready for it was not for nothing
     _answered[stage, *about] = None
-    if len(_answered) > _MOST_REMEMBERED:
+    if len(_answered) > _MAX_REMEMBERED:
         del _answered[next(iter(_answered))]
     kind = f"{stage}, refused" if refused else stage
     disclosure_log.note(pc.folder, kind, *about, contents(records), epsilon)

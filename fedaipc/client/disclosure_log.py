@@ -67,7 +67,7 @@ def read(folder: Path) -> list[Disclosure]:
     """All lines; half a last one, which a crash left, is passed over. Raises OutputError."""
     path = folder / FILE
     try:
-        lines: list[Any] = bounds.read_text(path, bounds.MOST_LEDGER).splitlines()
+        lines: list[Any] = bounds.read_text(path, bounds.MAX_LEDGER).splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -47,8 +47,8 @@ _MOVED = (
     f"{KEYS_FOLDER}/identity.key", f"{KEYS_FOLDER}/roster", f"{KEYS_FOLDER}/agreed.json",
     f"{KEYS_FOLDER}/{HEAD_FILE}",
 )  # fmt: skip
-_SIMULATED = ("drop_out", "drop_out_stage", "drop_out_seed")  # not for a real PC's owner
-_MOST_BYTES = 1 << 26  # of one file that a PC is moved in with, its ledger aside
+_SIMULATED = ("dropout_rate", "dropout_stage", "dropout_seed")  # not for a real PC's owner
+_MAX_BYTES = 1 << 26  # of one file that a PC is moved in with, its ledger aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +188,9 @@ def _leave(folder: Path) -> None:
         if has_keys(folder):  # else a leave was cut off below
             identity = KeyStore(folder).identity
             # One that is there is of a leave that was cut off; or of an enrolment, and in use.
-            if not path.is_file() or bounds.read_bytes(path, bounds.MOST_KEY) == identity.secret():
+            if not path.is_file() or bounds.read_bytes(path, bounds.MAX_KEY) == identity.secret():
                 write_atomic(path, SigningKey().secret(), private=True)
-            successor = SigningKey(bounds.read_bytes(path, bounds.MOST_KEY))
+            successor = SigningKey(bounds.read_bytes(path, bounds.MAX_KEY))
             Ledger.hand_over(folder / LEDGER_FILE, identity, successor)
             shutil.rmtree(folder / KEYS_FOLDER)
         for name in (NODE_KEY_FILE, OWNER_FILE):
@@ -276,7 +276,7 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
             if not {OWNER_FILE, LEDGER_FILE} <= sizes.keys() <= set(_MOVED):
                 raise AdmissionError(f"{file}: is not what `fedaipc move-out` writes")
             for name, size in sizes.items():
-                most = bounds.MOST_LEDGER if name == LEDGER_FILE else _MOST_BYTES
+                most = bounds.MAX_LEDGER if name == LEDGER_FILE else _MAX_BYTES
                 if size > most:
                     raise AdmissionError(
                         f"{file}: {name} is too large: it may have at most {most:,} bytes"
@@ -373,13 +373,13 @@ def _facts(folder: Path, owner: OwnerSettings, invite: Invite) -> None:
 def _enrolled(folder: Path, reading: Reading) -> Enrolled:
     owner, key_store = load_owner(folder / OWNER_FILE), KeyStore(folder)
     key = serialization.load_pem_private_key(
-        bounds.read_bytes(folder / NODE_KEY_FILE, bounds.MOST_KEY), password=None
+        bounds.read_bytes(folder / NODE_KEY_FILE, bounds.MAX_KEY), password=None
     )
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     request = Request(
-        federation=bounds.read_text(folder / FEDERATION_FILE, bounds.MOST_KEY).strip(),
+        federation=bounds.read_text(folder / FEDERATION_FILE, bounds.MAX_KEY).strip(),
         issuer=key_store.identity.public.hex(),
         not_after=int(time.time()) + _REQUEST_SECONDS,
         name=owner.name,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FOLDER, HEAD_FILE = "sealing", "head"
 SUCCESSOR_FILE = "successor.key"  # of a PC that has left: the secret key of its next enrolment
-_MOST_BYTES = 1 << 26  # of one file
+_MAX_BYTES = 1 << 26  # of one file
 _LOCK_SECONDS = 30.0
 _T = TypeVar("_T")
 
@@ -277,7 +277,7 @@ class _Epoch(NamedTuple):
 
 
 # What a process has read of files that have not changed since.
-_MOST_KEPT = 4096
+_MAX_KEPT = 4096
 _locks: dict[Path, FileLock] = {}
 _cache: OrderedDict[Path, tuple[Stamp, Any]] = OrderedDict()
 
@@ -292,7 +292,7 @@ def _kept(path: Path, parse: Callable[[bytes], _T]) -> _T:
     value = _read(path, parse)
     if found is not None:
         _cache[path] = found, value
-    if len(_cache) > _MOST_KEPT:
+    if len(_cache) > _MAX_KEPT:
         _cache.popitem(last=False)
     return value
 
@@ -318,7 +318,7 @@ class _Promise(NamedTuple):
 
 
 def _promise(content: bytes) -> _Promise:
-    record = strict_json.parse(content, most_bytes=_MOST_BYTES)
+    record = strict_json.parse(content, max_bytes=_MAX_BYTES)
     run, number, set_hash = record["run"], record["round"], bytes.fromhex(record["set"])
     heads = {
         bytes.fromhex(uploader): LedgerHead(count, bytes.fromhex(digest))
@@ -334,7 +334,7 @@ def _promise(content: bytes) -> _Promise:
 
 
 def _epoch(content: bytes) -> _Epoch:
-    entry = strict_json.parse(content, most_bytes=_MOST_BYTES)
+    entry = strict_json.parse(content, max_bytes=_MAX_BYTES)
     bundle = Bundle.decode(bytes.fromhex(entry["bundle"]))
     mask, share = (ExchangeKey(bytes.fromhex(entry[name])) for name in ("mask", "share"))
     if (mask.public, share.public) != (bundle.mask_key, bundle.share_key):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedaipc.secagg.uploads import LedgerHead
 
 _FORMAT = "fedaipc ledgers"
-_MOST_BYTES = 1 << 27  # of an export
+_MAX_BYTES = 1 << 27  # of an export
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def write_export(copies: Sequence[Copy]) -> bytes:
 def read_export(path: Path) -> list[Copy]:
     """What `write_export` wrote. Raises LedgerError."""
     try:
-        content: Any = strict_json.load(path, most_bytes=_MOST_BYTES)
+        content: Any = strict_json.load(path, max_bytes=_MAX_BYTES)
         if (content["format"], content["version"]) != (_FORMAT, 1):
             raise ValueError  # noqa: TRY301 - all that is no export ends in one line
         if not content["ledgers"]:
@@ -157,6 +157,6 @@ def witnesses_in(folder: Path) -> list[Path]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return bounds.read_bytes(path, bounds.MOST_LEDGER)
+        return bounds.read_bytes(path, bounds.MAX_LEDGER)
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None

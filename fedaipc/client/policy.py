@@ -22,17 +22,17 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
     """
     model, training = job.model, job.training
     faults = {
-        "most_rounds": job.most_attempts > policy.most_rounds,
-        "most_local_steps": training.local_steps > policy.most_local_steps,
-        "most_length": model.max_length > policy.most_length,
+        "max_rounds": job.max_attempts > policy.max_rounds,
+        "max_local_steps": training.local_steps > policy.max_local_steps,
+        "max_length": model.max_length > policy.max_length,
         "bits": terms.bits not in policy.bits,
     }
     if terms.sealed:
         bounds = terms.thresholds
         faults |= {
-            "least_sum": bounds.least < policy.least_sum,
-            "least_colluding": bounds.colluding < policy.least_colluding,
-            "least_threshold": bounds.shares < policy.least_threshold * bounds.count,
+            "min_sum": bounds.least < policy.min_sum,
+            "min_colluding": bounds.colluding < policy.min_colluding,
+            "min_threshold": bounds.shares < policy.min_threshold * bounds.count,
             "max_share": terms.largest_share(own) > policy.max_share,
         }
     else:
@@ -41,11 +41,11 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
         faults["allow_not_private"] = not policy.allow_not_private
     else:
         faults |= {
-            "most_clip": job.clip > policy.most_clip,
-            "least_noise": job.noise_multiplier < policy.least_noise,
+            "max_clip_norm": job.clip_norm > policy.max_clip_norm,
+            "min_noise": job.noise_multiplier < policy.min_noise,
         }
-        epsilon = charged_epsilon(job.plan, job.most_attempts, ledger.order)
-        faults["most_epsilon"] = epsilon > policy.most_epsilon
+        epsilon = charged_epsilon(job.plan, job.max_attempts, ledger.order)
+        faults["max_epsilon"] = epsilon > policy.max_epsilon
         if job.delta != ledger.delta:
             raise PrivacyError(
                 f"the job promises at delta {job.delta:g}; this PC's ledger counts at "

@@ -152,7 +152,7 @@ class Trainer:
                 round=request.round,
                 attempt=terms.number,
                 mechanism=checked.charge,
-                clip=job.clip,
+                clip_norm=job.clip_norm,
                 seeded=pc.owner.insecure_test_seed is not None,
             )
         )
@@ -217,11 +217,11 @@ class Trainer:
         own = self._pc.key_store.identity.public
         if job.not_after < time.time():
             raise RoundError(f"the job is out of date: have it signed again, or {check_clock()}")
-        if roster.version < job.least_roster:
+        if roster.version < job.min_roster:
             raise RoundError(
                 "the list of members is older than the job: it still holds PCs that were revoked"
             )
-        if request.round > job.rounds or stated.number > job.most_attempts:
+        if request.round > job.rounds or stated.number > job.max_attempts:
             raise RoundError("the coordinator asks for more rounds than its job states")
         groups = roster.groups(stated.number, job.cohort)
         group = next((group for group in groups if own in group), None)

@@ -10,13 +10,13 @@ explain.py   errors and allowed values in words
 from fedaipc.config.explain import describe_fields, unknown_key
 from fedaipc.config.recipe import for_labels, reasons, recipe_text, rounds_warning
 from fedaipc.config.settings import (
-    LEAST_CLIP,
-    LEAST_NOISE,
     LOSS_DELTA,
-    MOST_CLIP,
-    MOST_KINDS,
-    MOST_LOSS,
-    MOST_NOISE,
+    MAX_CLIP,
+    MAX_KINDS,
+    MAX_LOSS,
+    MAX_NOISE,
+    MIN_CLIP,
+    MIN_NOISE,
     NAME,
     RUN,
     DataSettings,
@@ -47,13 +47,13 @@ from fedaipc.config.toml import (
 )
 
 __all__ = [
-    "LEAST_CLIP",
-    "LEAST_NOISE",
     "LOSS_DELTA",
-    "MOST_CLIP",
-    "MOST_KINDS",
-    "MOST_LOSS",
-    "MOST_NOISE",
+    "MAX_CLIP",
+    "MAX_KINDS",
+    "MAX_LOSS",
+    "MAX_NOISE",
+    "MIN_CLIP",
+    "MIN_NOISE",
     "NAME",
     "RUN",
     "DataSettings",

@@ -65,7 +65,7 @@ def recipe_text(settings: Settings) -> str:
     steps = f"{training.local_steps} step{'s' * (training.local_steps > 1)}"
     rate = settings.privacy.sampling_rate
     sample = "all records" if rate == 1 else f"{rate:g} of the records"
-    clip = "no clip" if settings.privacy.mode == "none" else f"clip {settings.privacy.clip:g}"
+    clip = "no clip" if settings.privacy.mode == "none" else f"clip {settings.privacy.clip_norm:g}"
     return (
         f"{model.method} on {model.pooling}-pooled states, {federation.rounds} rounds of {steps} "
         f"on {sample}, {training.optimizer} at {training.learning_rate:g}, {clip}, "

@@ -32,12 +32,12 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Stage = Literal["setup", "mask", "agree", "unmask"]
-LEAST_NOISE, MOST_NOISE = 0.1, 1e6  # noise multiplier; beyond, accountants lose their digits
-MOST_KINDS = 100  # of steps: each costs the PLD accountant a second
+MIN_NOISE, MAX_NOISE = 0.1, 1e6  # noise multiplier; beyond, accountants lose their digits
+MAX_KINDS = 100  # of steps: each costs the PLD accountant a second
 # What a schedule can lose at a delta of 1e-15, by RDP. The PLD accountant's grid is about as wide,
 # at 20,000 points for each 1: here it takes seconds and half a GB. Epsilon is 200 there, and more.
-MOST_LOSS, LOSS_DELTA = 300.0, 1e-15
-LEAST_CLIP, MOST_CLIP = 1e-9, 1e9  # below, the float32 squares of a gradient vanish
+MAX_LOSS, LOSS_DELTA = 300.0, 1e-15
+MIN_CLIP, MAX_CLIP = 1e-9, 1e9  # below, the float32 squares of a gradient vanish
 RUN = r"^[0-9a-f]{16}$"  # the identifier of a run
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -50,14 +50,14 @@ class Section(BaseModel):
     )
 
     @classmethod
-    def from_json(cls, content: bytes | str, *, most_bytes: int = strict_json.MOST_BYTES) -> Self:
+    def from_json(cls, content: bytes | str, *, max_bytes: int = strict_json.MAX_BYTES) -> Self:
         """Raises ValueError (pydantic's is one): not strict JSON, or not of this type."""
-        return cls.model_validate(strict_json.parse(content, most_bytes=most_bytes))
+        return cls.model_validate(strict_json.parse(content, max_bytes=max_bytes))
 
     @classmethod
-    def from_file(cls, path: Path, *, most_bytes: int = strict_json.MOST_BYTES) -> Self:
+    def from_file(cls, path: Path, *, max_bytes: int = strict_json.MAX_BYTES) -> Self:
         """Raises OSError, or ValueError as `from_json`."""
-        return cls.model_validate(strict_json.load(path, most_bytes=most_bytes))
+        return cls.model_validate(strict_json.load(path, max_bytes=max_bytes))
 
     @field_validator("*", mode="before")
     @classmethod
@@ -235,13 +235,13 @@ class PrivacySettings(Section):
     )
     noise_multiplier: float | None = Field(
         None,
-        ge=LEAST_NOISE,
-        le=MOST_NOISE,
+        ge=MIN_NOISE,
+        le=MAX_NOISE,
         description="noise by clip bound, in place of epsilon",
     )
     delta: float = Field(1e-5, gt=0, lt=0.01, description="at most 1 / (10 n) of any PC")
-    clip: float = Field(
-        1.0, ge=LEAST_CLIP, le=MOST_CLIP, description="L2 bound C on one record's gradient"
+    clip_norm: float = Field(
+        1.0, ge=MIN_CLIP, le=MAX_CLIP, description="L2 bound C on one record's gradient"
     )
     sampling_rate: Share = Field(
         1.0, description="Poisson sampling rate q of one local step; else 1, beyond a head 0.1"
@@ -299,8 +299,8 @@ class FederationSettings(Section):
     server_momentum: float = Field(0.9, ge=0, lt=1, description="beta 1 of FedAvgM and FedAdam")
     server_beta2: float = Field(0.99, ge=0, lt=1, description="beta 2 of FedAdam")
     server_tau: Positive = Field(1e-3, description="FedAdam's adaptivity")
-    drop_out: float = Field(0.0, ge=0, le=1, description="injected chance to vanish in a round")
-    drop_out_stage: Stage = Field("mask", description="where in a round a PC vanishes")
+    dropout_rate: float = Field(0.0, ge=0, le=1, description="injected chance to vanish in a round")
+    dropout_stage: Stage = Field("mask", description="where in a round a PC vanishes")
     only: tuple[int, ...] | None = Field(None, description="ask these PCs only (0 is the first)")
     spare_attempts: int = Field(10, ge=0, le=10_000, description="void or repeated rounds allowed")
     round_timeout: Positive = Field(
@@ -422,29 +422,29 @@ class Policy(Section):
 
     allow_not_private: bool = Field(False, description="train without clip and noise")
     allow_plain_updates: bool = Field(False, description="send updates that the server can read")
-    least_sum: int = Field(3, ge=3, description="fewest PCs whose sum may be opened")
+    min_sum: int = Field(3, ge=3, description="fewest PCs whose sum may be opened")
     max_share: Share = Field(
         0.5, description="of the honest PCs' weight in a sum that this PC's update may have"
     )
-    least_colluding: int = Field(1, ge=1, description="colluding PCs that a round must bear")
-    least_threshold: Share = Field(0.5, description="of a group, that must agree on a sum")
+    min_colluding: int = Field(1, ge=1, description="colluding PCs that a round must bear")
+    min_threshold: Share = Field(0.5, description="of a group, that must agree on a sum")
     bits: tuple[Literal[32, 24, 16], ...] = Field((32, 24, 16), description="allowed rings")
-    most_clip: float = Field(MOST_CLIP, gt=0, description="clip bound")
-    least_noise: float = Field(LEAST_NOISE, ge=0, description="noise multiplier")
-    most_epsilon: Positive = Field(1000.0, description="of all attempts of one job")
-    most_rounds: int = Field(100_000, ge=1, description="of one job, void attempts included")
-    most_local_steps: int = Field(1000, ge=1, description="of one round")
-    most_length: int = Field(512, ge=4, description="tokens of one text")
+    max_clip_norm: float = Field(MAX_CLIP, gt=0, description="clip bound")
+    min_noise: float = Field(MIN_NOISE, ge=0, description="noise multiplier")
+    max_epsilon: Positive = Field(1000.0, description="of all attempts of one job")
+    max_rounds: int = Field(100_000, ge=1, description="of one job, void attempts included")
+    max_local_steps: int = Field(1000, ge=1, description="of one round")
+    max_length: int = Field(512, ge=4, description="tokens of one text")
 
 
 class WorkSettings(Section):
     """When a PC works for its federation, and how modestly."""
 
     only_on_mains: bool = Field(False, description="not on battery")
-    most_load: float | None = Field(
+    max_load: float | None = Field(
         None, gt=0, le=1, description="not while others use more of the processor than this share"
     )
-    least_free_gib: float = Field(0.0, ge=0, description="rest while less memory (GiB) is free")
+    min_free_gib: float = Field(0.0, ge=0, description="rest while less memory (GiB) is free")
     low_priority: bool = Field(True, description="give way to the owner's own programs")
     answer_slot: float = Field(
         0.0,
@@ -474,7 +474,7 @@ class OwnerSettings(TextSource):
     policy: Policy = Policy()
     work: WorkSettings = WorkSettings()
     insecure_test_seed: Seed | None = None
-    drop_out: float = Field(0.0, ge=0, le=1)
-    drop_out_stage: Stage = "mask"
-    drop_out_seed: Seed = 0
+    dropout_rate: float = Field(0.0, ge=0, le=1)
+    dropout_stage: Stage = "mask"
+    dropout_seed: Seed = 0
     speed: SpeedSettings = SpeedSettings()

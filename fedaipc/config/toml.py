@@ -74,7 +74,7 @@ def to_toml(settings: Section, *, without: Collection[str] = ()) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(bounds.read_text(path, bounds.MOST_SETTINGS))
+        return tomllib.loads(bounds.read_text(path, bounds.MAX_SETTINGS))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError:

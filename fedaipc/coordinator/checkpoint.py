@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FILE = "checkpoint.safetensors"
 _COUNTERS_FILE, _NONE_YET = "counters.json", {"attempt": 0, "epoch": 0}
-_MOST_BYTES = 1 << 27  # of one text: 100,000 rounds
+_MAX_BYTES = 1 << 27  # of one text: 100,000 rounds
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class Checkpoint:
 
 
 def _parsed(text: str) -> Any:
-    return strict_json.parse(text, most_bytes=_MOST_BYTES)
+    return strict_json.parse(text, max_bytes=_MAX_BYTES)
 
 
 class Counters:

@@ -129,10 +129,10 @@ class Coordinator:
         self._exchange.reset()
         number = self._checkpoint.round + 1
         attempt = max(self._counters.attempt, self._checkpoint.attempt) + 1
-        if attempt > self._job.most_attempts:
+        if attempt > self._job.max_attempts:
             raise RunOver(
                 f"round {number} is void, and the job allows no more than "
-                f"{self._job.most_attempts} attempts; mend what made them void, then sign a job "
+                f"{self._job.max_attempts} attempts; mend what made them void, then sign a job "
                 "with more federation.spare_attempts, or simulate anew"
             )
         # 1. Keys of PCs that have none in this epoch; then who takes part, by the public draw.
@@ -173,7 +173,7 @@ class Coordinator:
         self._participation.release(broke - outcome.unsure)
         if outcome.why_void is None:
             self._participation.serve(outcome.charged - outcome.silent - broke)
-        elif not self._federation.drop_out:  # not where a simulation makes it so
+        elif not self._federation.dropout_rate:  # not where a simulation makes it so
             self._participation.fail(outcome.silent | broke, evaluated - ready)
         result = RoundResult(
             round=number,
@@ -268,11 +268,11 @@ class Coordinator:
     def _may_skip(self, attempt: int) -> bool:
         """Whether another draw could do, and half of the spare attempts are left for void ones."""
         job = self._job
-        spare = job.most_attempts - attempt - (job.rounds - self._checkpoint.round)
+        spare = job.max_attempts - attempt - (job.rounds - self._checkpoint.round)
         there = self._participation.candidates()[0]
         return (
             job.cohort < len(self._roster.members)
-            and 2 * spare >= job.most_attempts - job.rounds
+            and 2 * spare >= job.max_attempts - job.rounds
             and self._enough(there)
         )
 

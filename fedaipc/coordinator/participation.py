@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # s, after the first void attempt (or as long as that took), and at most
 _REST, _LONGEST_REST = 300.0, 24 * 3600.0
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 _log = logging.getLogger(__name__)
 
 
@@ -173,8 +173,8 @@ class Participation:
             for pc, reason in why.items()
             if pc in self._membership.members
         )
-        if len(lines) > _MOST_NAMED:
-            lines = [*lines[:_MOST_NAMED], f"{len(lines) - _MOST_NAMED} more"]
+        if len(lines) > _MAX_NAMED:
+            lines = [*lines[:_MAX_NAMED], f"{len(lines) - _MAX_NAMED} more"]
         return "".join(f"; {line}" for line in lines)
 
     def _name(self, pc: bytes) -> str:

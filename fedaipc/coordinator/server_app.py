@@ -234,7 +234,7 @@ def _facts(
             unit=privacy.unit,
             neighbours=NEIGHBOURS,
             delta=plan.delta,
-            clip=plan.clip,
+            clip_norm=plan.clip_norm,
             noise_multiplier=plan.noise_multiplier,
             sampling_rate=plan.sampling_rate,
             local_steps=plan.local_steps,

@@ -19,7 +19,7 @@ from fedaipc.data.reading import Fault
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-MOST_LINES = 1000  # of one record
+MAX_LINES = 1000  # of one record
 LARGEST_FIELD = 10_000_000  # characters
 
 
@@ -39,7 +39,7 @@ class CsvReader:
         self._source = iter(lines)
         self._ahead: deque[str] = deque()
         self._number = 0  # of the line that comes next, less one
-        self._most = MOST_LINES if quoting == "csv" else 1
+        self._most = MAX_LINES if quoting == "csv" else 1
         self._delimiter = delimiter
         self._quotes = quoting != "none"
         self.width = 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _LARGEST_SPLIT = 2000  # texts: the standard error of an accuracy is then about one point
-_MOST_LABELS = 1000
+_MAX_LABELS = 1000
 _WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 
 
@@ -133,9 +133,9 @@ def label_list(
         return listed
     if len(present) < 2:
         raise DataError(f"{what}: all records have one label; a classifier needs at least two")
-    if len(present) > _MOST_LABELS:
+    if len(present) > _MAX_LABELS:
         raise DataError(
-            f"{what}: more than {_MOST_LABELS:,} different labels; is data.label_column right?"
+            f"{what}: more than {_MAX_LABELS:,} different labels; is data.label_column right?"
         )
     if all(_WHOLE_NUMBER.fullmatch(label) for label in present):
         return tuple(sorted(present, key=lambda label: (int(label), label)))

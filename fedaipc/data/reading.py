@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     Place = int | str  # a line of a text file, a row of a table, the name of a file in a folder
 
-_MOST_PLACES = 10
-_MOST_NAMES = 10
+_MAX_PLACES = 10
+_MAX_NAMES = 10
 _BOOLEANS = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 
 
@@ -164,7 +164,7 @@ class Collector:
         if fault is not None:
             self._counts[fault] += 1
             places = self._places.setdefault(fault, [])
-            if len(places) < _MOST_PLACES:
+            if len(places) < _MAX_PLACES:
                 places.append(place)
         return fault is None
 
@@ -204,7 +204,7 @@ class Collector:
         if group is None:
             return Fault.GROUP
         if self._known is not None and label not in self._known:
-            if len(self._unknown) <= _MOST_NAMES:
+            if len(self._unknown) <= _MAX_NAMES:
                 self._unknown[label] = None
             return Fault.UNKNOWN
         self._texts.append(text.strip())
@@ -244,7 +244,7 @@ def label_hints(labels: Iterable[str]) -> tuple[str, ...]:
         alike.setdefault(_folded(label), []).append(label)
     near = [names for names in alike.values() if len(names) > 1]
     if near:
-        shown = "; ".join(shown_names(names) for names in near[:_MOST_NAMES])
+        shown = "; ".join(shown_names(names) for names in near[:_MAX_NAMES])
         hints.append(f"labels that differ only in case or spaces count as different: {shown}")
     lists = [label for label in counts if label[0] == "[" and label[-1] == "]"]
     if lists:
@@ -261,8 +261,8 @@ def label_hints(labels: Iterable[str]) -> tuple[str, ...]:
 def shown_names(names: Iterable[str]) -> str:
     """At most ten, each short and in quotation marks, control characters written out."""
     listed = list(names)
-    shown = [repr(name if len(name) <= 40 else f"{name[:37]}...") for name in listed[:_MOST_NAMES]]
-    return ", ".join(shown) + (", ..." if len(listed) > _MOST_NAMES else "")
+    shown = [repr(name if len(name) <= 40 else f"{name[:37]}...") for name in listed[:_MAX_NAMES]]
+    return ", ".join(shown) + (", ..." if len(listed) > _MAX_NAMES else "")
 
 
 def _places(unit: str, dropped: Dropped) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from fedaipc import bounds
 from fedaipc.config import Section
 from fedaipc.errors import ConfigError
-from fedaipc.secagg.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.uploads import blob_bytes
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def read_prices(path: Path | None) -> Prices:
         text = (
             files("fedaipc.doctor").joinpath("prices.toml").read_text(encoding="utf-8")
             if path is None
-            else bounds.read_text(path, bounds.MOST_SETTINGS)
+            else bounds.read_text(path, bounds.MAX_SETTINGS)
         )
         return Prices.model_validate(tomllib.loads(text))
     except OSError as error:
@@ -151,7 +151,7 @@ def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int,
     up, down = parameters * settings.sealing.bits // 8, parameters * 4
     if settings.sealing.mode == "none":
         return up, down
-    group = cohort // -(-cohort // MOST_IN_A_GROUP)
+    group = cohort // -(-cohort // MAX_IN_A_GROUP)
     blob = blob_bytes(group)
     # Up: a blob, a leaf and a check value for each PC of the group. Down: everybody's keys when a
     # PC is asked whether it takes part and when it trains; everybody's blob for this PC when the

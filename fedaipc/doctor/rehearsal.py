@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _METHODS = ("head", "lora")  # between them all shapes of products that jobs have
 _LENGTH = 16  # tokens; every base takes so many, and a round rehearses its own number again
 _PLAN = PrivacyPlan(
-    mode="local", clip=1.0, noise_multiplier=1.0, sampling_rate=1.0, local_steps=1, delta=1e-5
+    mode="local", clip_norm=1.0, noise_multiplier=1.0, sampling_rate=1.0, local_steps=1, delta=1e-5
 )
 
 

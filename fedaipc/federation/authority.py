@@ -51,10 +51,10 @@ def issue_server(folder: Path, to: Path, names: Sequence[str]) -> None:
     """
     try:
         issuer = x509.load_pem_x509_certificate(
-            bounds.read_bytes(folder / AUTHORITY_FILE, bounds.MOST_KEY)
+            bounds.read_bytes(folder / AUTHORITY_FILE, bounds.MAX_KEY)
         )
         signer = serialization.load_pem_private_key(
-            bounds.read_bytes(folder / AUTHORITY_KEY_FILE, bounds.MOST_KEY), password=None
+            bounds.read_bytes(folder / AUTHORITY_KEY_FILE, bounds.MAX_KEY), password=None
         )
     except (OSError, ValueError, TypeError) as error:
         raise AdmissionError(

@@ -119,7 +119,7 @@ class Federation:
             not_after=int(time.time()) + days * _DAY,
             address=self.facts.address,
             authority=bounds.read_text(
-                self.folder / AUTHORITY_FILE, bounds.MOST_KEY, encoding="ascii"
+                self.folder / AUTHORITY_FILE, bounds.MAX_KEY, encoding="ascii"
             ),
             base=base,
             labels=labels,

@@ -38,7 +38,7 @@ class Admission:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomic(path, SigningKey().secret(), private=True)
         try:
-            self.key = SigningKey(bounds.read_bytes(path, bounds.MOST_KEY))
+            self.key = SigningKey(bounds.read_bytes(path, bounds.MAX_KEY))
         except ValueError:
             raise SecAggError(f"{path}: damaged; restore it from a copy") from None
 
@@ -52,7 +52,7 @@ class Admission:
         path = self._folder / ROSTER_FILE
         federation, version = federation or secrets.token_hex(8), 0
         if path.is_file():
-            content = bounds.read_bytes(path, bounds.MOST_ROSTER)
+            content = bounds.read_bytes(path, bounds.MAX_ROSTER)
             signer, last = read_roster(content)
             if signer != self.key.public:
                 raise SecAggError(f"{path}: is by another admission key")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FILE = "members.json"
 MEMBER_DAYS = 365
-_MOST_BYTES = 1 << 26
+_MAX_BYTES = 1 << 26
 
 
 class Member(Section):
@@ -54,7 +54,7 @@ class Members(Section):
         """Raises AdmissionError where the file is damaged; none yet is an empty list."""
         path = folder / FILE
         try:
-            return cls.from_file(path, most_bytes=_MOST_BYTES) if path.is_file() else cls()
+            return cls.from_file(path, max_bytes=_MAX_BYTES) if path.is_file() else cls()
         except (OSError, ValueError) as error:
             kind = type(error).__name__
             raise AdmissionError(f"{path}: damaged ({kind}); restore it from a copy") from None

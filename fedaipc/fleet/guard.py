@@ -19,7 +19,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from google.protobuf.message import DecodeError
 
 from fedaipc.fleet.registry import CONTROL_HEADER, is_marked
-from fedaipc.fleet.wire import CHUNK, MOST_INLINE
+from fedaipc.fleet.wire import CHUNK, MAX_INLINE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LARGEST_BODY = CHUNK + 64 * 1024  # bytes: a chunk of an array, and who sends it
-_LARGEST_ANNOUNCED = 2 * MOST_INLINE  # bytes of a message with its records, or with its tree
+_LARGEST_ANNOUNCED = 2 * MAX_INLINE  # bytes of a message with its records, or with its tree
 _FEW = 16  # objects of a large message beside the chunks of its vector
 _HASH = re.compile("[0-9a-f]{64}")
 _ANSWERS = 3  # to one request: the answer, and word that it will not come after all
-_MOST_REMEMBERED = 20_000
+_MAX_REMEMBERED = 20_000
 _SERVER = 1  # the SuperLink's own node number
 _LARGE = "-object"  # ends the calls that carry a chunk, of which Flower makes several copies
 _LARGE_AT_ONCE = 2  # so that its memory does not grow with the PCs
@@ -93,7 +93,7 @@ class Uploads:
             hashlib.sha256(tree.SerializeToString(deterministic=True)).digest(),
         )
         trees = self._answers.setdefault(said.request, set())
-        if len(self._answers) > _MOST_REMEMBERED:
+        if len(self._answers) > _MAX_REMEMBERED:
             self._answers.popitem(last=False)
         said.again = said.tree in trees  # as where the answer to the first call was lost
         if len(trees) >= _ANSWERS and not said.again:

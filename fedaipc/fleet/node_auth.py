@@ -36,7 +36,7 @@ class NodeAuth:
     def __init__(self, path: Path) -> None:
         try:
             key = serialization.load_pem_private_key(
-                bounds.read_bytes(path, bounds.MOST_KEY), password=None
+                bounds.read_bytes(path, bounds.MAX_KEY), password=None
             )
         except (OSError, ValueError, TypeError) as error:
             raise AdmissionError(

@@ -42,7 +42,7 @@ def submit(folder: Path, job: Path, name: str) -> Path:
     try:
         contents = {  # whose it is, may read it
             file: bounds.read_bytes(
-                job / file, bounds.MOST_TEXTS if file in texts else bounds.MOST_JOB
+                job / file, bounds.MAX_TEXTS if file in texts else bounds.MAX_JOB
             )
             for file in FILES
         }
@@ -71,7 +71,7 @@ def submit(folder: Path, job: Path, name: str) -> Path:
 def _check(run: Path) -> None:
     """That the job is signed by this federation, not changed, and not ahead of the server."""
     signed, roster = read_job(run)
-    if roster.version < signed.job.least_roster:
+    if roster.version < signed.job.min_roster:
         raise OutputError(
             f"{run.parent.parent}: its list of members is older than the job; copy the "
             "federation's server folder here again"

@@ -60,7 +60,7 @@ _LOOK = 0.5  # s between two looks at processes and folders
 _SOON = timedelta(days=30)
 _STARTS = 30.0  # s that a SuperLink may take
 _AGAIN = 3600.0  # s before a complaint is repeated
-_MOST_COMPLAINTS = 100
+_MAX_COMPLAINTS = 100
 
 
 class Server:
@@ -170,7 +170,7 @@ class Server:
         if self._superlink.has_ended():  # another process might answer at its port
             return
         try:
-            content = bounds.read_bytes(self._folder / NODES_FILE, bounds.MOST_NODES)
+            content = bounds.read_bytes(self._folder / NODES_FILE, bounds.MAX_NODES)
             if content == self._nodes:
                 return
             nodes = Nodes.load(self._folder).nodes
@@ -235,7 +235,7 @@ class Server:
                 self._say(f"{name}: {status}")
             return
         if name not in self._runs:
-            members = bounds.read_bytes(self._folder / ROSTER_FILE, bounds.MOST_ROSTER)
+            members = bounds.read_bytes(self._folder / ROSTER_FILE, bounds.MAX_ROSTER)
             try:
                 read_roster(members)
             except FedaipcError:  # it is being copied, perhaps
@@ -254,7 +254,7 @@ class Server:
         now = time.monotonic()
         if now - self._complaints.get(line, -_AGAIN) < _AGAIN:
             return
-        if len(self._complaints) > _MOST_COMPLAINTS:
+        if len(self._complaints) > _MAX_COMPLAINTS:
             self._complaints.clear()
         self._complaints[line] = now
         self._say(line)

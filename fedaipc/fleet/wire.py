@@ -29,10 +29,10 @@ from fedaipc.errors import EncodingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MOST_INLINE = 200_000  # bytes of records that travel inside their message
+MAX_INLINE = 200_000  # bytes of records that travel inside their message
 CHUNK = 5 * 2**20  # bytes of an array that are an object
-_MOST_OBJECTS = 10_000
-_MOST_DEPTH = 8
+_MAX_OBJECTS = 10_000
+_MAX_DEPTH = 8
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ def pack(message: Message) -> Parcel:
     """Give `message` the identifier that follows from its content, and take it apart."""
     message.metadata.__dict__["_message_id"] = message.object_id
     with no_object_id_recompute():
-        if message.has_error() or _size(message) < MOST_INLINE:
+        if message.has_error() or _size(message) < MAX_INLINE:
             return Parcel(message_to_proto(message), ObjectTree(object_id=message.object_id), {})
         return Parcel(
             message_to_proto(remove_content_from_message(message)),
@@ -84,7 +84,7 @@ def fetch(message_id: str, pull: Callable[[str], bytes], most: int) -> Message:
     Raises EncodingError on bytes that are no message, or where they are more than `most` in all.
     Flower's own way holds a vector three times.
     """
-    left = _MOST_OBJECTS  # the tree is the sender's word
+    left = _MAX_OBJECTS  # the tree is the sender's word
     room = most
     not_there: list[Exception] = []
 
@@ -103,7 +103,7 @@ def fetch(message_id: str, pull: Callable[[str], bytes], most: int) -> Message:
     def inflate(name: str, depth: int) -> Any:
         nonlocal left
         left -= 1
-        if left < 0 or depth > _MOST_DEPTH:
+        if left < 0 or depth > _MAX_DEPTH:
             raise EncodingError("a message is made of too many objects")
         content = get(name)
         kind, children, size = get_object_head_values_from_object_content(content)

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 Unknown = Literal["noise", "epsilon", "rounds", "rate"]
 TARGETS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 GROUPS = (1, 2, 3, 5, 10)
-_MOST_ROUNDS = 10_000_000
+_MAX_ROUNDS = 10_000_000
 _CURVE = 25  # points
-_MOST_IN_MIXTURE = 50  # records
-_MOST_EPSILON = 1000.0  # of a group; beyond, nothing is promised
-_LEAST_LOG_DELTA = -300.0  # powers of ten: near the smallest number there is
+_MAX_IN_MIXTURE = 50  # records
+_MAX_EPSILON = 1000.0  # of a group; beyond, nothing is promised
+_MIN_LOG_DELTA = -300.0  # powers of ten: near the smallest number there is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def group_epsilon(schedule: Schedule, records: int) -> float | None:
         return _epsilon(schedule) if is_dear(steps) else epsilon_pld(steps, schedule.delta)
     if schedule.rate == 1:  # a mixture of one part is more than dp-accounting can do
         return _group_epsilon_unsampled(schedule, records)
-    if records > _MOST_IN_MIXTURE:
+    if records > _MAX_IN_MIXTURE:
         return _group_by_curve(schedule, records)
     return _group_epsilon_by_mixture(schedule, records)
 
@@ -139,7 +139,7 @@ def _group_epsilon_unsampled(schedule: Schedule, records: int) -> float | None:
     noise = schedule.noise / (records * math.sqrt(schedule.steps * schedule.rounds))
     with np.errstate(divide="ignore"):  # it takes log(0) where no epsilon is needed
         epsilon = float(get_epsilon_gaussian(noise, schedule.delta))
-    return epsilon if epsilon <= _MOST_EPSILON else None
+    return epsilon if epsilon <= _MAX_EPSILON else None
 
 
 def _group_epsilon_by_mixture(schedule: Schedule, records: int) -> float | None:
@@ -150,7 +150,7 @@ def _group_epsilon_by_mixture(schedule: Schedule, records: int) -> float | None:
     chances.append(max(0.0, 1.0 - math.fsum(chances)))
     mean, spread = records * schedule.rate, records * schedule.rate * (1 - schedule.rate)
     loss = schedule.steps * schedule.rounds * (mean**2 + spread) / (2 * schedule.noise**2)
-    if loss > _MOST_EPSILON:  # on average: the grid would be as wide, and wider
+    if loss > _MAX_EPSILON:  # on average: the grid would be as wide, and wider
         return None
     present = [(count, chance) for count, chance in enumerate(chances) if chance > 0]
     # In units of the noise: it searches to a millionth, which a large noise has no digits for.
@@ -169,7 +169,7 @@ def _group_by_curve(schedule: Schedule, records: int) -> float | None:
     """
     steps, best = [schedule.mechanism()], None
     exponent = math.log10(schedule.delta)
-    while exponent > _LEAST_LOG_DELTA:
+    while exponent > _MIN_LOG_DELTA:
         exponent -= 1.0  # a finer look hardly finds better ones
         epsilon = best_order(steps, 10.0**exponent)[1]
         spread = math.log(records) + (records - 1) * epsilon + exponent * math.log(10)
@@ -189,14 +189,14 @@ def _fits(schedule: Schedule) -> bool:
 
 def _most_rounds(given: Schedule) -> int:
     low, high = 0, 1
-    while high <= _MOST_ROUNDS and _fits(replace(given, rounds=high)):
+    while high <= _MAX_ROUNDS and _fits(replace(given, rounds=high)):
         low, high = high, high * 2
     if low == 0:
         raise PrivacyError(
             f"epsilon {given.epsilon:g} does not cover one round at noise multiplier "
             f"{given.noise:g}: ask for more noise"
         )
-    high = min(high, _MOST_ROUNDS)
+    high = min(high, _MAX_ROUNDS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _fits(replace(given, rounds=middle)) else (low, middle)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedaipc.model.classifier import Classifier
 
 FREEZE_BATCH = 16  # rows
-_MOST_CHARACTERS = 64  # of a text for each token that it may have: more can hardly count
+_MAX_CHARACTERS = 64  # of a text for each token that it may have: more can hardly count
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -98,7 +98,7 @@ class Inputs:
         size: int,
         device: torch.device,
         chosen: npt.NDArray[np.int64] | None = None,
-        most_tokens: int | None = None,
+        max_tokens: int | None = None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
         """The `chosen` texts (by default all), each once: (indices, batch of `batch_rows` rows).
 
@@ -112,22 +112,22 @@ class Inputs:
             chosen = np.arange(len(self))
         widths = self.widths()[chosen]
         for width in np.unique(widths):
-            alike, rows = chosen[widths == width], batch_rows(size, int(width), most_tokens)
+            alike, rows = chosen[widths == width], batch_rows(size, int(width), max_tokens)
             for start in range(0, len(alike), rows - 1):
                 indices = alike[start : start + rows - 1]
                 yield indices, self.batch(indices, rows, device)
 
 
-def batch_rows(size: int, width: int = 1, most_tokens: int | None = None) -> int:
+def batch_rows(size: int, width: int = 1, max_tokens: int | None = None) -> int:
     """Rows of a batch for a wish of `size`: the next power of two, 2 at least.
 
     Matrix products compute the rows behind the last multiple of some block by another kernel, with
     other last bits: on two threads of an x86 rows 8 and 9 of 10. With a power of two there are few
-    such kernels left; `settle_rows` finds out on this machine. With `most_tokens` no
+    such kernels left; `settle_rows` finds out on this machine. With `max_tokens` no
     more rows than hold so many tokens.
     """
     rows = max(2, 1 << (size - 1).bit_length())
-    while most_tokens is not None and rows > 2 and rows * width > most_tokens:
+    while max_tokens is not None and rows > 2 and rows * width > max_tokens:
         rows //= 2
     return rows
 
@@ -182,7 +182,7 @@ def cut_characters(texts: Sequence[str], max_length: int) -> list[str]:
 
     Tokenizers read a text to its end: one of 20 MB takes gigabytes.
     """
-    return [text[: _MOST_CHARACTERS * max_length] for text in texts]
+    return [text[: _MAX_CHARACTERS * max_length] for text in texts]
 
 
 def _tokenise(classifier: Classifier, texts: Sequence[str]) -> Inputs:

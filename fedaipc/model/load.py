@@ -221,7 +221,7 @@ def _check_usable(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     most = _LARGEST_CONFIG * (16 if path.name.endswith("index.json") else 1)
     try:
-        tree = strict_json.load(path, most_bytes=most)
+        tree = strict_json.load(path, max_bytes=most)
     except ValueError as error:
         raise ModelError(f"{path.name} cannot be used ({error})") from None
     if not isinstance(tree, dict):

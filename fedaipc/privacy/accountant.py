@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedaipc.config import LEAST_NOISE, LOSS_DELTA, MOST_KINDS, MOST_LOSS, MOST_NOISE
+from fedaipc.config import LOSS_DELTA, MAX_KINDS, MAX_LOSS, MAX_NOISE, MIN_NOISE
 from fedaipc.errors import PrivacyError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Mechanism:
 
     def __post_init__(self) -> None:
         # Beyond, the accountants lose their digits.
-        if not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
-            raise PrivacyError(f"noise_multiplier must lie in [{LEAST_NOISE}, {MOST_NOISE:g}]")
+        if not MIN_NOISE <= self.noise_multiplier <= MAX_NOISE:
+            raise PrivacyError(f"noise_multiplier must lie in [{MIN_NOISE}, {MAX_NOISE:g}]")
         if not 0 < self.sampling_rate <= 1:
             raise PrivacyError("sampling_rate must lie in (0, 1]")
         if self.steps < 1:
@@ -87,9 +87,9 @@ def filter_budget(order: float, epsilon: float, delta: float) -> float:
 
 def is_dear(mechanisms: Sequence[Mechanism]) -> bool:
     """Whether PLD and PRV would take more memory and time than their answer is worth."""
-    if len(mechanisms) > MOST_KINDS:
+    if len(mechanisms) > MAX_KINDS:
         return True
-    return bool(mechanisms) and not best_order(mechanisms, LOSS_DELTA)[1] <= MOST_LOSS
+    return bool(mechanisms) and not best_order(mechanisms, LOSS_DELTA)[1] <= MAX_LOSS
 
 
 def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
@@ -135,7 +135,7 @@ def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
 def noise_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
     """The smallest noise multiplier (to 0.01 %) whose `steps` steps meet (epsilon, delta) by RDP.
 
-    Never below LEAST_NOISE. Raises PrivacyError if no noise below MOST_NOISE meets it.
+    Never below MIN_NOISE. Raises PrivacyError if no noise below MAX_NOISE meets it.
     """
 
     def fits(noise: float) -> bool:
@@ -143,12 +143,12 @@ def noise_for(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
         # A ledger compares to the last bit, and adds in another order.
         return best_order([mechanism], delta)[1] <= epsilon * (1 - 1e-9)
 
-    if fits(LEAST_NOISE):
-        return LEAST_NOISE
-    low, high = LEAST_NOISE, 1.0
+    if fits(MIN_NOISE):
+        return MIN_NOISE
+    low, high = MIN_NOISE, 1.0
     while not fits(high):
         low, high = high, high * 2
-        if high > MOST_NOISE:
+        if high > MAX_NOISE:
             raise PrivacyError(
                 f"no noise reaches epsilon {epsilon:g} in {steps} steps: ask for fewer steps"
             )

@@ -28,7 +28,7 @@ ROUNDING_MARGIN = 1 - 2.0**-8
 # An example whose tokens cancel each other to less than this part of what they add up to is scaled
 # down further: its rounding errors follow the gross size, and weights can be made to blow them up.
 _CANCELLATION = 16.0
-_LEAST_FACTOR = 2.0**-100  # below, factor times gradient loses its digits
+_MIN_FACTOR = 2.0**-100  # below, factor times gradient loses its digits
 
 
 class BookKeepingModule(AbstractGradSampleModule):
@@ -194,7 +194,7 @@ def _factors(sizes: Sizes, bound: float, scale: float) -> Tensor:
     room = bound * ROUNDING_MARGIN
     factors = (room / norms.clamp(min=1e-300)).clamp(max=1.0)
     factors = torch.minimum(factors, room * _CANCELLATION / gross.clamp(min=1e-300))
-    usable = torch.isfinite(norms) & torch.isfinite(gross) & (factors >= _LEAST_FACTOR)
+    usable = torch.isfinite(norms) & torch.isfinite(gross) & (factors >= _MIN_FACTOR)
     return torch.where(usable, factors * scale, 0.0)
 
 

@@ -133,7 +133,7 @@ def check_chain(lines: Sequence[bytes], where: object, *, every: bool = False) -
 def parsed(raw: bytes) -> dict[str, Any] | None:
     """The entry of a line, or None where its hash is wrong."""
     try:
-        entry = strict_json.parse(raw, most_bytes=_LINE_BYTES)
+        entry = strict_json.parse(raw, max_bytes=_LINE_BYTES)
         if not isinstance(entry, dict):
             return None
         body = {name: value for name, value in entry.items() if name != "hash"}

@@ -65,7 +65,7 @@ class Charge:
     round: int
     attempt: int
     mechanism: Mechanism | None
-    clip: float
+    clip_norm: float
     seeded: bool = False
 
 
@@ -160,7 +160,7 @@ class Ledger:
                 "run": charge.run,
                 "round": charge.round,
                 "attempt": charge.attempt,
-                "clip": charge.clip,
+                "clip_norm": charge.clip_norm,
                 "seeded": charge.seeded,
                 "noise_multiplier": charge.mechanism and charge.mechanism.noise_multiplier,
                 "sampling_rate": charge.mechanism and charge.mechanism.sampling_rate,
@@ -227,7 +227,7 @@ class Ledger:
 
     def _load(self) -> None:
         try:
-            content = bounds.read_bytes(self.path, bounds.MOST_LEDGER)
+            content = bounds.read_bytes(self.path, bounds.MAX_LEDGER)
         except FileNotFoundError:
             raise LedgerError(f"{self.path}: no such ledger; enrol this PC first") from None
         except OSError as error:
@@ -310,7 +310,7 @@ def _charge(entry: dict[str, Any]) -> Charge:
         round=entry["round"],
         attempt=entry["attempt"],
         mechanism=mechanism,
-        clip=entry["clip"],
+        clip_norm=entry["clip_norm"],
         seeded=entry["seeded"],
     )
 

@@ -29,14 +29,14 @@ class PrivateOptimizer(DPOptimizerFastGradientClipping):
         *,
         module: BookKeepingModule,
         noise_multiplier: float,
-        clip: float,
+        clip_norm: float,
         expected_batch_size: float,
         random: SecureRandom,
     ) -> None:
         super().__init__(
             optimizer,
             noise_multiplier=noise_multiplier,
-            max_grad_norm=clip,
+            max_grad_norm=clip_norm,
             expected_batch_size=1,  # Opacus takes whole numbers only: scale_grad below is ours
             loss_reduction="mean",
         )

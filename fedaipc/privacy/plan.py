@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from fedaipc.config import LEAST_CLIP, MOST_CLIP
+from fedaipc.config import MAX_CLIP, MIN_CLIP
 from fedaipc.errors import PrivacyError
 from fedaipc.privacy.accountant import (
     ORDERS,
@@ -46,7 +46,7 @@ class PrivacyPlan:
     """
 
     mode: Literal["local", "none"]
-    clip: float
+    clip_norm: float
     noise_multiplier: float | None
     sampling_rate: float
     local_steps: int
@@ -57,8 +57,8 @@ class PrivacyPlan:
         if (self.mode == "local") != (self.noise_multiplier is not None):
             raise PrivacyError('mode "local" needs a noise multiplier, mode "none" has none')
         # Below, the float32 squares of a gradient vanish before the gradient reaches the bound.
-        if not LEAST_CLIP <= self.clip <= MOST_CLIP:
-            raise PrivacyError(f"clip must lie in [{LEAST_CLIP:g}, {MOST_CLIP:g}]")
+        if not MIN_CLIP <= self.clip_norm <= MAX_CLIP:
+            raise PrivacyError(f"clip must lie in [{MIN_CLIP:g}, {MAX_CLIP:g}]")
 
     @property
     def private(self) -> bool:
@@ -89,7 +89,7 @@ def make_plan(settings: Settings) -> PrivacyPlan:
         noise = noise_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
     return PrivacyPlan(
         mode=privacy.mode,
-        clip=privacy.clip,
+        clip_norm=privacy.clip_norm,
         noise_multiplier=noise,
         sampling_rate=privacy.sampling_rate,
         local_steps=local_steps,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _USUAL_BATCH, _HEAD_BATCH = 16, 256  # rows; a batch is computed whole, however few are filled
 _NO_TEXT = -100
 # Sums over a batch in float32 are off by more the longer they are (docs/privacy.md).
-_MOST_TOKENS = 2048
+_MAX_TOKENS = 2048
 
 
 def train_round(
@@ -71,7 +71,7 @@ def train_round(
                 optimizer,
                 module=module,
                 noise_multiplier=plan.noise_multiplier,
-                clip=plan.clip,
+                clip_norm=plan.clip_norm,
                 expected_batch_size=plan.sampling_rate * size_class,
                 random=random,
             )
@@ -110,7 +110,7 @@ def rehearse(
                 logits, logits.new_zeros(len(logits)).long(), reduction="sum"
             ),
             micro_batch or usual_micro_batch(classifier),
-            _most_tokens(plan),
+            _max_tokens(plan),
             cached=not longest.is_tokens,
         )
     train_round(
@@ -143,7 +143,7 @@ def _train_privately(
             optimizer.step_on_nothing()
             continue
         left = len(sample)
-        most = _most_tokens(plan)
+        most = _max_tokens(plan)
         for part, batch in inputs.batches(micro_batch, classifier.device, sample, most):
             _loss(classifier, module, inputs, batch, targets[part]).backward()
             left -= len(part)
@@ -214,8 +214,8 @@ def _optimizer(classifier: Classifier, training: TrainingSettings) -> torch.opti
     return torch.optim.SGD(groups, fused=fused)
 
 
-def _most_tokens(plan: PrivacyPlan) -> int | None:
-    return None if plan.exact_sums else _MOST_TOKENS
+def _max_tokens(plan: PrivacyPlan) -> int | None:
+    return None if plan.exact_sums else _MAX_TOKENS
 
 
 @contextmanager

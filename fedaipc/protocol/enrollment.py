@@ -23,7 +23,7 @@ from fedaipc.protocol.server_folder import ADDRESS
 from fedaipc.secagg.keys import SigningKey, fingerprint, verify
 
 _KEY = r"^[0-9a-f]{64}$"
-_MOST_CHARACTERS = 20_000
+_MAX_CHARACTERS = 20_000
 _LINE = 76
 
 
@@ -49,7 +49,7 @@ class Letter(Section):
     def read(cls, text: str) -> Self:
         """Raises AdmissionError: not such a letter, changed on its way, or out of date."""
         what = f"the {cls.kind}"
-        if len(text) > _MOST_CHARACTERS:
+        if len(text) > _MAX_CHARACTERS:
             raise AdmissionError(f"{what} is too long to be one")
         parts = re.sub(r"\s+", "", text).split(".")
         if parts[0] != cls._head() or len(parts) != 3:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from fedaipc.config import (
-    LEAST_CLIP,
-    LEAST_NOISE,
-    MOST_CLIP,
-    MOST_NOISE,
+    MAX_CLIP,
+    MAX_NOISE,
+    MIN_CLIP,
+    MIN_NOISE,
     RUN,
     ModelSettings,
     SealingSettings,
@@ -36,7 +36,7 @@ class Job(Section):
     """One training job. A PC compares `layout_hash` with the model that it built itself.
 
     `cohort` is how many PCs a round asks; their size classes lie from `smallest_class` to
-    `largest_class`; a list of members older than version `least_roster` is refused, so that who was
+    `largest_class`; a list of members older than version `min_roster` is refused, so that who was
     revoked before stays out; `not_after` is in seconds since 1970.
     """
 
@@ -47,19 +47,19 @@ class Job(Section):
     labels: tuple[str, ...] = Field(min_length=2)
     layout_hash: str
     mode: Literal["local", "none"]
-    clip: float = Field(ge=LEAST_CLIP, le=MOST_CLIP)
-    noise_multiplier: float | None = Field(ge=LEAST_NOISE, le=MOST_NOISE)
+    clip_norm: float = Field(ge=MIN_CLIP, le=MAX_CLIP)
+    noise_multiplier: float | None = Field(ge=MIN_NOISE, le=MAX_NOISE)
     sampling_rate: float = Field(gt=0, le=1)
     delta: float = Field(gt=0, lt=0.01)
     exact_sums: bool
     rounds: int = Field(ge=1, le=100_000)
-    most_attempts: int = Field(ge=1, le=110_000)
+    max_attempts: int = Field(ge=1, le=110_000)
     cohort: int = Field(ge=1, le=1_000_000)
     smallest_class: int = Field(ge=1)
     largest_class: int = Field(ge=1, le=2**40)
     weighting: Literal["equal", "size-class"]
     sealing: SealingSettings
-    least_roster: int = Field(ge=1)
+    min_roster: int = Field(ge=1)
     not_after: int = Field(ge=0)
 
     @model_validator(mode="after")
@@ -73,7 +73,7 @@ class Job(Section):
         """Raises PrivacyError where mode and noise do not fit."""
         return PrivacyPlan(
             mode=self.mode,
-            clip=self.clip,
+            clip_norm=self.clip_norm,
             noise_multiplier=self.noise_multiplier,
             sampling_rate=self.sampling_rate,
             local_steps=self.training.local_steps,
@@ -96,7 +96,7 @@ def make_job(
     layout_hash: str,
     run: str,
     size_classes: Collection[int],
-    least_roster: int,
+    min_roster: int,
 ) -> Job:
     """Fix a job's public parameters. Raises PrivacyError where the target cannot be met."""
     plan = make_plan(settings)
@@ -108,19 +108,19 @@ def make_job(
         labels=labels,
         layout_hash=layout_hash,
         mode=plan.mode,
-        clip=plan.clip,
+        clip_norm=plan.clip_norm,
         noise_multiplier=plan.noise_multiplier,
         sampling_rate=plan.sampling_rate,
         delta=plan.delta,
         exact_sums=plan.exact_sums,
         rounds=federation.rounds,
-        most_attempts=federation.rounds + federation.spare_attempts,
+        max_attempts=federation.rounds + federation.spare_attempts,
         cohort=federation.cohort_size(federation.pcs),
         smallest_class=min(size_classes),
         largest_class=max(size_classes),
         weighting=federation.weighting,
         sealing=settings.sealing,
-        least_roster=least_roster,
+        min_roster=min_roster,
         not_after=int(time.time()) + _VALID_SECONDS,
     )
 

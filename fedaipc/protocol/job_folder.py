@@ -88,7 +88,7 @@ def read_job(folder: Path) -> tuple[SignedJob, Roster]:
         ) from None
     signature = read_text(folder / SIGNATURE_FILE).strip()
     try:
-        admission, roster = read_roster(bounds.read_bytes(folder / ROSTER_FILE, bounds.MOST_ROSTER))
+        admission, roster = read_roster(bounds.read_bytes(folder / ROSTER_FILE, bounds.MAX_ROSTER))
         return SignedJob.read(job.model_dump_json(), bytes.fromhex(signature), admission), roster
     except (OSError, ValueError, EncodingError) as error:
         raise OutputError(f"{folder}: job or members cannot be read ({error})") from None
@@ -105,7 +105,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """Raises OutputError."""
     try:
-        return bounds.read_text(path, bounds.MOST_JOB)
+        return bounds.read_text(path, bounds.MAX_JOB)
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({error.strerror}); not a run folder?") from None
     except UnicodeDecodeError:

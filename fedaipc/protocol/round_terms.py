@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedaipc.errors import ConfigError, SecAggError
-from fedaipc.secagg.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.terms import OPEN, Terms, capped, thresholds
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds
     """Of a group of `group` PCs of which `count` take part. Raises SecAggError."""
     if job.sealing.mode == "none":
         return OPEN
-    return _thresholds(job.sealing, job.cohort, job.most_attempts, members, group, count)
+    return _thresholds(job.sealing, job.cohort, job.max_attempts, members, group, count)
 
 
 def check_sealing(settings: Settings) -> Thresholds:
@@ -89,7 +89,7 @@ def check_sealing(settings: Settings) -> Thresholds:
     if settings.sealing.mode == "none":
         return OPEN
     cohort = federation.cohort_size(federation.pcs)
-    group = cohort // -(-cohort // MOST_IN_A_GROUP)
+    group = cohort // -(-cohort // MAX_IN_A_GROUP)
     asked = group if federation.only is None else min(group, len(federation.only))
     attempts = federation.rounds + federation.spare_attempts
     try:
@@ -110,7 +110,7 @@ def _thresholds(
         members=members,
         colluding=colluding_members(sealing, members),
         least=sealing.least,
-        draws=-(-cohort // MOST_IN_A_GROUP) * attempts,
+        draws=-(-cohort // MAX_IN_A_GROUP) * attempts,
     )
 
 
@@ -139,7 +139,7 @@ def update_bound(job: Job) -> float:
         return rate * steps * _PLAIN_STEP * most
     per_record = 1 if by_size else 1 / job.smallest_class
     noise = job.noise_multiplier * math.sqrt(steps) / job.sampling_rate * per_record
-    return rate * job.clip * (2 * steps * most + _DEVIATIONS * noise)
+    return rate * job.clip_norm * (2 * steps * most + _DEVIATIONS * noise)
 
 
 def hash_vector(vector: npt.NDArray[np.float32]) -> bytes:

@@ -30,7 +30,7 @@ SERVER_FILES = (FACTS_FILE, AUTHORITY_FILE, SERVER_FILE, SERVER_KEY_FILE, ROSTER
 
 
 ADDRESS = r"^[A-Za-z0-9.:\[\]-]+:[0-9]{1,5}$"  # host:port
-_MOST_BYTES = 1 << 26  # of all members
+_MAX_BYTES = 1 << 26  # of all members
 _HOST = r"^[A-Za-z0-9.:-]+$"
 
 
@@ -80,7 +80,7 @@ class Nodes(Section):
     def load(cls, folder: Path) -> Nodes:
         """Raises AdmissionError."""
         try:
-            return cls.from_file(folder / NODES_FILE, most_bytes=_MOST_BYTES)
+            return cls.from_file(folder / NODES_FILE, max_bytes=_MAX_BYTES)
         except (OSError, ValueError) as error:
             raise AdmissionError(
                 f"{folder / NODES_FILE}: cannot be read ({type(error).__name__}); copy the "
@@ -96,7 +96,7 @@ def server_until(path: Path) -> datetime:
 def server_period(path: Path) -> tuple[datetime, datetime]:
     """From when until when it is valid. Raises AdmissionError where it cannot be read."""
     try:
-        certificate = x509.load_pem_x509_certificate(bounds.read_bytes(path, bounds.MOST_KEY))
+        certificate = x509.load_pem_x509_certificate(bounds.read_bytes(path, bounds.MAX_KEY))
     except (OSError, ValueError) as error:
         raise AdmissionError(f"{path}: the certificate cannot be read ({error})") from None
     return certificate.not_valid_before_utc, certificate.not_valid_after_utc

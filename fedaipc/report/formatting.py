@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NOT_PRIVATE = "NOT PRIVATE"
 NOT_SEALED = "NOT SEALED: the server can read every PC's update"
 UNKNOWN = "-"
-_MOST_UNKNOWN, _MOST_CUT = 0.05, 0.2  # shares that need no warning
+_MAX_UNKNOWN, _MAX_CUT = 0.05, 0.2  # shares that need no warning
 
 
 def accuracy_text(accuracy: float, error: float | None) -> str:
@@ -133,13 +133,13 @@ def fit_warnings(**fits: TextFit | None) -> list[str]:
     """
     lines = []
     for name, fit in fits.items():
-        if fit is not None and fit.unknown_tokens > _MOST_UNKNOWN:
+        if fit is not None and fit.unknown_tokens > _MAX_UNKNOWN:
             lines.append(
                 f"{fit.unknown_tokens:.0%} of the tokens of the {name} texts are not in the "
                 "model's vocabulary, so it learns nothing from them; take a base of the texts' "
                 "own language and field"
             )
-        if fit is not None and fit.cut_texts > _MOST_CUT:
+        if fit is not None and fit.cut_texts > _MAX_CUT:
             lines.append(
                 f"{fit.cut_texts:.0%} of the {name} texts are longer than model.max_length and "
                 "lose their ends; raise it, or give shorter texts"

@@ -32,7 +32,7 @@ def write_report(results: Results, run_folder: Path) -> Path:
     Raises OutputError: the folder cannot be written.
     """
     try:
-        config = bounds.read_text(run_folder / CONFIG_FILE, bounds.MOST_SETTINGS, errors="replace")
+        config = bounds.read_text(run_folder / CONFIG_FILE, bounds.MAX_SETTINGS, errors="replace")
     except OSError:
         # The report is worth having without it: an old run may have been moved by hand.
         config = None
@@ -113,7 +113,7 @@ def _terms(results: Results) -> str:
     rows: list[tuple[str, object]] = [
         ("mode", privacy.mode),
         ("delta", formatting.delta_text(privacy.delta)),
-        ("clip (L2 norm)", f"{privacy.clip:g}"),
+        ("clip (L2 norm)", f"{privacy.clip_norm:g}"),
         ("noise multiplier", _plain(privacy.noise_multiplier)),
         ("sampling rate", f"{privacy.sampling_rate:g}"),
         ("schedule", f"{privacy.rounds:,} rounds x {privacy.local_steps:,} local steps"),

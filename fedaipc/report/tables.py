@@ -64,7 +64,7 @@ def summary(results: Results) -> RenderableType:
     if privacy.noise_multiplier is not None:
         row(
             "noise",
-            f"multiplier {privacy.noise_multiplier:.4g}, clip {privacy.clip:g}, sampling rate "
+            f"multiplier {privacy.noise_multiplier:.4g}, clip {privacy.clip_norm:g}, sampling rate "
             f"{privacy.sampling_rate:g}, "
             f"{formatting.count_text(privacy.local_steps, 'local step')}",
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg import tree
 from fedaipc.secagg.keys import KEY_BYTES, SIGNATURE_BYTES, verify
-from fedaipc.secagg.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.shares import SHARE_BYTES
 from fedaipc.secagg.terms import commitments, set_hash
 from fedaipc.secagg.uploads import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fedaipc.secagg.terms import Terms
 
 PROPOSAL, AGREEMENT, COMPLAINT, UNMASK, RELEASE = 6, 7, 8, 9, 10
-_MOST_PATH, _HASH_BYTES = 7, 32  # hashes in a proof among 100
+_MAX_PATH, _HASH_BYTES = 7, 32  # hashes in a proof among 100
 _AGREE_LABEL, _COMPLAINT_LABEL = b"fedaipc agree", b"fedaipc complaint"
 
 
@@ -60,8 +60,8 @@ class ProposedUpload:
             header=Header.decode(reader.fixed(HEADER_BYTES)),
             signature=reader.fixed(SIGNATURE_BYTES),
             leaf=reader.fixed(LEAF_BYTES),
-            proof=tuple(reader.items(_HASH_BYTES, _MOST_PATH)),
-            blob=reader.string(blob_bytes(MOST_IN_A_GROUP)),
+            proof=tuple(reader.items(_HASH_BYTES, _MAX_PATH)),
+            blob=reader.string(blob_bytes(MAX_IN_A_GROUP)),
         )
 
 
@@ -91,7 +91,7 @@ class Proposal:
 
     @classmethod
     def _read(cls, reader: Reader) -> Proposal:
-        return cls(tuple(ProposedUpload.read(reader) for _ in range(reader.count(MOST_IN_A_GROUP))))
+        return cls(tuple(ProposedUpload.read(reader) for _ in range(reader.count(MAX_IN_A_GROUP))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class Unmask:
 
         def read(reader: Reader) -> Unmask:
             proposal = Proposal.decode(reader.view())
-            found = [Agreement.decode(a) for a in reader.items(130, MOST_IN_A_GROUP)]
+            found = [Agreement.decode(a) for a in reader.items(130, MAX_IN_A_GROUP)]
             return cls(proposal, tuple(found))
 
         return parsed(content, UNMASK, read)
@@ -236,10 +236,10 @@ class Release:
 
         def read(reader: Reader) -> Release:
             member, released = reader.fixed(KEY_BYTES), []
-            for _ in range(reader.count(MOST_IN_A_GROUP)):
+            for _ in range(reader.count(MAX_IN_A_GROUP)):
                 uploader, own = reader.fixed(KEY_BYTES), reader.fixed(SHARE_BYTES)
-                values = tuple(reader.items(CHECK_BYTES, MOST_IN_A_GROUP))
-                pairs = tuple(reader.items(SHARE_BYTES, MOST_IN_A_GROUP))
+                values = tuple(reader.items(CHECK_BYTES, MAX_IN_A_GROUP))
+                pairs = tuple(reader.items(SHARE_BYTES, MAX_IN_A_GROUP))
                 released.append(Released(uploader, own, values, pairs))
             return cls(member, tuple(released))
 

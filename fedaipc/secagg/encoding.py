@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 BITS = (16, 24, 32)
-_LEAST_STEPS = 8  # of the integer grid on either side of 0, for one PC
+_MIN_STEPS = 8  # of the integer grid on either side of 0, for one PC
 _CHUNK = 1 << 16  # values; smaller ones keep threads waiting for each other
 
 
@@ -44,7 +44,7 @@ class Encoding:
             raise SecAggError(f"a ring of {self.bits} bits is unknown; there are 16, 24 and 32")
         if not 0 < self.bound < 1e30:
             raise SecAggError("the bound on an update must be positive and finite")
-        if self.count < 1 or self.most < _LEAST_STEPS:
+        if self.count < 1 or self.most < _MIN_STEPS:
             raise SecAggError(
                 f"{self.count} PCs leave no room in a ring of {self.bits} bits; ask fewer PCs a "
                 "round, or take a larger ring"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 ROSTER, BUNDLE = 1, 2
 ROSTER_FILE = "roster.bin"  # the admission key's public half, then the list that it signed
-MOST_MEMBERS = 100_000
-MOST_IN_A_GROUP = 100
+MAX_MEMBERS = 100_000
+MAX_IN_A_GROUP = 100
 KEY_SECONDS = 24 * 3600  # of an epoch
 _ROSTER_LABEL, _BUNDLE_LABEL = b"fedaipc roster", b"fedaipc bundle"
 
@@ -63,7 +63,7 @@ class Roster:
                 federation=reader.text(100),
                 version=reader.number(),
                 beacon=reader.fixed(KEY_BYTES),
-                members=tuple(reader.items(KEY_BYTES, MOST_MEMBERS)),
+                members=tuple(reader.items(KEY_BYTES, MAX_MEMBERS)),
                 signature=reader.fixed(SIGNATURE_BYTES),
             )
 
@@ -93,7 +93,7 @@ class Roster:
             return digest.digest()
 
         asked = sorted(self.members, key=rank)[:cohort]
-        count = -(-len(asked) // MOST_IN_A_GROUP)
+        count = -(-len(asked) // MAX_IN_A_GROUP)
         return tuple(tuple(sorted(asked[first::count])) for first in range(count))
 
     def _fields(self, writer: Writer) -> Writer:

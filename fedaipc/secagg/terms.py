@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fedaipc.errors import SecAggError
 from fedaipc.secagg.encoding import Encoding
 from fedaipc.secagg.keys import KEY_BYTES, canonical
-from fedaipc.secagg.roster import MOST_IN_A_GROUP, Bundle
+from fedaipc.secagg.roster import MAX_IN_A_GROUP, Bundle
 from fedaipc.secagg.wire import Reader, Writer, parsed
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from fedaipc.secagg.roster import Roster
 
 TERMS = 3
-LEAST_PCS = 3
+MIN_PCS = 3
 _HASH_BYTES = 32
-_MOST_RISK = 2.0**-40  # of all groups in all attempts of a job
+_MAX_RISK = 2.0**-40  # of all groups in all attempts of a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Thresholds:
         """Raise SecAggError where a bound that the promise rests on is broken (M1, M2)."""
         if self.colluding < 1:
             raise SecAggError("at least one colluding PC must be tolerated")
-        if not max(LEAST_PCS, self.colluding + 2) <= self.least <= self.count:
+        if not max(MIN_PCS, self.colluding + 2) <= self.least <= self.count:
             raise SecAggError(
                 f"{self.count} PCs take part, of which {self.colluding} may collude: a sum of "
                 f"{self.least} cannot be had, or hides no single PC"
@@ -89,7 +89,7 @@ def thresholds(
         count=count,
         colluding=inside,
         shares=(count + inside) // 2 + 1,
-        least=max(LEAST_PCS, inside + 2, math.ceil(least * group)),
+        least=max(MIN_PCS, inside + 2, math.ceil(least * group)),
     )
     found.check()
     return found
@@ -106,7 +106,7 @@ def colluding_in(group: int, members: int, colluding: int, draws: int) -> int:
     beyond = 0
     for number in range(min(group, colluding), 0, -1):
         beyond += math.comb(colluding, number) * math.comb(members - colluding, group - number)
-        if beyond / ways * draws > _MOST_RISK:
+        if beyond / ways * draws > _MAX_RISK:
             return number
     return 1
 
@@ -240,9 +240,9 @@ class Terms:
             thresholds=Thresholds(
                 reader.number(), reader.number(), reader.number(), reader.number()
             ),
-            weights=tuple(int.from_bytes(w, "big") for w in reader.items(8, MOST_IN_A_GROUP)),
+            weights=tuple(int.from_bytes(w, "big") for w in reader.items(8, MAX_IN_A_GROUP)),
             bundles=tuple(
-                Bundle.decode(reader.string(1024)) for _ in range(reader.count(MOST_IN_A_GROUP))
+                Bundle.decode(reader.string(1024)) for _ in range(reader.count(MAX_IN_A_GROUP))
             ),
         )
 

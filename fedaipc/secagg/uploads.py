@@ -24,7 +24,7 @@ from fedaipc.secagg.keys import (
     verify,
 )
 from fedaipc.secagg.masks import add_masks
-from fedaipc.secagg.roster import MOST_IN_A_GROUP
+from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.shares import SHARE_BYTES, is_share, split_all
 from fedaipc.secagg.terms import check_value, commitments
 from fedaipc.secagg.wire import Reader, Writer, parsed
@@ -145,9 +145,9 @@ class Upload:
             return cls(
                 header=Header.decode(reader.fixed(HEADER_BYTES)),
                 signature=reader.fixed(SIGNATURE_BYTES),
-                checks=tuple(reader.items(CHECK_BYTES, MOST_IN_A_GROUP)),
-                leaves=tuple(reader.items(LEAF_BYTES, MOST_IN_A_GROUP)),
-                blobs=reader.view(MOST_IN_A_GROUP * blob_bytes(MOST_IN_A_GROUP)),
+                checks=tuple(reader.items(CHECK_BYTES, MAX_IN_A_GROUP)),
+                leaves=tuple(reader.items(LEAF_BYTES, MAX_IN_A_GROUP)),
+                blobs=reader.view(MAX_IN_A_GROUP * blob_bytes(MAX_IN_A_GROUP)),
                 vector=reader.view(),
             )
 

@@ -60,9 +60,9 @@ def owner_settings(
         admission=admission.key.public.hex(),
         policy=_policy(settings),
         insecure_test_seed=test_seed,
-        drop_out=federation.drop_out,
-        drop_out_stage=federation.drop_out_stage,
-        drop_out_seed=federation.seed,
+        dropout_rate=federation.dropout_rate,
+        dropout_stage=federation.dropout_stage,
+        dropout_seed=federation.seed,
         speed=settings.speed,
     )
 
@@ -73,9 +73,9 @@ def _policy(settings: Settings) -> Policy:
     return Policy(
         allow_not_private=settings.privacy.mode == "none",
         allow_plain_updates=settings.sealing.mode == "none",
-        most_epsilon=1e9,  # the lifetime budget is the limit here
-        most_local_steps=max(usual.most_local_steps, settings.training.local_steps),
-        most_length=max(usual.most_length, settings.model.max_length),
+        max_epsilon=1e9,  # the lifetime budget is the limit here
+        max_local_steps=max(usual.max_local_steps, settings.training.local_steps),
+        max_length=max(usual.max_length, settings.model.max_length),
     )
 
 

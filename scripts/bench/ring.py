@@ -45,7 +45,7 @@ def main() -> None:
         encoding = Encoding(bits=bits, count=job.cohort, bound=results.sealing.bound)
         # Of the noise of k steps, times the PC's weight: rate sigma C sqrt(k) / q.
         training = job.training
-        noise = training.learning_rate * job.noise_multiplier * job.clip / job.sampling_rate
+        noise = training.learning_rate * job.noise_multiplier * job.clip_norm / job.sampling_rate
         noise *= math.sqrt(training.local_steps)
         distance = np.linalg.norm(checkpoint.vector - vectors[32])
         rows.append(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 RESULT = Path(__file__).resolve().parent / "results" / "sealing.json"
 VALUES, PEERS, REPEATS = 10_000_000, 14, 7
 BUFFER = 1 << 18
-LEAST_SHARE, LEAST_SPEEDUP, MOST_BYTES = 0.8, 10.0, 0.5
+MIN_SHARE, MIN_SPEEDUP, MAX_BYTES = 0.8, 10.0, 0.5
 
 
 def main() -> None:
@@ -89,8 +89,8 @@ def main() -> None:
     }
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
-    kept = share >= LEAST_SHARE and threads > 1 and speedup >= LEAST_SPEEDUP
-    raise SystemExit(0 if kept and bytes_ratio <= MOST_BYTES else 1)
+    kept = share >= MIN_SHARE and threads > 1 and speedup >= MIN_SPEEDUP
+    raise SystemExit(0 if kept and bytes_ratio <= MAX_BYTES else 1)
 
 
 def alternately(jobs: dict[str, Callable[[], None]]) -> dict[str, float]:

@@ -53,7 +53,7 @@ def measured(page: Page) -> None:
         None,
         ["model.method=head", "model.keep_layers=1", "data.limit=2000", "speed.threads=1",
          "privacy.sampling_rate=1.0", "training.local_steps=1", "training.learning_rate=1.0",
-         "privacy.clip=0.05"],
+         "privacy.clip_norm=0.05"],
     )  # fmt: skip
     data = prepare_simulation(settings.data, settings.federation.pcs)
     classifier = Classifier(settings.model, data.labels)

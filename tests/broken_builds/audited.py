@@ -13,7 +13,7 @@ EPSILON, CANARIES = 2.0, 40
 JOB = (
     "federation.pcs=20", "federation.rounds=10", "data.limit=3000", "data.partition=iid",
     "model.keep_layers=1", "model.method=head", "model.max_length=32", "speed.threads=1",
-    "privacy.delta=1e-5", "privacy.clip=0.1", "privacy.sampling_rate=1.0",
+    "privacy.delta=1e-5", "privacy.clip_norm=0.1", "privacy.sampling_rate=1.0",
     "training.local_steps=1", "training.learning_rate=2.0", "evaluation.every=1000",
 )  # fmt: skip
 

@@ -42,7 +42,7 @@ def _ledger(folder: Path, rounds: float) -> Ledger:
 
 
 def _charge(attempt: int, run: str = "a") -> Charge:
-    return Charge(run=run, round=attempt, attempt=attempt, mechanism=STEP, clip=1.0)
+    return Charge(run=run, round=attempt, attempt=attempt, mechanism=STEP, clip_norm=1.0)
 
 
 def check_composition() -> None:

@@ -128,7 +128,7 @@ RUN_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
         lambda c: c["guarantee"]["schedule"][0].update(sampling_rate=0.01), "schedule"),
     "no schedule": (lambda c: c["guarantee"].update(schedule=[]), "schedule"),
     "another delta": (lambda c: c["guarantee"].update(delta=1e-3), "job's terms"),
-    "another clip": (lambda c: c["guarantee"].update(clip=[0.1]), "job's terms"),
+    "another clip": (lambda c: c["guarantee"].update(clip_norm=[0.1]), "job's terms"),
     "more attempts than the job has": (lambda c: c["run"].update(attempts=10**6), "job's terms"),
     "another job": (
         lambda c: c["run"].update(job=c["run"]["job"].replace("2.0", "9.0")), "job's signature"),
@@ -247,14 +247,14 @@ def by_a_stranger(noise: float, rate: float, local: int, rounds: int) -> Certifi
     """Signed, job and all, by a key that anybody can make; its numbers agree."""
     key = SigningKey()
     job = {"mode": "local", "noise_multiplier": noise, "sampling_rate": rate, "delta": 1e-5,
-           "training": {"local_steps": local}, "most_attempts": rounds, "rounds": rounds,
-           "clip": 1.0, "run": "0" * 16}  # fmt: skip
+           "training": {"local_steps": local}, "max_attempts": rounds, "rounds": rounds,
+           "clip_norm": 1.0, "run": "0" * 16}  # fmt: skip
     text = json.dumps(job)
     step = Step(noise_multiplier=noise, sampling_rate=rate, steps=local * rounds)
     return Certificate(
         issued="now",
         guarantee=Guarantee(
-            delta=1e-5, clip=(1.0,), schedule=(step,), claim=1e9, basis=AS_DECLARED,
+            delta=1e-5, clip_norm=(1.0,), schedule=(step,), claim=1e9, basis=AS_DECLARED,
             epsilon=Epsilons(rdp=1.0, prv=1.0, pld=1.0), not_private=(),
         ),
         software=Software(fedaipc="0", code="0" * 64, packages={}),
@@ -342,7 +342,7 @@ def test_a_pc_that_was_not_private_once_has_no_epsilon(run: Run, tmp_path: Path,
     ledger = Ledger(folder / "ledger.jsonl", KeyStore(folder).identity)
     step = None if how == "none" else ledger.mechanisms[0]
     ledger.charge(
-        Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0, seeded=how == "seeded")
+        Charge(run="r", round=1, attempt=1, mechanism=step, clip_norm=1.0, seeded=how == "seeded")
     )
     made = pc_certificate(folder)
     assert made.guarantee.epsilon is None

@@ -38,7 +38,9 @@ def two() -> Path:
         )
         for attempt in (1, 2):
             step = None if (name, attempt) == ("b", 2) else STEP
-            ledger.charge(Charge(run="r", round=attempt, attempt=attempt, mechanism=step, clip=1.0))
+            ledger.charge(
+                Charge(run="r", round=attempt, attempt=attempt, mechanism=step, clip_norm=1.0)
+            )
     return Path("pcs")
 
 

@@ -136,7 +136,7 @@ def test_what_a_ledger_holds_is_taken_into_account(fedaipc: Callable[..., Ran]) 
         Path("pc/ledger.jsonl"), SigningKey(), lifetime_epsilon=8.0, delta=1e-6, order=4.0
     )
     step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
-    ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0))
+    ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip_norm=1.0))
     held = planned(fedaipc, "--epsilon", 2, *SMALL, "--ledger", "pc")["ledger"]
     assert held["spent"] == pytest.approx(ledger.spent_epsilon())
     assert held["rounds_left"] > 0

@@ -36,7 +36,7 @@ def test_on_battery_it_rests_where_the_owner_wants(
 def test_it_gives_way_to_others_and_does_not_count_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "cpu_percent", lambda: 90.0)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    busy = work(most_load=0.5)
+    busy = work(max_load=0.5)
     monkeypatch.setattr(busy._own, "cpu_percent", lambda: 20.0)
     assert busy() == "others use 80% of the processor"
     monkeypatch.setattr(busy._own, "cpu_percent", lambda: 170.0)
@@ -67,6 +67,6 @@ def test_it_rests_while_its_texts_are_not_there(tmp_path: Path) -> None:
 def test_it_rests_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     free = SimpleNamespace(available=3 * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    assert work(least_free_gib=4.0)() == "only 3.0 GiB of memory are free"
-    assert work(least_free_gib=2.0)() is None
+    assert work(min_free_gib=4.0)() == "only 3.0 GiB of memory are free"
+    assert work(min_free_gib=2.0)() is None
     assert work()() is None

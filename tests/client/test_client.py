@@ -364,10 +364,10 @@ def test_a_pc_says_whether_it_takes_part_and_is_not_charged_for_it(
 @pytest.mark.parametrize(
     ("policy", "changes", "word"),
     [
-        ({"most_epsilon": 0.01}, {}, REFUSED),
+        ({"max_epsilon": 0.01}, {}, REFUSED),
         ({}, {"layout_hash": "f" * 64}, REFUSED),
         ({}, {"delta": 1e-6}, REFUSED),
-        ({}, {"noise_multiplier": 0.1, "most_attempts": 2}, EXHAUSTED),
+        ({}, {"noise_multiplier": 0.1, "max_attempts": 2}, EXHAUSTED),
     ],
     ids=["policy", "base", "delta", "budget"],
 )
@@ -516,7 +516,7 @@ def test_a_charge_stands_whatever_fails_after_it(
 def test_a_simulated_drop_out_is_charged_and_looks_like_any_failure(
     ask: Any, folder: Path, touched: list[str]
 ) -> None:
-    owner(folder, drop_out=1.0)
+    owner(folder, dropout_rate=1.0)
     assert failed(ask())
     assert charges(folder) == 1
     assert touched == []
@@ -525,7 +525,7 @@ def test_a_simulated_drop_out_is_charged_and_looks_like_any_failure(
 def test_a_simulated_drop_out_of_another_stage_leaves_the_training_alone(
     ask: Any, folder: Path, enrolled: Federation
 ) -> None:
-    owner(folder, drop_out=1.0, drop_out_stage="setup")
+    owner(folder, dropout_rate=1.0, dropout_stage="setup")
     request = SetupRequest(enrolled.job.run, 1, enrolled.roster.encode())
     assert failed(send(folder, SETUP, request.encode()))
     assert gave(ask())
@@ -570,11 +570,11 @@ def test_a_job_against_the_rules_costs_nothing(
         {"noise_multiplier": 0.05},
         {"run": "../../etc"},
         {"rounds": 0},
-        {"clip": -1.0},
-        {"clip": 1e-12},
+        {"clip_norm": -1.0},
+        {"clip_norm": 1e-12},
         {"noise_multiplier": 1e7},
         {"sampling_rate": 2.0},
-        {"most_attempts": 0},
+        {"max_attempts": 0},
         {"weighting": "length"},
         {"attempt": 0},
         {"number": 0},
@@ -634,7 +634,7 @@ def test_a_budget_ends_however_the_coordinator_names_its_runs(
     answers = [ask(attempt=1, run=f"{number:016x}") for number in range(4)]
     assert [gave(answer) for answer in answers] == [True, True, False, False]
     assert [answer.content for answer in answers[2:]] == [EXHAUSTED, EXHAUSTED]
-    owner(folder, policy={"most_epsilon": 1e9})
+    owner(folder, policy={"max_epsilon": 1e9})
     weak = ask(attempt=1, run="e" * 16, noise_multiplier=0.1, sampling_rate=1.0)
     assert weak.content == EXHAUSTED
     assert charges(folder) == 2
@@ -701,11 +701,11 @@ def test_a_job_wants_a_list_of_members_as_new_as_itself(
     ask: Any, folder: Path, touched: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server that kept an old list would let PCs take part that were revoked since."""
-    assert refused(ask(least_roster=2))
+    assert refused(ask(min_roster=2))
     assert "the list of members is older than the job" in caplog.text
     assert charges(folder) == 0
     assert touched == []
-    assert gave(ask(least_roster=1))
+    assert gave(ask(min_roster=1))
 
 
 def test_a_server_cannot_fill_the_log_of_what_left(
@@ -759,11 +759,11 @@ def test_the_owners_epsilon_holds_for_all_attempts_and_not_for_the_rounds_that_a
     """M4: a coordinator could open one round again and again under new attempt numbers."""
     ledger = Ledger(member / LEDGER_FILE)
     allowed = charged_epsilon(five.job.plan, five.job.rounds, ledger.order) * 1.01
-    owner(member, policy={"most_epsilon": allowed})
-    assert refused(ask_member(most_attempts=40))
+    owner(member, policy={"max_epsilon": allowed})
+    assert refused(ask_member(max_attempts=40))
     assert charges(member) == 0
-    owner(member, policy={"most_epsilon": charged_epsilon(five.job.plan, 40, ledger.order) * 1.01})
-    assert gave(ask_member(most_attempts=40))
+    owner(member, policy={"max_epsilon": charged_epsilon(five.job.plan, 40, ledger.order) * 1.01})
+    assert gave(ask_member(max_attempts=40))
 
 
 def test_a_delta_too_large_for_the_pcs_size_class_costs_nothing(
@@ -787,18 +787,18 @@ NOT_PRIVATE = {"mode": "none", "noise_multiplier": None}
 RULES: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("allow_not_private", False, True, NOT_PRIVATE),
     ("allow_plain_updates", False, True, {"sealing": OPEN_MODE}),
-    ("least_sum", 5, 4, {}),
-    ("least_colluding", 2, 1, {}),
-    ("least_threshold", 0.81, 0.8, {}),
+    ("min_sum", 5, 4, {}),
+    ("min_colluding", 2, 1, {}),
+    ("min_threshold", 0.81, 0.8, {}),
     # At least 4 of 5 are in a sum and one colludes: two others hide it for sure.
     ("max_share", 0.33, 0.34, {"weighting": "equal"}),
     ("bits", [24, 16], [32], {}),
-    ("most_clip", 0.99, 1.0, {}),
-    ("least_noise", 1.01, 1.0, {}),
-    ("most_epsilon", 0.01, 1000.0, {}),
-    ("most_rounds", 39, 40, {"most_attempts": 40}),  # each attempt is charged
-    ("most_local_steps", 1, 2, {"training": TWO_STEPS}),
-    ("most_length", 15, 16, {}),
+    ("max_clip_norm", 0.99, 1.0, {}),
+    ("min_noise", 1.01, 1.0, {}),
+    ("max_epsilon", 0.01, 1000.0, {}),
+    ("max_rounds", 39, 40, {"max_attempts": 40}),  # each attempt is charged
+    ("max_local_steps", 1, 2, {"training": TWO_STEPS}),
+    ("max_length", 15, 16, {}),
 ]
 
 
@@ -1166,7 +1166,7 @@ def test_a_job_cannot_choose_the_base_and_with_it_the_tokenizer(
 
 def deviation(job: Job, noise: float, rate: float) -> float:
     """Of one step's noise on an update of the PC with size class 64."""
-    return noise * job.clip * job.training.learning_rate / (rate * 64)
+    return noise * job.clip_norm * job.training.learning_rate / (rate * 64)
 
 
 def exotic(folder: Path, count: int) -> Path:
@@ -1210,10 +1210,10 @@ def test_what_a_step_on_nothing_sends_does_not_depend_on_the_true_count(
 
 def test_every_local_step_is_charged(ask: Any, folder: Path, job: Job) -> None:
     three_steps = job.training.model_copy(update={"local_steps": 3})
-    ask(training=three_steps, sampling_rate=0.25, noise_multiplier=1.5, clip=0.125)
+    ask(training=three_steps, sampling_rate=0.25, noise_multiplier=1.5, clip_norm=0.125)
     (charge,) = Ledger(folder / LEDGER_FILE).charges
     assert charge.mechanism == Mechanism(noise_multiplier=1.5, sampling_rate=0.25, steps=3)
-    assert charge.clip == 0.125
+    assert charge.clip_norm == 0.125
     assert not charge.seeded
 
 
@@ -1339,7 +1339,7 @@ def test_a_pc_that_cannot_pay_is_a_member_all_the_same(
         lifetime_epsilon=allowed,
         delta=plan.delta,
         order=order,
-    ).charge(Charge(run="f" * 16, round=1, attempt=1, mechanism=plan.mechanism(), clip=1.0))
+    ).charge(Charge(run="f" * 16, round=1, attempt=1, mechanism=plan.mechanism(), clip_norm=1.0))
     answer = ask_member()
     assert answer.content == EXHAUSTED
     assert KeyStore(member).terms(five.job.run, 1) == answer.terms

@@ -99,7 +99,7 @@ def test_keys_are_the_owners_alone(tmp_path: Path, invite: Invite, data: Path) -
 
 
 def test_the_owners_own_choices_count(tmp_path: Path, invite: Invite, data: Path) -> None:
-    policy = Policy(most_epsilon=2.0)
+    policy = Policy(max_epsilon=2.0)
     enrolled(tmp_path / "pc", invite, data, base="other", lifetime_epsilon=3.0, policy=policy)
     owner = load_owner(tmp_path / "pc" / "owner.toml")
     assert (owner.base, owner.policy) == ("other", policy)
@@ -269,7 +269,7 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
     folder, path = tmp_path / "pc", tmp_path / "pc" / "ledger.jsonl"
     enrolled(folder, invite, data)
     step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
-    charge = Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0)
+    charge = Charge(run="r", round=1, attempt=1, mechanism=step, clip_norm=1.0)
     first = KeyStore(folder).identity
     Ledger(path, first).charge(charge)
     before = path.read_bytes()
@@ -305,7 +305,7 @@ def test_an_older_ledger_is_refused_also_by_who_enrols_again(
     key_store = KeyStore(folder)
     step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
     ledger = Ledger(path, key_store.identity)
-    ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip=1.0))
+    ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip_norm=1.0))
     leave(folder)
     spent = path.read_bytes()
     for other in (older, older + spent.splitlines(keepends=True)[1]):  # without the last line

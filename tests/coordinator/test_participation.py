@@ -349,7 +349,7 @@ def test_pcs_that_are_made_to_vanish_do_not_rest(tmp_path: Path, pcs: Pcs) -> No
     members[0].mask = lambda request: (
         crash(request) if attempt(request) < 4 else members[0].usual_mask(request)
     )
-    ran = run(tmp_path, members, "federation.rounds=1", "federation.drop_out=0.5")
+    ran = run(tmp_path, members, "federation.rounds=1", "federation.dropout_rate=0.5")
     assert ran.error is None
     assert [r.void for r in ran.rounds] == [True, True, True, False]
 

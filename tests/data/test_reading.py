@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedaipc.config import DataSettings, TextSource
-from fedaipc.data.csv_lines import MOST_LINES
+from fedaipc.data.csv_lines import MAX_LINES
 from fedaipc.data.prepare import label_list, prepare_simulation
 from fedaipc.data.reading import Fault, Reading, label_hints
 from fedaipc.data.records import Records
@@ -98,12 +98,12 @@ def test_where_no_text_goes_over_several_lines_none_may_later(tmp_path: Path) ->
 
 def test_a_record_of_too_many_lines_is_none(tmp_path: Path) -> None:
     ends = {}
-    for count in (MOST_LINES, MOST_LINES + 1):
+    for count in (MAX_LINES, MAX_LINES + 1):
         text = "\n".join(["x"] * (count - 1) + ["y, z"])  # whose last line is no record by itself
         found = reading(tmp_path / "data.csv", f'text,label\n"{text}",a\nb,a\n')
         ends[count] = len(found.records)
         assert "b" in found.records.texts
-    assert ends == {MOST_LINES: 2, MOST_LINES + 1: 1}
+    assert ends == {MAX_LINES: 2, MAX_LINES + 1: 1}
 
 
 _DIRT = (

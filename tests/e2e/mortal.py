@@ -38,7 +38,7 @@ def main(folder: Path, kills: int) -> None:
         folder, 260, "federation.pcs=5", "federation.rounds=1000", "privacy.noise_multiplier=20"
     )
     pc = federation.folders[federation.bundles[0].identity]
-    owner(pc, policy={"most_epsilon": 1e9})
+    owner(pc, policy={"max_epsilon": 1e9})
     ask, ledger = asker(federation, pc), pc / LEDGER_FILE
     assert gave(ask(attempt=1))  # loads the model and the texts
     chance = random.Random(1)

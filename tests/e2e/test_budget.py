@@ -305,7 +305,7 @@ def test_one_owner_who_allows_less_costs_the_others_nothing(tmp_path: Path, mini
     path = pc_folder(run.pc_state, 1) / OWNER_FILE
     usual = path.read_text()
     strict = load_owner(path)
-    policy = strict.policy.model_copy(update={"most_epsilon": 0.01})
+    policy = strict.policy.model_copy(update={"max_epsilon": 0.01})
     path.write_text(to_toml(strict.model_copy(update={"policy": policy})))
     for _ in range(2):
         with pytest.raises(RoundError, match="pc-0001 refuses the job"):

@@ -66,7 +66,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Results:
 
 def test_a_run_with_a_third_of_the_pcs_vanishing_gets_through(tmp_path: Path, minilm: Path) -> None:
     run = prepare(
-        settings(tmp_path, "federation.drop_out=0.3", "federation.pcs=5", "federation.min_pcs=3")
+        settings(
+            tmp_path, "federation.dropout_rate=0.3", "federation.pcs=5", "federation.min_pcs=3"
+        )
     )
     results = simulate(run, "in-process", quiet)
     assert results.status == "finished"
@@ -85,7 +87,7 @@ def test_a_run_with_a_third_of_the_pcs_vanishing_gets_through(tmp_path: Path, mi
 def test_without_pcs_enough_the_run_gives_up_and_keeps_what_it_has(
     tmp_path: Path, minilm: Path
 ) -> None:
-    run = prepare(settings(tmp_path, "federation.drop_out=1.0", "federation.spare_attempts=1"))
+    run = prepare(settings(tmp_path, "federation.dropout_rate=1.0", "federation.spare_attempts=1"))
     with pytest.raises(RoundError, match="attempts"):
         simulate(run, "in-process", quiet)
     results = Results.load(run.folder)

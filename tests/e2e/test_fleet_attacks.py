@@ -117,7 +117,7 @@ class Liar:
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's bundles
 def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_path: Path) -> None:
-    limit(fleet, "pc-0000", most_local_steps=2, most_epsilon=100.0)
+    limit(fleet, "pc-0000", max_local_steps=2, max_epsilon=100.0)
     fleet.start_server()
     for number in range(PCS):
         fleet.start_client(number)
@@ -143,7 +143,7 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
     # With so much noise that a budget covers it: else nobody would be asked.
     liar.asks(liar.changed(admission, training=training, noise_multiplier=200.0))
     liar.asks(liar.changed(admission, not_after=int(time.time()) - 60))
-    liar.asks(liar.changed(admission, least_roster=liar.roster.version + 1))
+    liar.asks(liar.changed(admission, min_roster=liar.roster.version + 1))
     # No messages at all, another's kind, too large, and a bundle with code in it.
     marker = tmp_path / "ran"
     bundle = another_bundle(marker)

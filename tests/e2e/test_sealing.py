@@ -51,8 +51,8 @@ def test_pcs_that_vanish_in_a_stage_do_not_stop_a_run(
 ) -> None:
     results = trained(
         tmp_path,
-        f"federation.drop_out_stage={stage}",
-        "federation.drop_out=0.15",
+        f"federation.dropout_stage={stage}",
+        "federation.dropout_rate=0.15",
         "federation.pcs=6",
         "federation.rounds=4",
     )

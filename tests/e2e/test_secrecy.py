@@ -159,7 +159,7 @@ def record(folder: Path, mode: str) -> Recorded:
                     "training.local_steps=2",
                     "federation.pcs=6",
                     "federation.rounds=4",
-                    "federation.drop_out=0.1",
+                    "federation.dropout_rate=0.1",
                     "federation.seed=1",
                     f"sealing.mode={mode}",
                     f"output.folder='{folder}'",

@@ -88,12 +88,12 @@ def test_signing_says_what_a_job_costs_at_worst(
     assert ran.code == 0, ran.err
     (tmp_path / "first/roster.bin").write_bytes((tmp_path / "acme/server/roster.bin").read_bytes())
     job = read_job(tmp_path / "first")[0].job
-    assert job.most_attempts == 3 + settings.federation.spare_attempts
-    worst = epsilon_rdp([job.plan.mechanism(job.most_attempts)], job.delta)
+    assert job.max_attempts == 3 + settings.federation.spare_attempts
+    worst = epsilon_rdp([job.plan.mechanism(job.max_attempts)], job.delta)
     assert worst > epsilon_rdp([job.plan.mechanism(job.rounds)], job.delta)
     assert (
-        f"at worst, if all {job.most_attempts} attempts that it allows are charged: epsilon "
-        f"{worst:.2f}; owners whose policy.most_epsilon is lower refuse it"
+        f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
+        f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it"
     ) in " ".join(ran.out.split())
 
 

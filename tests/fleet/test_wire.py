@@ -114,7 +114,7 @@ def test_a_tree_without_end_is_an_encoding_error() -> None:
 
 def test_too_many_pieces_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     name, pieces = objects(LARGE)
-    monkeypatch.setattr(wire, "_MOST_OBJECTS", 3)
+    monkeypatch.setattr(wire, "_MAX_OBJECTS", 3)
     with pytest.raises(EncodingError, match="too many"):
         fetch(name, pieces.__getitem__, MOST)
 

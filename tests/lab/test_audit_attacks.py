@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 SMALL = (
     "model.keep_layers=1", "model.method=head", "model.max_length=16", "data.limit=600",
     "data.validation_size=30", "data.test_size=30", "federation.pcs=4", "federation.rounds=2",
-    "speed.threads=1", "privacy.sampling_rate=1.0", "training.local_steps=1", "privacy.clip=0.1",
-    "evaluation.every=100", "output.plots=false",
+    "speed.threads=1", "privacy.sampling_rate=1.0", "training.local_steps=1",
+    "privacy.clip_norm=0.1", "evaluation.every=100", "output.plots=false",
 )  # fmt: skip
 
 

@@ -191,7 +191,7 @@ def test_a_smaller_budget_takes_more_noise() -> None:
 def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path) -> None:
     whole = solve("noise", PLAN)
     plan = PrivacyPlan(
-        mode="local", clip=1.0, noise_multiplier=whole.noise, sampling_rate=whole.rate,
+        mode="local", clip_norm=1.0, noise_multiplier=whole.noise, sampling_rate=whole.rate,
         local_steps=whole.steps, delta=whole.delta,
     )  # fmt: skip
     order = filter_order(plan, whole.rounds, PLAN.epsilon)
@@ -206,7 +206,7 @@ def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path) -> None:
     )
     for number in range(1, whole.rounds + 1):
         ledger.charge(
-            Charge(run="r", round=number, attempt=number, mechanism=plan.mechanism(), clip=1.0)
+            Charge(run="r", round=number, attempt=number, mechanism=plan.mechanism(), clip_norm=1.0)
         )
     assert not ledger.covers(plan.mechanism())
 

@@ -61,12 +61,13 @@ def test_a_list_has_its_own_points_and_the_config_counts(tmp_path: Path) -> None
     (tmp_path / "base.toml").write_text("[federation]\npcs = 7\n[privacy]\nepsilon = 3.0\n")
     (tmp_path / "sweep.toml").write_text(
         'config = "base.toml"\nseeds = [5]\n[set.model]\nmethod = "head"\n'
-        '[[cells]]\n"privacy.clip" = 0.5\n[[cells]]\nprivacy.clip = 2.0\nfederation.rounds = 3\n'
+        '[[cells]]\n"privacy.clip_norm" = 0.5\n'
+        '[[cells]]\nprivacy.clip_norm = 2.0\nfederation.rounds = 3\n'
     )
     sweep = read_sweep(tmp_path / "sweep.toml")
     found = cells_of(sweep, tmp_path / "base.toml")
     assert [cell.values for cell in found] == [
-        {"privacy.clip": 0.5}, {"privacy.clip": 2.0, "federation.rounds": 3},
+        {"privacy.clip_norm": 0.5}, {"privacy.clip_norm": 2.0, "federation.rounds": 3},
     ]  # fmt: skip
     for cell in found:
         assert cell.settings is not None
@@ -80,14 +81,14 @@ def test_a_name_follows_from_the_settings_alone(tmp_path: Path) -> None:
     before = {cell.name for cell in cells(tmp_path, GRID)}
     longer = GRID.replace("[1, 4, inf]", "[8, 4, 1, inf]")
     assert before < {cell.name for cell in cells(tmp_path, longer)}
-    other = GRID + '[[rules]]\nwhen = {}\nset = { "privacy.clip" = 3.0 }\n'
+    other = GRID + '[[rules]]\nwhen = {}\nset = { "privacy.clip_norm" = 3.0 }\n'
     assert not before & {cell.name for cell in cells(tmp_path, other)}
 
 
 def test_a_point_that_does_not_fit_is_a_cell_with_an_error(tmp_path: Path) -> None:
-    found = cells(tmp_path, '[grid]\n"privacy.clip" = [1.0, -1.0]\n')
+    found = cells(tmp_path, '[grid]\n"privacy.clip_norm" = [1.0, -1.0]\n')
     assert [cell.settings is None for cell in found] == [False] * 3 + [True] * 3
-    assert "privacy.clip" in found[-1].error
+    assert "privacy.clip_norm" in found[-1].error
     assert len({cell.name for cell in found}) == 6
 
 
@@ -96,9 +97,9 @@ def test_a_point_that_does_not_fit_is_a_cell_with_an_error(tmp_path: Path) -> No
     [
         ("", "give one of"),
         ("[grid]\n", "give one of"),
-        ('[grid]\n"privacy.clip" = []\n', "has no values"),
-        ('[grid]\n"privacy.clip" = 1.0\n', "valid list"),
-        (GRID + "[[cells]]\nprivacy.clip = 1.0\n", "give one of"),
+        ('[grid]\n"privacy.clip_norm" = []\n', "has no values"),
+        ('[grid]\n"privacy.clip_norm" = 1.0\n', "valid list"),
+        (GRID + "[[cells]]\nprivacy.clip_norm = 1.0\n", "give one of"),
         (GRID.replace("[1, 2]", "[1, 1]"), "seeds must differ"),
         (GRID.replace("[1, 2]", "[]"), "seeds"),
         (GRID.replace("data.partition", "data.seed"), "the sweep's own"),
@@ -111,7 +112,7 @@ def test_a_point_that_does_not_fit_is_a_cell_with_an_error(tmp_path: Path) -> No
         ("[search]\ntrails = 1\n[search.space]\n", r"search.trails: unknown key; .* trials\?"),
         ('[search]\ntrials = 1\n[search.space]\n"a.b" = { loww = 1 }\n', r"a.b.loww: .* low\?"),
         (GRID + "typo = 1\n[", "not valid TOML"),
-        ('[grid]\n"privacy.clip" = [1.0, 1.0]\n', "the same job"),
+        ('[grid]\n"privacy.clip_norm" = [1.0, 1.0]\n', "the same job"),
         ('[grid]\n"a.b" = [' + "1," * 5000 + "]\n", "more than 10,000"),
         ("[search]\ntrials = 1\n[search.space]\n", "space"),
         ('[search]\ntrials = 1\n[search.space]\n"a.b" = { low = 1 }\n', "low and high, or"),
@@ -139,20 +140,20 @@ def test_a_missing_file_or_config_is_refused(tmp_path: Path) -> None:
 def test_spaces_may_be_written_as_tables(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(
         "[search]\ntrials = 3\n[search.space]\n"
-        '"privacy.clip" = { low = 0.1, high = 3, log = true }\n'
+        '"privacy.clip_norm" = { low = 0.1, high = 3, log = true }\n'
         '[search.space.model]\nmethod = { choices = ["head", "lora"] }\n'
     )
     wanted = read_sweep(tmp_path / "sweep.toml").search
     assert wanted is not None
     assert wanted.space == {
-        "privacy.clip": Space(low=0.1, high=3, log=True),
+        "privacy.clip_norm": Space(low=0.1, high=3, log=True),
         "model.method": Space(choices=("head", "lora")),
     }
 
 
 @given(
     st.dictionaries(
-        st.sampled_from(["privacy.clip", "federation.rounds", "training.learning_rate"]),
+        st.sampled_from(["privacy.clip_norm", "federation.rounds", "training.learning_rate"]),
         st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
         min_size=1,
     ),

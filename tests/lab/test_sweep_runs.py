@@ -101,7 +101,7 @@ def test_a_cell_that_fails_is_told_and_stops_no_other(
     fedaipc: Callable[..., Ran], minilm: Path
 ) -> None:
     text = SMALL + "[[cells]]\nprivacy.epsilon = 2\n[[cells]]\ndata.source = 'gone.csv'\n"
-    text += "[[cells]]\nprivacy.clip = -1.0\n"
+    text += "[[cells]]\nprivacy.clip_norm = -1.0\n"
     ran = fedaipc("privacy", "sweep", written(text), "--out", "out")
     assert ran.code == 10
     assert "2 of 3 cells failed" in ran.err
@@ -110,7 +110,7 @@ def test_a_cell_that_fails_is_told_and_stops_no_other(
     page = Path("out/sweep.html").read_text()
     assert "Failed cells" in page
     assert "gone.csv" in page
-    assert "privacy.clip" in page
+    assert "privacy.clip_norm" in page
     failed = [
         row for row in json.loads(Path("out/sweep.json").read_text())["cells"] if row["error"]
     ]
@@ -124,7 +124,7 @@ def test_a_failed_cell_is_tried_again_and_a_finished_one_is_not(
     source = tmp_path / "later.csv"
     (tmp_path / "s.toml").write_text(
         SMALL + f"data.source = '{source}'\ndata.text_column = 'body'\n"
-        "data.label_column = 'stars'\n[grid]\n'privacy.clip' = [1.0]\n"
+        "data.label_column = 'stars'\n[grid]\n'privacy.clip_norm' = [1.0]\n"
     )
     cells = cells_of(read_sweep(tmp_path / "s.toml"), None)
     runner, out = Runner(tmp_path / "out", 1), tmp_path / "out"
@@ -144,7 +144,7 @@ def test_a_failed_cell_is_tried_again_and_a_finished_one_is_not(
 def test_a_process_that_dies_is_a_failed_cell(
     tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "s.toml").write_text(SMALL + "[grid]\n'privacy.clip' = [1.0]\n")
+    (tmp_path / "s.toml").write_text(SMALL + "[grid]\n'privacy.clip_norm' = [1.0]\n")
     cells, out = cells_of(read_sweep(tmp_path / "s.toml"), None), tmp_path / "out"
     real = subprocess.Popen
 
@@ -193,7 +193,7 @@ def test_a_grid_does_not_replace_the_results_of_a_search(
     Path("out/sweep.json").write_text("a result")
     if search:
         Path("out/search.log").write_text("")
-    text = SMALL + ("[grid]\n'privacy.clip' = [1.0]\n" if search else SEARCH)
+    text = SMALL + ("[grid]\n'privacy.clip_norm' = [1.0]\n" if search else SEARCH)
     ran = fedaipc("privacy", "sweep", written(text), "--out", "out")
     held = "a search" if search else "a grid or list"
     assert f"out: holds {held}; give another --out" in refused(ran, 2)
@@ -218,7 +218,7 @@ def test_a_run_that_lost_a_round_is_told(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_updates_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> None:
-    text = SMALL + "sealing.mode = 'none'\n[grid]\n'privacy.clip' = [1.0]\n"
+    text = SMALL + "sealing.mode = 'none'\n[grid]\n'privacy.clip_norm' = [1.0]\n"
     ran = fedaipc("privacy", "sweep", written(text), "--out", "out")
     assert "--insecure-plain-updates" in refused(ran, 2)
     assert not Path("out").exists()

@@ -12,7 +12,7 @@ from opacus.accountants import RDPAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fedaipc.config import LEAST_NOISE, MOST_NOISE
+from fedaipc.config import MAX_NOISE, MIN_NOISE
 from fedaipc.errors import PrivacyError
 from fedaipc.privacy.accountant import (
     ORDERS,
@@ -234,7 +234,7 @@ def test_what_is_no_mechanism_is_refused(noise: float, rate: float, steps: int) 
         mechanism(noise, rate, steps)
 
 
-@pytest.mark.parametrize("noise", [LEAST_NOISE, 0.3, 3.0, MOST_NOISE])
+@pytest.mark.parametrize("noise", [MIN_NOISE, 0.3, 3.0, MAX_NOISE])
 @pytest.mark.parametrize("rate", [1e-300, 1e-6, 0.3, 1.0])
 def test_every_admitted_step_has_a_finite_cost_that_is_not_negative(
     noise: float, rate: float

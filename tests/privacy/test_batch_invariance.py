@@ -86,7 +86,7 @@ def _train(classifier: Classifier, weights: np.ndarray, texts: Sequence[str]) ->
         weights,
         plan=PrivacyPlan(
             mode="local",
-            clip=CLIP,
+            clip_norm=CLIP,
             noise_multiplier=2.0,
             sampling_rate=1.0,
             local_steps=1,

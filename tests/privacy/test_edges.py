@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 CLIP, COUNT, WIDTH = 0.05, 36, 128
 PLAN = PrivacyPlan(
-    mode="local", clip=CLIP, noise_multiplier=2.0, sampling_rate=1.0, local_steps=1, delta=1e-5
+    mode="local", clip_norm=CLIP, noise_multiplier=2.0, sampling_rate=1.0, local_steps=1, delta=1e-5
 )
 
 
@@ -111,7 +111,7 @@ def check_removal(micro_batch: int) -> None:
     assert np.linalg.norm(whole - part) <= CLIP
 
 
-def one_row_more(size: int, width: int = 1, most_tokens: int | None = None) -> int:
+def one_row_more(size: int, width: int = 1, max_tokens: int | None = None) -> int:
     return size + 1
 
 

@@ -49,7 +49,7 @@ def new_ledger(folder: Path, *, epsilon: float = 8.0, order: float = 4.0) -> Led
 
 
 def one(attempt: int, mechanism: Mechanism | None = STEP, run: str = "run-1") -> Charge:
-    return Charge(run=run, round=attempt, attempt=attempt, mechanism=mechanism, clip=1.0)
+    return Charge(run=run, round=attempt, attempt=attempt, mechanism=mechanism, clip_norm=1.0)
 
 
 @pytest.fixture
@@ -602,7 +602,7 @@ from fedaipc.secagg.keys import SigningKey
 key = SigningKey(bytes(range(32)))
 ledger, run, most = Ledger(Path(sys.argv[1]), key), sys.argv[2], int(sys.argv[3])
 for attempt in range(ledger.last_attempt(run) + 1, most + 1):
-    ledger.charge(Charge(run=run, round=1, attempt=attempt, mechanism=None, clip=1.0))
+    ledger.charge(Charge(run=run, round=1, attempt=attempt, mechanism=None, clip_norm=1.0))
     print(attempt, flush=True)
 """
 

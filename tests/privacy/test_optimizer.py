@@ -35,7 +35,7 @@ def optimizer(
         torch.optim.SGD(parameters, lr=1.0),
         module=SimpleNamespace(clipped_sums=None),
         noise_multiplier=2.0,
-        clip=clip,
+        clip_norm=clip,
         expected_batch_size=divisor,
         random=random,
     )
@@ -64,7 +64,7 @@ def test_sums_of_micro_batches_add_up_and_are_rounded_to_the_lattice() -> None:
     assert np.array_equal(got / spacing, np.rint(got / spacing))
 
 
-@pytest.mark.parametrize("clip", [1e-9, 0.3, 0.5, 1e9])
+@pytest.mark.parametrize("clip_norm", [1e-9, 0.3, 0.5, 1e9])
 def test_the_lattice_is_fine_beside_the_clip_bound(clip: float) -> None:
     seen = []
 
@@ -73,7 +73,7 @@ def test_the_lattice_is_fine_beside_the_clip_bound(clip: float) -> None:
             seen.append((deviation, spacing))
             return super().noisy(values, deviation, spacing)
 
-    stepped(optimizer(Watched(), clip=clip), clip * np.ones(SIZE))
+    stepped(optimizer(Watched(), clip_norm=clip), clip * np.ones(SIZE))
     assert {deviation for deviation, _ in seen} == {2.0 * clip}
     for _, spacing in seen:
         assert clip * 2.0**-29 < spacing <= clip * 2.0**-28
@@ -83,12 +83,12 @@ def test_small_records_after_many_large_ones_keep_their_place_in_the_sum() -> No
     # In float32 a sum of length 4096 would not move by 2^-14 any more.
     large, small = np.zeros(SIZE), np.zeros(SIZE)
     large[0], small[0] = 4096.0, 2.0**-14
-    total = stepped(optimizer(Quiet(), clip=1.0), large, *[small] * 64)
+    total = stepped(optimizer(Quiet(), clip_norm=1.0), large, *[small] * 64)
     assert total[0] == pytest.approx(4096 + 64 * 2**-14, abs=1e-3)
 
 
 def test_an_empty_sample_leaves_noise_of_full_size() -> None:
-    private = optimizer(SecureRandom.for_test(1), clip=0.5, divisor=4.0, shapes=((300, 300),))
+    private = optimizer(SecureRandom.for_test(1), clip_norm=0.5, divisor=4.0, shapes=((300, 300),))
     private.step_on_nothing()
     values = private.params[0].detach().numpy()
     # 90,000 values: the relative error of the deviation is 0.24 %, and 4.9 of it one in a million.

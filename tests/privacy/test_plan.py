@@ -21,7 +21,7 @@ from fedaipc.privacy.plan import (
 )
 
 PLAN = PrivacyPlan(
-    mode="local", clip=1.0, noise_multiplier=2.0, sampling_rate=0.1, local_steps=3, delta=1e-5
+    mode="local", clip_norm=1.0, noise_multiplier=2.0, sampling_rate=0.1, local_steps=3, delta=1e-5
 )
 
 
@@ -61,10 +61,10 @@ def test_mode_and_noise_must_fit() -> None:
         open_plan.mechanism()
 
 
-@pytest.mark.parametrize("clip", [0.0, -1.0, 1e-25, 1e20, float("nan")])
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, 1e-25, 1e20, float("nan")])
 def test_a_clip_bound_where_float32_loses_norms_is_refused(clip: float) -> None:
-    with pytest.raises(PrivacyError, match="clip"):
-        dataclasses.replace(PLAN, clip=clip)
+    with pytest.raises(PrivacyError, match="clip_norm"):
+        dataclasses.replace(PLAN, clip_norm=clip)
 
 
 @pytest.mark.parametrize(("epsilon", "steps"), [(8.0, 1), (1.0, 4)])

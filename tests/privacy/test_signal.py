@@ -24,7 +24,7 @@ def settings(*words: str) -> Settings:
 @pytest.mark.parametrize("sizes", [(32,) * 6, (32, 64, 512)])
 def test_the_ratio_is_that_of_simulated_noise(weighting: str, sizes: tuple[int, ...]) -> None:
     job = settings(
-        f"federation.weighting={weighting}", "privacy.sampling_rate=0.5", "privacy.clip=3",
+        f"federation.weighting={weighting}", "privacy.sampling_rate=0.5", "privacy.clip_norm=3",
         "training.local_steps=2", "federation.rounds=5", "privacy.noise_multiplier=4",
     )  # fmt: skip
     plan, values, random = make_plan(job), 400, np.random.default_rng(1)

@@ -34,7 +34,7 @@ CLIP, NOISE, RATE, CLASS = 0.05, 2.0, 0.25, 32
 EVERYTHING = range(len(TEXTS))
 PLAN = PrivacyPlan(
     mode="local",
-    clip=CLIP,
+    clip_norm=CLIP,
     noise_multiplier=NOISE,
     sampling_rate=RATE,
     local_steps=1,
@@ -250,11 +250,11 @@ def test_every_step_of_a_round_adds_noise() -> None:
 def test_in_bfloat16_the_bound_holds_and_the_update_is_close(method: str) -> None:
     classifier = model(method, "bert")[0]
     total = {"method": method, "sampling_rate": 1.0, "size_class": 1}
-    exact = update(Scripted(EVERYTHING), clip=1e4, **total)
+    exact = update(Scripted(EVERYTHING), clip_norm=1e4, **total)
     classifier.half_precision = True
     try:
         check_neighbours(method)
-        rough = update(Scripted(EVERYTHING), clip=1e4, **total)
+        rough = update(Scripted(EVERYTHING), clip_norm=1e4, **total)
     finally:
         classifier.half_precision = False
     assert np.linalg.norm(rough - exact) <= 0.1 * np.linalg.norm(exact)
@@ -347,11 +347,11 @@ def summed_slowly(method: str, family: str, bound: float) -> np.ndarray:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("clip", [CLIP, 2.0, 1e4])
+@pytest.mark.parametrize("clip_norm", [CLIP, 2.0, 1e4])
 @pytest.mark.usefixtures("way")
 def test_the_sum_equals_one_example_at_a_time(method: str, family: str, clip: float) -> None:
     got = update(
-        Scripted(EVERYTHING), method=method, family=family, clip=clip, sampling_rate=1.0,
+        Scripted(EVERYTHING), method=method, family=family, clip_norm=clip, sampling_rate=1.0,
         size_class=1,
     )  # fmt: skip
     expected = summed_slowly(method, family, clip * ROUNDING_MARGIN)
@@ -397,7 +397,7 @@ def test_a_model_full_of_huge_weights_still_gives_a_bounded_finite_update() -> N
             all_inputs("last-k"),
             TARGETS,
             np.float32(scale) * np.sign(start),
-            plan=dataclasses.replace(PLAN, clip=1e9, sampling_rate=1.0),
+            plan=dataclasses.replace(PLAN, clip_norm=1e9, sampling_rate=1.0),
             training=TrainingSettings(learning_rate=1.0),
             size_class=1,
             micro_batch=64,

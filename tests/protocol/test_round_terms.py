@@ -216,7 +216,7 @@ JOBS = st.builds(
     local_steps=st.integers(1, 20),
     learning_rate=st.floats(1e-3, 10),
     head_learning_rate=st.one_of(st.none(), st.floats(1e-3, 10)),
-    clip=st.floats(1e-2, 100),
+    clip_norm=st.floats(1e-2, 100),
     noise_multiplier=st.floats(0.1, 50),
     sampling_rate=st.floats(0.01, 1),
     smallest_class=st.integers(1, 100),
@@ -235,10 +235,10 @@ def worst(job: Job, records: int) -> float:
     expected = job.sampling_rate * records
     steps = job.training.local_steps
     rate = max(job.training.learning_rate, job.training.head_learning_rate or 0)
-    noise = 8 * job.noise_multiplier * job.clip / math.sqrt(steps)  # of one step
+    noise = 8 * job.noise_multiplier * job.clip_norm / math.sqrt(steps)  # of one step
     value = 0.0
     for _ in range(steps):
-        value -= rate * (2 * expected * job.clip + noise) / expected
+        value -= rate * (2 * expected * job.clip_norm + noise) / expected
     return abs(value) * (1 if job.weighting == "equal" else records)
 
 
@@ -272,7 +272,7 @@ def test_steps_of_the_real_optimizer_stay_within_the_bound(weighting: str, recor
     """M3: twice as many records as expected, each gradient as long as the clip bound."""
     steps, rate, clip, noise, sampling = 9, 0.25, 0.5, 1.5, 0.1
     one = private(
-        local_steps=steps, learning_rate=rate, clip=clip, noise_multiplier=noise,
+        local_steps=steps, learning_rate=rate, clip_norm=clip, noise_multiplier=noise,
         sampling_rate=sampling, smallest_class=20, largest_class=80, weighting=weighting,
     )  # fmt: skip
     parameter, ones = torch.nn.Parameter(torch.zeros(3)), int(2 * sampling * records)
@@ -282,7 +282,7 @@ def test_steps_of_the_real_optimizer_stay_within_the_bound(weighting: str, recor
         torch.optim.SGD([parameter], lr=rate),
         module=SimpleNamespace(clipped_sums=lambda *_: [(parameter, clipped.clone())]),
         noise_multiplier=noise,
-        clip=clip,
+        clip_norm=clip,
         expected_batch_size=sampling * records,
         random=random,
     )

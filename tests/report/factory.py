@@ -104,7 +104,7 @@ def _privacy(rounds: int, *, private: bool) -> PrivacyFacts:
         unit="record",
         neighbours="add or remove one record of one PC",
         delta=1e-5,
-        clip=1.0,
+        clip_norm=1.0,
         noise_multiplier=1.62 if private else None,
         sampling_rate=0.1,
         local_steps=5,

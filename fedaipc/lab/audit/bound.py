@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 _SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the canaries that are guessed; all are tried
-_MOST_EPSILON = 60.0
+_MAX_EPSILON = 60.0
 _DIGITS = 1e-4
 
 
@@ -66,7 +66,7 @@ def lower_bound(
 
     if not ruled_out(0.0):
         return 0.0
-    low, high = 0.0, _MOST_EPSILON
+    low, high = 0.0, _MAX_EPSILON
     while high - low > _DIGITS:
         middle = (low + high) / 2
         low, high = (middle, high) if ruled_out(middle) else (low, middle)

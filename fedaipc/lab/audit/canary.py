@@ -109,7 +109,7 @@ def _scores(
         own = example_gradients(classifier, canaries, targets, one.vector)
         others = example_gradients(classifier, real, truth, one.vector)
         if private:
-            own, others = clipped(own, privacy.clip), clipped(others, privacy.clip)
+            own, others = clipped(own, privacy.clip_norm), clipped(others, privacy.clip_norm)
         sums = np.vstack([own, others.sum(axis=0, dtype=np.float64)]).astype(np.float64)
         rounds.append(_Reading.of(sums, -one.update / steps))
     if not private:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-LEAST_RUNS = 4
+MIN_RUNS = 4
 _POINTS = 200  # of a curve
-_LEAST_DEVIATION = 1e-3
+_MIN_DEVIATION = 1e-3
 _BATCH = 256
-_MOST = 96  # texts of one PC
+_MAX = 96  # texts of one PC
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ def membership_attack(
 
 def membership_pools(data: SimulatedData, runs: int) -> list[Records]:
     """The texts of each PC that are in or out. Raises DataError, as `membership_attack` does."""
-    if runs < LEAST_RUNS:
-        raise DataError(f"{runs} runs are too few to compare: give {LEAST_RUNS} or more")
+    if runs < MIN_RUNS:
+        raise DataError(f"{runs} runs are too few to compare: give {MIN_RUNS} or more")
     return [data.train.take(part[: _balanced(len(part))]) for part in data.parts]
 
 
@@ -144,7 +144,7 @@ def _ratio(target: Floats, shadows: Floats, coins: npt.NDArray[np.bool_]) -> Flo
     inside, outside = _mean(shadows, coins), _mean(shadows, ~coins)
     rest = np.where(coins, shadows - inside, shadows - outside)
     deviations = [
-        max(_LEAST_DEVIATION, float(np.sqrt(np.square(rest[which]).mean())))
+        max(_MIN_DEVIATION, float(np.sqrt(np.square(rest[which]).mean())))
         for which in (coins, ~coins)
     ]
     close = [
@@ -180,9 +180,9 @@ def _confidences(folder: Path, texts: list[str], labels: npt.NDArray[np.int64]) 
 def _balanced(records: int) -> int:
     """How many texts of a PC to use so that half of them, by coins, keep one size class.
 
-    No more than _MOST: few texts are learnt by heart sooner, and runs are many.
+    No more than _MAX: few texts are learnt by heart sooner, and runs are many.
     """
-    public = size_class(min(records, _MOST)) // 2
+    public = size_class(min(records, _MAX)) // 2
     while public >= 32:
         if public * 3 // 2 <= records:
             return public * 3 // 2

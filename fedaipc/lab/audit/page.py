@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedaipc.lab.audit.inversion import Inversion, Reading
     from fedaipc.lab.audit.report import AuditReport, Setting
 
-_LEAST = 1e-3  # of the axes of a ROC
+_MIN = 1e-3  # of the axes of a ROC
 _WORDS = 60
 REFUTED = "REFUTED"
 
@@ -121,16 +121,16 @@ def _roc(settings: Sequence[Setting]) -> Figure:
             (one.membership.likelihood_ratio, "-", "ratio"),
             (one.membership.loss, "--", "loss"),
         ):
-            points = [(x, y) for x, y in zip(curve.fpr, curve.tpr, strict=True) if x >= _LEAST / 10]
+            points = [(x, y) for x, y in zip(curve.fpr, curve.tpr, strict=True) if x >= _MIN / 10]
             axes.plot(
                 *zip(*points, strict=True), color=colour, linestyle=dash,
                 label=f"{setting_name(one)}, {kind}",
             )  # fmt: skip
-    axes.plot([_LEAST, 1], [_LEAST, 1], color=plot_style.GREY, linestyle=":", label="guessing")
+    axes.plot([_MIN, 1], [_MIN, 1], color=plot_style.GREY, linestyle=":", label="guessing")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(_LEAST, 1)
-    axes.set_ylim(_LEAST, 1)
+    axes.set_xlim(_MIN, 1)
+    axes.set_ylim(_MIN, 1)
     axes.set_xlabel("outsiders called members")
     axes.set_ylabel("members found")
     axes.set_title("membership inference on the released model")

@@ -38,7 +38,7 @@ class Setting:
     noise_multiplier: float | None
     sampling_rate: float
     steps: int
-    clip: float
+    clip_norm: float
     test_accuracy: float | None
     canary: CanaryAudit
     membership: Membership | None
@@ -130,7 +130,7 @@ def run_audit(
             noise_multiplier=privacy.noise_multiplier,
             sampling_rate=privacy.sampling_rate,
             steps=privacy.local_steps * attempts,
-            clip=privacy.clip,
+            clip_norm=privacy.clip_norm,
             test_accuracy=None if results.test is None else results.test.accuracy,
             canary=canary,
             membership=membership,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EPSILON, LIFETIME, MODE = "privacy.epsilon", "privacy.lifetime_epsilon", "privacy.mode"
 SEED = "data.seed"
-MOST_CELLS = 10_000
+MAX_CELLS = 10_000
 Values = dict[str, Any]
 RUN_FOLDER, CELL_FILE, ERROR_FILE = "run", "cell.toml", "error.txt"  # in a cell's folder
 _OWN = ("output.folder", "output.name", SEED)
@@ -67,7 +67,7 @@ class Space(_Part):
 class Search(_Part):
     """So many trials of a tuner, which maximises the mean validation accuracy over the seeds."""
 
-    trials: int = Field(ge=1, le=MOST_CELLS)
+    trials: int = Field(ge=1, le=MAX_CELLS)
     seed: int = Field(0, ge=0)
     space: dict[str, Space] = Field(min_length=1)
 
@@ -93,8 +93,8 @@ class Sweep(_Part):
         if any(not values for values in self.grid.values()):
             raise ValueError("a setting of the grid has no values")
         points = len(self.cells) or math.prod(map(len, self.grid.values()))
-        if points * len(self.seeds) > MOST_CELLS:
-            raise ValueError(f"more than {MOST_CELLS:,} cells")
+        if points * len(self.seeds) > MAX_CELLS:
+            raise ValueError(f"more than {MAX_CELLS:,} cells")
         values = [
             value
             for part in (self.set, *self.cells, *(rule.set for rule in self.rules))
@@ -157,7 +157,7 @@ class Cell:
 def read_sweep(path: Path) -> Sweep:
     """Raises ConfigError."""
     try:
-        tree = tomllib.loads(bounds.read_text(path, bounds.MOST_SETTINGS))
+        tree = tomllib.loads(bounds.read_text(path, bounds.MAX_SETTINGS))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fedaipc.lab.sweep.table import Point
 
-_MOST_LINES, _MOST_MAPS = 7, 3
+_MAX_LINES, _MAX_MAPS = 7, 3
 
 
 def figures(points: Sequence[Point], majority: float | None) -> dict[str, Figure]:
@@ -31,7 +31,7 @@ def figures(points: Sequence[Point], majority: float | None) -> dict[str, Figure
     out: dict[str, Figure] = {}
     if len({p.values[EPSILON] for p in points if _has_epsilon(p)}) > 1:
         out["utility"] = utility_figure(points, majority)
-    for first, second in itertools.islice(itertools.combinations(_varied(points), 2), _MOST_MAPS):
+    for first, second in itertools.islice(itertools.combinations(_varied(points), 2), _MAX_MAPS):
         name = f"map-{first.partition('.')[2]}-{second.partition('.')[2]}"
         out[name] = heat_map(points, first, second)
     return out
@@ -61,7 +61,7 @@ def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
     for point in points:
         rest = {key: value for key, value in point.values.items() if key != EPSILON}
         groups.setdefault(shown(rest) or "private", []).append(point)
-    for place, (name, group) in enumerate(itertools.islice(groups.items(), _MOST_LINES)):
+    for place, (name, group) in enumerate(itertools.islice(groups.items(), _MAX_LINES)):
         colour = plot_style.PALETTE[place]
         private = sorted((p for p in group if _has_epsilon(p)), key=lambda p: p.values[EPSILON])
         if private:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.errors import ConfigError, OutputError
-from fedaipc.lab.sweep.cells import MOST_CELLS, Cell, Search, Space, Sweep, Values, cells_of
+from fedaipc.lab.sweep.cells import MAX_CELLS, Cell, Search, Space, Sweep, Values, cells_of
 from fedaipc.lab.sweep.table import Row, rows_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def search(
         storage=storage, study_name=sweep.name, direction="maximize", load_if_exists=True
     )
     # With the same seed again it would suggest again what it has tried.
-    seed = wanted.seed * MOST_CELLS + len(study.get_trials(deepcopy=False))
+    seed = wanted.seed * MAX_CELLS + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(seed=seed)
     states = optuna.trial.TrialState
     for trial in study.get_trials(deepcopy=False):
