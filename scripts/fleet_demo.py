@@ -72,14 +72,18 @@ def demo(
     with ExitStack() as stack:
         started = time.monotonic()
         stack.enter_context(
-            process(out / "server.log", "server", server, "--bind", "127.0.0.1", "--port", port)
+            process(
+                out / "server.log", "server", "start", server, "--bind", "127.0.0.1", "--port", port
+            )
         )
         for number in range(pcs):
             folder = out / f"pc-{number:04d}"
-            stack.enter_context(process(out / f"{folder.name}.log", "client", "--folder", folder))
+            stack.enter_context(
+                process(out / f"{folder.name}.log", "client", "start", "--folder", folder)
+            )
         wait_for(server / "state" / "running.json")
         print(f"server and {pcs} clients up after {time.monotonic() - started:.1f} s", flush=True)
-        do("train", out / "first-job", "--server", server)
+        do("server", "train", out / "first-job", "--server", server)
     results = Results.load(server / "runs" / "first-job")
     say_where_time_went(results)
     return results
@@ -92,18 +96,26 @@ def enrol_all(out: Path, job: Path, pcs: int, port: int) -> None:
     do("federation", "invite", acme, "--config", job, "--out", out / "invite.txt")
     if load_settings(job).warm_up.source is not None:
         base = ["--base", str(out / "base")]
-        do("job", "base", job, "--out", out / "base")
+        do("federation", "base", job, "--out", out / "base")
     requests = []
     for number in range(pcs):
         name = f"pc-{number:04d}"
         requests.append(out / f"{name}.request")
         do(
-            *("enroll", out / "invite.txt", "--data", out / f"{name}.parquet", "--name", name),
+            *(
+                "client",
+                "enroll",
+                out / "invite.txt",
+                "--data",
+                out / f"{name}.parquet",
+                "--name",
+                name,
+            ),
             *("--folder", out / name, "--out", requests[-1], *base),
             quiet=number > 0,
         )
     do("federation", "admit", acme, *requests, "--yes")
-    do("job", "sign", job, "--federation", acme, "--out", out / "first-job")
+    do("federation", "sign", job, "--federation", acme, "--out", out / "first-job")
 
 
 def give_out_texts(out: Path, config: Path, changes: list[str]) -> Path:

@@ -142,9 +142,12 @@ def test_a_client_whose_reader_is_gone_ends_when_it_is_asked_to(
     rows = [f"text {n},{('no', 'yes')[n % 2]}" for n in range(40)]
     Path("mine.csv").write_text("text,label\n" + "\n".join(rows))
     assert (
-        fedaipc("enroll", invite, "--data", "mine.csv", "--name", "pc", "--folder", "pc").code == 0
+        fedaipc(
+            "client", "enroll", invite, "--data", "mine.csv", "--name", "pc", "--folder", "pc"
+        ).code
+        == 0
     )
-    command = [sys.executable, "-m", "fedaipc.cli.main", "client", "--folder", "pc"]
+    command = [sys.executable, "-m", "fedaipc.cli.main", "client", "start", "--folder", "pc"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
         assert client.stdout is not None
         assert b"pc serves localhost:9" in client.stdout.readline()

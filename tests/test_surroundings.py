@@ -139,7 +139,7 @@ def test_a_server_lets_members_in_whatever_stands_around_it(planted: Path, tmp_p
     place = str(tmp_path / "acme" / "server")
     lines: list[str] = []
     with subprocess.Popen(
-        [command, "server", place, "--bind", "127.0.0.1", "--port", "0"],
+        [command, "server", "start", place, "--bind", "127.0.0.1", "--port", "0"],
         env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as server:  # fmt: skip
         assert server.stdout is not None

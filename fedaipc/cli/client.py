@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from threading import Thread
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from rich.table import Table
 
 from fedaipc import bounds
+from fedaipc.cli import enroll
 from fedaipc.cli.enroll import DEFAULT_FOLDER, PcFolder
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import AdmissionError
@@ -20,18 +20,17 @@ from fedaipc.terminal import log_to_stderr
 
 _BESIDE_MODEL = 64 * 2**20  # bytes of a message beside the part of the model that is trained
 
-app = typer.Typer(help="A PC at work for its federation.", invoke_without_command=True)
+app = typer.Typer(help="A PC and its owner: join a federation, train, leave.", no_args_is_help=True)
+app.command("enroll")(enroll.enroll)
 
 
-@app.callback()
-def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
+@app.command()
+def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
     """Take part in what the federation trains, until Ctrl-C or SIGTERM.
 
     Every job is checked against the federation's signature and your policy in owner.toml; only
-    sealed, noisy updates leave. Example: fedaipc client --folder fedaipc-pc
+    sealed, noisy updates leave. Example: fedaipc client start --folder fedaipc-pc
     """
-    if context.invoked_subcommand is not None:
-        return
     os.environ["FLWR_HOME"] = str(folder.resolve() / "flwr")
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
@@ -47,7 +46,9 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
     from fedaipc.model.base import weights_bytes
 
     if not (folder / OWNER_FILE).is_file():
-        raise AdmissionError(f"{folder}: no PC is enrolled here; see `fedaipc enroll --help`")
+        raise AdmissionError(
+            f"{folder}: no PC is enrolled here; see `fedaipc client enroll --help`"
+        )
     owner = load_owner(folder / OWNER_FILE)
     if owner.server is None:
         raise AdmissionError(f"{folder / OWNER_FILE}: names no server; enrol this PC anew")
@@ -77,8 +78,7 @@ def client(context: typer.Context, folder: PcFolder = DEFAULT_FOLDER) -> None:
 
 @app.command()
 def log(
-    context: typer.Context,
-    folder: Annotated[Path | None, typer.Option("--folder", help="this PC's own folder")] = None,
+    folder: PcFolder = DEFAULT_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON lines")] = False,
 ) -> None:
     """Show all that ever left this PC: when, for which run and round, how much, at what epsilon.
@@ -88,9 +88,7 @@ def log(
     from fedaipc.client.client import LEDGER_FILE
     from fedaipc.client.disclosure_log import read
 
-    if folder is None:  # given before the word "log", or not at all
-        folder = Path(context.parent.params["folder"]) if context.parent else DEFAULT_FOLDER
-    if not (folder / LEDGER_FILE).is_file():  # which outlives `fedaipc leave`
+    if not (folder / LEDGER_FILE).is_file():  # which outlives `fedaipc client leave`
         raise AdmissionError(f"{folder}: no PC is enrolled here; give its --folder")
     entries = read(folder)
     if as_json:
@@ -106,3 +104,8 @@ def log(
         )  # fmt: skip
     make_console(width_in_a_file=120).print(table)
     say(f"{sum(e.bytes for e in entries):,} bytes in {len(entries)} answers")
+
+
+app.command("leave")(enroll.leave)
+app.command("move-out")(enroll.move_out)
+app.command("move-in")(enroll.move_in)

@@ -61,7 +61,7 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Check a config, its data and its model, as simulate would; say what it promises.
 
     A config that names public texts for validation and test, and no source, is checked as
-    `fedaipc job sign` would. The exit code is that of the command.
+    `fedaipc federation sign` would. The exit code is that of the command.
 
     Example: fedaipc config check my.toml
     """

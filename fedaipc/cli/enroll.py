@@ -1,4 +1,4 @@
-"""`fedaipc enroll`, `leave`, `move-out`, `move-in`: what the owner of a PC does."""
+"""`fedaipc client enroll`, `leave`, `move-out`, `move-in`: what the owner of a PC does."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def enroll(
 ) -> None:
     """Let this PC ask to belong to a federation: checks your data, makes keys and a ledger.
 
-    Nothing is sent. Example: fedaipc enroll invite.txt --data reviews.csv --name office-1
+    Nothing is sent. Example: fedaipc client enroll invite.txt --data reviews.csv --name office-1
     """
     from fedaipc.client.enrollment import enroll as enrol_pc
     from fedaipc.client.enrollment import request_again
@@ -96,7 +96,7 @@ def leave(
 ) -> None:
     """Delete this PC's keys. Its ledger stays: what was spent stays spent.
 
-    Example: fedaipc leave --folder fedaipc-pc
+    Example: fedaipc client leave --folder fedaipc-pc
     """
     from fedaipc.client.client import OWNER_FILE
     from fedaipc.client.enrollment import leave as leave_federation
@@ -115,12 +115,15 @@ def move_out(
 ) -> None:
     """Put this PC's identity and ledger into one file, for another machine.
 
-    Example: fedaipc move-out office-1.pc
+    Example: fedaipc client move-out office-1.pc
     """
     from fedaipc.client.enrollment import move_out as move
 
     move(folder, file)
-    say(f"wrote {file}: whoever has it is this PC; carry it over and run `fedaipc move-in`, once")
+    say(
+        f"wrote {file}: whoever has it is this PC; carry it over and run `fedaipc client move-in` "
+        "once"
+    )
 
 
 def move_in(
@@ -129,7 +132,7 @@ def move_in(
 ) -> None:
     """Make this machine the PC that was moved out of another.
 
-    Example: fedaipc move-in office-1.pc
+    Example: fedaipc client move-in office-1.pc
     """
     from fedaipc.client.enrollment import move_in as move
 

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from fedaipc import bounds
+from fedaipc.cli import job
 from fedaipc.cli.output import agreed, make_console, say
 from fedaipc.errors import AdmissionError
 
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from fedaipc.protocol.enrollment import Request
 
 app = typer.Typer(
-    help="Make a federation, invite and admit PCs. Done where the admission key is, not on the "
-    "server.",
+    help="Make a federation, invite and admit PCs, sign jobs. Done where the admission key is, not "
+    "on the server.",
     no_args_is_help=True,
 )
+app.command("sign")(job.sign)
+app.command("base")(job.base)
 Folder = Annotated[Path, typer.Argument(help="the federation's folder", show_default=False)]
 Names = Annotated[
     list[str] | None, typer.Argument(help="names or fingerprints of members", show_default=False)
@@ -89,7 +92,8 @@ def invite(
     _say(f"wrote {out}; tell owners this fingerprint over another way: {federation.fingerprint}")
     if settings.warm_up.source is not None:
         _say(
-            f"the job warms its base up: make it with `fedaipc job base {config} --out base`, and "
+            "the job warms its base up: make it with "
+            f"`fedaipc federation base {config} --out base`, and "
             "give owners the folder for `enroll --base`"
         )
 

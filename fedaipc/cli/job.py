@@ -1,4 +1,4 @@
-"""`fedaipc job`: sign what PCs will be asked for, away from the server."""
+"""`fedaipc federation sign` and `base`: sign what PCs will be asked for, away from the server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import typer
 
 from fedaipc.cli.output import make_console, say
 
-app = typer.Typer(help="Sign jobs. Done where the admission key is.", no_args_is_help=True)
 
-
-@app.command()
 def sign(
     config: Annotated[Path, typer.Argument(help="TOML settings", show_default=False)],
     federation: Annotated[Path, typer.Option(help="the federation's folder", show_default=False)],
@@ -26,7 +23,7 @@ def sign(
 
     The model is measured on data.validation and data.test, public texts that you name.
 
-    Example: fedaipc job sign job.toml --federation acme --out first-job
+    Example: fedaipc federation sign job.toml --federation acme --out first-job
     """
     from fedaipc.cli.simulate import WarmUpBar, say_fit
     from fedaipc.config import load_settings
@@ -58,7 +55,6 @@ def sign(
     say(f"PCs that take part have the base {job.model.base}; copy {out} to the server")
 
 
-@app.command()
 def base(
     config: Annotated[Path, typer.Argument(help="TOML settings", show_default=False)],
     out: Annotated[Path, typer.Option(help="folder for the base", show_default=False)],
@@ -69,7 +65,9 @@ def base(
 ) -> None:
     """Warm the base up on public texts, as the config says, and copy it for the owners of PCs.
 
-    They give it to `fedaipc enroll --base`. Example: fedaipc job base job.toml --out base
+    They give it to `fedaipc client enroll --base`.
+
+    Example: fedaipc federation base job.toml --out base
     """
     from fedaipc.cli.simulate import WarmUpBar
     from fedaipc.config import load_settings
@@ -78,4 +76,4 @@ def base(
     settings = load_settings(config, overrides or [])
     with WarmUpBar(make_console()) as bar:
         hand_out_base(settings, out, bar.on_step)
-    say(f"made {out}: owners give it to `fedaipc enroll --base`")
+    say(f"made {out}: owners give it to `fedaipc client enroll --base`")

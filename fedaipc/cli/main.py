@@ -16,9 +16,7 @@ from fedaipc.cli import (
     config,
     data,
     doctor,
-    enroll,
     federation,
-    job,
     predict,
     privacy,
     report,
@@ -44,17 +42,9 @@ app.command("simulate", cls=SourceCommand)(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
-app.command("enroll")(enroll.enroll)
-app.command("server")(server.server)
-app.command("train")(server.train)
-app.command("status")(server.status)
-app.command("stop")(server.stop)
-app.command("leave")(enroll.leave)
-app.command("move-out")(enroll.move_out)
-app.command("move-in")(enroll.move_in)
 app.add_typer(client.app, name="client")
+app.add_typer(server.app, name="server")
 app.add_typer(federation.app, name="federation")
-app.add_typer(job.app, name="job")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(assets.app, name="assets")

@@ -1,4 +1,4 @@
-"""`fedaipc server`, `train`, `status`, `stop`: what runs on the server."""
+"""`fedaipc server start`, `train`, `status`, `stop`: what runs on the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ ServerFolder = Annotated[
 _LOOK = 0.5
 
 
-def server(
+app = typer.Typer(help="The server: let members in, train signed jobs.", no_args_is_help=True)
+
+
+@app.command()
+def start(
     folder: Annotated[
         Path, typer.Argument(help="what `federation init` made for the server", show_default=False)
     ],
@@ -41,7 +45,7 @@ def server(
 ) -> None:
     """Serve a federation until Ctrl-C or SIGTERM: PCs connect, and runs that are wanted go on.
 
-    Example: fedaipc server acme-server --port 8443
+    Example: fedaipc server start acme-server --port 8443
     """
     from fedaipc.fleet.server import Server
 
@@ -52,9 +56,10 @@ def server(
     Server(folder, bind, port, per_address, tell).serve()
 
 
+@app.command()
 def train(
     job: Annotated[
-        Path | None, typer.Argument(help="what `job sign` made", show_default=False)
+        Path | None, typer.Argument(help="what `federation sign` made", show_default=False)
     ] = None,
     server: ServerFolder = Path(),
     name: Annotated[str | None, typer.Option(help="of the run; else the job's folder's")] = None,
@@ -63,7 +68,7 @@ def train(
 ) -> None:
     """Let the running server train a signed job; watch it. Ctrl-C ends the watching only.
 
-    Example: fedaipc train first-job --server acme-server
+    Example: fedaipc server train first-job --server acme-server
     """
     from fedaipc.fleet.runs import run_folder, running, submit, want
 
@@ -82,13 +87,14 @@ def train(
         try:
             _watch(run, server)
         except KeyboardInterrupt:
-            say(f"the run goes on; `fedaipc stop {run.name} --server {server}` halts it")
+            say(f"the run goes on; `fedaipc server stop {run.name} --server {server}` halts it")
 
 
+@app.command()
 def status(server: ServerFolder = Path()) -> None:
     """Show whether the server runs, and its runs.
 
-    Example: fedaipc status --server acme-server
+    Example: fedaipc server status --server acme-server
     """
     from fedaipc.fleet.runs import RUNS_FOLDER, run_status, running, waits_for, why
     from fedaipc.protocol.server_folder import Facts, Nodes
@@ -115,20 +121,21 @@ def status(server: ServerFolder = Path()) -> None:
     make_console(width_in_a_file=200).print(table)
 
 
+@app.command()
 def stop(
     run: Annotated[str, typer.Argument(help="name of the run", show_default=False)],
     server: ServerFolder = Path(),
 ) -> None:
     """Halt a run; `train --resume` goes on from its checkpoint.
 
-    Example: fedaipc stop first-job --server acme-server
+    Example: fedaipc server stop first-job --server acme-server
     """
     from fedaipc.fleet.runs import run_folder, running, tell_why, unwant
 
     unwant(run_folder(server, run))
-    tell_why(run_folder(server, run), "fedaipc stop")
+    tell_why(run_folder(server, run), "fedaipc server stop")
     what = "is halted" if running(server) is None else "the server halts it"
-    say(f"{run}: {what}; `fedaipc train --resume {run} --server {server}` goes on")
+    say(f"{run}: {what}; `fedaipc server train --resume {run} --server {server}` goes on")
 
 
 def _not_running(server: Path) -> str:

@@ -120,7 +120,7 @@ def serving(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise AdmissionError(
-            f"{folder}: another process serves this PC; stop its `fedaipc client` first"
+            f"{folder}: another process serves this PC; stop its `fedaipc client start` first"
         ) from None
     try:
         yield

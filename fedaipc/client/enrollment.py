@@ -99,7 +99,7 @@ def enroll(
     if folder.exists() and any(folder.iterdir()) and not again:
         raise AdmissionError(
             f"{folder}: not empty; give a new folder, or print its letter again with "
-            f"`fedaipc enroll --again --folder {folder}`"
+            f"`fedaipc client enroll --again --folder {folder}`"
         )
     how = {
         "source": source,
@@ -274,7 +274,7 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(file) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
             if not {OWNER_FILE, LEDGER_FILE} <= sizes.keys() <= set(_MOVED):
-                raise AdmissionError(f"{file}: is not what `fedaipc move-out` writes")
+                raise AdmissionError(f"{file}: is not what `fedaipc client move-out` writes")
             for name, size in sizes.items():
                 most = bounds.MAX_LEDGER if name == LEDGER_FILE else _MAX_BYTES
                 if size > most:
@@ -289,7 +289,7 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
         raise AdmissionError(f"{file}: cannot be read ({error.strerror or 'damaged'})") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # also of other methods
         raise AdmissionError(
-            f"{file}: is damaged, or not what `fedaipc move-out` writes; copy it again"
+            f"{file}: is damaged, or not what `fedaipc client move-out` writes; copy it again"
         ) from None
 
 
@@ -321,8 +321,8 @@ def _successor(folder: Path) -> SigningKey:
         key = owner_of(folder)
     if key is None:
         raise AdmissionError(
-            f"{folder}: holds a ledger, and not the key that `fedaipc leave` keeps for it, so "
-            "nothing shows whose it is: enrol in a new folder"
+            f"{folder}: holds a ledger, and not the key that `fedaipc client leave` keeps for it, "
+            "so nothing shows whose it is: enrol in a new folder"
         )
     return key
 

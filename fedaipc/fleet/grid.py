@@ -92,7 +92,7 @@ class FleetGrid(Grid):
         except httpx.HTTPError as error:
             raise EngineError(
                 f"the server's SuperLink does not start a run ({type(error).__name__}); is "
-                "`fedaipc server` running?"
+                "`fedaipc server start` running?"
             ) from None
         self._heart = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
         self._heart.start()

@@ -1,7 +1,7 @@
 """Runs in a server's folder: what commands, supervisor and coordinator tell each other by files.
 
 runs/NAME/           a job, and what its run leaves
-runs/NAME/wanted     it is to go on; `fedaipc stop` takes the file away
+runs/NAME/wanted     it is to go on; `fedaipc server stop` takes the file away
 runs/NAME/why        one line: why its coordinator ended the last time, where it did not finish
 """
 
@@ -37,7 +37,9 @@ def submit(folder: Path, job: Path, name: str) -> Path:
     Facts.load(folder)
     missing = [file for file in FILES if not (job / file).is_file()]
     if missing:
-        raise OutputError(f"{job}: {missing[0]} is missing; give what `fedaipc job sign` made")
+        raise OutputError(
+            f"{job}: {missing[0]} is missing; give what `fedaipc federation sign` made"
+        )
     texts = {VALIDATION_FILE, TEST_FILE}
     try:
         contents = {  # whose it is, may read it

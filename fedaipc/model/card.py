@@ -160,8 +160,9 @@ def _privacy(results: Results) -> str:
         f"PC that took part in every round of this run. Neighbouring data sets: "
         f"{facts.neighbours}. Each PC clipped the gradient of each {facts.unit} to "
         f"{facts.clip_norm:g} and added noise of {facts.noise_multiplier:.4g} times that itself, "
-        "before anything left it. A PC that also took part in other runs has spent more: its ledger "
-        f"says how much. Several {facts.unit}s of one person, or one held by several PCs, add up."
+        "before anything left it. A PC that also took part in other runs has spent more: its "
+        f"ledger says how much. Several {facts.unit}s of one person, or one held by several PCs, "
+        "add up."
     )
 
 

@@ -182,7 +182,10 @@ def outgrown(records: int, public_class: int) -> str:
     For the owner alone: it depends on the data. "" where it fits: above half of the class, or in
     the smallest.
     """
-    anew = "run `fedaipc leave`, then `fedaipc enroll` in the same folder, and send the new request"
+    anew = (
+        "run `fedaipc client leave`, then `fedaipc client enroll` in the same folder, and send the "
+        "new request"
+    )
     if records == 0:
         return "trained on nothing: none of this PC's texts can be used"
     if records > public_class:

@@ -104,13 +104,17 @@ class Fleet:
         with ExitStack() as stack:
             address = ["--bind", "127.0.0.1", "--port", self.port]
             stack.enter_context(
-                fleet_demo.process(self.out / "server.log", "server", self.server, *address)
+                fleet_demo.process(
+                    self.out / "server.log", "server", "start", self.server, *address
+                )
             )
             fleet_demo.wait_for(self.server / "state" / "running.json")
             for folder in self.folders:
                 log = folder.with_suffix(".log")
                 if client is None:
-                    stack.enter_context(fleet_demo.process(log, "client", "--folder", folder))
+                    stack.enter_context(
+                        fleet_demo.process(log, "client", "start", "--folder", folder)
+                    )
                 else:
                     stack.enter_context(running(log, [*client, str(folder)]))
             end = time.monotonic() + 120
@@ -126,10 +130,18 @@ class Fleet:
         config = self.out / f"{name}.toml"
         write_text(config, to_toml(load_settings(self.job, words)))
         fleet_demo.do(
-            *("job", "sign", config, "--federation", self.out / "acme", "--out", self.out / name),
+            *(
+                "federation",
+                "sign",
+                config,
+                "--federation",
+                self.out / "acme",
+                "--out",
+                self.out / name,
+            ),
             quiet=True,
         )
-        fleet_demo.do("train", self.out / name, "--server", self.server, quiet=True)
+        fleet_demo.do("server", "train", self.out / name, "--server", self.server, quiet=True)
         return Results.load(self.server / "runs" / name)
 
     def server_process(self) -> psutil.Process:

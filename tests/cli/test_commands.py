@@ -54,10 +54,11 @@ def test_the_commands_are_those_that_the_documents_name() -> None:
         "simulate", "doctor", "report", "predict", "config show", "config check", "data describe",
         "assets list", "assets fetch", "privacy ledger show", "privacy ledger verify",
         "privacy ledger export", "privacy certificate issue", "privacy certificate verify",
-        "privacy plan", "privacy sweep", "privacy audit", "enroll", "leave", "move-out", "move-in",
+        "privacy plan", "privacy sweep", "privacy audit", "client enroll", "client start",
+        "client log", "client leave", "client move-out", "client move-in",
         "federation init", "federation invite", "federation admit", "federation list",
-        "federation revoke", "federation renew", "job base", "job sign", "server", "train",
-        "status", "stop", "client log",
+        "federation revoke", "federation renew", "federation base", "federation sign",
+        "server start", "server train", "server status", "server stop",
     }  # fmt: skip
 
 

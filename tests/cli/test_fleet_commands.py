@@ -54,7 +54,19 @@ def test_a_machine_that_cannot_train_privately_is_not_enrolled(
     from fedaipc.doctor.rehearsal import rehearse_base
 
     base = str(make_folder(tmp_path / "base", "bert"))
-    enroll = ("enroll", invite, "--data", texts, "--name", "pc", "--base", base, "--out", "r")
+    enroll = (
+        "client",
+        "enroll",
+        invite,
+        "--data",
+        texts,
+        "--name",
+        "pc",
+        "--base",
+        base,
+        "--out",
+        "r",
+    )
     rehearse_base.cache_clear()
     with Kernels(lambda _name, columns: columns < 16):
         ran = fedaipc(*enroll)
@@ -69,7 +81,7 @@ def test_a_machine_that_cannot_train_privately_is_not_enrolled(
 def test_where_the_base_is_missing_enrolment_says_how_to_find_out(
     fedaipc: Callable[..., Ran], invite: str, texts: str
 ) -> None:
-    ran = fedaipc("enroll", invite, "--data", texts, "--name", "pc", "--base", "later")
+    ran = fedaipc("client", "enroll", invite, "--data", texts, "--name", "pc", "--base", "later")
     assert ran.code == 0
     assert "`fedaipc doctor --folder fedaipc-pc` says whether this PC can train" in ran.out
 
@@ -77,7 +89,7 @@ def test_where_the_base_is_missing_enrolment_says_how_to_find_out(
 def test_from_a_federation_to_a_member(
     fedaipc: Callable[..., Ran], acme: Path, invite: str, texts: str
 ) -> None:
-    ran = fedaipc("enroll", invite, "--data", texts, "--name", "pc", "--folder", "pc",
+    ran = fedaipc("client", "enroll", invite, "--data", texts, "--name", "pc", "--folder", "pc",
                   "--out", "pc.request")  # fmt: skip
     assert ran.code == 0
     assert Invite.read(invite).fingerprint in ran.out
@@ -104,7 +116,7 @@ def test_a_letter_that_is_none_is_refused(
     fedaipc: Callable[..., Ran], acme: Path, invite: str, texts: str
 ) -> None:
     for letter in ("hello", invite[:-5], "nowhere.txt"):
-        ran = fedaipc("enroll", letter, "--data", texts, "--name", "pc", "--folder", "pc")
+        ran = fedaipc("client", "enroll", letter, "--data", texts, "--name", "pc", "--folder", "pc")
         refused(ran, 14)
     assert not Path("pc").exists()
     Path("bad.request").write_text(invite)
@@ -114,29 +126,34 @@ def test_a_letter_that_is_none_is_refused(
 
 def test_who_is_not_enrolled_is_told_so(fedaipc: Callable[..., Ran]) -> None:
     Path("empty").mkdir()
-    for command in (("client", "--folder", "empty"), ("leave", "--folder", "empty")):
+    for command in (
+        ("client", "start", "--folder", "empty"),
+        ("client", "leave", "--folder", "empty"),
+    ):
         assert "no PC is enrolled here" in refused(fedaipc(*command), 14)
-    assert "no PC is enrolled here" in refused(fedaipc("move-out", "x.pc", "--folder", "empty"), 14)
+    assert "no PC is enrolled here" in refused(
+        fedaipc("client", "move-out", "x.pc", "--folder", "empty"), 14
+    )
     assert not Path("x.pc").exists()
 
 
 def test_a_server_folder_that_is_none_is_told_so(fedaipc: Callable[..., Ran], acme: Path) -> None:
     Path("empty").mkdir()
-    assert "federation.json is missing" in refused(fedaipc("server", "empty"), 14)
+    assert "federation.json is missing" in refused(fedaipc("server", "start", "empty"), 14)
     (acme / "server" / "server.key").unlink()
-    assert "server.key is missing" in refused(fedaipc("server", str(acme / "server")), 14)
-    for command in (("status",), ("train", "job")):
+    assert "server.key is missing" in refused(fedaipc("server", "start", str(acme / "server")), 14)
+    for command in (("server", "status"), ("server", "train", "job")):
         assert "no federation is here" in refused(fedaipc(*command, "--server", "empty"), 14)
 
 
 def test_runs_that_are_none_are_told_so(fedaipc: Callable[..., Ran], acme: Path) -> None:
     server = ("--server", str(acme / "server"))
     Path("job").mkdir()
-    assert "config.toml is missing" in refused(fedaipc("train", "job", *server), 12)
-    assert "no such run" in refused(fedaipc("train", "--resume", "first", *server), 12)
-    assert "is not running" in refused(fedaipc("stop", "first", *server), 12)
-    assert "a run's name" in refused(fedaipc("stop", "../first", *server), 12)
-    assert "not running, 0 members" in fedaipc("status", *server).out
+    assert "config.toml is missing" in refused(fedaipc("server", "train", "job", *server), 12)
+    assert "no such run" in refused(fedaipc("server", "train", "--resume", "first", *server), 12)
+    assert "is not running" in refused(fedaipc("server", "stop", "first", *server), 12)
+    assert "a run's name" in refused(fedaipc("server", "stop", "../first", *server), 12)
+    assert "not running, 0 members" in fedaipc("server", "status", *server).out
 
 
 DAY = 24 * 3600
@@ -157,7 +174,7 @@ def test_letters_that_are_out_of_date_are_refused_on_both_sides(
     fedaipc: Callable[..., Ran], acme: Path, invite: str, texts: str,
     clock: Callable[[float], None],
 ) -> None:  # fmt: skip
-    enroll = ("enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
+    enroll = ("client", "enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
     clock(15)
     assert "the invite is out of date: ask the federation" in refused(fedaipc(*enroll), 14)
     assert not Path("fedaipc-pc").exists()
@@ -167,7 +184,7 @@ def test_letters_that_are_out_of_date_are_refused_on_both_sides(
     admit = ("federation", "admit", str(acme), "pc.request", "--yes")
     line = refused(fedaipc(*admit), 14)
     assert "pc.request: the request is out of date: ask the PC's owner for a new one" in line
-    assert fedaipc("enroll", "--again", "--out", "new.request").code == 0
+    assert fedaipc("client", "enroll", "--again", "--out", "new.request").code == 0
     assert fedaipc("federation", "admit", str(acme), "new.request", "--yes").code == 0
 
 
@@ -175,7 +192,7 @@ def test_a_member_whose_time_is_over_is_shown_and_renewed(
     fedaipc: Callable[..., Ran], acme: Path, invite: str, texts: str,
     clock: Callable[[float], None],
 ) -> None:  # fmt: skip
-    enroll = ("enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
+    enroll = ("client", "enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
     assert fedaipc(*enroll).code == 0
     admit = ("federation", "admit", str(acme), "pc.request", "--yes", "--days", "10")
     assert fedaipc(*admit).code == 0
@@ -192,7 +209,7 @@ def test_a_servers_certificate_that_is_over_is_refused_and_renewed(
     monkeypatch.setattr(authority, "_SERVER_DAYS", -1)
     monkeypatch.setattr(authority, "_BEFORE", timedelta(days=3))
     issue_server(acme, acme / "server", ["localhost"])
-    line = refused(fedaipc("server", str(acme / "server"), "--port", "0"), 14)
+    line = refused(fedaipc("server", "start", str(acme / "server"), "--port", "0"), 14)
     assert "out of date" in line
     assert "federation renew FEDERATION --server" in line
     monkeypatch.setattr(authority, "_SERVER_DAYS", 100)
@@ -203,7 +220,9 @@ def test_a_servers_certificate_that_is_over_is_refused_and_renewed(
 def test_a_port_that_is_taken_is_one_line(fedaipc: Callable[..., Ran], acme: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        ran = fedaipc("server", str(acme / "server"), "--bind", "127.0.0.1", "--port", port)
+        ran = fedaipc(
+            "server", "start", str(acme / "server"), "--bind", "127.0.0.1", "--port", port
+        )
     assert f"cannot listen on 127.0.0.1:{port}" in refused(ran, 11)
 
 
@@ -212,7 +231,7 @@ def test_texts_with_other_labels_than_the_federations_are_no_texts_for_it(
 ) -> None:
     Path("job.toml").write_text('[data]\nlabels = ["good", "bad"]\n')
     letter = fedaipc("federation", "invite", str(acme), "--config", "job.toml").out
-    ran = fedaipc("enroll", letter, "--data", texts, "--name", "pc")
+    ran = fedaipc("client", "enroll", letter, "--data", texts, "--name", "pc")
     assert (ran.code, ran.err.count("\n")) == (3, 1)
     assert "no record has a label that the federation trains: 'good', 'bad'" in ran.err
     assert not Path("fedaipc-pc").exists()
@@ -221,12 +240,12 @@ def test_texts_with_other_labels_than_the_federations_are_no_texts_for_it(
 def test_leaving_asks_first(
     fedaipc: Callable[..., Ran], invite: str, texts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fedaipc("enroll", invite, "--data", texts, "--name", "pc").code == 0
+    assert fedaipc("client", "enroll", invite, "--data", texts, "--name", "pc").code == 0
     for answer in ("", "n\n"):
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-        assert fedaipc("leave").code != 0
+        assert fedaipc("client", "leave").code != 0
         assert Path("fedaipc-pc/owner.toml").is_file()
-    assert fedaipc("leave", "--yes").code == 0
+    assert fedaipc("client", "leave", "--yes").code == 0
     assert not Path("fedaipc-pc/owner.toml").exists()
     assert Path("fedaipc-pc/ledger.jsonl").is_file()
 
@@ -234,23 +253,26 @@ def test_leaving_asks_first(
 def test_a_pc_at_work_is_neither_moved_nor_left(
     fedaipc: Callable[..., Ran], invite: str, texts: str
 ) -> None:
-    assert fedaipc("enroll", invite, "--data", texts, "--name", "pc").code == 0
+    assert fedaipc("client", "enroll", invite, "--data", texts, "--name", "pc").code == 0
     with serving(Path("fedaipc-pc")):
-        for command in (("move-out", "x.pc"), ("leave", "--yes")):
-            assert "stop its `fedaipc client` first" in refused(fedaipc(*command), 14)
+        for command in (("client", "move-out", "x.pc"), ("client", "leave", "--yes")):
+            assert "stop its `fedaipc client start` first" in refused(fedaipc(*command), 14)
     assert Path("fedaipc-pc/owner.toml").is_file()
-    assert fedaipc("move-out", "x.pc").code == 0
-    assert fedaipc("move-in", "x.pc", "--folder", "there").code == 0
+    assert fedaipc("client", "move-out", "x.pc").code == 0
+    assert fedaipc("client", "move-in", "x.pc", "--folder", "there").code == 0
     assert not Path("x.pc").exists()  # a second PC of it would spend the budget twice
-    assert "x.pc" in refused(fedaipc("move-in", "x.pc", "--folder", "again"), 14)
+    assert "x.pc" in refused(fedaipc("client", "move-in", "x.pc", "--folder", "again"), 14)
 
 
 def test_the_log_is_of_the_folder_wherever_that_is_named(
     fedaipc: Callable[..., Ran], invite: str, texts: str
 ) -> None:
     assert "no PC is enrolled here" in refused(fedaipc("client", "log"), 14)
-    assert fedaipc("enroll", invite, "--data", texts, "--name", "pc", "--folder", "x").code == 0
+    assert (
+        fedaipc("client", "enroll", invite, "--data", texts, "--name", "pc", "--folder", "x").code
+        == 0
+    )
     note(Path("x"), "mask", "0123456789abcdef", 1, [b"1234"], 0.5)
-    for words in (("client", "log", "--folder", "x"), ("client", "--folder", "x", "log")):
+    for words in (("client", "log", "--folder", "x"), ("client", "start", "--folder", "x", "log")):
         assert "4 bytes in 1 answers" in fedaipc(*words).out
     assert "no PC is enrolled here" in refused(fedaipc("client", "log"), 14)

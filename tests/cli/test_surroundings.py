@@ -110,7 +110,7 @@ def test_an_owner_reads_what_was_left_out(
     Path("a.csv").write_text("text,label\n" + "x,yes\ny,no\n" * 20 + '"z,no\n')
     main.app(["federation", "init", "acme", "--address", "localhost:1"], standalone_mode=False)
     main.app(["federation", "invite", "acme", "--out", "invite"], standalone_mode=False)
-    enroll = ["enroll", "invite", "--data", "a.csv", "--name", "pc", "--out", "request"]
+    enroll = ["client", "enroll", "invite", "--data", "a.csv", "--name", "pc", "--out", "request"]
     main.app(enroll, standalone_mode=False)
     said = capsys.readouterr().out
     assert "40 records can be used" in said

@@ -112,7 +112,7 @@ def test_errors_that_repeat_what_was_given(on_terminal: Callable[..., str]) -> N
     check_harmless(on_terminal(EVIL))
     check_harmless(on_terminal(f"--{EVIL}"))
     check_harmless(on_terminal("report", f"--{EVIL}"))
-    check_harmless(on_terminal("enroll", EVIL, "--data", EVIL, "--name", EVIL))
+    check_harmless(on_terminal("client", "enroll", EVIL, "--data", EVIL, "--name", EVIL))
 
 
 def test_a_file_name_that_is_not_utf_8(on_terminal: Callable[..., str]) -> None:

@@ -1714,7 +1714,7 @@ def test_an_owner_is_told_where_the_size_class_does_not_fit_any_more(
         assert log == caplog.text == ""
         return
     assert caplog.text.count(said) == 1
-    assert "fedaipc enroll" in caplog.text or count == 0
+    assert "fedaipc client enroll" in caplog.text or count == 0
     assert str(count) not in caplog.text.replace(str(folder), "") or count == 0
     assert f"{count} records, size class 64: " in log
 

@@ -475,7 +475,9 @@ def test_what_is_no_file_of_move_out_is_refused_in_words(tmp_path: Path) -> None
         move_in(file, tmp_path / "new")
     assert "Errno" not in str(caught.value)
     file.write_bytes(b"PK no archive")
-    with pytest.raises(AdmissionError, match="is damaged, or not what `fedaipc move-out` writes"):
+    with pytest.raises(
+        AdmissionError, match="is damaged, or not what `fedaipc client move-out` writes"
+    ):
         move_in(file, tmp_path / "new")
 
 

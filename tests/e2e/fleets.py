@@ -75,12 +75,14 @@ class Fleet:
         return Fleet(out, self.port)
 
     def start_server(self) -> None:
-        self._start("server", "server", self.server, "--bind", "127.0.0.1", "--port", self.port)
+        self._start(
+            "server", "server", "start", self.server, "--bind", "127.0.0.1", "--port", self.port
+        )
         fleet_demo.wait_for(self.server / "state" / "running.json")
 
     def start_client(self, number: int) -> None:
         name = f"pc-{number:04d}"
-        self._start(name, "client", "--folder", self.out / name)
+        self._start(name, "client", "start", "--folder", self.out / name)
 
     def _start(self, name: str, *command: object) -> None:
         with (self.out / f"{name}.log").open("ab") as log:

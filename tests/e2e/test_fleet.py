@@ -82,7 +82,7 @@ def test_killed_pcs_and_killed_servers_cost_time_and_nothing_else(fleet: Fleet) 
     fleet.start_server()
     for number in range(PCS):
         fleet.start_client(number)
-    assert fleet.command("train", fleet.out / "first-job", "--server", fleet.server,
+    assert fleet.command("server", "train", fleet.out / "first-job", "--server", fleet.server,
                          "--detach").returncode == 0  # fmt: skip
     fleet.wait_for_round(2)
     fleet.kill("pc-0001")
@@ -129,9 +129,9 @@ def test_a_second_server_and_a_second_client_are_refused(fleet: Fleet) -> None:
     fleet.start_server()
     fleet.start_client(0)
     wait_for_line(fleet.out / "pc-0000.log", "connected")
-    again = fleet.command("server", fleet.server, "--bind", "127.0.0.1", "--port", "0")
+    again = fleet.command("server", "start", fleet.server, "--bind", "127.0.0.1", "--port", "0")
     assert (again.returncode, again.stderr.count("\n")) == (11, 1)
-    twice = fleet.command("client", "--folder", fleet.out / "pc-0000")
+    twice = fleet.command("client", "start", "--folder", fleet.out / "pc-0000")
     assert (twice.returncode, twice.stderr.count("\n")) == (14, 1)
     assert "another process serves this PC" in twice.stderr
 

@@ -168,7 +168,7 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
     assert not marker.exists()
 
     # And then the job that is signed, on the same processes.
-    trained = fleet.command("train", fleet.out / "first-job", "--server", fleet.server)
+    trained = fleet.command("server", "train", fleet.out / "first-job", "--server", fleet.server)
     assert trained.returncode == 0, trained.stderr
     results = fleet.results()
     assert results is not None
@@ -224,7 +224,7 @@ def test_strangers_are_refused_while_training_goes_on(fleet: Fleet) -> None:
     fleet.start_server()
     for number in range(PCS):
         fleet.start_client(number)
-    assert fleet.command("train", fleet.out / "first-job", "--server", fleet.server,
+    assert fleet.command("server", "train", fleet.out / "first-job", "--server", fleet.server,
                          "--detach").returncode == 0  # fmt: skip
     fleet.wait_for_round(1)
     stranger = Stranger(fleet)

@@ -99,7 +99,9 @@ def test_every_byte_that_leaves_a_pc_in_a_round_is_declared(tmp_path: Path, mini
             fleet.start_server()
             for number in range(4):
                 fleet.start_client(number)
-            done = fleet.command("train", fleet.out / "first-job", "--server", fleet.server)
+            done = fleet.command(
+                "server", "train", fleet.out / "first-job", "--server", fleet.server
+            )
             assert done.returncode == 0, done.stdout + done.stderr
             fleet.stop()
     finally:

@@ -84,7 +84,7 @@ def test_signing_says_what_a_job_costs_at_worst(
     tmp_path: Path, federation: Federation, settings: Settings, fedaipc: Callable[..., Ran]
 ) -> None:
     (tmp_path / "job.toml").write_text(to_toml(settings))
-    ran = fedaipc("job", "sign", "job.toml", "--federation", "acme", "--out", "first")
+    ran = fedaipc("federation", "sign", "job.toml", "--federation", "acme", "--out", "first")
     assert ran.code == 0, ran.err
     (tmp_path / "first/roster.bin").write_bytes((tmp_path / "acme/server/roster.bin").read_bytes())
     job = read_job(tmp_path / "first")[0].job

@@ -174,7 +174,7 @@ def test_another_user_is_told_whose_it_is(
             submit(folder, job, "first")
         with pytest.raises(OutputError, match=r"is for user root to read"):
             running(folder)
-        for command in (("status", "--server", folder), ("server", folder)):
+        for command in (("server", "status", "--server", folder), ("server", "start", folder)):
             ran = fedaipc(*command)
             assert (ran.code, ran.err.count("\n")) == (12, 1), ran.err
             assert "user root" in ran.err
@@ -228,5 +228,5 @@ def test_each_waiting_run_has_a_reason(
     assert waits_for(second, folder, there) == "first goes first"
     tell_why(second, "too few PCs are there")
     assert waits_for(second, folder, there) == "too few PCs are there"
-    shown = fedaipc("status", "--server", folder).out
+    shown = fedaipc("server", "status", "--server", folder).out
     assert shown.count("no server runs") == 2

@@ -62,7 +62,7 @@ def test_a_list_has_its_own_points_and_the_config_counts(tmp_path: Path) -> None
     (tmp_path / "sweep.toml").write_text(
         'config = "base.toml"\nseeds = [5]\n[set.model]\nmethod = "head"\n'
         '[[cells]]\n"privacy.clip_norm" = 0.5\n'
-        '[[cells]]\nprivacy.clip_norm = 2.0\nfederation.rounds = 3\n'
+        "[[cells]]\nprivacy.clip_norm = 2.0\nfederation.rounds = 3\n"
     )
     sweep = read_sweep(tmp_path / "sweep.toml")
     found = cells_of(sweep, tmp_path / "base.toml")
