@@ -260,7 +260,7 @@ WIDTHS = (12, 5, 8)
 
 @pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("exponent", range(-30, 31, 5))
-@pytest.mark.parametrize("clip_norm", [1e-9, 0.5, 1e9])
+@pytest.mark.parametrize("clip", [1e-9, 0.5, 1e9])
 def test_no_scale_of_gradient_contributes_more_than_the_clip_bound(
     exponent: int, clip: float
 ) -> None:

@@ -64,7 +64,7 @@ def test_sums_of_micro_batches_add_up_and_are_rounded_to_the_lattice() -> None:
     assert np.array_equal(got / spacing, np.rint(got / spacing))
 
 
-@pytest.mark.parametrize("clip_norm", [1e-9, 0.3, 0.5, 1e9])
+@pytest.mark.parametrize("clip", [1e-9, 0.3, 0.5, 1e9])
 def test_the_lattice_is_fine_beside_the_clip_bound(clip: float) -> None:
     seen = []
 

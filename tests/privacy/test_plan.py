@@ -61,7 +61,7 @@ def test_mode_and_noise_must_fit() -> None:
         open_plan.mechanism()
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, -1.0, 1e-25, 1e20, float("nan")])
+@pytest.mark.parametrize("clip", [0.0, -1.0, 1e-25, 1e20, float("nan")])
 def test_a_clip_bound_where_float32_loses_norms_is_refused(clip: float) -> None:
     with pytest.raises(PrivacyError, match="clip_norm"):
         dataclasses.replace(PLAN, clip_norm=clip)

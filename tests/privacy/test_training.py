@@ -347,7 +347,7 @@ def summed_slowly(method: str, family: str, bound: float) -> np.ndarray:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("clip_norm", [CLIP, 2.0, 1e4])
+@pytest.mark.parametrize("clip", [CLIP, 2.0, 1e4])
 @pytest.mark.usefixtures("way")
 def test_the_sum_equals_one_example_at_a_time(method: str, family: str, clip: float) -> None:
     got = update(
