@@ -8,6 +8,6 @@ randomness.py       AES-CTR keyed by the operating system: Gaussian noise, Poiss
 norms.py            norms of per-example gradients that rounding cannot make too small
 layer_gradients.py  what each kind of layer knows of its per-example gradients
 bookkeeping.py      an Opacus module that clips with them, without forming them
-optimizer.py        Opacus' optimizer with our noise
+dp_sgd.py           a private step: sample, clip, sum, noise, divide, step
 training.py         one PC's local steps of one round
 """

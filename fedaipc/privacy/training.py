@@ -20,9 +20,9 @@ from torch.nn.functional import cross_entropy
 
 from fedaipc.model.classifier import read_vector, write_vector
 from fedaipc.model.device import has_fused_steps
+from fedaipc.privacy import dp_sgd
 from fedaipc.privacy.batch_invariance import settle_rows
 from fedaipc.privacy.bookkeeping import BookKeepingModule
-from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.randomness import SecureRandom
 
 if TYPE_CHECKING:
@@ -67,17 +67,17 @@ def train_round(
         _train_plain(classifier, optimizer, inputs, targets, plan, micro_batch, random)
     else:
         with _book_keeping(classifier, plan) as module:
-            private = PrivateOptimizer(
-                optimizer,
-                module=module,
-                noise_multiplier=plan.noise_multiplier,
-                clip_norm=plan.clip_norm,
-                expected_batch_size=plan.sampling_rate * size_class,
-                random=random,
-            )
-            _train_privately(
-                classifier, module, private, inputs, targets, plan, micro_batch, random
-            )
+            for _ in range(plan.local_steps):
+                sample = dp_sgd.poisson_sample(random, len(inputs), plan.sampling_rate)
+                dp_sgd.private_step(
+                    optimizer,
+                    module,
+                    _losses(classifier, module, inputs, targets, sample, plan, micro_batch),
+                    clip_norm=plan.clip_norm,
+                    noise_multiplier=plan.noise_multiplier,
+                    divisor=plan.sampling_rate * size_class,
+                    random=random,
+                )
     update = read_vector(classifier)
     update -= start
     return update
@@ -126,31 +126,21 @@ def rehearse(
     )
 
 
-def _train_privately(
+def _losses(
     classifier: Classifier,
     module: BookKeepingModule,
-    optimizer: PrivateOptimizer,
     inputs: Inputs,
     targets: npt.NDArray[np.int64],
+    sample: npt.NDArray[np.int64],
     plan: PrivacyPlan,
     micro_batch: int,
-    random: SecureRandom,
-) -> None:
-    for _ in range(plan.local_steps):
-        sample = random.poisson_sample(len(inputs), plan.sampling_rate)
-        optimizer.zero_grad()
-        if len(sample) == 0:
-            optimizer.step_on_nothing()
-            continue
-        left = len(sample)
-        most = _max_tokens(plan)
-        for part, batch in inputs.batches(micro_batch, classifier.device, sample, most):
-            _loss(classifier, module, inputs, batch, targets[part]).backward()
-            left -= len(part)
-            optimizer.take(len(part))
-            optimizer.signal_skip_step(do_skip=left > 0)
-            optimizer.step()
-            optimizer.zero_grad()
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Of each micro-batch of the sample: its loss, and how many of its rows are records."""
+    if len(sample):
+        for part, batch in inputs.batches(
+            micro_batch, classifier.device, sample, _max_tokens(plan)
+        ):
+            yield _loss(classifier, module, inputs, batch, targets[part]), len(part)
 
 
 def _train_plain(

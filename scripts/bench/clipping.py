@@ -36,7 +36,7 @@ from fedaipc.machine import facts
 from fedaipc.model.classifier import Batch, Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.privacy.bookkeeping import BookKeepingModule
-from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy.dp_sgd import private_step
 from fedaipc.privacy.randomness import SecureRandom
 
 if TYPE_CHECKING:
@@ -193,11 +193,16 @@ class Bench:
             return plain
         if way == "book-keeping":
             book = self.wrapped = BookKeepingModule(self.module)
-            ours = PrivateOptimizer(
-                sgd, module=book, noise_multiplier=NOISE, clip_norm=CLIP,
-                expected_batch_size=logical, random=SecureRandom(),
-            )  # fmt: skip
-            return lambda: self._steps(book, ours, parts)
+            random = SecureRandom()
+
+            def ours() -> None:
+                losses = ((self.loss(book), len(self.truth)) for _ in range(parts))
+                private_step(
+                    sgd, book, losses, noise_multiplier=NOISE, clip_norm=CLIP,
+                    divisor=logical, random=random,
+                )  # fmt: skip
+
+            return ours
         hooks = self.wrapped = GradSampleModule(self.module, loss_reduction="sum")
         theirs = DPOptimizer(
             sgd, noise_multiplier=NOISE, max_grad_norm=CLIP, expected_batch_size=logical

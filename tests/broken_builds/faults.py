@@ -5,7 +5,9 @@ A fault is a function that patches the real code; its docstring says in one line
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,10 @@ import torch
 
 from fedaipc.client import trainer
 from fedaipc.client.client import Client
-from fedaipc.privacy import bookkeeping, norms, training
+from fedaipc.privacy import bookkeeping, dp_sgd, norms, training
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.norms import Sizes
-from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.protocol.messages import SetupRequest
 
@@ -25,11 +26,7 @@ from fedaipc.protocol.messages import SetupRequest
 
 
 def no_noise(patch: pytest.MonkeyPatch) -> None:
-    def add_noise(self: PrivateOptimizer) -> None:
-        for parameter in self.params:
-            parameter.grad = parameter.summed_grad.to(parameter).view_as(parameter)
-
-    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+    patch.setattr(dp_sgd, "noisy", lambda total, **_: total)
 
 
 def a_tenth_of_the_noise(patch: pytest.MonkeyPatch) -> None:
@@ -80,19 +77,28 @@ def noise_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
 
 
 def empty_sample_skipped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PrivateOptimizer, "step_on_nothing", lambda _: None)
+    real = dp_sgd.private_step
+
+    def private_step(optimizer: Any, module: Any, losses: Iterable, **known: Any) -> None:
+        drawn = iter(losses)
+        first = next(drawn, None)
+        if first is not None:
+            real(optimizer, module, chain([first], drawn), **known)
+
+    patch.setattr(dp_sgd, "private_step", private_step)
 
 
 def noise_in_the_first_step_only(patch: pytest.MonkeyPatch) -> None:
-    real = PrivateOptimizer.add_noise
+    real, stepped = dp_sgd.private_step, set()
 
-    def add_noise(self: PrivateOptimizer) -> None:
-        if hasattr(self, "stepped"):
-            self.noise_multiplier = 0.0
-        self.stepped = True
-        real(self)
+    def private_step(optimizer: Any, *rest: Any, noise_multiplier: float, **known: Any) -> None:
+        noise = 0.0 if id(optimizer) in stepped else noise_multiplier
+        stepped.add(id(optimizer))
+        kept.append(optimizer)  # or another one could get its identity
+        real(optimizer, *rest, noise_multiplier=noise, **known)
 
-    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+    kept: list[Any] = []
+    patch.setattr(dp_sgd, "private_step", private_step)
 
 
 def true_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
@@ -105,13 +111,22 @@ def true_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
 
 
 def drawn_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
-    real = PrivateOptimizer.accumulate
+    real = dp_sgd.private_step
 
-    def accumulate(self: PrivateOptimizer) -> None:
-        self._divisor = max(1, self._rows)
-        real(self)
+    def private_step(
+        optimizer: Any, module: Any, losses: Iterable, *, divisor: float, **known: Any
+    ) -> None:
+        drawn = torch.zeros(())
 
-    patch.setattr(PrivateOptimizer, "accumulate", accumulate)
+        def counted() -> Iterator:
+            for loss, rows in losses:
+                drawn.add_(rows)
+                yield loss, rows
+            drawn.clamp_(min=1)
+
+        real(optimizer, module, counted(), divisor=drawn, **known)
+
+    patch.setattr(dp_sgd, "private_step", private_step)
 
 
 def sample_of_fixed_size(patch: pytest.MonkeyPatch) -> None:
@@ -123,7 +138,7 @@ def sample_of_fixed_size(patch: pytest.MonkeyPatch) -> None:
 
 def noise_in_round_0_only(patch: pytest.MonkeyPatch) -> None:
     rounds: list[int] = []
-    real_train, real_noise = trainer.Trainer.train, PrivateOptimizer.add_noise
+    real_train, real_noisy = trainer.Trainer.train, dp_sgd.noisy
     real_round = training.train_round
 
     def train(self: trainer.Trainer, admitted: trainer.Admitted) -> bytes:
@@ -134,14 +149,13 @@ def noise_in_round_0_only(patch: pytest.MonkeyPatch) -> None:
         rounds.append(1 if not rounds else 2)
         return real_round(*args, **named)  # type: ignore[arg-type]
 
-    def add_noise(self: PrivateOptimizer) -> None:
-        if rounds[-1] > 1:
-            self.noise_multiplier = 0.0
-        real_noise(self)
+    def noisy(total: torch.Tensor, *, noise_multiplier: float, **known: Any) -> torch.Tensor:
+        noise = 0.0 if rounds[-1] > 1 else noise_multiplier
+        return real_noisy(total, noise_multiplier=noise, **known)
 
     patch.setattr(trainer.Trainer, "train", train)
     patch.setattr(training, "train_round", train_round)
-    patch.setattr(PrivateOptimizer, "add_noise", add_noise)
+    patch.setattr(dp_sgd, "noisy", noisy)
 
 
 def poisson_sampling_off(patch: pytest.MonkeyPatch) -> None:

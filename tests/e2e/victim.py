@@ -12,7 +12,7 @@ from typing import Any
 
 from fedaipc.client import client_app, key_store, trainer
 from fedaipc.coordinator import checkpoint, membership, server_app
-from fedaipc.privacy import ledger, training
+from fedaipc.privacy import dp_sgd, ledger
 from fedaipc.simulation.simulation import reopen, simulate
 
 # One line for each time a PC starts to train, each update that it sends, and each set that it is
@@ -97,7 +97,7 @@ def victim(folder: Path, point: str, nth: float) -> None:
         case "after a charge":
             deadly(ledger.Ledger, "charge", int(nth), before=False)
         case "in training":
-            deadly(training.PrivateOptimizer, "add_noise", int(nth), before=True)
+            deadly(dp_sgd, "private_step", int(nth), before=False)
         case "when an update is sent":
             deadly(client_app, "encode_update", int(nth), before=False)
         case "before a set is recorded":

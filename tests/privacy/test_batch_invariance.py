@@ -8,7 +8,7 @@ weights under which the last bits of a row, which follow the shape of its batch,
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
@@ -18,9 +18,8 @@ import torch
 from fedaipc.config import TrainingSettings
 from fedaipc.model.classifier import Batch, Classifier, read_vector
 from fedaipc.model.inputs import Inputs, make_inputs
-from fedaipc.privacy import norms, training
+from fedaipc.privacy import dp_sgd, norms, training
 from fedaipc.privacy.bookkeeping import BookKeepingModule
-from fedaipc.privacy.optimizer import PrivateOptimizer
 from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
 from tests.model.tiny import FAMILIES, LABELS, WORDS, settings, shared_folder
@@ -65,17 +64,15 @@ def clipped_sum(
     """What the noise would be added to; the update itself is rounded to the weights' last bits."""
     assert np.isfinite(weights).all()  # else the PC refuses the request
     sums: list[np.ndarray] = []
-    real = PrivateOptimizer.add_noise
+    real = dp_sgd.noisy
 
-    def watched(self: PrivateOptimizer) -> None:
-        sums.append(np.concatenate([p.summed_grad.double().numpy().ravel() for p in self.params]))
-        real(self)
+    def watched(total: torch.Tensor, **known: Any) -> torch.Tensor:
+        sums.append(total.double().numpy().ravel())
+        return real(total, **known)
 
-    with mock.patch.object(PrivateOptimizer, "add_noise", watched):
+    with mock.patch.object(dp_sgd, "noisy", watched):
         _train(classifier, weights, texts)
-    (total,) = sums
-    assert total.dtype == np.float64
-    return total
+    return np.concatenate(sums)
 
 
 def _train(classifier: Classifier, weights: np.ndarray, texts: Sequence[str]) -> None:

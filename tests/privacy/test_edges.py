@@ -13,7 +13,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
@@ -29,8 +29,7 @@ from fedaipc.model import products
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.model.load import quiet
-from fedaipc.privacy import batch_invariance, training
-from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy import batch_invariance, dp_sgd, training
 from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
 from tests.model.tiny import LABELS, WORDS, _word_piece, settings, shared_folder
@@ -87,19 +86,19 @@ def rounding_alone() -> np.ndarray:
 def clipped_sum(texts: list[str], targets: np.ndarray, micro_batch: int) -> np.ndarray:
     classifier = wide()[0]
     sums: list[np.ndarray] = []
-    real = PrivateOptimizer.add_noise
+    real = dp_sgd.noisy
 
-    def watched(self: PrivateOptimizer) -> None:
-        sums.append(np.concatenate([p.summed_grad.double().numpy().ravel() for p in self.params]))
-        real(self)
+    def watched(total: torch.Tensor, **known: Any) -> torch.Tensor:
+        sums.append(total.double().numpy().ravel())
+        return real(total, **known)
 
-    with mock.patch.object(PrivateOptimizer, "add_noise", watched):
+    with mock.patch.object(dp_sgd, "noisy", watched):
         training.train_round(
             classifier, make_inputs(classifier, texts, None), targets, rounding_alone(),
             plan=PLAN, training=TrainingSettings(learning_rate=1.0), size_class=1,
             micro_batch=micro_batch, random=Everything(),
         )  # fmt: skip
-    return sums[0]
+    return np.concatenate(sums)
 
 
 def check_removal(micro_batch: int) -> None:

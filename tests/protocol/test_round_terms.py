@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedaipc.errors import SecAggError
-from fedaipc.privacy.optimizer import PrivateOptimizer
+from fedaipc.privacy.dp_sgd import private_step
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.messages import MaskRequest
 from fedaipc.protocol.round_terms import (
@@ -278,17 +278,13 @@ def test_steps_of_the_real_optimizer_stay_within_the_bound(weighting: str, recor
     parameter, ones = torch.nn.Parameter(torch.zeros(3)), int(2 * sampling * records)
     clipped = torch.tensor([0.0, -clip * ones, 0.0])
     random: SecureRandom = Stubborn(8 / math.sqrt(steps))  # type: ignore[assignment]
-    optimizer = PrivateOptimizer(
-        torch.optim.SGD([parameter], lr=rate),
-        module=SimpleNamespace(clipped_sums=lambda *_: [(parameter, clipped.clone())]),
-        noise_multiplier=noise,
-        clip_norm=clip,
-        expected_batch_size=sampling * records,
-        random=random,
-    )
+    optimizer = torch.optim.SGD([parameter], lr=rate)
+    module: Any = SimpleNamespace(clipped_sums=lambda *_: [(parameter, clipped.clone())])
     for _ in range(steps):
-        optimizer.step()
-        optimizer.zero_grad()
+        private_step(
+            optimizer, module, [(torch.zeros(1, requires_grad=True).sum(), ones)],
+            noise_multiplier=noise, clip_norm=clip, divisor=sampling * records, random=random,
+        )  # fmt: skip
     weight = records if weighting == "size-class" else 1
     moved = weight * parameter.detach().abs().numpy()
     assert moved.max() == moved[1]

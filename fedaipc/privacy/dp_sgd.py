@@ -1,0 +1,110 @@
+"""One private step, from top to bottom: DP-SGD (Abadi et al., CCS 2016, algorithm 1) on one PC.
+
+| step     | function         | what it guarantees                                             |
+|----------|------------------|----------------------------------------------------------------|
+| sample   | `poisson_sample` | each record is drawn by a coin of its own, of probability q     |
+| clip     | `add_clipped`    | the sum of gradients moves by C at most for one record          |
+| noise    | `noisy`          | the sum carries N(0, (sigma C)^2) on every coordinate           |
+| divide   | `private_step`   | by the public number q n, whoever was drawn                     |
+| step     | `private_step`   | of an ordinary torch optimizer, which sees the noisy mean alone |
+
+So a step is the Poisson-subsampled Gaussian mechanism of noise multiplier sigma and rate q, for
+neighbours that differ in one record (added or removed); what the optimizer does with its result is
+post-processing. What must hold besides: a record's gradient depends on no other record (batches of
+public shape, a sum of losses, no layer that mixes examples), which `training` and `bookkeeping`
+see to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedaipc.errors import ModelError
+from fedaipc.privacy.norms import double
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from fedaipc.privacy.bookkeeping import BookKeepingModule
+    from fedaipc.privacy.randomness import SecureRandom
+
+Sums = dict[torch.nn.Parameter, torch.Tensor]
+
+
+def poisson_sample(random: SecureRandom, records: int, rate: float) -> npt.NDArray[np.int64]:
+    """Numbers below `records`, each there by a coin of its own of probability `rate` at most.
+
+    How many are drawn is random and secret: nothing that leaves may depend on it.
+    """
+    return random.poisson_sample(records, rate)
+
+
+def add_clipped(sums: Sums, module: BookKeepingModule, clip_norm: float, rows: int) -> None:
+    """Add the gradients of the first `rows` rows of the last backward pass to `sums`.
+
+    Each row's whole gradient is scaled to L2 norm `clip_norm` at most before (`clipped_sums`): so
+    one record moves all of `sums` together by no more than that. From the second micro-batch on in
+    float64: in float32 the contributions of a long sample would be rounded away.
+    """
+    for parameter, total in module.clipped_sums(clip_norm, rows):
+        before = sums.get(parameter)
+        sums[parameter] = total if before is None else double(before).add_(total)
+
+
+def noisy(
+    total: torch.Tensor, *, clip_norm: float, noise_multiplier: float, random: SecureRandom
+) -> torch.Tensor:
+    """`total` plus Gaussian noise of deviation `noise_multiplier` times `clip_norm`.
+
+    Both are rounded to a lattice first, so that no floating-point gap tells the sum (`randomness`).
+    Rounding d coordinates to multiples of at most 2^-28 C moves a sum by 2^-28 C sqrt(d), which is
+    within ROUNDING_MARGIN for any model below 2^38 parameters.
+    """
+    spacing = 2.0 ** (math.floor(math.log2(clip_norm)) - 28)
+    values = total.detach().cpu().flatten().numpy()
+    return torch.from_numpy(random.noisy(values, noise_multiplier * clip_norm, spacing))
+
+
+def private_step(
+    optimizer: torch.optim.Optimizer,
+    module: BookKeepingModule,
+    losses: Iterable[tuple[torch.Tensor, int]],
+    *,
+    clip_norm: float,
+    noise_multiplier: float,
+    divisor: float,
+    random: SecureRandom,
+) -> None:
+    """Train one step on one Poisson sample.
+
+    `losses` gives, for each micro-batch of the sample, the sum of its rows' losses and how many of
+    the rows are records. An empty sample gives none, and leaves noise alone: to skip the step would
+    show that it was empty. `divisor` is the public number of records that a sample is expected to
+    have. Draws one noise vector from `random`. Raises ModelError where a trained parameter got no
+    gradient.
+    """
+    sums: Sums = {}
+    for loss, rows in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
+        add_clipped(sums, module, clip_norm, rows)
+    for parameter in _trained(optimizer):
+        total = sums.get(parameter)
+        if total is None:
+            if sums:
+                raise ModelError("a trainable parameter got no per-example gradients")
+            total = torch.zeros_like(parameter)
+        noise = noisy(total, clip_norm=clip_norm, noise_multiplier=noise_multiplier, random=random)
+        parameter.grad = noise.view_as(parameter).to(parameter)
+        parameter.grad /= divisor
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
