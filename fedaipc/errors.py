@@ -16,7 +16,7 @@
     │   └── RunOver       and waiting will not help: every PC refuses, no attempt is left
     ├── EngineError       Flower's runtime did not start or did not finish
     ├── OutputError       a run folder cannot be written or read
-    └── AdmissionError    a federation's folder, letter, member or certificate is not as it must be
+    └── AdmissionError    a federation's folder, token, member or certificate is not as it must be
 
 Every message is one line that says what was wrong and how to mend it, and never holds a text of a
 PC's data. A DataError may hold what whoever gave the data must know to mend it: lines, counts and

@@ -150,7 +150,7 @@ def audit_line() -> str:
     plain, sealed = recall["its update, open and not private"], recall["its sealed upload"]
     private = recall["its update, open, epsilon 8"]
     line = (
-        "And what an attack reaches. A server that gets every update unsealed, and knows all texts "
+        "What an attack reaches: a server that gets every update unsealed, and knows all texts "
         f"but which of {found['pcs'] * found['canaries']} are there, shows an epsilon of at least "
         f"{at_least(by[8.0]['bound']['lower'], 2)} where {at_most(by[8.0]['promised'], 2)} is "
         f"promised, {at_least(by[2.0]['bound']['lower'], 2)} where "

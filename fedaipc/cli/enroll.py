@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from fedaipc.client.enrollment import Enrolled
 
 DEFAULT_FOLDER = Path("fedaipc-pc")
-_SHORTEST_LETTER = 200  # characters; below it is a name of a file
+_SHORTEST_TOKEN = 200  # characters; below it is a name of a file
 PcFolder = Annotated[Path, typer.Option("--folder", help="this PC's own folder")]
 
 
 def enroll(
     invite: Annotated[
-        str | None, typer.Argument(help="the federation's letter: a file, or its text")
+        str | None, typer.Argument(help="the federation's invite: a file, or its text")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="your texts: CSV, JSONL, Parquet or a folder")
@@ -67,12 +67,12 @@ def enroll(
     else:
         if invite is None or data is None or name is None:
             raise AdmissionError("give the invite, --data and --name (or --again)")
-        letter = Invite.read(_text(invite))
-        say(f"federation {letter.federation} at {letter.address}")
-        say(f"its fingerprint {letter.fingerprint}: compare it with what you were told")
-        rehearsed = _rehearse(base or letter.base, letter.labels)
+        token = Invite.read(_text(invite))
+        say(f"federation {token.federation} at {token.address}")
+        say(f"its fingerprint {token.fingerprint}: compare it with what you were told")
+        rehearsed = _rehearse(base or token.base, token.labels)
         found = enrol_pc(
-            folder, letter, name=name, source=data, text_column=text, label_column=label,
+            folder, token, name=name, source=data, text_column=text, label_column=label,
             encoding=encoding, quoting=quoting, header=not no_header,
             skip_unusable=skip_unusable, base=base, lifetime_epsilon=epsilon,
         )  # fmt: skip
@@ -84,9 +84,9 @@ def enroll(
         )
     if out is None:
         say("", "send this request to the federation:", "")
-        say(*found.letter.splitlines())
+        say(*found.token.splitlines())
     else:
-        write_text(out, found.letter.strip())
+        write_text(out, found.token.strip())
         say(f"send {out} to the federation")
 
 
@@ -152,7 +152,7 @@ def _text(invite: str) -> str:
         raise AdmissionError(f"{path}: cannot be read ({error.strerror})") from None
     except (OSError, UnicodeDecodeError):
         pass  # too long for a name, or no text
-    if len(invite) < _SHORTEST_LETTER and not invite.startswith("fedaipc-"):
+    if len(invite) < _SHORTEST_TOKEN and not invite.startswith("fedaipc-"):
         raise AdmissionError(f"{invite}: no such file; give the invite's file, or its text")
     return invite
 

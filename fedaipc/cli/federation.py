@@ -64,7 +64,7 @@ def invite(
     days: Annotated[int, typer.Option(min=1, max=365, help="how long it is good")] = 14,
     out: Annotated[Path | None, typer.Option(help="file; else it is printed")] = None,
 ) -> None:
-    """Write a letter that owners of PCs enrol with; it holds no secret.
+    """Write an invite, with which owners enroll their PCs; it holds no secret.
 
     Example: fedaipc federation invite acme --out invite.txt
     """
@@ -75,7 +75,7 @@ def invite(
 
     settings = settings_from({}) if config is None else load_settings(config)
     federation, privacy = Federation(folder), settings.privacy
-    letter = federation.invite(
+    token = federation.invite(
         days=days,
         base=settings.model.base,
         labels=settings.data.labels or (),
@@ -86,10 +86,12 @@ def invite(
         ),
     )
     if out is None:
-        say(*letter.splitlines())
+        say(*token.splitlines())
         return
-    write_text(out, letter.strip())
-    _say(f"wrote {out}; tell owners this fingerprint over another way: {federation.fingerprint}")
+    write_text(out, token.strip())
+    _say(
+        f"wrote {out}; tell owners this fingerprint through another channel: {federation.fingerprint}"
+    )
     if settings.warm_up.source is not None:
         _say(
             "the job warms its base up: make it with "
@@ -114,12 +116,12 @@ def admit(
     from fedaipc.federation.federation import SERVER_FOLDER, Federation
 
     federation = Federation(folder)
-    letters = [_request(path) for path in requests]
-    for request in letters:
+    tokens = [_request(path) for path in requests]
+    for request in tokens:
         _say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}")
     if not yes and not agreed("Did each owner confirm this fingerprint?"):
         raise AdmissionError("nobody was admitted: compare the fingerprints first")
-    federation.admit(letters, days)
+    federation.admit(tokens, days)
     _say(f"{len(federation.members.active)} members; copy {folder / SERVER_FOLDER} to the server")
 
 
@@ -190,7 +192,7 @@ def _request(path: Path) -> Request:
     from fedaipc.protocol.enrollment import Request
 
     try:
-        # What is longer than a letter is none, and says so itself.
+        # A longer text is not a request, and its check says so.
         text = (
             sys.stdin.read(bounds.MAX_LETTER + 1)
             if str(path) == "-"

@@ -63,7 +63,7 @@ def train(
     ] = None,
     server: ServerFolder = Path(),
     name: Annotated[str | None, typer.Option(help="of the run; else the job's folder's")] = None,
-    resume: Annotated[str | None, typer.Option(help="name of a run to go on with")] = None,
+    resume: Annotated[str | None, typer.Option(help="name of a run to continue")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for the end")] = False,
 ) -> None:
     """Let the running server train a signed job; watch it. Ctrl-C ends the watching only.

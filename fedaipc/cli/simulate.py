@@ -63,7 +63,7 @@ def simulate(
     engine: Annotated[
         Literal["in-process", "flower"], typer.Option(help="how PCs are driven")
     ] = "in-process",
-    resume: Annotated[Path | None, typer.Option(help="go on with this run's folder")] = None,
+    resume: Annotated[Path | None, typer.Option(help="continue the run in this folder")] = None,
     insecure_test_seed: Annotated[
         int | None, typer.Option(help="repeatable noise: the result is NOT PRIVATE")
     ] = None,

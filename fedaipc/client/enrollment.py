@@ -53,7 +53,7 @@ _MAX_BYTES = 1 << 26  # of one file that a PC is moved in with, its ledger aside
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """What the owner is shown: the letter for the federation, and what it was made from.
+    """What the owner is shown: the request for the federation, and what it was made from.
 
     `reading` is what of the texts can be used, and what is left out and why; `fit` says how they
     fit the base, None where that is not here yet. Both are for the owner alone. `ledger` is what
@@ -61,7 +61,7 @@ class Enrolled:
     """
 
     request: Request
-    letter: str
+    token: str
     reading: Reading
     fit: TextFit | None
     ledger: Ledger
@@ -98,7 +98,7 @@ def enroll(
     again = (folder / LEDGER_FILE).is_file() and not (folder / OWNER_FILE).exists()
     if folder.exists() and any(folder.iterdir()) and not again:
         raise AdmissionError(
-            f"{folder}: not empty; give a new folder, or print its letter again with "
+            f"{folder}: not empty; give a new folder, or print its request again with "
             f"`fedaipc client enroll --again --folder {folder}`"
         )
     how = {
@@ -148,7 +148,7 @@ def enroll(
 
 
 def request_again(folder: Path) -> Enrolled:
-    """The letter of a PC that is enrolled: for one that was lost, or whose time is over."""
+    """The request of a PC that is enrolled: for one that was lost, or whose time is over."""
     owner = load_owner(folder / OWNER_FILE)
     return _enrolled(folder, read_records(owner.source, owner))
 
@@ -164,7 +164,7 @@ def _check_usable(reading: Reading, invite: Invite, *, skip_unusable: bool) -> N
     used, unusable = len(reading.some()), reading.left_out - other
     if unusable > used and not skip_unusable:
         raise DataError(
-            f"{reading.where}: {reading.tally()}; mend them, or go on with {used:,} records by "
+            f"{reading.where}: {reading.tally()}; mend them, or continue with {used:,} records by "
             "--skip-unusable"
         )
 

@@ -148,7 +148,7 @@ class Participation:
             return RoundError("no PC can take part: start at least one, and look into its log")
         return RoundError(
             f"too few PCs take part, and none was charged: {reason}{self._who()}; start more, or "
-            "mend it there, and go on with --resume"
+            "mend it there, and continue with --resume"
         )
 
     def _who(self) -> str:

@@ -97,7 +97,7 @@ def _print_event(result: RoundResult) -> None:
 def run_job(
     grid: Grid, folder: Path, engine: Engine, on_round: Callable[[RoundResult], None]
 ) -> None:
-    """Run or go on with the job in `folder`; leaves results.json, checkpoint and model there."""
+    """Run or continue the job in `folder`; leaves results.json, checkpoint and model there."""
     clock = time.monotonic()
     settings = load_settings(folder / CONFIG_FILE)
     signed, roster = read_job(folder)

@@ -86,7 +86,7 @@ class Unmasking:
             self._leave_out(bad)
 
     def _propose(self, members: Sequence[bytes]) -> tuple[list[Agreement], Counter[bytes]]:
-        """Agreements on the present set, and how many complain of a uploader."""
+        """Agreements on the present set, and how many complain of an uploader."""
         complaints: Counter[bytes] = Counter()
         expected = self._aggregator.set_hash
 

@@ -74,4 +74,4 @@ def _decoded(content: bytes) -> Upload:
     try:
         return Upload.decode(content)
     except (EncodingError, SecAggError):
-        raise OutputError("an upload on the disk is damaged; go on with --resume") from None
+        raise OutputError("an upload on the disk is damaged; continue with --resume") from None

@@ -112,7 +112,7 @@ class Federation:
         delta: float,
         order: float,
     ) -> str:
-        """A letter for any number of owners, good for `days`."""
+        """An invite for any number of owners, good for `days`."""
         return Invite(
             federation=self.facts.federation,
             issuer=self.facts.admission,

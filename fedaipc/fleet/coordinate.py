@@ -31,7 +31,7 @@ _log = logging.getLogger("fedaipc")
 
 
 def main() -> int:
-    """Run or go on with the run; the exit code is that of what stopped it.
+    """Run or continue the run; the exit code is that of what stopped it.
 
     What ends it is left in the run's folder. Where trying again would end in the same way, the run
     is not wanted any more: PCs too few or a SuperLink that is away may come back, all else not.

@@ -88,7 +88,7 @@ def run_folder(folder: Path, name: str) -> Path:
 
 
 def want(run: Path) -> None:
-    """Let the server go on with a run. Raises OutputError."""
+    """Let the server continue a run. Raises OutputError."""
     if not run.is_dir():
         raise OutputError(f"{run}: no such run")
     server = run.parent.parent

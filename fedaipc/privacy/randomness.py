@@ -76,7 +76,7 @@ class SecureRandom:
 
         `values` is flat, float32 or float64. `spacing` is a power of two; every value and ten
         deviations lie below 2^52 of it. Each block of 2^18 values has a key of its own, so the
-        result does not hang on the number of threads.
+        result does not depend on the number of threads.
         """
         result = np.empty_like(values)
         blocks = [

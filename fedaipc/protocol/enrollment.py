@@ -1,10 +1,10 @@
-"""Letters: short signed texts that people hand to each other, by mail or on a stick.
+"""Tokens: short signed texts that people hand to each other, by mail or on a stick.
 
 An invite goes from the holder of the admission key to the owner of a PC; a request goes back. A
-letter is `fedaipc-KIND-1.PAYLOAD.SIGNATURE`, both parts base64url without padding; white space does
+token is `fedaipc-KIND-1.PAYLOAD.SIGNATURE`, both parts base64url without padding; white space does
 not count, since mail breaks lines. The signature is Ed25519 over the label `fedaipc KIND` and the
-payload's JSON. That a letter is of whom it says can only be known by comparing fingerprints over
-another way; the signature shows that nothing was changed or cut off.
+payload's JSON. That a token is of whom it says can only be known by comparing fingerprints through
+another channel; the signature shows that nothing was changed or cut off.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_CHARACTERS = 20_000
 _LINE = 76
 
 
-class Letter(Section):
+class EnrollmentToken(Section):
     """`issuer` is the public key, in hex, of whoever signed; `not_after` in seconds since 1970."""
 
     kind: ClassVar[str]
@@ -39,7 +39,7 @@ class Letter(Section):
     not_after: int = Field(ge=0)
 
     def write(self, key: SigningKey) -> str:
-        """The letter as text, in lines that mail does not break. `key` is the issuer's."""
+        """The token as text, in lines that mail does not break. `key` is the issuer's."""
         payload = self.model_dump_json().encode()
         parts = (self._head(), _encoded(payload), _encoded(key.sign(self._signed(payload))))
         text = ".".join(parts)
@@ -47,7 +47,7 @@ class Letter(Section):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Raises AdmissionError: not such a letter, changed on its way, or out of date."""
+        """Raises AdmissionError: not such a token, changed on its way, or out of date."""
         what = f"the {cls.kind}"
         if len(text) > _MAX_CHARACTERS:
             raise AdmissionError(f"{what} is too long to be one")
@@ -58,22 +58,22 @@ class Letter(Section):
             )
         try:
             payload, signature = _decoded(parts[1]), _decoded(parts[2])
-            letter = cls.from_json(payload)
-            verify(bytes.fromhex(letter.issuer), signature, cls._signed(payload), what)
+            token = cls.from_json(payload)
+            verify(bytes.fromhex(token.issuer), signature, cls._signed(payload), what)
         except (ValueError, SecAggError):
             raise AdmissionError(
                 f"{what} was changed or cut off on its way, or is of another fedaipc: ask for it "
                 "again"
             ) from None
-        if letter.not_after < time.time():
+        if token.not_after < time.time():
             raise AdmissionError(
                 f"{what} is out of date: ask {cls.issuer_name} for a new one, or {check_clock()}"
             )
-        return letter
+        return token
 
     @property
     def fingerprint(self) -> str:
-        """What sender and receiver compare over another way, as on the telephone."""
+        """What sender and receiver compare through another channel, such as the telephone."""
         return fingerprint(bytes.fromhex(self.issuer))
 
     @classmethod
@@ -85,7 +85,7 @@ class Letter(Section):
         return f"fedaipc {cls.kind}".encode() + payload
 
 
-class Invite(Letter):
+class Invite(EnrollmentToken):
     """Where the server is, which TLS authority it has, and what the owner is advised to allow.
 
     The issuer is the admission key. `authority` is a certificate in PEM; `order` that of the RDP
@@ -104,7 +104,7 @@ class Invite(Letter):
     order: float = Field(gt=1)
 
 
-class Request(Letter):
+class Request(EnrollmentToken):
     """A PC that wants to belong to the federation. The issuer is its own identity.
 
     `node_key` is the public key, OpenSSH ECDSA P-384, by which Flower's transport knows the PC.

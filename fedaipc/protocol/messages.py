@@ -79,7 +79,7 @@ class Description:
         pc = _config(records, "pc")
         name, bundle = pc.get("name"), pc.get("bundle")
         if not isinstance(name, str) or len(name) > 80 or not re.fullmatch(NAME, name):
-            raise EncodingError("a PC described itself with a name that is none")
+            raise EncodingError("a PC described itself with a name that is not valid")
         if not isinstance(bundle, bytes):
             raise EncodingError("a PC described itself without its keys")
         return cls(name, bundle)

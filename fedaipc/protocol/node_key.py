@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 def parse(key: str) -> ec.EllipticCurvePublicKey:
     """An OpenSSH public key.
 
-    Raises ValueError where it is none on P-384, or not in the one form that such a key has.
+    Raises ValueError where it is not a key on P-384, or not in the one form that such a key has.
     """
     try:
         public = load_ssh_public_key(key.encode("ascii"))

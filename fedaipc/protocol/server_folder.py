@@ -45,7 +45,7 @@ class Facts(Section):
 
     @classmethod
     def load(cls, folder: Path) -> Facts:
-        """Raises AdmissionError where the folder is none of a federation or its server."""
+        """Raises AdmissionError where the folder is not one of a federation or its server."""
         path = folder / FACTS_FILE
         try:
             return cls.from_file(path)

@@ -123,7 +123,7 @@ class Agreement:
 
 
 class Reason(IntEnum):
-    """What a member says that a uploader did wrong."""
+    """What a member says that an uploader did wrong."""
 
     SHARES = 1
     LEDGER = 2
@@ -131,13 +131,13 @@ class Reason(IntEnum):
     @property
     def text(self) -> str:
         if self is Reason.SHARES:
-            return "its sealed shares are none"
+            return "its encrypted shares cannot be read"
         return "its ledger went back: an older copy was restored, or some of it is missing"
 
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """A member's word that a uploader's blob or head is none. Instead of an agreement."""
+    """A member's word that an uploader's blob or ledger head is not valid. Instead of an agreement."""
 
     member: bytes
     uploader: bytes

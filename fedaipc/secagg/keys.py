@@ -95,7 +95,9 @@ class ExchangeKey:
             try:
                 shared = self._key.exchange(X25519PublicKey.from_public_bytes(other))
             except ValueError:
-                raise SecAggError("a public key is none: its owner shares no secret") from None
+                raise SecAggError(
+                    "a public key is not valid: no secret can be shared with its owner"
+                ) from None
             self._agreed[other] = shared
         return self._agreed[other]
 
@@ -120,7 +122,7 @@ def seal(content: bytes, to: bytes, info: bytes) -> bytes:
     try:
         return _HPKE.encrypt(content, X25519PublicKey.from_public_bytes(to), info=info)
     except ValueError:
-        raise SecAggError("a public key is none: nothing can be sealed to it") from None
+        raise SecAggError("a public key is not valid: nothing can be encrypted to it") from None
 
 
 def derive(secret: bytes, context: bytes, label: bytes) -> bytes:

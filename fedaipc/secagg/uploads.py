@@ -198,7 +198,7 @@ def mask_and_share(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: Ledg
 
     `head` is the ledger's after this round's charge. The caller has checked `terms` and made the
     round's record durable (M14). Every call draws a fresh own key (M15). Raises SecAggError where
-    another PC's key is none.
+    another PC's key is not valid.
     """
     own = keys.identity.public
     neighbours = terms.neighbours(own)

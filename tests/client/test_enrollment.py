@@ -67,7 +67,7 @@ def test_a_pc_is_made_and_its_request_can_be_admitted(
 ) -> None:
     found = enrolled(tmp_path / "pc", invite, data)
     assert (len(found.reading.records), found.reading.left_out) == (60, 30)
-    federation.admit([Request.read(found.letter)])
+    federation.admit([Request.read(found.token)])
     (member,) = federation.members.active
     owner, key_store = load_owner(tmp_path / "pc" / "owner.toml"), KeyStore(tmp_path / "pc")
     assert member.identity == key_store.identity.public.hex()

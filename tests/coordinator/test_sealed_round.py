@@ -431,7 +431,7 @@ def test_a_dealer_of_what_are_no_shares_is_left_out_and_named(
 def test_a_member_that_got_a_bad_blob_is_not_blamed_for_what_it_cannot_release(
     tmp_path: Path, pcs: Pcs
 ) -> None:
-    """M20, M24: a uploader with one victim, and silent when shares are asked for."""
+    """M20, M24: an uploader with one victim, and silent when shares are asked for."""
     members = pcs(10)
     liar = members[3]
     liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, [attempt(request)]))

@@ -179,7 +179,7 @@ def test_a_full_disk_is_told_in_one_line(
         store.keep(PCS[0], FRAMES[PCS[0]])
     assert str(caught.value).endswith(
         f"{PCS[0].hex()}: the upload cannot be kept (No space left on device); free some space and "
-        "go on with --resume"
+        "continue with --resume"
     )
     assert "\n" not in str(caught.value)
 

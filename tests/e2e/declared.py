@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.e2e.recorder import Call
 
 # Extensions of a TLS 1.3 client hello (RFC 8446, 4.2), by number. Without 41 and 42 no session is
-# gone on with: no ticket of the server's comes back, and nothing is sent before the handshake.
+# resumed: no ticket of the server's comes back, and nothing is sent before the handshake.
 HELLO = {
     0: "server_name: the host of the server, as in the invite",
     10: "supported_groups: of the TLS library",
@@ -252,7 +252,7 @@ def _object(content: bytes, seen: Seen, call: Call) -> Iterator[str]:
     if hashlib.sha256(content).hexdigest() != request.object_id:
         yield f"object {kind}: another name than its hash"
     if not set(children) <= seen.objects:
-        yield f"object {kind}: children that are none"
+        yield f"object {kind}: children that do not exist"
     if kind == "Message":
         for path, value in _leaves(message_pb2.Message.FromString(body), ""):
             name = path.rpartition(".")[2]

@@ -33,7 +33,7 @@ def uploads(terms, keys) -> dict[bytes, Upload]:
 
 
 def rebuilt(terms, keys, found: dict[bytes, Upload], members: list[int], uploader: bytes) -> list:
-    """All keys of a uploader, from the shares of so many members."""
+    """All keys of an uploader, from the shares of so many members."""
     opened = {}
     for number in members:
         upload = found[uploader]

@@ -164,7 +164,7 @@ def _with_sources(
     return settings.model_copy(
         update={
             "data": settings.data.model_copy(update=update),
-            # All PCs in every round: who is asked must not hang on how much a PC holds.
+            # All PCs in every round: who is asked must not depend on how much a PC holds.
             "federation": settings.federation.model_copy(
                 update={"weighting": "equal", "fraction": 1.0, "only": None}
             ),

@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
 
 
 def run_cell(folder: Path) -> None:
-    """Run the job of `folder`, or go on with it. Raises FedaipcError."""
+    """Run the job of `folder`, or continue it. Raises FedaipcError."""
     place = folder / RUN_FOLDER
     if (place / JOB_FILE).is_file():
         run = reopen(place)

@@ -1,7 +1,7 @@
 """Choose settings by a tuner (Optuna's TPE) instead of a grid.
 
 A trial is one point: a cell for each seed. What it maximises is the mean accuracy on the validation
-set, never on the test set. Trials are kept in `search.log`; one that was cut off is gone on with.
+set, never on the test set. Trials are kept in `search.log`; one that was cut off is continued.
 """
 
 from __future__ import annotations
