@@ -90,7 +90,8 @@ def invite(
         return
     write_text(out, token.strip())
     _say(
-        f"wrote {out}; tell owners this fingerprint through another channel: {federation.fingerprint}"
+        f"wrote {out}; tell owners this fingerprint through another channel: "
+        f"{federation.fingerprint}"
     )
     if settings.warm_up.source is not None:
         _say(

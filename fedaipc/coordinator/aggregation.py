@@ -52,7 +52,7 @@ class PlainSum:
         return self._inside
 
     def accept(self, sender: bytes, frame: bytes) -> None:
-        """Add an upload. Raises SecAggError or EncodingError where it is not one, or the PC's second."""
+        """Add an upload. Raises SecAggError or EncodingError where it is not a PC's first."""
         if sender in self._inside:
             raise SecAggError("a PC has sent two updates in one round")
         self._total += self._encoding.unpack(frame, self._size)

@@ -94,8 +94,8 @@ def as_server(folder: Path) -> Iterator[None]:
 def foreign(run: Path, folder: Path) -> str | None:
     """Why the server in `folder` cannot work in `run`, if that is because it is another user's.
 
-    A file in it that everybody may read is no reason to refuse: the server replaces files, and does not
-    write into them. Raises OSError where the run is not there.
+    A file that everybody may read is fine: the server replaces files and does not write into them.
+    Raises OSError where the run is not there.
     """
     if not hasattr(os, "geteuid"):
         return None

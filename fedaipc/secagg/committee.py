@@ -137,7 +137,7 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """A member's word that an uploader's blob or ledger head is not valid. Instead of an agreement."""
+    """A member's word that an uploader's blob or ledger head is wrong; in place of agreement."""
 
     member: bytes
     uploader: bytes

@@ -1,4 +1,4 @@
-"""Every rule of SPEC.md is named by a test that checks it, and no test names a rule that does not exist.
+"""Every rule of SPEC.md is named by a test that checks it, and tests name no other rule.
 
 A test names rules in its docstring: "M4", "M1, M2" or "M18 to M22".
 """
