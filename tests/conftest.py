@@ -8,6 +8,7 @@ import random
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -87,15 +88,12 @@ def fedaipc(
     def call(*words: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["fedaipc", *map(str, words)])
         capsys.readouterr()
-        before = dict(os.environ)  # a command cleans it for the processes that it starts
         try:
-            main.run()
+            with mock.patch.dict(os.environ):  # which a command cleans for what it starts
+                main.run()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
         said = capsys.readouterr()
         return Ran(code, said.out, said.err)
 

@@ -11,6 +11,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -56,7 +57,8 @@ def on_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
             patch.setattr(sys, "stdout", screen)
             patch.setattr(sys, "stderr", screen)
             assert screen.isatty()
-            with suppress(SystemExit):
+            # A command cleans the environment for the processes that it starts.
+            with mock.patch.dict(os.environ), suppress(SystemExit):
                 main.run()
         listener.join(10)
         os.close(upper)
