@@ -14,7 +14,7 @@ _STDIN = 0
 
 def hold() -> None:
     """End this process, at once, when its standard input ends. All its files survive a crash."""
-    threading.Thread(target=_wait, name="lifeline", daemon=True).start()
+    threading.Thread(target=_wait, name="parent watch", daemon=True).start()
 
 
 def _wait() -> None:

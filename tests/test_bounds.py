@@ -78,7 +78,7 @@ def test_a_huge_file_is_one_line_and_no_memory(
     sparse(tmp_path / "huge")
     sparse(tmp_path / "pc" / "ledger.jsonl")
     sparse(tmp_path / "run" / "results.json")
-    if words[0] == "move-in":
+    if words[1] == "move-in":
         with zipfile.ZipFile(tmp_path / "moved.pc", "w") as archive:
             archive.writestr("owner.toml", "")
             archive.write(tmp_path / "huge", "ledger.jsonl", zipfile.ZIP_DEFLATED, 1)

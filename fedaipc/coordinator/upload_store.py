@@ -30,8 +30,8 @@ class UploadStore:
             path.write_bytes(frame)
         except OSError as error:
             raise OutputError(
-                f"{path}: the upload cannot be kept ({error.strerror}); free some space and go on "
-                "with --resume"
+                f"{path}: the upload cannot be kept ({error.strerror}); free some space and "
+                "continue with --resume"
             ) from None
 
     def upload(self, uploader: bytes) -> Upload:

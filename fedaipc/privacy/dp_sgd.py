@@ -91,7 +91,7 @@ def private_step(
     """
     sums: Sums = {}
     for loss, rows in losses:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         add_clipped(sums, module, clip_norm, rows)
     for parameter in _trained(optimizer):
         total = sums.get(parameter)

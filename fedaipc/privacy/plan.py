@@ -58,7 +58,7 @@ class PrivacyPlan:
             raise PrivacyError('mode "local" needs a noise multiplier, mode "none" has none')
         # Below, the float32 squares of a gradient vanish before the gradient reaches the bound.
         if not MIN_CLIP <= self.clip_norm <= MAX_CLIP:
-            raise PrivacyError(f"clip must lie in [{MIN_CLIP:g}, {MAX_CLIP:g}]")
+            raise PrivacyError(f"clip_norm must lie in [{MIN_CLIP:g}, {MAX_CLIP:g}]")
 
     @property
     def private(self) -> bool:

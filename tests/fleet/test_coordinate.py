@@ -64,7 +64,7 @@ def test_what_waiting_does_not_mend_is_not_wanted_any_more(
             raise error
 
     monkeypatch.setattr(sys, "argv", ["coordinate", str(run), str(state)])
-    monkeypatch.setattr(coordinate.lifeline, "hold", lambda: None)
+    monkeypatch.setattr(coordinate.parent_watch, "hold", lambda: None)
     monkeypatch.setattr(coordinate, "_end_soon", lambda _: None)  # no thread stays
     monkeypatch.setattr(grid, "FleetGrid", FakeGrid)
     monkeypatch.setattr(server_app, "run_job", job)

@@ -209,7 +209,7 @@ def test_a_dealer_masks_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert key == pair_key(terms(), KEYS[other], uploader)
         own = combine({PCS.index(who): r.released[number].own for who, r in found.items()})
         draws = SimpleNamespace(token_bytes=lambda _, own=own: own)
-        monkeypatch.setattr(uploads, "secrets", draws)
+        monkeypatch.setattr(module, "secrets", draws)
         words = np.array(ROUND["plain"][uploader.hex()]["words"], "<u4")
         upload = module.mask_and_share(
             terms(), KEYS[uploader], words, uploads()[uploader].header.head
