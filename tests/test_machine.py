@@ -174,8 +174,7 @@ def test_linux_tells_the_processors_name_and_instructions(
 
 # Written before scripts named their machine: a file that is measured anew leaves this list.
 _UNNAMED = {
-    "accountants.json", "clipping.json", "fleet.json", "memory.json", "ring.json",
-    "sealed_demo.json", "sealed_round.json", "sealing.json",
+    "clipping.json", "fleet.json", "memory.json", "ring.json", "sealed_demo.json",
 }  # fmt: skip
 _NO_TIMES = {"broken_builds.json"}  # counts of what attacks found, on any machine
 
