@@ -228,6 +228,7 @@ class Coordinator:
             self._tried |= missing
             patience = self._federation.round_timeout if first else self._federation.stage_timeout
             outcome.asked |= missing
+            started = time.monotonic()
             for pc, reply in self._ask(READY, self._offers(groups, number, missing), patience):
                 try:
                     answer = Readiness.decode(reply)
@@ -239,7 +240,8 @@ class Coordinator:
                     said.add((pc, contexts[pc]))
                 else:
                     outcome.declined.add(pc)
-            self._participation.miss(missing, patience)
+            waited = time.monotonic() - started
+            self._participation.miss(missing, waited if waited >= patience else 0.0)
 
     def _offers(
         self, groups: list[Terms], number: int, pcs: set[bytes]

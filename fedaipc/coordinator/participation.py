@@ -94,9 +94,13 @@ class Participation:
             self._refused.add(pc)
 
     def miss(self, pcs: Collection[bytes], seconds: float) -> None:
-        """These did not say within `seconds` whether they take part: that costs time alone."""
+        """These did not say whether they take part, and others had to wait `seconds` for them.
+
+        One that is away and costs nobody anything is asked again in the next attempt.
+        """
         self._not_now |= dict.fromkeys(pcs, "did not answer")
-        _let_rest(self._missed, pcs, seconds)
+        if seconds:
+            _let_rest(self._missed, pcs, seconds)
 
     def charge(self, pcs: Collection[bytes], attempt: int) -> None:
         """Attempt number `attempt` charges `pcs` from now on."""

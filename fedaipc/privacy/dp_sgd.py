@@ -3,7 +3,7 @@
 | step     | function         | what it guarantees                                             |
 |----------|------------------|----------------------------------------------------------------|
 | sample   | `poisson_sample` | each record is drawn by a coin of its own, of probability q     |
-| clip     | `add_clipped`    | the sum of gradients moves by C at most for one record          |
+| clip     | `add_clipped`    | the sum moves by C at most for one record (rounding: see there) |
 | noise    | `noisy`          | the sum carries N(0, (sigma C)^2) on every coordinate           |
 | divide   | `private_step`   | by the public number q n, whoever was drawn                     |
 | step     | `private_step`   | of an ordinary torch optimizer, which sees the noisy mean alone |
@@ -49,7 +49,9 @@ def add_clipped(sums: Sums, module: BookKeepingModule, clip_norm: float, rows: i
     """Add the gradients of the first `rows` rows of the last backward pass to `sums`.
 
     Each row's whole gradient is scaled to L2 norm `clip_norm` at most before (`clipped_sums`): so
-    one record moves all of `sums` together by no more than that. From the second micro-batch on in
+    one record moves all of `sums` together by no more than that. What rounding adds has room in
+    ROUNDING_MARGIN; for layers that are added up in float32 that is an assumption, which
+    `exact_sums` removes (docs/privacy.md, Clipping). From the second micro-batch on in
     float64: in float32 the contributions of a long sample would be rounded away.
     """
     for parameter, total in module.clipped_sums(clip_norm, rows):

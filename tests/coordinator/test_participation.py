@@ -303,6 +303,21 @@ def test_a_pc_that_never_says_whether_it_takes_part_costs_its_time_once(
     assert failures(ran, members) == {}
 
 
+def test_a_pc_that_is_away_for_a_moment_is_asked_in_the_next_round(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    """Nobody had to wait for it, so there is nothing to rest for."""
+    members = pcs(10)
+    members[0].ready = lambda offer: (
+        Error(code=100, reason="")
+        if offer.round == 1
+        else Readiness(None, members[0].charged).encode()
+    )
+    ran = run(tmp_path, members, "federation.rounds=2")
+    assert ran.error is None
+    assert [pc.charged for pc in members] == [1, *[2] * 9]
+
+
 def test_keys_that_run_out_while_pcs_make_ready_charge_nobody(
     tmp_path: Path, pcs: Pcs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
