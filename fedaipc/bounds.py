@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MAX_SETTINGS = 1 << 20  # TOML that people write
 MAX_KEY = 1 << 16  # a key or a certificate
-MAX_LETTER = 1 << 20  # an invite lists labels
+MAX_TOKEN = 1 << 20  # an invite lists labels
 MAX_JOB = 1 << 20  # one file of a signed job, texts aside
 MAX_ROSTER = 1 << 23  # a key for each of 100,000 members
 MAX_NODES = 1 << 26  # the same with names and keys of their machines

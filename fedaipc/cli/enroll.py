@@ -147,7 +147,7 @@ def _text(invite: str) -> str:
     path = Path(invite)
     try:
         if path.is_file():
-            return bounds.read_text(path, bounds.MAX_LETTER, encoding="ascii")
+            return bounds.read_text(path, bounds.MAX_TOKEN, encoding="ascii")
     except bounds.TooLarge as error:
         raise AdmissionError(f"{path}: cannot be read ({error.strerror})") from None
     except (OSError, UnicodeDecodeError):

@@ -195,9 +195,9 @@ def _request(path: Path) -> Request:
     try:
         # A longer text is not a request, and its check says so.
         text = (
-            sys.stdin.read(bounds.MAX_LETTER + 1)
+            sys.stdin.read(bounds.MAX_TOKEN + 1)
             if str(path) == "-"
-            else bounds.read_text(path, bounds.MAX_LETTER, encoding="ascii")
+            else bounds.read_text(path, bounds.MAX_TOKEN, encoding="ascii")
         )
     except OSError as error:
         raise AdmissionError(f"{path}: cannot be read ({error.strerror})") from None

@@ -80,7 +80,7 @@ def verify(
 
     Example: fedaipc privacy ledger verify runs/demo
     """
-    from fedaipc.client.peer_heads import memories, read_copy, read_export, witnesses_in
+    from fedaipc.client.peer_heads import memories, peers_in, read_copy, read_export
     from fedaipc.client.peer_heads import verify as verify_copy
     from fedaipc.secagg.keys import read_fingerprint
 
@@ -92,7 +92,7 @@ def verify(
         paths = _ledgers(place)
         copies, folders = [read_copy(path) for path in paths], [path.parent for path in paths]
     for folder in seen_by or ():
-        found = witnesses_in(folder)
+        found = peers_in(folder)
         if not found:
             raise LedgerError(f"{folder}: holds no PC that could remember anything")
         folders += found
@@ -104,7 +104,7 @@ def verify(
         rows = [
             {
                 "pc": v.pc, "lines": v.lines, "charges": v.charges, "key": v.key,
-                "witnesses": v.witnesses, "torn": v.torn, "problem": v.problem or None,
+                "peers": v.peers, "torn": v.torn, "problem": v.problem or None,
                 "verdict": v.word.lower(),
             }
             for v in verdicts
@@ -117,7 +117,7 @@ def verify(
             good += ", half a line follows that a crash cut off" if v.torn else ""
             table.add_row(
                 escape(v.pc), str(v.lines), str(v.charges), v.key or "nobody",
-                str(v.witnesses), good,
+                str(v.peers), good,
             )  # fmt: skip
         make_console().print(table)
         if any(v.word == "consistent" for v in verdicts):

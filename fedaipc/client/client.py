@@ -73,7 +73,7 @@ class Client:
             keys = self.key_store.keys(terms)
             answer = agree(terms, keys, proposal, agreed.set_hash, agreed.heads)
             if isinstance(answer, Agreement):
-                headers = [dealt.header for dealt in proposal.uploads]
+                headers = [upload.header for upload in proposal.uploads]
                 agreed.bind(answer.set_hash, {h.uploader: h.head for h in headers})
         return answer.encode()
 

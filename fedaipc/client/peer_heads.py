@@ -45,7 +45,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`witnesses` remember the ledger's PC, `problem` is "" where all is as it must be.
+    """`peers` remember the ledger's PC, `problem` is "" where all is as it must be.
 
     `key` is the fingerprint of who signs it; `known` where that is who must: the PC in whose folder
     it lies, or whom the caller named. Without, a chain that anybody wrote is consistent as well.
@@ -55,7 +55,7 @@ class Verdict:
     lines: int
     charges: int
     key: str | None
-    witnesses: int
+    peers: int
     problem: str
     torn: bool
     known: bool
@@ -125,7 +125,7 @@ def verify(
 
     `told` is the fingerprint that the caller expects.
     """
-    lines, charges, key, witnesses, problem = len(copy.lines), 0, None, 0, ""
+    lines, charges, key, peers, problem = len(copy.lines), 0, None, 0, ""
     try:
         chain = check_chain(copy.lines, copy.where, every=True)
         charges = sum(entry["kind"] == "charge" for entry in chain.entries)
@@ -139,16 +139,16 @@ def verify(
             raise LedgerError(f"{copy.where}: was not signed by {told}")
         own = [bytes.fromhex(public) for public in chain.keys]
         seen = [heads[public] for heads in remembered for public in own if public in heads]
-        witnesses = len(seen)
+        peers = len(seen)
         for head in sorted(seen, key=lambda head: head.count, reverse=True):
             chain.check_head(head.count, head.digest, copy.where)
     except FedaipcError as error:
         problem = str(error)
     known = copy.owner is not None or told is not None
-    return Verdict(copy.pc, lines, charges, key, witnesses, problem, copy.torn, known)
+    return Verdict(copy.pc, lines, charges, key, peers, problem, copy.torn, known)
 
 
-def witnesses_in(folder: Path) -> list[Path]:
+def peers_in(folder: Path) -> list[Path]:
     """The PCs' folders in `folder`, or itself."""
     if (folder / LEDGER_FILE).is_file():
         return [folder]

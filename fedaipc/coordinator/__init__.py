@@ -4,8 +4,8 @@ server_app.py        Flower server app: open the run folder, run the coordinator
 coordinator.py       a round, in numbered steps
 membership.py        which PCs are there, with which keys
 exchange.py          messages to PCs and back
-aggregation.py       the sum of a round, sealed or open
-unmasking.py         a group agrees on its sum and opens it
+aggregation.py       the sum of a round, masked or plain
+unmasking.py         a group agrees on its sum and unmasks it
 upload_store.py      uploads on the disk
 disputes.py          who is left out where two PCs contradict each other
 server_optimizer.py  FedAvg, FedAvgM, FedAdam

@@ -99,19 +99,19 @@ class MaskedSum(PlainSum):
 
     def finish(self, ask: Ask) -> None:
         for aggregator in self._aggregators:
-            opening = Unmasking(aggregator, self._store, ask)
+            unmasking = Unmasking(aggregator, self._store, ask)
             # Who has just uploaded is likely to be there still.
             first = [pc for pc in self._arrived if pc in aggregator.uploaders]
             rest = [pc for pc in aggregator.terms.participants if pc not in first]
             try:
-                opening.run(first + rest)
+                unmasking.run(first + rest)
             except SecAggError as error:
                 self.reasons.append(str(error))
                 for uploader in aggregator.uploaders:
                     aggregator.leave_out(uploader, self._store.upload(uploader).vector)
-            self.blamed |= opening.blamed
-            self.silent |= opening.silent
-            self.disputes |= opening.disputes
+            self.blamed |= unmasking.blamed
+            self.silent |= unmasking.silent
+            self.disputes |= unmasking.disputes
             aggregator.close()
             self._store.close()
         self._store.remove()

@@ -30,9 +30,10 @@ _MAX_BYTES = 1 << 27  # of one text: 100,000 rounds
 class Checkpoint:
     """`round` rounds are done. `optimizer` is the server optimizer's state.
 
-    By identity: `banned` are PCs that were proved wrong or dispute too much, `disputes` the run's;
-    `charges` how many attempts up to number `attempt` a PC was charged for at most; `failures` in
-    how many void attempts it did not do its part, and until when (seconds since 1970) it rests.
+    By identity: `banned` are PCs that were proved wrong, or in too many disputes; `disputes` the
+    run's; `charges` how many attempts up to number `attempt` a PC was charged for at most;
+    `failures` in how many void attempts it did not do its part, and until when (seconds since 1970)
+    it rests.
     """
 
     layout_hash: str

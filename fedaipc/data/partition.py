@@ -92,7 +92,7 @@ def _by_column(records: Records, pcs: int, random: np.random.Generator) -> list[
     if records.groups is None:
         raise DataError('partition = "column" needs a source with data.partition_column')
     groups = np.array(records.groups, dtype=object)
-    # Largest first; ties by name, so that the order never hangs on a hash.
+    # Largest first; ties by name, so that the order never depends on a hash.
     sizes = sorted(Counter(records.groups).items(), key=lambda item: (-item[1], item[0]))
     if len(sizes) >= pcs:
         loads = [(0, number) for number in range(pcs)]

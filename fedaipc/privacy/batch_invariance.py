@@ -81,7 +81,7 @@ def check_rows(
     states must be equal in all rows to the last bit. `loss` makes a number of the logits. Sets the
     trained parameters to random values. Raises RowsDifferError where rows differ.
     """
-    random = np.random.default_rng()  # public values; nothing hangs on which
+    random = np.random.default_rng()  # public values; no promise depends on them
     size = classifier.layout.size
     write_vector(classifier, random.normal(0, _SPREAD, size).astype(np.float32))
     seen: list[tuple[str, torch.Tensor]] = []

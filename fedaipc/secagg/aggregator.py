@@ -152,7 +152,7 @@ class Aggregator:
     def open(self) -> None:
         """Remove all masks of this group from the total; once (M27, M28).
 
-        Raises SecAggError where too few members released, BadUploader where one dealt shares of
+        Raises SecAggError where too few members released, BadUploader where one shared parts of
         another key than it used; then the total stays as it was.
         """
         if not self.ready:

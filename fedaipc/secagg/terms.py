@@ -274,7 +274,7 @@ def check_value(context: bytes, key: bytes) -> bytes:
 def commitments(
     context: bytes, uploader: bytes, member: bytes, shares: Sequence[bytes]
 ) -> list[bytes]:
-    """16 bytes for each share of 33 that show whether it is the one that was dealt.
+    """16 bytes for each share of 33 that show whether it is the one that was sent.
 
     Every field has one length, so that no two inputs run together.
     """

@@ -67,7 +67,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class LedgerHead:
-    """Of a PC's ledger when it dealt: how many lines it has, and the last one's hash (M31)."""
+    """Of a PC's ledger at its upload: how many lines it has, and the last one's hash (M31)."""
 
     count: int
     digest: bytes
@@ -211,14 +211,14 @@ def mask_and_share(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: Ledg
         [key for other, key in signed if own > other],
     )
     vector = terms.encoding.pack(words)
-    dealt = (own_key, *pairs)
-    lines = split_all(dealt, terms.thresholds.shares, len(terms.bundles))
+    shared = (own_key, *pairs)
+    lines = split_all(shared, terms.thresholds.shares, len(terms.bundles))
     blobs, leaves = [], []
     for bundle, shares in zip(terms.bundles, lines, strict=True):
         blob = seal(b"".join(shares), bundle.share_key, _blob_info(terms, own, bundle.identity))
         blobs.append(blob)
         leaves.append(_leaf(terms, own, bundle.identity, blob, shares))
-    checks = [check_value(terms.context, key) for key in dealt]
+    checks = [check_value(terms.context, key) for key in shared]
     header = Header(
         context=terms.context,
         uploader=own,

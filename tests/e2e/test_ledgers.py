@@ -90,7 +90,7 @@ def test_the_command_finds_what_peers_remember(restored: Path, fedaipc: Callable
     rows = {row["pc"]: row for row in json.loads(ran.out)}
     assert [name for name, row in rows.items() if row["problem"]] == [PC]
     assert "has 3 lines, and had 5 when it was last seen" in ran.err
-    assert rows[PC]["witnesses"] >= 3
+    assert rows[PC]["peers"] >= 3
     alone = fedaipc("privacy", "ledger", "verify", pcs / PC, "--json")  # nobody remembers more
     assert alone.code == 0
     who = next(p for p in pcs.iterdir() if p.name != PC and len(KeyStore(p).heads()) > 1)

@@ -24,7 +24,7 @@ _LOG_FILE, _RESULT, _FAILED = "search.log", "sweep.json", "failed"
 
 
 def check_kind(folder: Path, *, search: bool) -> None:
-    """Raise ConfigError where `folder` holds a search and this is none, or the other way round."""
+    """Raise ConfigError where `folder` holds a grid or list and this is a search, or reversed."""
     if (folder / _RESULT).exists() and (folder / _LOG_FILE).exists() != search:
         held = "a search" if not search else "a grid or list"
         raise ConfigError(f"{folder}: holds {held}; give another --out")
