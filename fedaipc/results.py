@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedaipc import strict_json
-from fedaipc.config import Section
+from fedaipc.config import DPSGD, Frozen, Schedule
 from fedaipc.errors import OutputError
 from fedaipc.files import write_atomic
 
@@ -38,7 +38,7 @@ Number = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 
 
-class Score(Section):
+class Score(Frozen):
     """How a model does on one set of texts. `loss` is None where it was not finite."""
 
     accuracy: Fraction
@@ -47,7 +47,7 @@ class Score(Section):
     examples: Number
 
 
-class ClassScore(Section):
+class ClassScore(Frozen):
     """How a model does on the texts of one label; `support` is how many there are."""
 
     label: str
@@ -57,7 +57,7 @@ class ClassScore(Section):
     support: Number
 
 
-class PlannedEpsilon(Section):
+class PlannedEpsilon(Frozen):
     """Epsilon of the whole declared schedule, by three accountants. An upper bound each."""
 
     rdp: Amount
@@ -65,37 +65,45 @@ class PlannedEpsilon(Section):
     pld: Amount
 
 
-class PrivacyFacts(Section):
-    """What was promised, in the terms of the job. `neighbours` is a phrase for a reader."""
+class PrivacyFacts(Frozen):
+    """What was promised. `neighbours` is a phrase for a reader; `schedule` is of one round."""
 
-    mode: Literal["local", "none"]
-    unit: str
     neighbours: str
-    delta: Amount
-    clip_norm: Amount
-    noise_multiplier: Amount | None
-    sampling_rate: Fraction
-    local_steps: Number
+    schedule: Schedule
     rounds: Number
     target_epsilon: Amount | None
     planned_epsilon: PlannedEpsilon | None
 
+    @property
+    def dp_sgd(self) -> DPSGD | None:
+        """The mechanism, None without privacy."""
+        mechanism = self.schedule.mechanism
+        return mechanism if isinstance(mechanism, DPSGD) else None
 
-class SealingFacts(Section):
-    """What the coordinator could see. In mode "none": every PC's update.
+    @property
+    def delta(self) -> float:
+        return self.schedule.mechanism.delta
 
-    `colluding` PCs may work for it, and no sum of fewer than `least` updates is opened; `bound` is
-    on one value of a weighted update.
+    @property
+    def unit(self) -> str:
+        return self.schedule.mechanism.unit
+
+
+class AggregationFacts(Frozen):
+    """What the coordinator could see. With plain aggregation: every PC's update.
+
+    `colluding` PCs may work for it, and no sum of fewer than `least` updates is unmasked; `bound`
+    is on one value of a weighted update.
     """
 
-    mode: Literal["secagg", "none"]
+    kind: Literal["secagg", "plain"]
     bits: Number
     bound: Amount
     colluding: Number | None
     least: Number | None
 
 
-class ModelFacts(Section):
+class ModelFacts(Frozen):
     """Which model was trained, where, and hashes by which two runs can be compared.
 
     `vector_hash` is the SHA-256 of the final flat float32 vector; `reason` says why this device
@@ -116,7 +124,7 @@ class ModelFacts(Section):
     notes: tuple[str, ...] = ()
 
 
-class WarmUpFacts(Section):
+class WarmUpFacts(Frozen):
     """Public texts on which `base` was trained, not privately, before any PC was asked.
 
     `seconds` is about 0 where the warmed-up base was there already.
@@ -128,14 +136,14 @@ class WarmUpFacts(Section):
     seconds: Amount
 
 
-class TextFit(Section):
+class TextFit(Frozen):
     """How texts fit a model: shares of tokens not in its vocabulary, and of texts that are cut."""
 
     unknown_tokens: Fraction
     cut_texts: Fraction
 
 
-class DataFacts(Section):
+class DataFacts(Frozen):
     """Labels and the sizes (in texts) of the sets; `majority` is the test set's largest share.
 
     `train_fit` is of what all PCs hold together: known to a simulator only.
@@ -152,14 +160,14 @@ class DataFacts(Section):
     validation_fit: TextFit | None = None
 
 
-class Traffic(Section):
+class Traffic(Frozen):
     """Bytes of all PCs together, from the coordinator (`down`) and to it (`up`)."""
 
     down: Number
     up: Number
 
 
-class RoundResult(Section):
+class RoundResult(Frozen):
     """One attempt at one round. A void one left the model as it was, and says why.
 
     `blamed` names PCs whose uploads or shares were provably wrong. `asked`, `arrived`, `declined`
@@ -187,7 +195,7 @@ class RoundResult(Section):
     validation: Score | None
 
 
-class PcResult(Section):
+class PcResult(Frozen):
     """One PC at the end. `examples` and `groups` are known to a simulator only.
 
     `epsilon` is read from the ledger: all charges over the PC's life, not this run's alone, by
@@ -205,7 +213,7 @@ class PcResult(Section):
     state: Literal["active", "exhausted", "absent"]
 
 
-class MachineFacts(Section):
+class MachineFacts(Frozen):
     """Where the coordinator (or the simulation) ran, and the versions that matter.
 
     Cores and memory are those that its process could use. `instructions` are the processor's.
@@ -223,7 +231,7 @@ class MachineFacts(Section):
     transformers: str
 
 
-class Results(Section):
+class Results(Frozen):
     """One run. `not_private` holds the reasons why no promise can be made; empty is private.
 
     `start` and `validation` are scores on the validation set before the first round and after the
@@ -243,7 +251,7 @@ class Results(Section):
     resumed: Number = 0
     not_private: tuple[str, ...]
     privacy: PrivacyFacts
-    sealing: SealingFacts
+    aggregation: AggregationFacts
     model: ModelFacts
     warm_up: WarmUpFacts | None = None
     data: DataFacts
@@ -266,7 +274,7 @@ class Results(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         # A forgotten reason would print a promise over a run that has none.
-        if self.privacy.mode == "none" and not self.not_private:
+        if not self.privacy.schedule.private and not self.not_private:
             raise ValueError('privacy mode "none" needs a reason in not_private')
         return self
 

@@ -60,8 +60,8 @@ def demo(
     out: Path, config: Path, pcs: int, rounds: int | None, changes: list[str], seed: int | None
 ) -> Results:
     """All of it; every process is gone when this returns or raises."""
-    changes = [*changes, f"federation.pcs={pcs}"]
-    changes += [] if rounds is None else [f"federation.rounds={rounds}"]
+    changes = [*changes, f"federation.clients={pcs}"]
+    changes += [] if rounds is None else [f"rounds={rounds}"]
     job, port, server = give_out_texts(out, config, changes), free_port(), out / "acme" / "server"
     enrol_all(out, job, pcs, port)
     for number in range(pcs):
@@ -121,7 +121,7 @@ def enrol_all(out: Path, job: Path, pcs: int, port: int) -> None:
 def give_out_texts(out: Path, config: Path, changes: list[str]) -> Path:
     """One file of texts for each PC, two public ones to measure on, and the job's settings."""
     settings = load_settings(config, changes)
-    data = prepare_simulation(settings.data, settings.federation.pcs)
+    data = prepare_simulation(settings.data, settings.federation.clients)
     for number, indices in enumerate(data.parts):
         data.train.take(indices).write_parquet(out / f"pc-{number:04d}.parquet")
     data.validation.write_parquet(out / "validation.parquet")

@@ -72,11 +72,11 @@ def table() -> str:
     rows = ["| what | privacy | test accuracy | macro-F1 |", "|---|---|---|---|"]
     for claim in ORDER:
         result = json.loads((RESULTS / f"{claim}.json").read_text(encoding="utf-8"))
-        privacy = result["runs"][0].get("privacy", {"mode": "none"})
+        privacy = result["runs"][0].get("privacy")
         promise = "none"
-        if privacy["mode"] != "none":
+        if privacy is not None and privacy["planned_epsilon"] is not None:
             spent = max(run["epsilon_charged"] for run in result["runs"])
-            promise = f"epsilon {spent:.2f}, delta {privacy['delta']:g}"
+            promise = f"epsilon {spent:.2f}, delta {privacy['schedule']['mechanism']['delta']:g}"
         rows.append(
             f"| {result['what']} | {promise} | {result['test_accuracy_mean']:.3f} "
             f"± {result['test_accuracy_deviation']:.3f} | {result['test_macro_f1_mean']:.3f} |"
@@ -150,7 +150,7 @@ def audit_line() -> str:
     plain, sealed = recall["its update, open and not private"], recall["its sealed upload"]
     private = recall["its update, open, epsilon 8"]
     line = (
-        "What an attack reaches: a server that gets every update unsealed, and knows all texts "
+        "What an attack achieves: a server that gets every update unsealed, and knows all texts "
         f"but which of {found['pcs'] * found['canaries']} are there, shows an epsilon of at least "
         f"{at_least(by[8.0]['bound']['lower'], 2)} where {at_most(by[8.0]['promised'], 2)} is "
         f"promised, {at_least(by[2.0]['bound']['lower'], 2)} where "
@@ -303,7 +303,7 @@ def clipping() -> str:
         "",
         f"Noise for {values / 1e6:.1f} million values. {noise}.",
         "",
-        f"Book-keeping with `privacy.exact_sums`, against an ordinary pass in float32: {exact}.",
+        f"Book-keeping with all sums in float64, against an ordinary pass in float32: {exact}.",
         "",
         (
             "`torch.compile`, an ordinary pass of MiniLM-L6, full, 32 x 64, against one without: "

@@ -26,13 +26,12 @@ import numpy as np
 import torch
 
 from fedaipc.config import for_labels, load_settings, recipe_text
-from fedaipc.coordinator.server_optimizer import ServerOptimizer
 from fedaipc.data.prepare import prepare_simulation
 from fedaipc.machine import processor
 from fedaipc.model.classifier import Batch, Classifier, read_vector, write_vector
 from fedaipc.model.inputs import Inputs, make_inputs
 from fedaipc.model.metrics import scores
-from fedaipc.privacy.plan import make_plan, planned_epsilon, size_class
+from fedaipc.privacy.budget import planned_epsilon, round_schedule, size_class
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.privacy.signal import noise_ratio
 from fedaipc.privacy.training import train_round
@@ -54,16 +53,19 @@ TASKS: dict[str, tuple[str, tuple[str, ...]]] = {  # name: what it is, settings
         "spam, 20 PCs of 160 messages",
         ("data.source=sms-spam", "data.limit=3700", *FEW[2:3], "data.validation_size=100"),
     ),
-    "many-pcs": ("sentiment, 100 PCs of 32 sentences", ("data.limit=4000", "federation.pcs=100")),
+    "many-pcs": (
+        "sentiment, 100 PCs of 32 sentences",
+        ("data.limit=4000", "federation.clients=100"),
+    ),
     "sentiment": (
         "sentiment, 20 PCs of 160 sentences of one domain",
-        ("data.limit=4000", "data.partition=column", "data.partition_column=domain"),
+        ("data.limit=4000", "data.partition.kind=column", "data.client_column=domain"),
     ),
     "meld": (
         "three-class sentiment, 20 PCs by speaker",
         ("data.source={}/train_sent_emo.csv", "data.text_column=Utterance",
-         "data.limit=5000", "data.label_column=Sentiment", "data.partition=column",
-         "data.partition_column=Speaker"),
+         "data.limit=5000", "data.label_column=Sentiment", "data.partition.kind=column",
+         "data.client_column=Speaker"),
     ),
     "banking77": (
         "77 intents, 20 PCs",
@@ -74,10 +76,10 @@ RECIPES: dict[str, tuple[str, ...]] = {  # what is said beside the task
     "epsilon 8": (),
     "epsilon 2": ("privacy.epsilon=2.0",),
     "epsilon 1": ("privacy.epsilon=1.0",),
-    "not private": ("privacy.mode=none",),
-    "FedAvg at 0.5": ("federation.server_optimizer=fedavg", "training.learning_rate=0.5"),
+    "not private": ("privacy.kind=none",),
+    "FedAvg at 0.5": ("server.kind=fedavg", "training.learning_rate=0.5"),
     "FedAvgM at 0.5, clip 2": (
-        "federation.server_optimizer=fedavgm", "training.learning_rate=0.5",
+        "server.kind=fedavgm", "training.learning_rate=0.5",
         "privacy.clip_norm=2.0",
     ),
 }  # fmt: skip
@@ -130,7 +132,7 @@ def _measure(
 def _run(words: Sequence[str], seed: int, cache: Path) -> dict[str, Any]:
     started = time.monotonic()
     settings = load_settings(None, [*words, f"data.seed={seed}"])
-    data = prepare_simulation(settings.data, settings.federation.pcs)
+    data = prepare_simulation(settings.data, settings.federation.clients)
     settings = for_labels(settings, data.labels)
     number = {label: index for index, label in enumerate(data.labels)}
     classifier = Classifier(settings.model, data.labels)
@@ -148,18 +150,16 @@ def _run(words: Sequence[str], seed: int, cache: Path) -> dict[str, Any]:
         predicted = classifier(Batch(torch.from_numpy(np.array(test.rows)), None)).numpy().argmax(1)
     truth = np.array([number[label] for label in data.test.labels])
     score, _ = scores(predicted, truth, data.labels, 0.0)
-    plan, values = make_plan(settings), classifier.layout.size
+    once, values = round_schedule(settings), classifier.layout.size
     found = {
         "seed": seed,
         "test_accuracy": score.accuracy,
         "test_macro_f1": score.macro_f1,
         "test_texts": len(truth),
         "majority": float(np.bincount(truth).max() / len(truth)),
-        "noise_ratio": noise_ratio(plan, settings, values, sizes),
-        "noise_multiplier": plan.noise_multiplier,
-        "planned_epsilon": planned_epsilon(plan, settings.federation.rounds)["rdp"]
-        if plan.private
-        else None,
+        "noise_ratio": noise_ratio(once, settings, values, sizes),
+        "noise_multiplier": getattr(once.mechanism, "noise_multiplier", None),
+        "planned_epsilon": planned_epsilon(once, settings.rounds)["rdp"] if once.private else None,
         "recipe": recipe_text(settings),
         "labels": len(data.labels),
         "trainable_parameters": values,
@@ -174,18 +174,18 @@ def _trained(
     classifier: Classifier, settings: Settings, pcs: Sequence[tuple[Inputs, Any, int]]
 ) -> Any:
     """The model's vector after all rounds, as PCs and coordinator would make it."""
-    plan, vector = make_plan(settings), read_vector(classifier)
-    server = ServerOptimizer(settings.federation, {})
+    once, vector = round_schedule(settings), read_vector(classifier)
+    state: dict[str, Any] = {}
     total = sum(size for *_, size in pcs)
-    for _ in range(settings.federation.rounds):
+    for _ in range(settings.rounds):
         mean = np.zeros_like(vector)
         for inputs, targets, size in pcs:
             update = train_round(
-                classifier, inputs, targets, vector, plan=plan, training=settings.training,
+                classifier, inputs, targets, vector, schedule=once, training=settings.training,
                 size_class=size, micro_batch=0, random=SecureRandom(),
             )  # fmt: skip
             mean += update * np.float32(size / total)
-        vector = server.step(vector, mean)
+        vector = settings.server.step(vector, mean, state)
     return vector
 
 

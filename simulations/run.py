@@ -27,10 +27,10 @@ from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, simulate
 
 HERE = Path(__file__).parent
-OPEN = ("privacy.mode=none",)
-EPSILON_3 = ("privacy.epsilon=3.0", "privacy.lifetime_epsilon=3.0", "training.learning_rate=1.0")
-EPSILON_1 = ("privacy.epsilon=1.0", "privacy.lifetime_epsilon=1.0", "training.learning_rate=0.5")
-IID = ("data.partition=iid",)
+OPEN = ("privacy.kind=none",)
+EPSILON_3 = ("privacy.epsilon=3.0", "federation.lifetime_epsilon=3.0", "training.learning_rate=1.0")
+EPSILON_1 = ("privacy.epsilon=1.0", "federation.lifetime_epsilon=1.0", "training.learning_rate=0.5")
+IID = ("data.partition.kind=iid",)
 MIXED = "20 PCs, mixed texts"
 COLD = "20 PCs, base as published"
 CLAIMS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # name: what it is, config, changes
@@ -38,7 +38,7 @@ CLAIMS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # name: what it is, con
     "public-only": (
         "public reviews alone, no PC asked",
         "demo",
-        (*OPEN, "federation.rounds=1", "training.learning_rate=1e-9"),
+        (*OPEN, "rounds=1", "training.learning_rate=1e-9"),
     ),
     "alone-by-domain": ("each PC alone, not private, one domain each", "alone-by-domain", ()),
     "alone-iid": ("each PC alone, not private, mixed texts", "alone-iid", ()),
@@ -59,7 +59,7 @@ CLAIMS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # name: what it is, con
     "cold-open": (
         f"{COLD}, not private",
         "no-warm-up",
-        (*OPEN, "training.learning_rate=0.1", "federation.rounds=100"),
+        (*OPEN, "training.learning_rate=0.1", "rounds=100"),
     ),
     "cold-8": (f"{COLD}, epsilon 8", "no-warm-up", ()),
 }
@@ -87,7 +87,7 @@ def _run(claim: str, seed: int, scratch: Path) -> dict[str, Any]:
     _, config, changes = CLAIMS[claim]
     settings = load_settings(HERE / f"{config}.toml", [*changes, *over])
     if claim.startswith("alone"):
-        scores = [_accuracies(_once(settings, [pc])) for pc in range(settings.federation.pcs)]
+        scores = [_accuracies(_once(settings, [pc])) for pc in range(settings.federation.clients)]
         run = {
             "test_accuracy": statistics.mean(s["test_accuracy"] for s in scores),
             "validation_accuracy": statistics.mean(s["validation_accuracy"] for s in scores),

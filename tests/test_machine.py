@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from fedaipc import machine
-from fedaipc.client.availability import Work
-from fedaipc.config import WorkSettings
+from fedaipc.config import AvailabilitySettings
 
 GIB = 2**30
 
@@ -111,8 +110,10 @@ def test_a_pc_rests_while_its_unit_is_short_of_memory(groups: Groups) -> None:
     """With systemd's MemoryMax: the machine has 48 GiB free, the unit has one."""
     groups.own("0::/fedaipc.service\n")
     groups.write("fedaipc.service", memory__max=4 * GIB, memory__current=3 * GIB)
-    work = Work(WorkSettings(low_priority=False, min_free_gib=2.0))
-    assert work() == "only 1.0 GiB of memory are free"
+    from fedaipc.client.availability import Availability
+
+    available = Availability(AvailabilitySettings(low_priority=False, min_free_gib=2.0))
+    assert available() == "only 1.0 GiB of memory are free"
 
 
 def test_affinity_counts(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedaipc import bounds, strict_json
 from fedaipc.certificate.document import AuditFacts, Certificate, Guarantee
+from fedaipc.config import DPSGD
 from fedaipc.errors import CertificateError
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     """
     if len(guarantee.schedule) != 1 or guarantee.epsilon is None:
         raise CertificateError("an audit fits a private run of one kind of step")
-    (step,) = guarantee.schedule
-    wanted = (step.noise_multiplier, step.sampling_rate, step.steps, guarantee.delta)
+    (taken,) = guarantee.schedule
+    mechanism = taken.mechanism
+    if type(mechanism) is not DPSGD:
+        raise CertificateError(f'an audit fits DP-SGD, and not "{mechanism.kind}"')
+    wanted = (mechanism.noise, mechanism.sampling_rate, taken.steps, guarantee.delta)
     try:
         content = bounds.read_bytes(path, strict_json.MAX_BYTES)
         report: Any = strict_json.parse(content)
@@ -51,8 +55,8 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     except (ValueError, KeyError, TypeError):
         raise CertificateError(f"{path}: is not what `fedaipc privacy audit` writes") from None
     raise CertificateError(
-        f"{path}: holds no audit of noise multiplier {step.noise_multiplier:g}, sampling rate "
-        f"{step.sampling_rate:g}, {step.steps} steps; audit a job with this schedule"
+        f"{path}: holds no audit of noise multiplier {mechanism.noise:g}, sampling rate "
+        f"{mechanism.sampling_rate:g}, {taken.steps} steps; audit a job with this schedule"
     )
 
 

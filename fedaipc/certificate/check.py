@@ -24,9 +24,8 @@ from fedaipc.certificate.document import (
     SAMPLING,
     TRUST,
     UNIT,
-    Step,
 )
-from fedaipc.config import LOSS_DELTA, MAX_KINDS, MAX_LOSS
+from fedaipc.config import DPSGD, LOSS_DELTA, MAX_KINDS, MAX_LOSS, Privacy, Schedule
 from fedaipc.errors import FedaipcError
 from fedaipc.privacy.chain import check_chain
 from fedaipc.secagg.keys import verify
@@ -48,7 +47,6 @@ _RELATIVE, _ABSOLUTE = 0.01, 0.005
 _PLD_DIGITS = 1e-6  # the same library and grid
 _RDP_DIGITS = 1e-3  # at orders between whole numbers RDP is a series, cut off here and there
 _JOB_LABEL = b"fedaipc job"
-_Key = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,30 +125,32 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
 
     yield _checked("job's signature", job_signature)
     job: dict[str, Any] = strict_json.parse(run.job)
-    private = job["mode"] != "none"
-    key = (float(job["noise_multiplier"] or 0), float(job["sampling_rate"]))
+    mechanism = Privacy.model_validate(job["privacy"])
+    private = mechanism.private
     local, most, rounds = (
         int(n) for n in (job["training"]["local_steps"], job["max_attempts"], job["rounds"])
     )
-    schedule: Counter[_Key] = Counter()
+    schedule: Counter[Privacy] = Counter()
     if private and run.attempts:
-        schedule[key] = local * run.attempts
-    stated = (guarantee.delta, list(guarantee.clip_norm), run.run)
+        schedule[mechanism] = local * run.attempts
+    stated = (guarantee.delta, run.run)
     yield Finding(
         "job's terms",
-        stated == (job["delta"], [job["clip_norm"]], job["run"])
+        stated == (mechanism.delta, job["run"])
         and run.rounds <= run.attempts <= most
         and (run.status != "finished" or run.rounds == rounds),
         f"delta {guarantee.delta:g}, {run.rounds} rounds in {run.attempts} attempts of {most}",
     )
     yield _same_schedule(guarantee.schedule, schedule)
     yield Finding(
-        "private or not", private or bool(guarantee.not_private), f"the job's mode is {job['mode']}"
+        "private or not",
+        private or bool(guarantee.not_private),
+        f'the job has privacy.kind = "{mechanism.kind}"',
     )
     if guarantee.claim is not None and private:
         declared = run.status == "finished" and run.attempts == rounds
         steps = local * (rounds if declared else most)
-        taken = Step(noise_multiplier=key[0], sampling_rate=key[1], steps=steps)
+        taken = Schedule(mechanism=mechanism, steps=steps)
         yield _size([taken])
         again = _pld([taken], guarantee.delta)
         yield Finding(
@@ -174,19 +174,19 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
         chain.key == signer and len(charges) == pc.charges and all(map(_is_charge, charges)),
         f"{len(chain.entries)} lines, {len(charges)} charges, all signed",
     )
-    schedule: Counter[_Key] = Counter()
-    for charge in charges:
-        if charge["noise_multiplier"] is not None:
-            schedule[charge["noise_multiplier"], charge["sampling_rate"]] += charge["steps"]
-    clips = sorted({charge["clip_norm"] for charge in charges})
+    schedule: Counter[Privacy] = Counter()
+    taken = [_charged(charge) for charge in charges]
+    for one in taken:
+        if one.private:
+            schedule[one.mechanism] += one.steps
     stated = (guarantee.delta, pc.filter.lifetime_epsilon, pc.filter.order, "record")
     facts = tuple(header[key] for key in ("delta", "lifetime_epsilon", "order", "unit"))
     yield Finding(
-        "ledger's terms", stated == facts and list(guarantee.clip_norm) == clips,
+        "ledger's terms", stated == facts,
         f"delta {guarantee.delta:g}, lifetime epsilon {pc.filter.lifetime_epsilon:g}",
     )  # fmt: skip
     yield _same_schedule(guarantee.schedule, schedule)
-    unprotected = any(e["noise_multiplier"] is None or e["seeded"] for e in charges)
+    unprotected = any(e["seeded"] for e in charges) or not all(one.private for one in taken)
     yield Finding(
         "private or not", bool(guarantee.not_private) == unprotected,
         "a round was not private" if unprotected else "every round was private",
@@ -207,14 +207,20 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _charged(entry: dict[str, Any]) -> Schedule:
+    """What a charge says was spent. Raises ValueError where it is not a charge's: a negative
+    number, say, would give budget back.
+    """
+    schedule = {"mechanism": entry["mechanism"], "steps": entry["steps"]}
+    return Schedule.model_validate(schedule, strict=True)
+
+
 def _is_charge(entry: dict[str, Any]) -> bool:
-    """Whether its numbers are what a charge can have: a negative one would give budget back."""
-    noise, rate, steps = (entry[k] for k in ("noise_multiplier", "sampling_rate", "steps"))
-    if type(entry["seeded"]) is not bool or not 0 < float(entry["clip_norm"]) < math.inf:
+    try:
+        _charged(entry)
+    except ValueError:
         return False
-    if noise is None:
-        return True
-    return type(steps) is int and steps >= 1 and 0 < noise < math.inf and 0 < rate <= 1
+    return type(entry["seeded"]) is bool
 
 
 def _epsilons(guarantee: Guarantee, told: Epsilons) -> Iterator[Finding]:
@@ -236,8 +242,8 @@ def _epsilons(guarantee: Guarantee, told: Epsilons) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _same_schedule(stated: Sequence[Step], found: Counter[_Key]) -> Finding:
-    told = Counter({(s.noise_multiplier, s.sampling_rate): s.steps for s in stated})
+def _same_schedule(stated: Sequence[Schedule], found: Counter[Privacy]) -> Finding:
+    told = Counter({one.mechanism: one.steps for one in stated})
     steps = sum(found.values())
     return Finding(
         "schedule", told == found and len(told) == len(stated),
@@ -245,7 +251,7 @@ def _same_schedule(stated: Sequence[Step], found: Counter[_Key]) -> Finding:
     )  # fmt: skip
 
 
-def _size(schedule: Sequence[Step]) -> Finding:
+def _size(schedule: Sequence[Schedule]) -> Finding:
     """Whether the PLD accountant can be asked at all."""
     if len(schedule) > MAX_KINDS:
         return Finding("size", False, f"not checked: more than {MAX_KINDS} kinds of steps")
@@ -258,31 +264,39 @@ def _size(schedule: Sequence[Step]) -> Finding:
     return Finding("size", True, f"RDP {loss:.4g} of at most {MAX_LOSS:g} at delta 1e-15")
 
 
-def _pld(schedule: Sequence[Step], delta: float) -> float:
+def _pld(schedule: Sequence[Schedule], delta: float) -> float:
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(value_discretization_interval=1e-4)
     return _composed(accountant, schedule, delta)
 
 
-def _rdp(schedule: Sequence[Step], delta: float, orders: Sequence[float] | None = None) -> float:
+def _rdp(
+    schedule: Sequence[Schedule], delta: float, orders: Sequence[float] | None = None
+) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant() if orders is None else RdpAccountant(orders=list(orders))
     return _composed(accountant, schedule, delta)
 
 
-def _composed(accountant: Any, schedule: Sequence[Step], delta: float) -> float:
+def _composed(accountant: Any, schedule: Sequence[Schedule], delta: float) -> float:
     from dp_accounting import dp_event
 
     if not schedule:
         return 0.0
     logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of each order that it leaves out
-    for step in schedule:
-        event: Any = dp_event.GaussianDpEvent(step.noise_multiplier)
-        if step.sampling_rate < 1:
-            event = dp_event.PoissonSampledDpEvent(step.sampling_rate, event)
-        accountant.compose(event, step.steps)
+    for one in schedule:
+        mechanism = one.mechanism
+        if type(mechanism) is DPSGD:
+            event: Any = dp_event.GaussianDpEvent(mechanism.noise)
+            if mechanism.sampling_rate < 1:
+                event = dp_event.PoissonSampledDpEvent(mechanism.sampling_rate, event)
+        elif isinstance(mechanism, DPSGD):
+            event = mechanism.event()  # of a mechanism that is installed here
+        else:
+            raise ValueError("a schedule of what is not private")
+        accountant.compose(event, one.steps)
     return float(accountant.get_epsilon(delta))
 
 

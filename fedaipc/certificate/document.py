@@ -13,13 +13,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedaipc.config import MAX_NOISE, MIN_NOISE, Section
+from fedaipc.config import Frozen, Schedule
 from fedaipc.errors import CertificateError
 from fedaipc.secagg.keys import SigningKey, verify
 
 _LABEL = b"fedaipc certificate"
 MAX_BYTES = 1 << 25
-_MAX_STEPS = 10_000_000
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0)]
@@ -52,15 +51,7 @@ TRUST = (
 )
 
 
-class Step(Section):
-    """`steps` equal Poisson-subsampled Gaussian steps."""
-
-    noise_multiplier: float = Field(ge=MIN_NOISE, le=MAX_NOISE)
-    sampling_rate: float = Field(gt=0, le=1)
-    steps: int = Field(ge=1, le=_MAX_STEPS)
-
-
-class Epsilons(Section):
+class Epsilons(Frozen):
     """Of one schedule at one delta, by three accountants: an upper bound each."""
 
     rdp: Amount
@@ -68,7 +59,7 @@ class Epsilons(Section):
     pld: Amount
 
 
-class Filter(Section):
+class Filter(Frozen):
     """What counts against a PC's lifetime budget: RDP at one order, fixed for life."""
 
     order: float = Field(gt=1, le=1024)  # the accountant takes as many terms
@@ -76,7 +67,7 @@ class Filter(Section):
     lifetime_epsilon: Amount
 
 
-class Guarantee(Section):
+class Guarantee(Frozen):
     """What is claimed, and of what.
 
     `claim` is the epsilon that holds at `delta`, by what `basis` says. `epsilon` is of `schedule`
@@ -91,8 +82,7 @@ class Guarantee(Section):
     amplification: str = AMPLIFICATION
     composition: str = COMPOSITION
     delta: float = Field(gt=0, lt=1)
-    clip_norm: tuple[float, ...]
-    schedule: tuple[Step, ...]
+    schedule: tuple[Schedule, ...]
     claim: Amount | None
     basis: str
     epsilon: Epsilons | None
@@ -105,7 +95,7 @@ class Guarantee(Section):
         return self
 
 
-class RunFacts(Section):
+class RunFacts(Frozen):
     """`job` is word for word what the admission key signed; `attempts` the coordinator counted."""
 
     run: str
@@ -115,7 +105,7 @@ class RunFacts(Section):
     rounds: Count
     attempts: Count
     pcs: Count
-    sealing: str
+    aggregation: str
     job: str
     job_signature: str
     config_hash: Hex
@@ -123,7 +113,7 @@ class RunFacts(Section):
     test_accuracy: float | None
 
 
-class PcFacts(Section):
+class PcFacts(Frozen):
     """`ledger` are all its lines."""
 
     name: str
@@ -133,7 +123,7 @@ class PcFacts(Section):
     ledger: tuple[str, ...]
 
 
-class AuditFacts(Section):
+class AuditFacts(Frozen):
     """An attack on a run with these parameters: epsilon is at least `lower` with `confidence`."""
 
     method: str
@@ -144,7 +134,7 @@ class AuditFacts(Section):
     result_hash: Hex
 
 
-class Software(Section):
+class Software(Frozen):
     """`code` is a hash over the package's modules."""
 
     fedaipc: str
@@ -152,7 +142,7 @@ class Software(Section):
     packages: dict[str, str]
 
 
-class Certificate(Section):
+class Certificate(Frozen):
     """`signer` is the public key that answers for it: of the federation, or of the PC."""
 
     format: Literal["fedaipc certificate"] = "fedaipc certificate"

@@ -23,21 +23,19 @@ from fedaipc.certificate.document import (
     PcFacts,
     RunFacts,
     Software,
-    Step,
 )
-from fedaipc.client.client import LEDGER_FILE, OWNER_FILE
+from fedaipc.client.client import OWNER_FILE
 from fedaipc.client.key_store import KeyStore
 from fedaipc.config import load_owner
 from fedaipc.errors import CertificateError
 from fedaipc.privacy.accountant import (
-    Mechanism,
     epsilon_pld,
     epsilon_prv,
     epsilon_rdp,
     is_dear,
     merged,
 )
-from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.job_folder import CONFIG_FILE, read_job
 from fedaipc.results import Results
 from fedaipc.secagg.keys import SigningKey
@@ -45,6 +43,7 @@ from fedaipc.secagg.keys import SigningKey
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fedaipc.config import Schedule
     from fedaipc.protocol.job import Job
 
 _PACKAGES = ("torch", "opacus", "transformers", "peft", "flwr", "cryptography", "dp-accounting")
@@ -68,14 +67,13 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
     if job.run != results.run_id:
         raise CertificateError(f"{folder}: results.json is of another run than job.json")
     attempts = results.charged
-    schedule = [job.plan.mechanism()] * attempts if job.plan.private else []
+    schedule = [job.schedule.times(attempts)] if job.schedule.private and attempts else []
     return _signed(
         Certificate(
             issued=_now(),
             guarantee=_guarantee(
                 schedule,
-                (job.clip_norm,),
-                job.delta,
+                job.privacy.delta,
                 results.not_private,
                 *_run_claim(job, results),
             ),
@@ -88,7 +86,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
                 rounds=sum(not one.void for one in results.rounds),
                 attempts=attempts,
                 pcs=len(results.pcs) or max((one.asked for one in results.rounds), default=0),
-                sealing=results.sealing.mode,
+                aggregation=results.aggregation.kind,
                 job=signed.text,
                 job_signature=signed.signature.hex(),
                 config_hash=_hash(folder / CONFIG_FILE),
@@ -109,7 +107,7 @@ def pc_certificate(folder: Path) -> Certificate:
     identity = KeyStore(folder).identity
     ledger = Ledger(folder / LEDGER_FILE, identity)
     reasons = {
-        "a round without clip and noise": any(c.mechanism is None for c in ledger.charges),
+        "a round without clip and noise": any(not c.schedule.private for c in ledger.charges),
         "a round with a test seed": any(c.seeded for c in ledger.charges),
     }
     owner = folder / OWNER_FILE
@@ -117,8 +115,7 @@ def pc_certificate(folder: Path) -> Certificate:
         Certificate(
             issued=_now(),
             guarantee=_guarantee(
-                ledger.mechanisms,
-                sorted({charge.clip_norm for charge in ledger.charges}),
+                ledger.schedules,
                 ledger.delta,
                 [reason for reason, found in reasons.items() if found],
                 ledger.lifetime_epsilon,
@@ -157,19 +154,18 @@ def code_hash() -> str:
 
 def _run_claim(job: Job, results: Results) -> tuple[float, str]:
     """The epsilon that holds for a run, and why."""
-    if not job.plan.private:
+    if not job.schedule.private:
         return 0.0, NOTHING
     attempts = results.charged
     declared = results.status == "finished" and attempts == job.rounds
     taken = job.rounds if declared else job.max_attempts
-    mechanism = job.plan.mechanism(taken)
-    _check_size([mechanism])
-    return epsilon_pld([mechanism], job.delta), AS_DECLARED if declared else AT_MOST
+    schedule = [job.schedule.times(taken)]
+    _check_size(schedule)
+    return epsilon_pld(schedule, job.privacy.delta), AS_DECLARED if declared else AT_MOST
 
 
 def _guarantee(
-    schedule: Sequence[Mechanism],
-    clip_norm: Sequence[float],
+    schedule: Sequence[Schedule],
     delta: float,
     reasons: Sequence[str],
     claim: float,
@@ -186,11 +182,7 @@ def _guarantee(
         )
     return Guarantee(
         delta=delta,
-        clip_norm=tuple(clip_norm),
-        schedule=tuple(
-            Step(noise_multiplier=m.noise_multiplier, sampling_rate=m.sampling_rate, steps=m.steps)
-            for m in steps
-        ),
+        schedule=steps,
         claim=None if reasons else claim,
         basis=NOTHING if reasons else basis,
         epsilon=epsilon,
@@ -198,7 +190,7 @@ def _guarantee(
     )
 
 
-def _check_size(steps: Sequence[Mechanism]) -> None:
+def _check_size(steps: Sequence[Schedule]) -> None:
     """Raises CertificateError where a checker would refuse to compute."""
     if is_dear(steps):
         raise CertificateError(

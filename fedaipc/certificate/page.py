@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedaipc import strict_json
+from fedaipc.config import DPSGD
 from fedaipc.report import formatting
 from fedaipc.report.markup import escape, facts, page, section, table
 from fedaipc.secagg.keys import fingerprint
 
 if TYPE_CHECKING:
     from fedaipc.certificate.document import Certificate, PcFacts, RunFacts
+    from fedaipc.config import Schedule
 
 
 def certificate_page(certificate: Certificate) -> str:
     """The whole page. It repeats the JSON beside it, which alone is signed."""
     guarantee, subject = certificate.guarantee, _subject(certificate)
     schedule = table(
-        ("noise multiplier", "sampling rate", "steps"),
-        [(f"{s.noise_multiplier:g}", f"{s.sampling_rate:g}", f"{s.steps:,}") for s in
-         guarantee.schedule],
+        ("noise multiplier", "sampling rate", "clip bound", "steps"),
+        [_schedule_row(one) for one in guarantee.schedule],
         words_in=(),
     )  # fmt: skip
     told = facts(
@@ -27,7 +28,6 @@ def certificate_page(certificate: Certificate) -> str:
             ("unit", guarantee.unit),
             ("neighbours", guarantee.neighbours),
             ("mechanism", guarantee.mechanism),
-            ("clip bound", ", ".join(f"{clip:g}" for clip in guarantee.clip_norm) or "none"),
             ("sampling", guarantee.sampling),
             ("amplification", guarantee.amplification),
             ("composition", guarantee.composition),
@@ -126,6 +126,15 @@ def _audit(certificate: Certificate) -> str:
     )
 
 
+def _schedule_row(one: Schedule) -> tuple[str, ...]:
+    mechanism = one.mechanism
+    assert isinstance(mechanism, DPSGD)  # noqa: S101 - what is not private costs no epsilon
+    return (
+        f"{mechanism.noise:g}", f"{mechanism.sampling_rate:g}", f"{mechanism.clip_norm:g}",
+        f"{one.steps:,}",
+    )  # fmt: skip
+
+
 def _run(run: RunFacts) -> list[tuple[str, object]]:
     job = strict_json.parse(run.job)
     accuracy = formatting.UNKNOWN if run.test_accuracy is None else f"{run.test_accuracy:.3f}"
@@ -134,7 +143,7 @@ def _run(run: RunFacts) -> list[tuple[str, object]]:
         ("engine", run.engine),
         ("rounds", f"{run.rounds:,} in {run.attempts:,} attempts ({run.status})"),
         ("PCs", f"{run.pcs:,}"),
-        ("updates", "sealed" if run.sealing != "none" else formatting.NOT_SEALED),
+        ("updates", "sealed" if run.aggregation != "plain" else formatting.NOT_SEALED),
         ("base model", str(job["model"]["base"])),
         ("model vector", run.vector_hash),
         ("test accuracy", accuracy),

@@ -47,8 +47,8 @@ def issue(
     from fedaipc.certificate.audited import audit_file, with_audit
     from fedaipc.certificate.issue import pc_certificate, run_certificate
     from fedaipc.certificate.page import certificate_page
-    from fedaipc.client.client import LEDGER_FILE
     from fedaipc.client.key_store import KeyStore
+    from fedaipc.privacy.ledger import LEDGER_FILE
     from fedaipc.results import write_file
 
     if not folder.is_dir():

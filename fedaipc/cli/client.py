@@ -36,7 +36,7 @@ def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
     log_to_stderr("%(asctime)s %(message)s", "%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from fedaipc.client.availability import Work
+    from fedaipc.client.availability import Availability
     from fedaipc.client.client import OWNER_FILE, Client
     from fedaipc.client.client_app import app as client_app
     from fedaipc.client.enrollment import AUTHORITY_FILE, NODE_KEY_FILE
@@ -61,8 +61,8 @@ def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
         client_app,
         # Weights may be stored by half, and adapters come with large ranks.
         largest=4 * weights_bytes(owner.base) + _BESIDE_MODEL,
-        answer_slot=owner.work.answer_slot,
-        may_work=Work(owner.work, lambda: local_path(Client(folder).source)),
+        answer_slot=owner.availability.answer_slot,
+        may_work=Availability(owner.availability, lambda: local_path(Client(folder).source)),
         each_hour=pc.key_store.expire,  # keys go when their time is over, asked or not
     )
 
@@ -85,8 +85,8 @@ def log(
 
     Example: fedaipc client log --folder fedaipc-pc
     """
-    from fedaipc.client.client import LEDGER_FILE
     from fedaipc.client.disclosure_log import read
+    from fedaipc.privacy.ledger import LEDGER_FILE
 
     if not (folder / LEDGER_FILE).is_file():  # which outlives `fedaipc client leave`
         raise AdmissionError(f"{folder}: no PC is enrolled here; give its --folder")

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from fedaipc.cli.output import make_console, say
 from fedaipc.config import (
+    DPSGD,
     Settings,
     describe_fields,
     for_labels,
@@ -65,57 +66,58 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
     Example: fedaipc config check my.toml
     """
-    from fedaipc.privacy.plan import (
+    from fedaipc.privacy.budget import (
         charged_epsilon,
         covered_rounds,
         filter_order,
-        make_plan,
         planned_epsilon,
+        round_schedule,
         size_class,
     )
     from fedaipc.privacy.signal import noise_warning
-    from fedaipc.protocol.round_terms import check_sealing
+    from fedaipc.protocol.round_terms import check_secagg
     from fedaipc.report.formatting import NOT_SEALED
 
     settings = load_settings(config, overrides or ())
     data, classifier = _opened(settings)
     settings = for_labels(settings, data.labels)
-    bounds = check_sealing(settings)
-    plan = make_plan(settings)
-    rounds = settings.federation.rounds
+    bounds = check_secagg(settings)
+    once = round_schedule(settings)
+    rounds = settings.rounds
     say("the configuration is valid", f"recipe: {recipe_text(settings)}")
     if warning := rounds_warning(settings, data.labels):
         say(warning)
     say(*(f"note: {line}" for line in data.notes), *_fit_lines(data, classifier))
-    if settings.sealing.mode == "none":
+    if settings.aggregation.kind == "plain":
         say(f"{NOT_SEALED} (simulate asks for --insecure-plain-updates)")
     else:
         say(
             f"sealed: no sum of fewer than {bounds.least} PCs is opened; {bounds.colluding} of "
             f"{bounds.count} may be on the server's side, {bounds.shares} must answer to the end"
         )
-    if not plan.private:
+    mechanism = once.mechanism
+    if not isinstance(mechanism, DPSGD):
         say("NOT PRIVATE: neither clip nor noise")
         return
-    lifetime = settings.privacy.lifetime_epsilon
-    order = filter_order(plan, rounds, lifetime)
-    epsilons = planned_epsilon(plan, rounds)
-    charged = charged_epsilon(plan, rounds, order)
+    lifetime = settings.federation.lifetime_epsilon
+    order = filter_order(once, rounds, lifetime)
+    epsilons = planned_epsilon(once, rounds)
+    charged = charged_epsilon(once, rounds, order)
     say(
-        f"noise multiplier {plan.noise_multiplier:.4f}, {rounds} rounds of {plan.local_steps} "
-        f"steps at rate {plan.sampling_rate:g}: epsilon {charged:.3f} charged at delta "
-        f"{plan.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
+        f"noise multiplier {mechanism.noise:.4f}, {rounds} rounds of {once.steps} "
+        f"steps at rate {mechanism.sampling_rate:g}: epsilon {charged:.3f} charged at delta "
+        f"{mechanism.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
         f"PLD {epsilons['pld']:.3f})"
     )
-    if (covered := covered_rounds(plan, lifetime, order)) < rounds:
+    if (covered := covered_rounds(once, lifetime, order)) < rounds:
         say(
-            f"PCs will decline after {covered} of {rounds} rounds: privacy.lifetime_epsilon is "
+            f"PCs will decline after {covered} of {rounds} rounds: federation.lifetime_epsilon is "
             f"{lifetime:g}"
         )
     parts = getattr(data, "parts", ())
     if parts and (
         warning := noise_warning(
-            plan,
+            once,
             settings,
             classifier.layout.size,
             len(data.labels),
@@ -135,7 +137,7 @@ def _opened(settings: Settings) -> tuple[HeldBack, Classifier]:
     data = settings.data
     given = "source" in data.model_fields_set or None in (data.validation, data.test)
     held_back = (
-        prepare_simulation(data, settings.federation.pcs) if given else prepare_held_back(data)
+        prepare_simulation(data, settings.federation.clients) if given else prepare_held_back(data)
     )
     return held_back, check_model(settings, held_back)
 

@@ -67,7 +67,7 @@ def describe(
         source, overrides, {}, text=text, label=label, by=by, pcs=pcs, encoding=encoding,
         quoting=quoting, no_header=no_header, skip_unusable=skip_unusable,
     )  # fmt: skip
-    data = prepare_simulation(settings.data, settings.federation.pcs)
+    data = prepare_simulation(settings.data, settings.federation.clients)
     rows = [_row(data, number) for number in range(len(data.parts))]
     if plot is not None:
         from fedaipc.report.holdings import write_holdings

@@ -59,7 +59,7 @@ def doctor(
         settings = _of_pc(settings, folder)
     table = read_prices(prices)
     machine = this_machine()
-    data = prepare_simulation(settings.data, settings.federation.pcs)
+    data = prepare_simulation(settings.data, settings.federation.clients)
     step = max(1, len(data.train) // _SAMPLE)
     sample = data.train.texts[::step][:_SAMPLE]
     with make_console(stderr=True).status("measuring") as status:
@@ -98,7 +98,7 @@ def doctor(
     _show_machine(console, machine)
     _show_speeds(console, speeds)
     warm_up = settings.warm_up.source is not None
-    _show_forecast(console, future, settings.federation.pcs, warm_up=warm_up)
+    _show_forecast(console, future, settings.federation.clients, warm_up=warm_up)
     if saved is not None:
         console.print(f"saved in {saved}", markup=False)
 
@@ -112,7 +112,7 @@ def _of_pc(settings: Settings, folder: Path) -> Settings:
     said = {name: getattr(settings.speed, name) for name in settings.speed.model_fields_set}
     data = {
         "source": owner.source, "text_column": owner.text_column,
-        "label_column": owner.label_column, "partition": "iid", "partition_column": None,
+        "label_column": owner.label_column, "partition": "iid", "client_column": None,
         "labels": None,
     }  # fmt: skip
     return settings.model_copy(

@@ -167,14 +167,14 @@ def _rehearse(base: str, labels: tuple[str, ...]) -> bool:
 
 def _show(found: Enrolled, folder: Path) -> None:
     from fedaipc.data.reading import label_hints
-    from fedaipc.privacy.plan import outgrown
+    from fedaipc.privacy.budget import outgrown
     from fedaipc.report.formatting import fit_text, fit_warnings
 
     request, reading = found.request, found.reading
     count = len(reading.records)
     say(f"{folder}: {count:,} records can be used")
     hints = (
-        f"left out: {reading.tally()}" if reading.dropped else "",
+        f"left out: {reading.left_out_text()}" if reading.dropped else "",
         *label_hints(reading.records.labels),
         reading.quoted_hint,
         outgrown(count, request.size_class),

@@ -71,7 +71,7 @@ def invite(
     from fedaipc.config import load_settings, settings_from
     from fedaipc.federation.federation import Federation
     from fedaipc.files import write_text
-    from fedaipc.privacy.plan import filter_order, make_plan
+    from fedaipc.privacy.budget import filter_order, round_schedule
 
     settings = settings_from({}) if config is None else load_settings(config)
     federation, privacy = Federation(folder), settings.privacy
@@ -79,10 +79,10 @@ def invite(
         days=days,
         base=settings.model.base,
         labels=settings.data.labels or (),
-        lifetime_epsilon=privacy.lifetime_epsilon,
+        lifetime_epsilon=settings.federation.lifetime_epsilon,
         delta=privacy.delta,
         order=filter_order(
-            make_plan(settings), settings.federation.rounds, privacy.lifetime_epsilon
+            round_schedule(settings), settings.rounds, settings.federation.lifetime_epsilon
         ),
     )
     if out is None:

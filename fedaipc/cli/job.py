@@ -25,25 +25,26 @@ def sign(
 
     Example: fedaipc federation sign job.toml --federation acme --out first-job
     """
-    from fedaipc.cli.simulate import WarmUpBar, say_fit
+    from fedaipc.cli.simulate import say_fit
     from fedaipc.config import load_settings
     from fedaipc.federation.federation import Federation
     from fedaipc.federation.jobs import sign_job
-    from fedaipc.privacy.plan import planned_epsilon
+    from fedaipc.privacy.budget import planned_epsilon
     from fedaipc.protocol.job_folder import read_facts
+    from fedaipc.report.progress import WarmUpBar
 
     settings = load_settings(config, overrides or [])
     opened = Federation(federation)
     with WarmUpBar(make_console()) as bar:
         job = sign_job(opened, settings, out, bar.on_step)
     promise = "NOT PRIVATE"
-    if job.plan.private:
-        epsilon = planned_epsilon(job.plan, job.rounds)["rdp"]
-        promise = f"epsilon {epsilon:.2f} at delta {job.delta:g} over {job.rounds} rounds"
-        worst = planned_epsilon(job.plan, job.max_attempts)["rdp"]
-    sealed = "NOT SEALED" if job.sealing.mode == "none" else "sealed"
+    if job.privacy.private:
+        epsilon = planned_epsilon(job.schedule, job.rounds)["rdp"]
+        promise = f"epsilon {epsilon:.2f} at delta {job.privacy.delta:g} over {job.rounds} rounds"
+        worst = planned_epsilon(job.schedule, job.max_attempts)["rdp"]
+    sealed = "NOT SEALED" if job.aggregation.kind == "plain" else "sealed"
     say(f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}")
-    if job.plan.private:
+    if job.privacy.private:
         say(
             f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
             f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it"
@@ -69,9 +70,9 @@ def base(
 
     Example: fedaipc federation base job.toml --out base
     """
-    from fedaipc.cli.simulate import WarmUpBar
     from fedaipc.config import load_settings
     from fedaipc.federation.jobs import hand_out_base
+    from fedaipc.report.progress import WarmUpBar
 
     settings = load_settings(config, overrides or [])
     with WarmUpBar(make_console()) as bar:

@@ -23,8 +23,8 @@ Place = Annotated[
     Path, typer.Argument(help="run folder, folder of PCs, or one PC", show_default=False)
 ]
 _COLUMNS = (
-    "pc", "line", "time", "run", "round", "attempt", "noise_multiplier", "sampling_rate", "steps",
-    "clip_norm", "seeded",
+    "pc", "line", "time", "run", "round", "attempt", "mechanism", "noise_multiplier",
+    "sampling_rate", "steps", "clip_norm", "delta", "seeded",
 )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def _ledgers(folder: Path) -> list[Path]:
     if not folder.is_dir():
         what = "is a file, which `verify` alone takes" if folder.exists() else "no such folder"
         raise LedgerError(f"{folder}: {what}; give a run, a folder of PCs, or one PC")
-    from fedaipc.client.client import LEDGER_FILE
+    from fedaipc.privacy.ledger import LEDGER_FILE
 
     place = folder / "pc-state.json"
     if place.is_file():
@@ -193,7 +193,7 @@ def _open(path: Path) -> Any:
 def _row(path: Path) -> dict[str, Any]:
     opened = _open(path)
     clean = not opened.unprotected
-    prv = _prv(opened.mechanisms, opened.delta)
+    prv = _prv(opened.schedules, opened.delta)
     return {
         "pc": path.resolve().parent.name,
         "charges": len(opened.charges),
@@ -210,18 +210,18 @@ def _row(path: Path) -> dict[str, Any]:
 _seen: dict[Any, float] = {}
 
 
-def _prv(mechanisms: tuple[Any, ...], delta: float) -> float | None:
+def _prv(schedules: tuple[Any, ...], delta: float) -> float | None:
     """PRV of a schedule; PCs of one run mostly share theirs, and it takes a second.
 
     None where it would take minutes.
     """
     from fedaipc.privacy.accountant import epsilon_prv, is_dear
 
-    if is_dear(mechanisms):
+    if is_dear(schedules):
         return None
-    key = (mechanisms, delta)
+    key = (schedules, delta)
     if key not in _seen:
-        _seen[key] = epsilon_prv(mechanisms, delta)
+        _seen[key] = epsilon_prv(schedules, delta)
     return _seen[key]
 
 
@@ -233,5 +233,7 @@ def _csv(copies: list[Copy]) -> str:
         for number, line in enumerate(copy.lines, start=1):
             entry = strict_json.parse(line)
             if entry["kind"] == "charge":
-                table.writerow({**entry, "pc": copy.pc, "line": number})
+                own = {k: v for k, v in entry["mechanism"].items() if k != "kind"}
+                kind = entry["mechanism"]["kind"]
+                table.writerow({**entry, **own, "mechanism": kind, "pc": copy.pc, "line": number})
     return file.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,13 +11,13 @@ from rich.table import Table
 
 from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.cli.output import make_console, say, say_json
-from fedaipc.config import load_settings
+from fedaipc.config import DPSGD, load_settings
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
 from fedaipc.report.formatting import duration_text, size_text
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
-    from fedaipc.lab.planner import Schedule
+    from fedaipc.lab.planner import Plan
     from fedaipc.privacy.ledger import Ledger
 
 _RECORDS = 1000
@@ -67,18 +66,19 @@ def plan(
     from fedaipc.lab.chart import write_chart
     from fedaipc.lab.planner import (
         GROUPS,
-        Schedule,
+        Plan,
         by_accountant,
         curve,
         group_epsilon,
         solve,
         trade_offs,
     )
-    from fedaipc.privacy.plan import size_class
+    from fedaipc.privacy.budget import size_class
 
     settings = load_settings(config, overrides or ())
-    if settings.privacy.mode == "none":
-        raise PrivacyError('privacy.mode = "none" has nothing to plan')
+    own = settings.privacy
+    if not isinstance(own, DPSGD):
+        raise PrivacyError('privacy.kind = "none" has nothing to plan')
     opened = None if ledger is None else _opened(ledger)
     if opened is not None and delta is None:
         delta = opened.delta
@@ -87,7 +87,7 @@ def plan(
         raise ConfigError("give --rate or --batch, and not both")
     if batch is not None:
         rate = batch / public
-    given = _given(settings, find, epsilon, noise)
+    given = _given(own, find, epsilon, noise)
     unknown = find or ("epsilon" if given["noise"] is not None else "noise")
     flags = {"epsilon": epsilon, "noise": noise, "rounds": rounds, "rate": rate}
     if flags[unknown] is not None:
@@ -97,22 +97,36 @@ def plan(
         )
     if given["noise"] is not None and not given["noise"] > 0:
         raise ConfigError(f"--noise {given['noise']:g}: without noise no epsilon is finite")
-    asked = Schedule(
+    delta = own.delta if delta is None else delta
+    rate = own.sampling_rate if rate is None else rate
+    _check(unknown, given, rate, delta, public)
+    asked = Plan(
         epsilon=given["epsilon"] or 0.0,
-        noise=given["noise"] or 1.0,
-        delta=settings.privacy.delta if delta is None else delta,
-        rate=settings.privacy.sampling_rate if rate is None else rate,
+        mechanism=DPSGD(
+            noise_multiplier=given["noise"] or 1.0,
+            sampling_rate=rate,
+            delta=delta,
+            clip_norm=own.clip_norm,
+        ),
         steps=steps or settings.training.local_steps,
-        rounds=rounds or settings.federation.rounds,
+        rounds=rounds or settings.rounds,
         records=public,
     )
-    _check(asked, unknown, given)
     found = solve(unknown, asked)
     points, others = curve(found), trade_offs(found)
     groups = {str(m): group_epsilon(found, m) for m in (*GROUPS, public)}
     report: dict[str, Any] = {
         "found": unknown,
-        "schedule": {**asdict(found), "relative_noise": found.relative_noise},
+        "schedule": {
+            "epsilon": found.epsilon,
+            "delta": found.delta,
+            "noise": found.noise,
+            "rate": found.rate,
+            "steps": found.steps,
+            "rounds": found.rounds,
+            "records": found.records,
+            "relative_noise": found.relative_noise,
+        },
         "epsilon": by_accountant(found),
         "unit": "one record of one PC added or removed",
         "curve": [{"rounds": r, "epsilon": e} for r, e in points],
@@ -134,7 +148,7 @@ def plan(
         say(f"wrote {plot}")
 
 
-def _work(settings: Settings, schedule: Schedule) -> dict[str, Any]:
+def _work(settings: Settings, plan: Plan) -> dict[str, Any]:
     """What one PC computes and sends, at this machine's pace."""
     from fedaipc.config import settings_from
     from fedaipc.data.prepare import prepare_simulation
@@ -143,18 +157,18 @@ def _work(settings: Settings, schedule: Schedule) -> dict[str, Any]:
     from fedaipc.model.classifier import Classifier
 
     tree = settings.model_dump(exclude_none=True)
-    tree["federation"]["rounds"] = schedule.rounds
-    tree["training"]["local_steps"] = schedule.steps
-    tree["privacy"] |= {"sampling_rate": schedule.rate}
+    tree["rounds"] = plan.rounds
+    tree["training"]["local_steps"] = plan.steps
+    tree["privacy"] |= {"sampling_rate": plan.rate}
     job = settings_from(tree)
-    data = prepare_simulation(job.data, job.federation.pcs)
+    data = prepare_simulation(job.data, job.federation.clients)
     step = max(1, len(data.train) // _SAMPLE)
     with make_console(stderr=True).status("measuring") as status:
         speeds = probe(job, data.train.texts[::step][:_SAMPLE], status.update)
     own = next(speed for speed in speeds if speed.precision == job.speed.precision)
-    pcs = job.federation.pcs
+    pcs = job.federation.clients
     found = forecast(
-        job, own, records=schedule.records * pcs, held_back=0,
+        job, own, records=plan.records * pcs, held_back=0,
         parameters=Classifier(job.model, data.labels).layout.size, prices=read_prices(None),
         watts=None,
     )  # fmt: skip
@@ -167,10 +181,9 @@ def _work(settings: Settings, schedule: Schedule) -> dict[str, Any]:
 
 
 def _given(
-    settings: Settings, find: str | None, epsilon: float | None, noise: float | None
+    own: DPSGD, find: str | None, epsilon: float | None, noise: float | None
 ) -> dict[str, float | None]:
     """Flags before the config's, of which a budget or a noise does not count beside a flag's."""
-    own = settings.privacy
     if noise is None and epsilon is None:
         return {"epsilon": own.epsilon, "noise": own.noise_multiplier}
     if noise is None and find not in (None, "noise"):
@@ -178,7 +191,9 @@ def _given(
     return {"epsilon": epsilon, "noise": noise}
 
 
-def _check(asked: Schedule, unknown: str, given: dict[str, float | None]) -> None:
+def _check(
+    unknown: str, given: dict[str, float | None], rate: float, delta: float, records: int
+) -> None:
     needs = {
         "noise": ("epsilon",), "epsilon": ("noise",), "rounds": ("epsilon", "noise"),
         "rate": ("epsilon", "noise"),
@@ -186,18 +201,17 @@ def _check(asked: Schedule, unknown: str, given: dict[str, float | None]) -> Non
     for name in needs[unknown]:
         if given[name] is None:
             raise ConfigError(f"--find {unknown} needs --{name}")
-    if not 0 < asked.rate <= 1:
+    if not 0 < rate <= 1:
         raise ConfigError(
-            f"a sampling rate of {asked.rate:g}: give --rate up to 1, or a --batch of at most "
-            f"{asked.records:,}, which is the size class of so many records"
+            f"a sampling rate of {rate:g}: give --rate up to 1, or a --batch of at most "
+            f"{records:,}, which is the size class of so many records"
         )
-    if not 0 < asked.delta < 1:
-        raise ConfigError(f"--delta {asked.delta:g}: give a number between 0 and 1")
+    if not 0 < delta < 1:
+        raise ConfigError(f"--delta {delta:g}: give a number between 0 and 1")
 
 
 def _opened(folder: Path) -> Ledger:
-    from fedaipc.client.client import LEDGER_FILE
-    from fedaipc.privacy.ledger import Ledger
+    from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 
     path = folder / LEDGER_FILE if folder.is_dir() else folder
     if not path.is_file():
@@ -213,18 +227,18 @@ def _own_class(folder: Path) -> int | None:
     return load_owner(file).size_class if file.is_file() else None
 
 
-def _ledger(opened: Ledger, schedule: Schedule) -> dict[str, Any]:
+def _ledger(opened: Ledger, plan: Plan) -> dict[str, Any]:
     return {
         "lifetime_epsilon": opened.lifetime_epsilon,
         "delta": opened.delta,
         "spent": None if opened.unprotected else opened.spent_epsilon(),
         "unprotected": opened.unprotected,
-        "rounds_left": min(opened.rounds_left(schedule.mechanism(1)), 2**53),
-        "same_delta": opened.delta == schedule.delta,
+        "rounds_left": min(opened.rounds_left(plan.once), 2**53),
+        "same_delta": opened.delta == plan.delta,
     }
 
 
-def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
+def _show(console: Console, report: dict[str, Any], found: Plan) -> None:
     epsilons = report["epsilon"]
     console.print(
         f"noise multiplier {found.noise:.4f}, {found.rounds:,} rounds of {found.steps} steps at "
@@ -271,7 +285,7 @@ def _show(console: Console, report: dict[str, Any], found: Schedule) -> None:
         )
 
 
-def _show_ledger(console: Console, held: dict[str, Any], found: Schedule) -> None:
+def _show_ledger(console: Console, held: dict[str, Any], found: Plan) -> None:
     if held["unprotected"]:
         console.print()
         console.print("the ledger: NOT PRIVATE already, no epsilon can be claimed for this PC")

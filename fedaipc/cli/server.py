@@ -161,13 +161,14 @@ def _watch(run: Path, server: Path) -> None:
 
     Raises OutputError where it halted, BudgetExhausted where the PCs' budgets ended it.
     """
-    from fedaipc.cli.simulate import Display, show_noise
+    from fedaipc.cli.simulate import show_noise
     from fedaipc.config import load_settings
     from fedaipc.errors import BudgetExhausted
     from fedaipc.fleet.ownership import as_server
     from fedaipc.fleet.runs import LOG_FILE, WANTED_FILE, run_status, running, waits_for, why
     from fedaipc.protocol.job_folder import CONFIG_FILE
     from fedaipc.report.html import write_all
+    from fedaipc.report.progress import Display
     from fedaipc.report.tables import per_class, summary
     from fedaipc.results import RESULTS_FILE, Results
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, closing
-from importlib.util import find_spec
+from contextlib import ExitStack
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedaipc.cli.config import Overrides
 from fedaipc.cli.output import make_console
@@ -29,13 +27,10 @@ from fedaipc.cli.source import (
     as_given,
     read_settings,
 )
-from fedaipc.config import recipe_text
+from fedaipc.config import DPSGD, recipe_text
 from fedaipc.errors import BudgetExhausted, ConfigError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from fedaipc.config import Settings
     from fedaipc.results import Results, RoundResult
     from fedaipc.simulation.simulation import Run
@@ -81,13 +76,15 @@ def simulate(
     from fedaipc.doctor.saved import with_saved
     from fedaipc.machine import processor
     from fedaipc.report.html import write_all
+    from fedaipc.report.progress import Display, WarmUpBar
     from fedaipc.report.tables import per_class, summary
+    from fedaipc.report.tracking import Trackers, check_trackers
     from fedaipc.results import Results
     from fedaipc.simulation import simulation
 
     console = make_console()
     if resume is not None:
-        own = {"--text": text, "--label": label, "--by": by, "--pcs": pcs, "--rounds": rounds,
+        own = {"--text": text, "--label": label, "--by": by, "--clients": pcs, "--rounds": rounds,
                "--encoding": encoding, "--quoting": quoting, "--no-header": no_header or None,
                "--skip-unusable": skip_unusable or None,
                "--epsilon": epsilon, "--set": overrides, "--out": out, "--name": name,
@@ -100,22 +97,21 @@ def simulate(
         run = simulation.reopen(resume)
     else:
         flags = {
-            "federation.rounds": rounds,
+            "rounds": rounds,
             "privacy.epsilon": epsilon,
-            "privacy.lifetime_epsilon": epsilon,
+            "federation.lifetime_epsilon": epsilon,
             "output.folder": None if out is None else str(out),
             "output.name": name,
-            "sealing.mode": "none" if insecure_plain_updates else None,
+            "aggregation.kind": "plain" if insecure_plain_updates else None,
         }
         settings = read_settings(
             source, overrides, flags, text=text, label=label, by=by, pcs=pcs, encoding=encoding,
             quoting=quoting, no_header=no_header, skip_unusable=skip_unusable,
         )  # fmt: skip
-        if settings.output.tensorboard and find_spec("tensorboard") is None:
-            raise ConfigError("output.tensorboard needs `pip install 'fedaipc[tensorboard]'`")
-        if settings.sealing.mode == "none" and not insecure_plain_updates:
+        check_trackers(settings.output.trackers)
+        if settings.aggregation.kind == "plain" and not insecure_plain_updates:
             raise ConfigError(
-                'sealing.mode = "none" lets the server read every update: say so with '
+                'aggregation.kind = "plain" lets the server read every update: say so with '
                 "--insecure-plain-updates"
             )
         simulation.check_engine(engine, pc_state)
@@ -130,10 +126,8 @@ def simulate(
     _announce(console, run)
     with ExitStack() as open_until_end:
         watchers = [open_until_end.enter_context(Display(console, run.settings)).on_round]
-        if run.settings.output.tensorboard:
-            from fedaipc.report.tensorboard import Scalars
-
-            watchers.append(open_until_end.enter_context(closing(Scalars(run.folder))).on_round)
+        trackers = open_until_end.enter_context(Trackers(run.settings.output.trackers, run.folder))
+        watchers.append(trackers.on_round)
 
         def on_round(result: RoundResult) -> None:
             for watch in watchers:
@@ -167,28 +161,28 @@ def _announce(console: Console, run: Run) -> None:
     from fedaipc.report.formatting import NOT_SEALED
 
     settings = run.settings
-    privacy, federation = settings.privacy, settings.federation
+    privacy = settings.privacy
     facts = read_facts(run.folder)
     for reason in facts["not_private"]:
         console.print("[bold red]NOT PRIVATE[/]:", escape(reason), highlight=False)
-    if settings.sealing.mode == "none":
+    if settings.aggregation.kind == "plain":
         console.print(f"[bold red]{NOT_SEALED}[/]", highlight=False)
     for note in facts["notes"]:
         console.print(f"note: {as_given(note)}", highlight=False, markup=False)
     say_fit(console, facts)
-    promise = f"noise multiplier {privacy.noise_multiplier}"
-    if facts["not_private"]:
-        promise = "no privacy"
-    if privacy.epsilon is not None and not facts["not_private"]:
-        promise = f"epsilon {privacy.epsilon:g}"
-    if run.covered_rounds < federation.rounds:
+    promise = "no privacy"
+    if isinstance(privacy, DPSGD) and not facts["not_private"]:
+        promise = f"noise multiplier {privacy.noise_multiplier}"
+        if privacy.epsilon is not None:
+            promise = f"epsilon {privacy.epsilon:g}"
+    if run.covered_rounds < settings.rounds:
         console.print(
-            f"the PCs' budgets end after {run.covered_rounds} of {federation.rounds} rounds",
+            f"the PCs' budgets end after {run.covered_rounds} of {settings.rounds} rounds",
             highlight=False,
         )
     console.print(
-        f"{run.folder}: {_base(facts, settings)}, {settings.model.method}, {federation.pcs} PCs, "
-        f"{federation.rounds} rounds, {promise}",
+        f"{run.folder}: {_base(facts, settings)}, {settings.model.train.kind}, "
+        f"{settings.federation.clients} PCs, {settings.rounds} rounds, {promise}",
         highlight=False,
         markup=False,
     )
@@ -197,13 +191,13 @@ def _announce(console: Console, run: Run) -> None:
 
 def show_noise(console: Console, settings: Settings, results: Results) -> None:
     """Say in one line where the noise of a finished run drowned what it could learn."""
-    from fedaipc.privacy.plan import make_plan
+    from fedaipc.privacy.budget import round_schedule
     from fedaipc.privacy.signal import noise_warning
 
     classes = [pc.size_class for pc in results.pcs]
     values, labels = results.model.trainable_parameters, len(results.data.labels)
     if classes and (
-        warning := noise_warning(make_plan(settings), settings, values, labels, classes)
+        warning := noise_warning(round_schedule(settings), settings, values, labels, classes)
     ):
         console.print(warning, style="yellow", highlight=False, markup=False)
 
@@ -225,95 +219,3 @@ def say_fit(console: Console, facts: dict[str, Any]) -> None:
 def _base(facts: dict[str, Any], settings: Settings) -> str:
     warm = facts["warm_up"]
     return settings.model.base if warm is None else f"{warm['base']} warmed up on {warm['source']}"
-
-
-class WarmUpBar:
-    """Shows that the base is trained on public texts first, if it is."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._said = False
-        self._bar = Progress(
-            TextColumn("warm-up on public texts"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def on_step(self, step: int, total: int) -> None:
-        if not self._said:
-            self._said = True
-            self._console.print("warm-up: the base is trained on public texts, once", markup=False)
-            self._bar.start()
-            self._bar.add_task("", total=total)
-        self._bar.update(self._bar.task_ids[0], completed=step)
-
-
-class Display:
-    """A live bar on a terminal, a line per round elsewhere; both with the time that is left."""
-
-    def __init__(self, console: Console, settings: Settings) -> None:
-        self._console = console
-        self._rounds = settings.federation.rounds
-        self._live = console.is_terminal
-        self._bar = Progress(
-            TextColumn("rounds"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-        )
-        self._task = self._bar.add_task("first round: frozen layers", total=self._rounds)
-        self._accuracy = ""
-        self._seconds: list[float] = []
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        if not self._live:
-            self._console.print(
-                "round 1 takes longest: frozen layers are computed once for every text"
-            )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def on_round(self, result: RoundResult) -> None:
-        """Show one finished attempt."""
-        if result.validation is not None:
-            self._accuracy = f"accuracy {result.validation.accuracy:.3f}"
-        spent = "NOT PRIVATE" if result.epsilon is None else f"epsilon {result.epsilon:.2f}"
-        pcs = f"{result.arrived} of {result.asked} PCs"
-        words = [pcs, self._accuracy, spent] + (["void"] if result.void else [])
-        line = ", ".join(word for word in words if word)
-        done = result.round - result.void
-        self._bar.update(self._task, completed=done, description=line)
-        self._seconds.append(result.seconds)
-        if not self._live:
-            line += self._left(self._rounds - done)
-            self._console.print(f"round {result.round}/{self._rounds}: {line}", highlight=False)
-
-    def _left(self, rounds: int) -> str:
-        """Of the last rounds, since the first one takes longest."""
-        from fedaipc.report.formatting import duration_text
-
-        if not rounds:
-            return ""
-        recent = self._seconds[1:][-20:] or self._seconds
-        return f", about {duration_text(rounds * sum(recent) / len(recent))} left"

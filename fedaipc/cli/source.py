@@ -49,7 +49,7 @@ SkipUnusable = Annotated[
     bool,
     typer.Option("--skip-unusable", help="leave out records that cannot be used, and count them"),
 ]
-Pcs = Annotated[int | None, typer.Option(help="how many PCs", show_default=False)]
+Pcs = Annotated[int | None, typer.Option("--clients", help="how many PCs", show_default=False)]
 
 
 _SETTING = re.compile(r"--set (data|warm_up)\.(\w+)=([\w-]+)")
@@ -111,9 +111,9 @@ def read_settings(
         "data.quoting": quoting,
         "data.header": False if no_header else None,
         "data.skip_unusable": True if skip_unusable else None,
-        "data.partition_column": by,
-        "data.partition": None if by is None else "column",
-        "federation.pcs": pcs,
+        "data.client_column": by,
+        "data.partition.kind": None if by is None else "column",
+        "federation.clients": pcs,
         **flags,
     }
     given = {key: value for key, value in given.items() if value is not None}
@@ -128,5 +128,7 @@ def _with_fewer_pcs(settings: Settings) -> Settings:
 
     groups = prepare_simulation(settings.data, 1).train.groups or ()
     tree = settings.model_dump(exclude_none=True, exclude_unset=True)  # what nobody gave stays open
-    tree.setdefault("federation", {})["pcs"] = min(len(set(groups)), settings.federation.pcs)
+    tree.setdefault("federation", {})["clients"] = min(
+        len(set(groups)), settings.federation.clients
+    )
     return settings_from(tree)

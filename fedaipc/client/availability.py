@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fedaipc.config import WorkSettings
+    from fedaipc.config import AvailabilitySettings
 
 
-class Work:
+class Availability:
     """Call it before each piece of work: None, or why not now.
 
     `data` says where the PC's texts are, None where they are no file of its own. While they cannot
@@ -30,7 +30,7 @@ class Work:
     """
 
     def __init__(
-        self, settings: WorkSettings, data: Callable[[], Path | None] = lambda: None
+        self, settings: AvailabilitySettings, data: Callable[[], Path | None] = lambda: None
     ) -> None:
         self._settings, self._data = settings, data
         self._own = psutil.Process()

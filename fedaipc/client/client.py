@@ -1,6 +1,6 @@
 """A PC's side of a round but for the training: its keys, and its word as a member of its group.
 
-A `Client` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `sealing/`,
+A `Client` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `keys/`,
 `pc.log`, a cache. Nothing here loads torch, so that a PC that is only asked for its word answers
 at once.
 """
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from fedaipc.protocol.messages import MemberRequest, SetupRequest
 
 OWNER_FILE = "owner.toml"
-LEDGER_FILE = "ledger.jsonl"
 LOG_FILE = "pc.log"
 
 

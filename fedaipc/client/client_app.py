@@ -17,7 +17,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedaipc.client import disclosure_log
-from fedaipc.client.client import LEDGER_FILE, Client, SimulatedDropOut
+from fedaipc.client.client import Client, SimulatedDropOut
 from fedaipc.errors import (
     BudgetExhausted,
     EncodingError,
@@ -28,6 +28,7 @@ from fedaipc.errors import (
     RoundError,
     SecAggError,
 )
+from fedaipc.privacy.ledger import LEDGER_FILE
 from fedaipc.protocol.messages import (
     EXHAUSTED,
     REFUSED,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fedaipc import bounds
-from fedaipc.config import Section
+from fedaipc.config import Frozen
 from fedaipc.errors import OutputError
 from fedaipc.files import append_durable
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FILE = "sent.jsonl"
 
 
-class Disclosure(Section):
+class Disclosure(Frozen):
     """One answer. `number` is the round's attempt or key epoch; `epsilon` of the life so far."""
 
     time: str

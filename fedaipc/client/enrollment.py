@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedaipc import bounds
-from fedaipc.client.client import LEDGER_FILE, OWNER_FILE, serving
+from fedaipc.client.client import OWNER_FILE, serving
 from fedaipc.client.key_store import FOLDER as KEYS_FOLDER
 from fedaipc.client.key_store import HEAD_FILE, SUCCESSOR_FILE, KeyStore, has_keys, owner_of
 from fedaipc.config import Policy, load_owner, owner_from, text_source, to_toml
@@ -28,8 +28,8 @@ from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
 from fedaipc.errors import AdmissionError, DataError, SecAggError
 from fedaipc.files import expanded, write_atomic, write_private, write_text
-from fedaipc.privacy.ledger import Ledger
-from fedaipc.privacy.plan import check_delta, size_class, usual_order
+from fedaipc.privacy.budget import check_delta, size_class, usual_order
+from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.enrollment import Invite, Request
 from fedaipc.secagg.keys import SigningKey
 
@@ -159,13 +159,13 @@ def _check_usable(reading: Reading, invite: Invite, *, skip_unusable: bool) -> N
     if other and not len(reading.records):
         raise DataError(
             f"{reading.where}: no record has a label that the federation trains: "
-            f"{shown_names(invite.labels)}; is the label column right? {reading.tally()}"
+            f"{shown_names(invite.labels)}; is the label column right? {reading.left_out_text()}"
         )
     used, unusable = len(reading.some()), reading.left_out - other
     if unusable > used and not skip_unusable:
         raise DataError(
-            f"{reading.where}: {reading.tally()}; mend them, or continue with {used:,} records by "
-            "--skip-unusable"
+            f"{reading.where}: {reading.left_out_text()}; mend them, or continue with {used:,} "
+            "records by --skip-unusable"
         )
 
 

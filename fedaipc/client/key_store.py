@@ -1,4 +1,4 @@
-"""What a PC keeps for the sealing, in a folder of its own that only its owner can read.
+"""What a PC keeps for secure aggregation, in a folder of its own that only its owner can read.
 
 identity.key  Ed25519 secret, for good
 epoch.json    secret keys of one run's key epoch, with the bundle of their public halves
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-FOLDER, HEAD_FILE = "sealing", "head"
+FOLDER, HEAD_FILE = "keys", "head"
 SUCCESSOR_FILE = "successor.key"  # of a PC that has left: the secret key of its next enrolment
 _MAX_BYTES = 1 << 26  # of one file
 _LOCK_SECONDS = 30.0

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedaipc import bounds, strict_json
-from fedaipc.client.client import LEDGER_FILE
 from fedaipc.client.key_store import KeyStore, has_keys, owner_of
 from fedaipc.errors import FedaipcError, LedgerError
 from fedaipc.privacy.chain import check_chain, is_whole
+from fedaipc.privacy.ledger import LEDGER_FILE
 from fedaipc.secagg.keys import fingerprint
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedaipc.config import DPSGD
 from fedaipc.errors import PrivacyError
-from fedaipc.privacy.plan import charged_epsilon
+from fedaipc.privacy.budget import charged_epsilon
 
 if TYPE_CHECKING:
     from fedaipc.config import Policy
@@ -37,18 +38,18 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
         }
     else:
         faults["allow_plain_updates"] = not policy.allow_plain_updates
-    if job.noise_multiplier is None:
+    if not isinstance(job.privacy, DPSGD):
         faults["allow_not_private"] = not policy.allow_not_private
     else:
         faults |= {
-            "max_clip_norm": job.clip_norm > policy.max_clip_norm,
-            "min_noise": job.noise_multiplier < policy.min_noise,
+            "max_clip_norm": job.privacy.clip_norm > policy.max_clip_norm,
+            "min_noise": job.privacy.noise < policy.min_noise,
         }
-        epsilon = charged_epsilon(job.plan, job.max_attempts, ledger.order)
+        epsilon = charged_epsilon(job.schedule, job.max_attempts, ledger.order)
         faults["max_epsilon"] = epsilon > policy.max_epsilon
-        if job.delta != ledger.delta:
+        if job.privacy.delta != ledger.delta:
             raise PrivacyError(
-                f"the job promises at delta {job.delta:g}; this PC's ledger counts at "
+                f"the job promises at delta {job.privacy.delta:g}; this PC's ledger counts at "
                 f"{ledger.delta:g} for good"
             )
     for key, broken in faults.items():

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedaipc.client.client import LEDGER_FILE, LOG_FILE
+from fedaipc.client.client import LOG_FILE
 from fedaipc.client.policy import check_policy
+from fedaipc.config import DPSGD
 from fedaipc.data.reading import label_name
 from fedaipc.data.sources import read_records
 from fedaipc.errors import BudgetExhausted, ModelError, RoundError, check_clock
@@ -27,8 +28,8 @@ from fedaipc.files import expanded
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
-from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.privacy.plan import check_delta, outgrown
+from fedaipc.privacy.budget import check_delta, outgrown
+from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.privacy.training import rehearse, train_round
 from fedaipc.protocol.job import SignedJob
@@ -40,9 +41,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedaipc.client.client import Client
-    from fedaipc.config import ModelSettings, OwnerSettings, SpeedSettings
+    from fedaipc.config import OwnerSettings, Schedule, SpeedSettings, TextClassifier
     from fedaipc.data.reading import Reading
-    from fedaipc.privacy.accountant import Mechanism
     from fedaipc.protocol.job import Job
     from fedaipc.protocol.messages import RoundRequest
     from fedaipc.secagg.roster import Roster
@@ -63,9 +63,9 @@ class Checked:
     classifier: Classifier
 
     @property
-    def charge(self) -> Mechanism | None:
-        """What the round costs, None where nothing is private."""
-        return self.job.plan.mechanism() if self.job.plan.private else None
+    def charge(self) -> Schedule:
+        """What the round costs."""
+        return self.job.schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Trainer:
         pc.key_store.expire()
         terms = self._terms(signed, pc.key_store.roster(admission))
         check_policy(owner.policy, job, terms, ledger, pc.key_store.identity.public)
-        if job.plan.private:
+        if job.privacy.private:
             check_delta(ledger.delta, owner.size_class)
         ledger.check_new(job.run, terms.number)
         keys = pc.key_store.keys(terms) if terms.sealed else None
@@ -120,14 +120,14 @@ class Trainer:
                 f"the coordinator trains another base model or another part of it than this PC's "
                 f"{owner.base}; `base` in owner.toml says which this PC takes"
             )
-        if job.plan.private:
-            self._rehearse(job, classifier)
+        if isinstance(job.privacy, DPSGD):
+            self._rehearse(job, job.privacy, classifier)
         return Checked(job, terms, ledger, keys, classifier)
 
     def ready(self) -> None:
         """Raises as `check`, and BudgetExhausted where the lifetime budget does not cover it."""
         checked = self.check()
-        if checked.charge is not None and not checked.ledger.covers(checked.charge):
+        if checked.charge.private and not checked.ledger.covers(checked.charge):
             raise BudgetExhausted("the lifetime budget does not cover another round")
 
     def admit(self, vector: npt.NDArray[np.float32]) -> Admitted:
@@ -151,8 +151,7 @@ class Trainer:
                 run=job.run,
                 round=request.round,
                 attempt=terms.number,
-                mechanism=checked.charge,
-                clip_norm=job.clip_norm,
+                schedule=checked.charge,
                 seeded=pc.owner.insecure_test_seed is not None,
             )
         )
@@ -177,7 +176,7 @@ class Trainer:
         try:
             return self._trained(admitted, *self._examples(admitted))
         except Exception as error:
-            if not admitted.job.plan.private:
+            if not admitted.job.privacy.private:
                 raise
             self._pc.note(f"round {self._request.round}: trained on nothing: {_shown(error)}")
             if self._pc.owner.server is not None:  # in a simulation the log is the coordinator's
@@ -194,7 +193,7 @@ class Trainer:
             examples,
             targets,
             admitted.vector,
-            plan=admitted.job.plan,
+            schedule=admitted.job.schedule,
             training=admitted.job.training,
             size_class=owner.size_class,
             micro_batch=owner.speed.micro_batch,
@@ -237,11 +236,11 @@ class Trainer:
         terms.place(own)
         return terms
 
-    def _rehearse(self, job: Job, classifier: Classifier) -> None:
+    def _rehearse(self, job: Job, mechanism: DPSGD, classifier: Classifier) -> None:
         """Once per process and model. Raises RoundError where this machine cannot do the job."""
         speed = self._pc.owner.speed
         threads = torch.get_num_threads()  # which decides where a matrix product is cut
-        key = (classifier.layout.hash, job.model.max_length, job.exact_sums, threads, speed)
+        key = (classifier.layout.hash, job.model.max_length, mechanism.kind, threads, speed)
         if key in _rehearsed:
             classifier.by_record = _rehearsed[key]
             return
@@ -250,7 +249,7 @@ class Trainer:
                 classifier,
                 longest_input(classifier, cached=speed.cache_frozen),
                 read_vector(classifier),
-                plan=job.plan,
+                mechanism=mechanism,
                 training=job.training,
                 micro_batch=speed.micro_batch,
             )
@@ -298,7 +297,7 @@ class Trainer:
         """Tell the owner what of the texts is not used: the numbers in the PC's own log alone."""
         pc, size_class = self._pc, self._pc.owner.size_class
         if reading.dropped:
-            pc.note(f"left out: {reading.where}: {reading.tally()}")
+            pc.note(f"left out: {reading.where}: {reading.left_out_text()}")
         count = len(reading.records)
         advice = outgrown(count, size_class)
         if advice:
@@ -308,7 +307,7 @@ class Trainer:
 
 
 _EXAMPLES_KEPT = 256  # PCs of one process; mostly file-backed, so this is a bound on open files
-_rehearsed: dict[tuple[str, int, bool, int, SpeedSettings], int] = {}  # and how it multiplies
+_rehearsed: dict[tuple[str, int, str, int, SpeedSettings], int] = {}  # and how it multiplies
 _Key = tuple[str, str, tuple[tuple[str, int, int], ...]]
 _examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict()
 
@@ -332,7 +331,7 @@ def _shown(error: Exception) -> str:
 
 
 def shared_classifier(
-    model: ModelSettings, labels: tuple[str, ...], owner: OwnerSettings
+    model: TextClassifier, labels: tuple[str, ...], owner: OwnerSettings
 ) -> Classifier:
     """One copy of the model for all simulated PCs of this process; a round sets all it trains."""
     device = choose_device(owner.speed)
@@ -342,5 +341,5 @@ def shared_classifier(
 
 
 @lru_cache(maxsize=2)
-def _classifier(model: ModelSettings, labels: tuple[str, ...]) -> Classifier:
+def _classifier(model: TextClassifier, labels: tuple[str, ...]) -> Classifier:
     return Classifier(model, labels)

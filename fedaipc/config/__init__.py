@@ -1,15 +1,46 @@
 """Settings: frozen, validated at birth, the only home of defaults.
 
-settings.py  the types, their defaults and ranges
+section.py   frozen sections, and choices between kinds of a thing
+settings.py  a whole job: its sections are in model.py, data.py, privacy.py, rounds.py, server.py
+owner.py     what the owner of a PC decides
 recipe.py    defaults that follow from other settings or from the data
 toml.py      from TOML, flags and --set; back to TOML
 remedy.py    how a setting is given, for errors to say
 explain.py   errors and allowed values in words
 """
 
+from fedaipc.config.data import (
+    ByColumn,
+    DataSettings,
+    Dirichlet,
+    Iid,
+    Partition,
+    Skewed,
+    TextSource,
+    WarmUpSettings,
+)
 from fedaipc.config.explain import describe_fields, unknown_key
+from fedaipc.config.model import (
+    BiTFiT,
+    Full,
+    Head,
+    LastLayers,
+    LoRA,
+    TextClassifier,
+    TrainingMethod,
+)
+from fedaipc.config.owner import AvailabilitySettings, OwnerSettings, Policy, SpeedSettings
+from fedaipc.config.privacy import DPSGD, MAX_STEPS, NoPrivacy, Privacy, Schedule
 from fedaipc.config.recipe import for_labels, reasons, recipe_text, rounds_warning
-from fedaipc.config.settings import (
+from fedaipc.config.rounds import (
+    Aggregation,
+    FederationSettings,
+    PlainAggregation,
+    SecAgg,
+    Stage,
+    TrainingSettings,
+)
+from fedaipc.config.section import (
     LOSS_DELTA,
     MAX_CLIP,
     MAX_KINDS,
@@ -19,24 +50,13 @@ from fedaipc.config.settings import (
     MIN_NOISE,
     NAME,
     RUN,
-    DataSettings,
-    EvaluationSettings,
-    FederationSettings,
-    ModelSettings,
-    OutputSettings,
-    OwnerSettings,
-    Policy,
-    PrivacySettings,
-    SealingSettings,
+    Choice,
+    Frozen,
     Section,
-    Settings,
-    SpeedSettings,
-    Stage,
-    TextSource,
-    TrainingSettings,
-    WarmUpSettings,
-    WorkSettings,
+    register,
 )
+from fedaipc.config.server import FedAdam, FedAvg, FedAvgM, ServerOptimizer
+from fedaipc.config.settings import EvaluationSettings, OutputSettings, Settings
 from fedaipc.config.toml import (
     load_owner,
     load_settings,
@@ -47,32 +67,55 @@ from fedaipc.config.toml import (
 )
 
 __all__ = [
+    "DPSGD",
     "LOSS_DELTA",
     "MAX_CLIP",
     "MAX_KINDS",
     "MAX_LOSS",
     "MAX_NOISE",
+    "MAX_STEPS",
     "MIN_CLIP",
     "MIN_NOISE",
     "NAME",
     "RUN",
+    "Aggregation",
+    "AvailabilitySettings",
+    "BiTFiT",
+    "ByColumn",
+    "Choice",
     "DataSettings",
+    "Dirichlet",
     "EvaluationSettings",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
     "FederationSettings",
-    "ModelSettings",
+    "Frozen",
+    "Full",
+    "Head",
+    "Iid",
+    "LastLayers",
+    "LoRA",
+    "NoPrivacy",
     "OutputSettings",
     "OwnerSettings",
+    "Partition",
+    "PlainAggregation",
     "Policy",
-    "PrivacySettings",
-    "SealingSettings",
+    "Privacy",
+    "Schedule",
+    "SecAgg",
     "Section",
+    "ServerOptimizer",
     "Settings",
+    "Skewed",
     "SpeedSettings",
     "Stage",
+    "TextClassifier",
     "TextSource",
+    "TrainingMethod",
     "TrainingSettings",
     "WarmUpSettings",
-    "WorkSettings",
     "describe_fields",
     "for_labels",
     "load_owner",
@@ -80,6 +123,7 @@ __all__ = [
     "owner_from",
     "reasons",
     "recipe_text",
+    "register",
     "rounds_warning",
     "settings_from",
     "text_source",

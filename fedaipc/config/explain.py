@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from fedaipc.config.settings import NAME, Section
+from fedaipc.config.section import NAME, Choice, Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,25 +16,63 @@ if TYPE_CHECKING:
 
 
 def describe_fields(model: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(key path, allowed values, meaning) of every setting below `model`."""
+    """(key path, allowed values, meaning) of every setting below `model`.
+
+    The keys of a kind follow the key that chooses it, and say whose they are.
+    """
     rows = []
     for name, field in model.model_fields.items():
-        path = f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            rows += describe_fields(field.annotation, f"{path}.")
-        else:
+        path, inner = f"{prefix}{name}", _section(field)
+        if inner is None:
             rows.append((path, _allowed(field), field.description or ""))
+        elif issubclass(inner, Choice):
+            rows += _describe_kinds(inner, path)
+        else:
+            rows += describe_fields(inner, f"{path}.")
     return rows
 
 
-def explain(model: type[Section], detail: ErrorDetails) -> str:
+def choices(model: type[Section], prefix: str = "") -> list[tuple[str, type[Choice]]]:
+    """Key paths below `model` at which a kind is chosen, and of what."""
+    found: list[tuple[str, type[Choice]]] = []
+    for name, field in model.model_fields.items():
+        inner = _section(field)
+        if inner is not None and issubclass(inner, Choice):
+            found.append((f"{prefix}{name}", inner))
+        elif inner is not None:
+            found += choices(inner, f"{prefix}{name}.")
+    return found
+
+
+def _describe_kinds(family: type[Choice], path: str) -> list[tuple[str, str, str]]:
+    kinds = family.known()
+    rows = [(f"{path}.kind", " | ".join(kinds), _first_line(family))]
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, kind in kinds.items():
+        for key, allowed, meaning in describe_fields(kind, f"{path}."):
+            if key != f"{path}.kind":
+                found.setdefault((key, allowed, meaning), []).append(name)
+    for (key, allowed, meaning), names in found.items():
+        whose = "" if len(names) == len(kinds) else f"{', '.join(names)}: "
+        rows.append((key, allowed, whose + meaning))
+    return rows
+
+
+def _first_line(family: type[Choice]) -> str:
+    return (family.__doc__ or "").split(".")[0].strip()
+
+
+def explain(model: type[Section], detail: ErrorDetails, tree: object) -> str:
+    """One line on an error that pydantic found in `tree`."""
     # A position inside a list is not part of a key's path.
     names = [str(part) for part in detail["loc"] if isinstance(part, str)]
     path = ".".join(names)
-    parent, field = _find(model, names)
+    parent, field = _find(model, names, tree)
     if detail["type"] == "extra_forbidden":
-        return unknown_key(path, names[-1], list(parent.model_fields))
+        return unknown_key(path, names[-1], list(parent.model_fields), _kind_name(parent))
     given = detail.get("input")
+    if detail["type"] == "unknown_kind":
+        return _unknown_kind(parent, path, given)
     if detail["type"] == "value_error":  # of a section; our own words name the keys
         return detail["msg"].removeprefix("Value error, ")
     if field is None:
@@ -44,11 +83,20 @@ def explain(model: type[Section], detail: ErrorDetails) -> str:
     return f"{path}{shown}: {message}" + (f" (allowed: {allowed})" if allowed else "")
 
 
-def unknown_key(path: str, name: str, known: Sequence[str]) -> str:
-    """What is wrong with the key `name` at `path`, where only `known` ones may stand."""
+def unknown_key(path: str, name: str, known: Sequence[str], kind: str = "") -> str:
+    """What is wrong with the key `name` at `path`, where only `known` ones may stand.
+
+    `kind` names the kind of thing that has these keys.
+    """
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "known keys: " + ", ".join(known)
-    return f"{path}: unknown key; {hint}"
+    return f"{path}: unknown key{kind and f' of {kind}'}; {hint}"
+
+
+def _unknown_kind(family: type[Section], path: str, given: object) -> str:
+    assert issubclass(family, Choice)  # noqa: S101 - only a choice has this error
+    name = given.get("kind") if isinstance(given, Mapping) else given
+    return f"{path}.kind = {_short(name)}: not known here (allowed: {' | '.join(family.known())})"
 
 
 def _short(value: object) -> str:
@@ -56,17 +104,42 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _find(model: type[Section], names: Sequence[str]) -> tuple[type[Section], FieldInfo | None]:
+def _find(
+    model: type[Section], names: Sequence[str], tree: object
+) -> tuple[type[Section], FieldInfo | None]:
+    """The section that holds what `names` lead to, and the field there, None for a section."""
     parent, field = model, None
     for name in names:
         field = parent.model_fields.get(name)
         if field is None:
             return parent, None
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            parent, field = field.annotation, None
-        else:
+        inner = _section(field)
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+        if inner is None:
             break
+        parent, field = _of_kind(inner, tree, parent, name), None
     return parent, field
+
+
+def _section(field: FieldInfo) -> type[Section] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _of_kind(inner: type[Section], tree: object, parent: type[Section], name: str) -> type[Section]:
+    """The kind that `tree` chooses of `inner`, if that is a choice."""
+    if not issubclass(inner, Choice):
+        return inner
+    chosen = tree.get("kind") if isinstance(tree, Mapping) else tree
+    if chosen is None:
+        usual = parent.model_fields[name].default
+        return type(usual) if isinstance(usual, inner) else inner
+    return inner.kinds.get(str(chosen), inner)
+
+
+def _kind_name(section: type[Section]) -> str:
+    is_kind = issubclass(section, Choice) and Choice not in section.__bases__
+    return f'kind "{section.model_fields["kind"].default}"' if is_kind else ""
 
 
 _WORDS = {

@@ -9,8 +9,11 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedaipc import bounds
-from fedaipc.config.explain import explain
-from fedaipc.config.settings import OwnerSettings, Section, Settings, TextSource
+from fedaipc.config.data import TextSource
+from fedaipc.config.explain import choices, explain
+from fedaipc.config.owner import OwnerSettings
+from fedaipc.config.section import Section
+from fedaipc.config.settings import Settings
 from fedaipc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,13 +33,15 @@ def load_settings(
     Raises ConfigError: unreadable or broken file, unknown key, value out of range, clash.
     """
     tree = _read_toml(path) if path is not None else {}
-    for key, value in (flags or {}).items():
-        _put(tree, key, value)
+    given = dict(flags or {})
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or "." not in key:
+        if not equals or not key.strip():
             raise ConfigError(f"--set {override}: write it as section.key=value")
-        _put(tree, key.strip(), _parse_value(text.strip()))
+        given[key.strip()] = _parse_value(text.strip())
+    _choose_kinds(tree, given)
+    for key, value in given.items():
+        _put(tree, key, value)
     return settings_from(tree)
 
 
@@ -107,9 +112,27 @@ def _put(tree: dict[str, Any], key: str, value: object) -> None:
     node[last] = value
 
 
+def _choose_kinds(tree: dict[str, Any], given: dict[str, object]) -> None:
+    """Where another kind is given than the file's, drop the keys that only the file's kind has."""
+    for path, family in choices(Settings):
+        *sections, last = path.split(".")
+        node: Any = tree
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(last), str):
+            node[last] = {"kind": node[last]}
+        name = given.pop(path, None)
+        if name is not None:
+            given[f"{path}.kind"] = name
+        kind = family.known().get(str(given.get(f"{path}.kind")))
+        if kind is not None and isinstance(node, dict) and isinstance(node.get(last), dict):
+            node[last] = {k: v for k, v in node[last].items() if k in kind.model_fields}
+
+
 def _validated(model: type[T], tree: Mapping[str, object]) -> T:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = [explain(model, detail) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        lines = [explain(model, detail, tree) for detail in details]
         raise ConfigError("; ".join(lines)) from None

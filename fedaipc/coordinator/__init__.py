@@ -8,7 +8,6 @@ aggregation.py       the sum of a round, masked or plain
 unmasking.py         a group agrees on its sum and unmasks it
 upload_store.py      uploads on the disk
 disputes.py          who is left out where two PCs contradict each other
-server_optimizer.py  FedAvg, FedAvgM, FedAdam
 checkpoint.py        one file per run, replaced in one step after each round
 evaluation.py        the coordinator's own public validation and test sets
 """

@@ -18,9 +18,8 @@ from fedaipc.coordinator.disputes import to_leave_out
 from fedaipc.coordinator.exchange import Exchange
 from fedaipc.coordinator.membership import Membership
 from fedaipc.coordinator.participation import Participation
-from fedaipc.coordinator.server_optimizer import ServerOptimizer
 from fedaipc.errors import EncodingError, RunOver, SecAggError
-from fedaipc.privacy.plan import charged_epsilon, filter_order
+from fedaipc.privacy.budget import charged_epsilon, filter_order
 from fedaipc.protocol.messages import (
     MASK,
     READY,
@@ -99,7 +98,6 @@ class Coordinator:
         self._validation = validation
         self._claims_epsilon = claims_epsilon
         self._on_round = on_round
-        self._optimizer = ServerOptimizer(settings.federation, checkpoint.optimizer)
         self._exchange: Exchange
         self._membership = Membership(settings.federation, self._job, roster)
         self._participation = Participation(
@@ -109,7 +107,7 @@ class Coordinator:
         self._tried: set[bytes] = set()  # those that had the time to try out what is asked
         # As a PC chooses it that makes its ledger for this job.
         self._order = filter_order(
-            self._job.plan, self._job.rounds, settings.privacy.lifetime_epsilon
+            self._job.schedule, self._job.rounds, settings.federation.lifetime_epsilon
         )
 
     def run(self, grid: Grid) -> Checkpoint:
@@ -147,7 +145,7 @@ class Coordinator:
         self._participation.charge(outcome.charged, attempt)
         total = (
             PlainSum(groups)
-            if self._job.sealing.mode == "none"
+            if self._job.aggregation.kind == "plain"
             else MaskedSum(groups, self._folder / _UPLOADS)
         )
         self._collect(groups, number, total, outcome)
@@ -159,7 +157,9 @@ class Coordinator:
         if outcome.why_void is None:
             mean = total.mean()
             del total  # a vector that nothing needs from here on
-            self._checkpoint.vector = self._optimizer.step(self._checkpoint.vector, mean)
+            self._checkpoint.vector = self._settings.server.step(
+                self._checkpoint.vector, mean, self._checkpoint.optimizer
+            )
             self._checkpoint.round = number
             del mean
         aggregated = time.monotonic()
@@ -257,9 +257,9 @@ class Coordinator:
         for there in self._participation.candidates():
             found, reasons = self._formed(attempt, there)
             asked = sum(len(terms.participants) for terms in found)
-            if asked and asked >= self._federation.min_pcs:
+            if asked and asked >= self._federation.min_clients:
                 return found
-            least = f"{asked} are there, federation.min_pcs = {self._federation.min_pcs}"
+            least = f"{asked} are there, federation.min_clients = {self._federation.min_clients}"
             reason = reasons[0] if reasons else least
         if self._may_skip(attempt):  # the next attempt draws others
             self._counters.advance(attempt=attempt)
@@ -281,7 +281,7 @@ class Coordinator:
     def _enough(self, pcs: Collection[bytes]) -> bool:
         """Whether a sum could be unmasked if all of `pcs` took part, by some draw of the cohort."""
         members, cohort = len(self._roster.members), self._job.cohort
-        if not pcs or min(len(pcs), cohort) < self._federation.min_pcs:
+        if not pcs or min(len(pcs), cohort) < self._federation.min_clients:
             return False
         for group in self._roster.groups(1, cohort):
             count = min(len(group), len(pcs))
@@ -355,10 +355,10 @@ class Coordinator:
         kept.disputes |= total.disputes
         kept.banned |= total.blamed | to_leave_out(kept.disputes)
         outcome.blamed = tuple(sorted(self._membership.members[pc].name for pc in total.blamed))
-        if len(outcome.arrived) < max(1, self._federation.min_pcs):
-            least = self._federation.min_pcs
+        if len(outcome.arrived) < max(1, self._federation.min_clients):
+            least = self._federation.min_clients
             outcome.why_void = "; ".join(total.reasons) or (
-                f"{len(outcome.arrived)} updates; federation.min_pcs = {least}"
+                f"{len(outcome.arrived)} updates; federation.min_clients = {least}"
             )
 
     def _ask(
@@ -386,4 +386,4 @@ class Coordinator:
         charged = self._participation.charged
         if not self._claims_epsilon:
             return None
-        return charged_epsilon(self._job.plan, charged, self._order) if charged else 0.0
+        return charged_epsilon(self._job.schedule, charged, self._order) if charged else 0.0

@@ -60,13 +60,13 @@ class Exchange:
         deadline = time.monotonic() + timeout
         pause = 0.01
         while waiting and time.monotonic() < deadline:
-            heard = False
+            answered = False
             for reply in self.grid.pull_messages(list(waiting)):
                 # An error reply can name a wrong sender: only the message it answers counts.
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if node is None:
                     continue
-                heard = True
+                answered = True
                 if reply.has_error():
                     continue
                 try:
@@ -77,7 +77,7 @@ class Exchange:
                 del reply
                 yield node, content
                 del content
-            if heard:
+            if answered:
                 pause, deadline = 0.01, time.monotonic() + timeout
             else:
                 time.sleep(pause)

@@ -52,7 +52,7 @@ class Membership:
         nodes = list(exchange.grid.get_node_ids())
         if not self._epoch:
             nodes = self._connected(exchange.grid)
-        old = attempt >= self._first_attempt + self._job.sealing.key_rounds
+        old = attempt >= self._first_attempt + self._job.aggregation.key_rounds
         if not self._epoch or old or self.late():
             counters.advance(epoch=counters.epoch + 1)
             self._epoch, self._first_attempt = counters.epoch, attempt
@@ -114,7 +114,7 @@ class Membership:
         """Where some PCs are still on their way, wait for them a while."""
         deadline = time.monotonic() + _START_SECONDS
         nodes = list(grid.get_node_ids())
-        while len(nodes) < self._federation.pcs and time.monotonic() < deadline:
+        while len(nodes) < self._federation.clients and time.monotonic() < deadline:
             time.sleep(0.2)
             nodes = list(grid.get_node_ids())
         return nodes

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedaipc
 from fedaipc import machine
-from fedaipc.config import Settings, load_settings
+from fedaipc.config import DPSGD, SecAgg, Settings, load_settings
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
 from fedaipc.coordinator.evaluation import Evaluation
@@ -29,7 +29,7 @@ from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.export import export, write_card
 from fedaipc.model.metrics import standard_error
-from fedaipc.privacy.plan import NEIGHBOURS, planned_epsilon
+from fedaipc.privacy.budget import NEIGHBOURS, planned_epsilon
 from fedaipc.protocol.job_folder import (
     CONFIG_FILE,
     TEST_FILE,
@@ -45,6 +45,7 @@ from fedaipc.protocol.round_terms import (
 )
 from fedaipc.results import (
     RESULTS_FILE,
+    AggregationFacts,
     DataFacts,
     Engine,
     MachineFacts,
@@ -53,7 +54,6 @@ from fedaipc.results import (
     PrivacyFacts,
     Results,
     RoundResult,
-    SealingFacts,
 )
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def run_job(
         roster=roster,
         checkpoint=checkpoint,
         validation=validation,
-        claims_epsilon=job.plan.private and not results.not_private,
+        claims_epsilon=job.privacy.private and not results.not_private,
         on_round=report,
     )
     try:
@@ -216,7 +216,7 @@ def _facts(
 ) -> Results:
     """What is known before the first round; a run that goes on keeps its start and its time."""
     before = Results.load(folder) if (folder / RESULTS_FILE).is_file() else None
-    device, privacy, plan = choose_device(settings.speed), settings.privacy, job.plan
+    device, target = choose_device(settings.speed), settings.privacy
     data = read_facts(folder)
     return Results(
         fedaipc=fedaipc.__version__,
@@ -230,24 +230,18 @@ def _facts(
         resumed=before.resumed + 1 if before else 0,
         not_private=tuple(data.pop("not_private")),
         privacy=PrivacyFacts(
-            mode=plan.mode,
-            unit=privacy.unit,
             neighbours=NEIGHBOURS,
-            delta=plan.delta,
-            clip_norm=plan.clip_norm,
-            noise_multiplier=plan.noise_multiplier,
-            sampling_rate=plan.sampling_rate,
-            local_steps=plan.local_steps,
+            schedule=job.schedule,
             rounds=job.rounds,
-            target_epsilon=privacy.epsilon,
-            planned_epsilon=PlannedEpsilon(**planned_epsilon(plan, job.rounds))
-            if plan.private
+            target_epsilon=target.epsilon if isinstance(target, DPSGD) else None,
+            planned_epsilon=PlannedEpsilon(**planned_epsilon(job.schedule, job.rounds))
+            if job.privacy.private
             else None,
         ),
-        sealing=_sealing(job, roster),
+        aggregation=_aggregation(job, roster),
         model=ModelFacts(
             base=job.model.base,
-            method=job.model.method,
+            method=job.model.train.kind,
             pooling=job.model.pooling,
             trainable_parameters=classifier.layout.size,
             total_parameters=classifier.total_parameters,
@@ -274,15 +268,16 @@ def _facts(
     )
 
 
-def _sealing(job: Job, roster: Roster) -> SealingFacts:
-    sealed, members = job.sealing.mode != "none", len(roster.members)
+def _aggregation(job: Job, roster: Roster) -> AggregationFacts:
+    secagg, members = job.aggregation, len(roster.members)
     group = min(len(group) for group in roster.groups(1, job.cohort))
-    return SealingFacts(
-        mode=job.sealing.mode,
-        bits=job.sealing.bits,
+    bounds = job_thresholds(job, members, group, group)
+    return AggregationFacts(
+        kind=job.aggregation.kind,
+        bits=job.aggregation.bits,
         bound=update_bound(job),
-        colluding=colluding_members(job.sealing, members) if sealed else None,
-        least=job_thresholds(job, members, group, group).least if sealed else None,
+        colluding=colluding_members(secagg, members) if isinstance(secagg, SecAgg) else None,
+        least=bounds.least if isinstance(secagg, SecAgg) else None,
     )
 
 

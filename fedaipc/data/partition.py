@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedaipc.config import Dirichlet, Iid, Skewed
 from fedaipc.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 def partition(records: Records, settings: DataSettings, pcs: int) -> tuple[Part, ...]:
     """Indices into `records` for each of `pcs` PCs; each record goes to exactly one.
 
-    iid: at random, sizes equal to within one. skewed: at random, sizes fall as rank to the power
-    -skew. dirichlet: each label by shares of its own. column: by `records.groups`, whole values
+    iid: at random, sizes equal to within one. skewed: at random, sizes fall as rank to minus
+    `power`. dirichlet: each label by shares of its own. column: by `records.groups`, whole values
     per PC where there are at least as many values as PCs, else each PC has part of one value.
 
     Raises DataError where a PC would be left without a record, or a column without values.
@@ -31,23 +32,24 @@ def partition(records: Records, settings: DataSettings, pcs: int) -> tuple[Part,
     if len(records) < pcs:
         raise DataError(
             f"{len(records):,} training records cannot be spread over {pcs:,} PCs; set "
-            f"federation.pcs to {len(records)} or less"
+            f"federation.clients to {len(records)} or less"
         )
-    random = np.random.default_rng([settings.seed, 1])
-    if settings.partition == "iid":
+    kind, random = settings.partition, np.random.default_rng([settings.seed, 1])
+    if isinstance(kind, Iid):
         parts = _deal(random.permutation(len(records)), np.ones(pcs))
-    elif settings.partition == "skewed":
-        shares = np.arange(1, pcs + 1, dtype=float) ** -settings.skew
+    elif isinstance(kind, Skewed):
+        shares = np.arange(1, pcs + 1, dtype=float) ** -kind.power
         parts = _deal(random.permutation(len(records)), shares)
-    elif settings.partition == "dirichlet":
-        parts = _by_dirichlet(records, settings.alpha, pcs, random)
+    elif isinstance(kind, Dirichlet):
+        parts = _by_dirichlet(records, kind.alpha, pcs, random)
     else:
         parts = _by_column(records, pcs, random)
     if any(len(part) == 0 for part in parts):
-        cure = "a larger data.alpha" if settings.partition == "dirichlet" else "a smaller data.skew"
+        key = "a larger data.partition.alpha"
+        cure = key if isinstance(kind, Dirichlet) else "a smaller data.partition.power"
         raise DataError(
-            f"partition {settings.partition!r} leaves a PC without records; set {cure} or a "
-            "smaller federation.pcs"
+            f"partition {kind.kind!r} leaves a PC without records; set {cure} or a "
+            "smaller federation.clients"
         )
     return tuple(np.sort(part) for part in parts)
 
@@ -90,7 +92,7 @@ def _by_dirichlet(
 def _by_column(records: Records, pcs: int, random: np.random.Generator) -> list[Part]:
     """Whole values per PC where there are enough; else each PC holds part of one value."""
     if records.groups is None:
-        raise DataError('partition = "column" needs a source with data.partition_column')
+        raise DataError('partition = "column" needs a source with data.client_column')
     groups = np.array(records.groups, dtype=object)
     # Largest first; ties by name, so that the order never depends on a hash.
     sizes = sorted(Counter(records.groups).items(), key=lambda item: (-item[1], item[0]))

@@ -73,7 +73,7 @@ def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
 
     Raises DataError: unusable source, one class only, too few records for the sets or PCs.
     """
-    group = settings.partition_column  # read for any partition: splits keep its shares
+    group = settings.client_column  # read for any partition: splits keep its shares
     notes: list[str] = []
     name = _named(settings, "source")
     source = _read(settings, settings.source, group, notes)
@@ -171,7 +171,7 @@ def _read(settings: DataSettings, source: str, group: str | None, notes: list[st
     reading = read_records(source, settings, group_column=group, labels=settings.labels)
     records = reading.some() if settings.skip_unusable else reading.all()
     if reading.dropped:
-        notes.append(f"left out: {reading.where}: {reading.tally()}")
+        notes.append(f"left out: {reading.where}: {reading.left_out_text()}")
     if reading.quoted_hint:
         notes.append(f"{reading.where}: {reading.quoted_hint}")
     return records

@@ -95,7 +95,7 @@ class Reading:
     def left_out(self) -> int:
         return sum(dropped.count for dropped in self.dropped)
 
-    def tally(self) -> str:
+    def left_out_text(self) -> str:
         """What was left out, in one line; it names labels and places, and no text."""
         kinds = "; ".join(
             f"{dropped.fault} ({_places(self.unit, dropped)}{_names(dropped)})"
@@ -112,7 +112,7 @@ class Reading:
             or_skip = ""
             if self.left_out <= used:  # else the few that are left would be no fair sample
                 or_skip = f", or leave them out with {DataSettings.remedy(skip_unusable=True)}"
-            raise DataError(f"{self.where}: {self.tally()}; mend them{or_skip}")
+            raise DataError(f"{self.where}: {self.left_out_text()}; mend them{or_skip}")
         return self.some()
 
     def some(self) -> Records:
@@ -127,7 +127,7 @@ class Reading:
                 f"{self.how.remedy(quoting='csv')}"
             )
         if not len(self.records):
-            outcome = self.tally() if self.dropped else "holds no records"
+            outcome = self.left_out_text() if self.dropped else "holds no records"
             raise DataError(f"{self.where}: {self.missing or outcome}")
         return self.records
 

@@ -19,6 +19,7 @@ from fedaipc.data.assets import fetch_asset, is_asset, list_assets
 from fedaipc.data.columns import beyond, check_columns, check_header, missing_column, numbers
 from fedaipc.data.csv_lines import CsvReader, fits
 from fedaipc.data.reading import Collector, Fault, Reading, Row
+from fedaipc.data.registry import find_source, register_source
 from fedaipc.errors import DataError
 from fedaipc.files import expanded
 
@@ -37,7 +38,7 @@ FILE_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 def local_path(source: str) -> Path | None:
     """The file or folder that `source` names; None for what is no place of this machine."""
-    return None if is_asset(source) or source.startswith("hf:") else expanded(source)
+    return None if is_asset(source) or find_source(source) is not None else expanded(source)
 
 
 def read_records(
@@ -58,8 +59,9 @@ def read_records(
     collector = Collector(labels, grouped=group_column is not None)
     if is_asset(source):
         return _read_file(fetch_asset(source), how, columns, collector)
-    if source.startswith("hf:"):
-        return _read_hub(source, columns, collector)
+    if (found := find_source(source)) is not None:
+        reader, name = found
+        return _read_table(source, reader(name, columns), collector)
     try:
         path = expanded(source)
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -347,8 +349,10 @@ def _read_folder(path: Path, how: TextSource, collector: Collector) -> Reading:
     )
 
 
-def _read_hub(source: str, columns: Sequence[str], collector: Collector) -> Reading:
-    _, identifier, *split = source.split(":", 2)  # a split may be a slice, as test[:10%]
+@register_source("hf")
+def _read_hub(name: str, columns: Sequence[str]) -> list[list[object]]:
+    """ID or ID:SPLIT of the hub; a split may be a slice, as test[:10%]."""
+    source, (identifier, *split) = f"hf:{name}", name.split(":", 1)
     try:
         import datasets
     except ImportError:
@@ -361,8 +365,7 @@ def _read_hub(source: str, columns: Sequence[str], collector: Collector) -> Read
             "whether the hub is reachable"
         ) from None
     check_columns(source, data.column_names, columns)
-    values = [[_named(data.features[column], v) for v in data[column]] for column in columns]
-    return _read_table(source, values, collector)
+    return [[_named(data.features[column], v) for v in data[column]] for column in columns]
 
 
 def _named(feature: object, value: object) -> object:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, ValidationError
 
 from fedaipc import bounds
-from fedaipc.config import Section
+from fedaipc.config import Frozen
 from fedaipc.errors import ConfigError
 from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.uploads import blob_bytes
@@ -27,7 +27,7 @@ Money = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=1e9)]
 
 
-class PcPrice(Section):
+class PcPrice(Frozen):
     """Of this PC."""
 
     watts: Rate
@@ -35,7 +35,7 @@ class PcPrice(Section):
     dollars_per_hour: Money = 0.0
 
 
-class GpuPrice(Section):
+class GpuPrice(Frozen):
     """Of a rented GPU; `texts_per_second` as measured there for the same job, if it was."""
 
     name: str = Field(min_length=1, max_length=80)
@@ -44,7 +44,7 @@ class GpuPrice(Section):
     texts_per_second: Rate | None = None
 
 
-class Prices(Section):
+class Prices(Frozen):
     """A price table."""
 
     pc: PcPrice
@@ -121,13 +121,13 @@ def forecast(
     do. Bytes are of all PCs and rounds, sealing included, to within a tenth.
     """
     federation, privacy = settings.federation, settings.privacy
-    cohort = federation.cohort_size(federation.pcs)
-    passes = federation.rounds * settings.training.local_steps * privacy.sampling_rate
-    passes *= cohort / federation.pcs
-    rate = speed.private if privacy.mode != "none" else speed.ordinary
+    cohort = federation.cohort_size(federation.clients)
+    passes = settings.rounds * settings.training.local_steps * privacy.sampling_rate
+    passes *= cohort / federation.clients
+    rate = speed.private if privacy.kind != "none" else speed.ordinary
     once = 0.0 if speed.frozen is None else 1 / speed.frozen
     seconds = records * (once + passes / rate) + held_back * once
-    fleet = records / federation.pcs * (once + passes / rate)
+    fleet = records / federation.clients * (once + passes / rate)
     power = watts or prices.pc.watts
     hours = seconds / 3600
     pc_hour = power / 1000 * prices.pc.dollars_per_kwh + prices.pc.dollars_per_hour
@@ -136,8 +136,8 @@ def forecast(
         texts=records,
         minutes=seconds / 60,
         fleet_minutes=fleet / 60,
-        bytes_up=up * cohort * federation.rounds,
-        bytes_down=down * cohort * federation.rounds,
+        bytes_up=up * cohort * settings.rounds,
+        bytes_down=down * cohort * settings.rounds,
         watts=power,
         watts_measured=watts is not None,
         watt_hours=hours * power,
@@ -148,8 +148,8 @@ def forecast(
 
 def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, int]:
     """Of one PC in one round, up and down."""
-    up, down = parameters * settings.sealing.bits // 8, parameters * 4
-    if settings.sealing.mode == "none":
+    up, down = parameters * settings.aggregation.bits // 8, parameters * 4
+    if settings.aggregation.kind == "plain":
         return up, down
     group = cohort // -(-cohort // MAX_IN_A_GROUP)
     blob = blob_bytes(group)

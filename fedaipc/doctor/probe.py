@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,12 @@ import numpy as np
 import psutil
 import torch
 
+from fedaipc.config import DPSGD, NoPrivacy, Schedule
 from fedaipc.doctor.machine import features
 from fedaipc.machine import cpus, memory_available
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import Device, choose_device
 from fedaipc.model.inputs import longest_input, make_inputs
-from fedaipc.privacy.plan import make_plan
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.privacy.training import rehearse, train_round, usual_micro_batch
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Settings
     from fedaipc.model.inputs import Inputs
-    from fedaipc.privacy.plan import PrivacyPlan
 
 _PROBES = 3  # of each kind; the median counts
 _WORTH = 1.03  # how much faster a larger micro-batch must be
@@ -85,7 +84,7 @@ def probe(
                 found.append(_measure(settings, classifier, choose_device(speed), texts))
     finally:
         torch.set_num_threads(before)
-    steps = settings.federation.rounds * settings.training.local_steps
+    steps = settings.rounds * settings.training.local_steps
     passes = steps * settings.privacy.sampling_rate
     return sorted(found, key=lambda speed: speed.seconds(passes))
 
@@ -105,21 +104,17 @@ def _measure(
 ) -> Speed:
     classifier.use(device)
     start = read_vector(classifier)
-    step = replace(make_plan(settings), sampling_rate=1.0, local_steps=1)
+    asked = settings.privacy
+    mechanism = asked.with_noise(1.0) if isinstance(asked, DPSGD) else DPSGD(noise_multiplier=1.0)
+    mechanism = mechanism.model_copy(update={"sampling_rate": 1.0})
+    plain = NoPrivacy(sampling_rate=1.0)
     with tempfile.TemporaryDirectory() as folder:
         inputs = make_inputs(classifier, texts, Path(folder))  # warms up, too
 
-        def planned(*, private: bool) -> PrivacyPlan:
-            return replace(
-                step,
-                mode="local" if private else "none",
-                noise_multiplier=(step.noise_multiplier or 1.0) if private else None,
-            )
-
         def rate(micro_batch: int, *, private: bool) -> float:
-            plan = planned(private=private)
+            step = Schedule(mechanism=mechanism if private else plain, steps=1)
             return statistics.median(
-                _one(settings, plan, classifier, inputs, start, micro_batch) for _ in range(_PROBES)
+                _one(settings, step, classifier, inputs, start, micro_batch) for _ in range(_PROBES)
             )
 
         usual = settings.speed.micro_batch or usual_micro_batch(classifier)
@@ -137,7 +132,7 @@ def _measure(
             size = _micro_batch(lambda size: rate(size, private=True))
         rehearse(  # as before a round: shapes and threads decide how rows are computed
             classifier, longest_input(classifier, cached=settings.speed.cache_frozen), start,
-            plan=planned(private=True), training=settings.training, micro_batch=size,
+            mechanism=mechanism, training=settings.training, micro_batch=size,
         )  # fmt: skip
         return Speed(
             device=str(device.torch),
@@ -160,7 +155,7 @@ def _frozen(classifier: Classifier, texts: Sequence[str]) -> float:
 
 def _one(
     settings: Settings,
-    plan: PrivacyPlan,
+    step: Schedule,
     classifier: Classifier,
     inputs: Inputs,
     start: npt.NDArray[np.float32],
@@ -173,7 +168,7 @@ def _one(
         inputs,
         np.zeros(len(inputs), dtype=np.int64),
         start,
-        plan=plan,
+        schedule=step,
         training=settings.training,
         size_class=len(inputs),
         micro_batch=micro_batch,

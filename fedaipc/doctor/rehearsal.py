@@ -6,22 +6,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedaipc.config import ModelSettings, TrainingSettings
+from fedaipc.config import DPSGD, Head, LoRA, TextClassifier, TrainingSettings
 from fedaipc.data.assets import is_asset, is_cached
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.inputs import longest_input
-from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.training import rehearse
 
 if TYPE_CHECKING:
     from fedaipc.config import SpeedSettings
 
-_METHODS = ("head", "lora")  # between them all shapes of products that jobs have
+_METHODS = (Head(), LoRA())  # between them all shapes of products that jobs have
 _LENGTH = 16  # tokens; every base takes so many, and a round rehearses its own number again
-_PLAN = PrivacyPlan(
-    mode="local", clip_norm=1.0, noise_multiplier=1.0, sampling_rate=1.0, local_steps=1, delta=1e-5
-)
+_MECHANISM = DPSGD(noise_multiplier=1.0)
 
 
 @lru_cache(maxsize=4)
@@ -34,14 +31,14 @@ def rehearse_base(base: str, labels: tuple[str, ...], speed: SpeedSettings) -> b
         return False
     device = choose_device(speed)
     for method in _METHODS:
-        settings = ModelSettings(base=base, method=method, max_length=_LENGTH)
+        settings = TextClassifier(base=base, train=method, max_length=_LENGTH)
         classifier = Classifier(settings, labels or ("no", "yes"))
         classifier.use(device)
         rehearse(
             classifier,
             longest_input(classifier, cached=speed.cache_frozen),
             read_vector(classifier),
-            plan=_PLAN,
+            mechanism=_MECHANISM,
             training=TrainingSettings(),
             micro_batch=speed.micro_batch,
         )

@@ -16,7 +16,7 @@ from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
 from fedaipc.protocol.job import Job, SignedJob, make_job
 from fedaipc.protocol.job_folder import write_job
-from fedaipc.protocol.round_terms import check_sealing
+from fedaipc.protocol.round_terms import check_secagg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,8 @@ def sign_job(
 ) -> Job:
     """Write a signed job for all present members into the new `folder`.
 
-    `settings.federation.pcs` is replaced by how many members there are. Raises AdmissionError where
-    the folder is taken, ConfigError where so few cannot be sealed, DataError, ModelError,
+    `settings.federation.clients` is replaced by how many members there are. Raises AdmissionError
+    where the folder is taken, ConfigError where so few cannot be sealed, DataError, ModelError,
     PrivacyError; then no folder is left behind.
     """
     if folder.exists():
@@ -45,7 +45,7 @@ def sign_job(
     settings = _for_members(settings, len(members))
     held_back = prepare_held_back(settings.data)
     settings = for_labels(settings, held_back.labels)
-    check_sealing(settings)
+    check_secagg(settings)
     before = check_model(settings, held_back)
     settings, warm_up = warm_base(settings, held_back, on_warm_up)
     classifier = before if warm_up is None else Classifier(settings.model, held_back.labels)
@@ -57,7 +57,7 @@ def sign_job(
         [member.size_class for member in members],
         federation.roster_version,
     )
-    reasons = ['privacy.mode = "none": neither clip nor noise'] if not job.plan.private else []
+    reasons = ['privacy.kind = "none": neither clip nor noise'] if not job.privacy.private else []
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -103,5 +103,5 @@ def hand_out_base(
 def _for_members(settings: Settings, pcs: int) -> Settings:
     """Paths that hold from any folder, and as many PCs as there are."""
     model = with_whole_base(settings.model)
-    federation = settings.federation.model_copy(update={"pcs": pcs})
+    federation = settings.federation.model_copy(update={"clients": pcs})
     return settings.model_copy(update={"model": model, "federation": federation})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from fedaipc.config import NAME, Section
+from fedaipc.config import NAME, Frozen
 from fedaipc.errors import AdmissionError
 from fedaipc.files import write_atomic
 from fedaipc.secagg.keys import fingerprint
@@ -20,7 +20,7 @@ MEMBER_DAYS = 365
 _MAX_BYTES = 1 << 26
 
 
-class Member(Section):
+class Member(Frozen):
     """One PC. `identity` and `node_key` are public keys; times are in seconds since 1970."""
 
     name: str = Field(max_length=80, pattern=NAME)
@@ -44,7 +44,7 @@ class Member(Section):
         return fingerprint(bytes.fromhex(self.identity))
 
 
-class Members(Section):
+class Members(Frozen):
     """All that were ever admitted, in the order of admission."""
 
     members: tuple[Member, ...] = ()

@@ -16,31 +16,29 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from fedaipc.lab.planner import Schedule
+    from fedaipc.lab.planner import Plan
 
 
 def write_chart(
     path: Path,
-    schedule: Schedule,
+    plan: Plan,
     points: Sequence[tuple[int, float]],
-    others: Sequence[Schedule],
+    others: Sequence[Plan],
 ) -> None:
     """Write .png or .svg. Raises OutputError: another ending, or the file cannot be written."""
     plot_style.check_ending(path.suffix)
     with drawing():
-        content = plot_style.figure_bytes(_figure(schedule, points, others), path.suffix, "plan")
+        content = plot_style.figure_bytes(_figure(plan, points, others), path.suffix, "plan")
     write_file(path, content)
 
 
-def _figure(
-    schedule: Schedule, points: Sequence[tuple[int, float]], others: Sequence[Schedule]
-) -> Figure:
+def _figure(plan: Plan, points: Sequence[tuple[int, float]], others: Sequence[Plan]) -> Figure:
     figure = new_figure()
     spent, noise = figure.subplots(1, 2)
     spent.plot(*zip(*points, strict=True), color=plot_style.BLUE, marker="o", markersize=3)
     spent.set_title("spent, round by round")
     spent.set_xlabel("rounds")
-    spent.set_ylabel(f"epsilon at delta {schedule.delta:g}")
+    spent.set_ylabel(f"epsilon at delta {plan.delta:g}")
     spent.xaxis.set_major_locator(MaxNLocator(integer=True))
     spent.set_ylim(bottom=0)
     noise.plot(
@@ -50,9 +48,7 @@ def _figure(
         marker="s",
         markersize=4,
     )
-    noise.plot(
-        schedule.epsilon, schedule.relative_noise, color=plot_style.INK, marker="*", markersize=11
-    )
+    noise.plot(plan.epsilon, plan.relative_noise, color=plot_style.INK, marker="*", markersize=11)
     noise.set_title("noise that a budget takes")
     noise.set_xlabel("epsilon of the whole schedule")
     noise.set_ylabel("noise on the mean gradient, in clip bounds")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy.stats import binom
 
+from fedaipc.config import DPSGD, Schedule
 from fedaipc.errors import PrivacyError
 from fedaipc.privacy.accountant import (
-    Mechanism,
     best_order,
     epsilon_pld,
     epsilon_prv,
@@ -23,7 +23,7 @@ from fedaipc.privacy.accountant import (
     is_dear,
     noise_for,
 )
-from fedaipc.privacy.plan import check_delta
+from fedaipc.privacy.budget import check_delta
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,27 +39,42 @@ _MIN_LOG_DELTA = -300.0  # powers of ten: near the smallest number there is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """What a job asks of one PC. `records` is its public size class; `epsilon` by RDP.
+class Plan:
+    """What a job asks of one PC: `rounds` times `once`. `epsilon` is by RDP.
 
-    Noise of standard deviation `noise` times the clip bound on the sum over a Poisson sample of
-    rate `rate`, `steps` times a round, for `rounds` rounds.
+    `records` is the PC's public size class.
     """
 
     epsilon: float
-    delta: float
-    noise: float
-    rate: float
+    mechanism: DPSGD
     steps: int
     rounds: int
     records: int
 
-    def mechanism(self, rounds: int | None = None) -> Mechanism:
-        """Of so many rounds, else of all. Raises PrivacyError."""
-        rounds = self.rounds if rounds is None else rounds
-        return Mechanism(
-            noise_multiplier=self.noise, sampling_rate=self.rate, steps=self.steps * rounds
-        )
+    @property
+    def schedule(self) -> Schedule:
+        """Of all rounds."""
+        return Schedule(mechanism=self.mechanism, steps=self.steps * self.rounds)
+
+    @property
+    def once(self) -> Schedule:
+        """Of one round."""
+        return Schedule(mechanism=self.mechanism, steps=self.steps)
+
+    @property
+    def delta(self) -> float:
+        return self.mechanism.delta
+
+    @property
+    def noise(self) -> float:
+        return self.mechanism.noise
+
+    @property
+    def rate(self) -> float:
+        return self.mechanism.sampling_rate
+
+    def at_rate(self, rate: float) -> Plan:
+        return replace(self, mechanism=self.mechanism.model_copy(update={"sampling_rate": rate}))
 
     @property
     def relative_noise(self) -> float:
@@ -67,7 +82,7 @@ class Schedule:
         return self.noise / (self.rate * self.records)
 
 
-def solve(find: Unknown, given: Schedule) -> Schedule:
+def solve(find: Unknown, given: Plan) -> Plan:
     """`given` with its unknown field set: what it holds there does not count.
 
     The least noise, the most rounds or the largest rate that meet epsilon; or the epsilon that
@@ -75,45 +90,45 @@ def solve(find: Unknown, given: Schedule) -> Schedule:
     """
     check_delta(given.delta, given.records)
     if find == "noise":
-        noise = noise_for(given.epsilon, given.delta, given.rate, given.steps * given.rounds)
-        found = replace(given, noise=noise)
+        noise = noise_for(given.mechanism, given.epsilon, given.steps * given.rounds)
+        found = replace(given, mechanism=given.mechanism.with_noise(noise))
     elif find == "rounds":
         found = replace(given, rounds=_most_rounds(given))
     elif find == "rate":
-        found = replace(given, rate=_largest_rate(given))
+        found = given.at_rate(_largest_rate(given))
     else:
         found = given
     return replace(found, epsilon=_epsilon(found))
 
 
-def by_accountant(schedule: Schedule) -> dict[str, float | None]:
+def by_accountant(plan: Plan) -> dict[str, float | None]:
     """Epsilon of the whole schedule, by each accountant; upper bounds all of them.
 
     None where one is so large that PRV and PLD would take more memory than the answer is worth.
     """
-    steps = [schedule.mechanism()]
+    steps = [plan.schedule]
     dear = is_dear(steps)
     return {
-        "rdp": epsilon_rdp(steps, schedule.delta),
-        "prv": None if dear else epsilon_prv(steps, schedule.delta),
-        "pld": None if dear else epsilon_pld(steps, schedule.delta),
+        "rdp": epsilon_rdp(steps, plan.delta),
+        "prv": None if dear else epsilon_prv(steps, plan.delta),
+        "pld": None if dear else epsilon_pld(steps, plan.delta),
     }
 
 
-def curve(schedule: Schedule, points: int = _CURVE) -> list[tuple[int, float]]:
+def curve(plan: Plan, points: int = _CURVE) -> list[tuple[int, float]]:
     """(rounds, epsilon by RDP) from one round to all of them."""
-    count = min(points, schedule.rounds)
-    rounds = sorted({max(1, round(schedule.rounds * n / count)) for n in range(1, count + 1)} | {1})
-    return [(r, _epsilon(replace(schedule, rounds=r))) for r in rounds]
+    count = min(points, plan.rounds)
+    rounds = sorted({max(1, round(plan.rounds * n / count)) for n in range(1, count + 1)} | {1})
+    return [(r, _epsilon(replace(plan, rounds=r))) for r in rounds]
 
 
-def trade_offs(schedule: Schedule, targets: Sequence[float] | None = None) -> list[Schedule]:
+def trade_offs(plan: Plan, targets: Sequence[float] | None = None) -> list[Plan]:
     """The same schedule for other budgets, else TARGETS: each has the noise that it takes."""
     targets = TARGETS if targets is None else targets
-    return [solve("noise", replace(schedule, epsilon=target)) for target in targets]
+    return [solve("noise", replace(plan, epsilon=target)) for target in targets]
 
 
-def group_epsilon(schedule: Schedule, records: int) -> float | None:
+def group_epsilon(plan: Plan, records: int) -> float | None:
     """Epsilon at the schedule's delta for somebody who has this many of the PC's records.
 
     By privacy loss distributions: how many of the records a Poisson sample holds is binomial, and
@@ -124,70 +139,70 @@ def group_epsilon(schedule: Schedule, records: int) -> float | None:
     there is no bound.
     """
     if records == 1:
-        steps = [schedule.mechanism()]
-        return _epsilon(schedule) if is_dear(steps) else epsilon_pld(steps, schedule.delta)
-    if schedule.rate == 1:  # a mixture of one part is more than dp-accounting can do
-        return _group_epsilon_unsampled(schedule, records)
+        steps = [plan.schedule]
+        return _epsilon(plan) if is_dear(steps) else epsilon_pld(steps, plan.delta)
+    if plan.rate == 1:  # a mixture of one part is more than dp-accounting can do
+        return _group_epsilon_unsampled(plan, records)
     if records > _MAX_IN_MIXTURE:
-        return _group_by_curve(schedule, records)
-    return _group_epsilon_by_mixture(schedule, records)
+        return _group_by_curve(plan, records)
+    return _group_epsilon_by_mixture(plan, records)
 
 
-def _group_epsilon_unsampled(schedule: Schedule, records: int) -> float | None:
+def _group_epsilon_unsampled(plan: Plan, records: int) -> float | None:
     from dp_accounting import get_epsilon_gaussian
 
-    noise = schedule.noise / (records * math.sqrt(schedule.steps * schedule.rounds))
+    noise = plan.noise / (records * math.sqrt(plan.steps * plan.rounds))
     with np.errstate(divide="ignore"):  # it takes log(0) where no epsilon is needed
-        epsilon = float(get_epsilon_gaussian(noise, schedule.delta))
+        epsilon = float(get_epsilon_gaussian(noise, plan.delta))
     return epsilon if epsilon <= _MAX_EPSILON else None
 
 
-def _group_epsilon_by_mixture(schedule: Schedule, records: int) -> float | None:
+def _group_epsilon_by_mixture(plan: Plan, records: int) -> float | None:
     from dp_accounting import dp_event
     from dp_accounting.pld import PLDAccountant
 
-    chances = [float(binom.pmf(count, records, schedule.rate)) for count in range(records)]
+    chances = [float(binom.pmf(count, records, plan.rate)) for count in range(records)]
     chances.append(max(0.0, 1.0 - math.fsum(chances)))
-    mean, spread = records * schedule.rate, records * schedule.rate * (1 - schedule.rate)
-    loss = schedule.steps * schedule.rounds * (mean**2 + spread) / (2 * schedule.noise**2)
+    mean, spread = records * plan.rate, records * plan.rate * (1 - plan.rate)
+    loss = plan.steps * plan.rounds * (mean**2 + spread) / (2 * plan.noise**2)
     if loss > _MAX_EPSILON:  # on average: the grid would be as wide, and wider
         return None
     present = [(count, chance) for count, chance in enumerate(chances) if chance > 0]
     # In units of the noise: it searches to a millionth, which a large noise has no digits for.
     event = dp_event.MixtureOfGaussiansDpEvent(
-        1.0, [count / schedule.noise for count, _ in present], [chance for _, chance in present]
+        1.0, [count / plan.noise for count, _ in present], [chance for _, chance in present]
     )
     accountant = PLDAccountant(value_discretization_interval=1e-3)
-    accountant.compose(event, schedule.steps * schedule.rounds)
-    epsilon = float(accountant.get_epsilon(schedule.delta))
+    accountant.compose(event, plan.steps * plan.rounds)
+    epsilon = float(accountant.get_epsilon(plan.delta))
     return epsilon if math.isfinite(epsilon) else None
 
 
-def _group_by_curve(schedule: Schedule, records: int) -> float | None:
+def _group_by_curve(plan: Plan, records: int) -> float | None:
     """By (epsilon_1, delta_1) of one record: records times epsilon_1 where m exp((m - 1) epsilon_1)
     delta_1 stays within delta (Dwork and Roth 2014, theorem 2.2); the best point of the curve.
     """
-    steps, best = [schedule.mechanism()], None
-    exponent = math.log10(schedule.delta)
+    steps, best = [plan.schedule], None
+    exponent = math.log10(plan.delta)
     while exponent > _MIN_LOG_DELTA:
         exponent -= 1.0  # a finer look hardly finds better ones
         epsilon = best_order(steps, 10.0**exponent)[1]
         spread = math.log(records) + (records - 1) * epsilon + exponent * math.log(10)
-        if spread <= math.log(schedule.delta) and (best is None or records * epsilon < best):
+        if spread <= math.log(plan.delta) and (best is None or records * epsilon < best):
             best = records * epsilon
     return best
 
 
-def _epsilon(schedule: Schedule) -> float:
-    return best_order([schedule.mechanism()], schedule.delta)[1]
+def _epsilon(plan: Plan) -> float:
+    return best_order([plan.schedule], plan.delta)[1]
 
 
-def _fits(schedule: Schedule) -> bool:
+def _fits(plan: Plan) -> bool:
     # A ledger compares to the last bit, and adds in another order.
-    return _epsilon(schedule) <= schedule.epsilon * (1 - 1e-9)
+    return _epsilon(plan) <= plan.epsilon * (1 - 1e-9)
 
 
-def _most_rounds(given: Schedule) -> int:
+def _most_rounds(given: Plan) -> int:
     low, high = 0, 1
     while high <= _MAX_ROUNDS and _fits(replace(given, rounds=high)):
         low, high = high, high * 2
@@ -203,16 +218,16 @@ def _most_rounds(given: Schedule) -> int:
     return low
 
 
-def _largest_rate(given: Schedule) -> float:
-    if _fits(replace(given, rate=1.0)):
+def _largest_rate(given: Plan) -> float:
+    if _fits(given.at_rate(1.0)):
         return 1.0
     low, high = 1 / given.records, 1.0
-    if not _fits(replace(given, rate=low)):
+    if not _fits(given.at_rate(low)):
         raise PrivacyError(
             f"epsilon {given.epsilon:g} does not cover {given.rounds} rounds at noise multiplier "
             f"{given.noise:g}, however few records are sampled: ask for more noise or fewer rounds"
         )
     while high / low > 1.0001:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if _fits(replace(given, rate=middle)) else (low, middle)
+        low, high = (middle, high) if _fits(given.at_rate(middle)) else (low, middle)
     return low

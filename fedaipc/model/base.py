@@ -15,7 +15,7 @@ from fedaipc.errors import ModelError
 from fedaipc.files import expanded
 
 if TYPE_CHECKING:
-    from fedaipc.config import ModelSettings
+    from fedaipc.config import TextClassifier
 
 # What changes tokens or outputs, besides the weights.
 _HASHED = (
@@ -67,7 +67,7 @@ def is_local(base: str) -> bool:
     return not is_asset(base) and expanded(base).is_dir()
 
 
-def with_whole_base(model: ModelSettings) -> ModelSettings:
+def with_whole_base(model: TextClassifier) -> TextClassifier:
     """A base that is a folder by its whole path, which holds from any working directory."""
     if not is_local(model.base):
         return model

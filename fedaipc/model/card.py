@@ -11,7 +11,7 @@ from fedaipc.data.assets import ASSETS
 from fedaipc.model.base import WARM_UP, base_folder, is_local
 
 if TYPE_CHECKING:
-    from fedaipc.config import ModelSettings
+    from fedaipc.config import TextClassifier
     from fedaipc.results import Results, TextFit
 
 _AVERAGE = """\
@@ -61,7 +61,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 
 
-def model_card(results: Results, settings: ModelSettings, layers: int) -> str:
+def model_card(results: Results, settings: TextClassifier, layers: int) -> str:
     """Markdown for the folder that `export` writes; `layers` is how many the model has.
 
     `settings` are the job's. Raises ModelError where the base is gone.
@@ -76,12 +76,12 @@ def model_card(results: Results, settings: ModelSettings, layers: int) -> str:
         (
             f"A classifier of texts with {len(results.data.labels)} labels: {labels}. It is "
             f"{base}, fine-tuned by federated learning with fedaipc {results.fedaipc} over "
-            f"{rounds} rounds on {pcs} {what} ({settings.method}, {settings.pooling} pooling, run "
-            f"{results.run_id})."
+            f"{rounds} rounds on {pcs} {what} ({settings.train.kind}, {settings.pooling} pooling, "
+            f"run {results.run_id})."
         ),
         "## How to use it",
         _usage(settings),
-        *(_adapter_usage(results, settings, layers) if settings.method == "lora" else ()),
+        *(_adapter_usage(results, settings, layers) if settings.train.kind == "lora" else ()),
         "## Privacy",
         _privacy(results),
         "## Data",
@@ -100,7 +100,7 @@ def model_card(results: Results, settings: ModelSettings, layers: int) -> str:
     return f"---\n{tags}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _usage(settings: ModelSettings) -> str:
+def _usage(settings: TextClassifier) -> str:
     if settings.pooling == "cls":
         code = _PIPELINE
         note = ""
@@ -117,7 +117,7 @@ def _usage(settings: ModelSettings) -> str:
     )
 
 
-def _adapter_usage(results: Results, settings: ModelSettings, layers: int) -> tuple[str, str]:
+def _adapter_usage(results: Results, settings: TextClassifier, layers: int) -> tuple[str, str]:
     auto = (
         "AutoModelForTokenClassification"
         if settings.pooling == "mean"
@@ -152,14 +152,15 @@ def _privacy(results: Results) -> str:
     if results.not_private:
         reasons = "; ".join(_plain(reason) for reason in results.not_private)
         return f"**NOT PRIVATE**: {reasons}. The model may repeat what it was trained on."
-    facts = results.privacy
+    facts, mechanism = results.privacy, results.privacy.dp_sgd
+    assert mechanism is not None  # noqa: S101 - `Results` has reasons where it is None
     spent = next((one.epsilon for one in reversed(results.rounds) if one.epsilon), None)
     epsilon = "-" if spent is None else f"{math.ceil(spent * 100 - 1e-6) / 100:.2f}"
     return (
         f"Differential privacy per {facts.unit}: epsilon {epsilon} at delta {facts.delta:g} for a "
         f"PC that took part in every round of this run. Neighbouring data sets: "
         f"{facts.neighbours}. Each PC clipped the gradient of each {facts.unit} to "
-        f"{facts.clip_norm:g} and added noise of {facts.noise_multiplier:.4g} times that itself, "
+        f"{mechanism.clip_norm:g} and added noise of {mechanism.noise:.4g} times that itself, "
         "before anything left it. A PC that also took part in other runs has spent more: its "
         f"ledger says how much. Several {facts.unit}s of one person, or one held by several PCs, "
         "add up."
@@ -205,7 +206,7 @@ def _scores(results: Results) -> str:
     )
 
 
-def _limits(results: Results, settings: ModelSettings) -> str:
+def _limits(results: Results, settings: TextClassifier) -> str:
     return "\n".join((
         "- It gives one of its labels to any text, also to one of another kind or language.",
         f"- It reads the first {settings.max_length} tokens of a text.",
@@ -218,7 +219,7 @@ def _limits(results: Results, settings: ModelSettings) -> str:
     ))  # fmt: skip
 
 
-def _base_name(results: Results, settings: ModelSettings) -> str:
+def _base_name(results: Results, settings: TextClassifier) -> str:
     warm = results.warm_up
     if warm is not None:
         return (
@@ -228,7 +229,7 @@ def _base_name(results: Results, settings: ModelSettings) -> str:
     return _file_name(settings.base)
 
 
-def _licence(results: Results, settings: ModelSettings) -> str:
+def _licence(results: Results, settings: TextClassifier) -> str:
     base = settings.base if results.warm_up is None else results.warm_up.base
     return ASSETS[base].licence if base in ASSETS else "not known here; see where it came from"
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedaipc.config.family import FAMILIES
 from fedaipc.errors import EncodingError, ModelError
 from fedaipc.model.base import base_hash
 from fedaipc.model.load import (
-    OFFSET_FAMILIES,
     check_vocabulary,
     load_base,
     load_tokenizer,
@@ -31,7 +31,7 @@ from fedaipc.model.products import NARROW, ByRecord
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fedaipc.config import ModelSettings
+    from fedaipc.config import TextClassifier
     from fedaipc.model.device import Device
 
 
@@ -62,7 +62,7 @@ class Layout:
 class Classifier(nn.Module):
     """Texts in, logits out. `cut` layers are frozen and live in `lower`."""
 
-    def __init__(self, settings: ModelSettings, labels: tuple[str, ...]) -> None:
+    def __init__(self, settings: TextClassifier, labels: tuple[str, ...]) -> None:
         """Raises ModelError: weights cannot be loaded, or the method does not fit the model."""
         super().__init__()
         self.settings = settings
@@ -72,9 +72,10 @@ class Classifier(nn.Module):
         self.tokenizer = load_tokenizer(settings)
         whole, self.notes = load_base(settings, labels)
         check_vocabulary(self.tokenizer, whole.get_input_embeddings().num_embeddings)
-        self.hf = prepare_trainable(whole, settings)
-        depth = self.hf.config.num_hidden_layers
-        self.cut = frozen_layers(settings, depth)
+        depth = whole.config.num_hidden_layers
+        self.cut = settings.train.frozen_layers(depth)
+        with quiet():
+            self.hf = settings.train.prepare(whole, settings.pooling, settings.seed)
         # Held in a tuple: frozen weights are not a sub-module, so nothing trains or saves them.
         self._lower = (self._split(depth),)
         self.pooled = settings.pooling == "mean" and self.cut == depth
@@ -147,21 +148,28 @@ class Classifier(nn.Module):
         ids, mask = batch.values, batch.mask
         assert mask is not None  # noqa: S101 - tokens always come with a mask
         arguments = {"input_ids": ids, "attention_mask": mask}
-        if self.hf.config.model_type in OFFSET_FAMILIES:
+        family = FAMILIES[self.hf.config.model_type]
+        if family.positions_behind_padding:
             padding = self.hf.config.pad_token_id
             arguments["position_ids"] = mask.long().cumsum(1) * mask.long() + padding
         else:
             positions = torch.arange(ids.shape[1], device=ids.device)
             arguments["position_ids"] = positions.expand(ids.shape).contiguous()
-        if self.hf.config.model_type != "distilbert":
+        if family.token_types:
             arguments["token_type_ids"] = torch.zeros_like(ids)
         return arguments
 
+    def _trains_embeddings(self) -> bool:
+        """Then nothing is frozen below, and texts go through the whole model each time."""
+        return any(p.requires_grad for p in _body(self.hf).base_model.embeddings.parameters())
+
     def _split(self, depth: int) -> nn.Module | None:
-        if self.settings.method == "full":
+        if not self.cut and self._trains_embeddings():
             return None
         base = _body(self.hf).base_model
         stack = _layer_stack(base)
+        if any(p.requires_grad for p in stack.layer[: self.cut].parameters()):
+            raise ModelError("model.train trains a parameter of a layer that it calls frozen")
         config = type(base.config)(**{**base.config.to_dict(), "num_hidden_layers": self.cut})
         config._attn_implementation = base.config._attn_implementation  # noqa: SLF001
         with torch.device("meta"):
@@ -187,34 +195,6 @@ class _PassLayer(nn.Module):
         return states
 
 
-def prepare_trainable(hf: Any, settings: ModelSettings) -> Any:
-    """Mark what is trained; for LoRA, wrap the model through peft."""
-    if settings.method == "lora":
-        return _with_lora(hf, settings)
-    depth = hf.config.num_hidden_layers
-    first = frozen_layers(settings, depth)
-    upper = tuple(f".layer.{number}." for number in range(first, depth))
-    base_prefix = hf.base_model_prefix + "."
-    for name, parameter in hf.named_parameters():
-        in_head = not name.startswith(base_prefix) or ".pooler." in name
-        in_upper = any(part in name for part in upper)
-        is_light = name.endswith(".bias") or "LayerNorm" in name or "_layer_norm" in name
-        parameter.requires_grad = {
-            "head": in_head,
-            "bitfit": in_head or (in_upper and is_light),
-            "last-k": in_head or in_upper,
-            "full": True,
-        }[settings.method]
-    return hf
-
-
-def frozen_layers(settings: ModelSettings, depth: int) -> int:
-    """How many of the lowest layers are frozen."""
-    if settings.method == "full":
-        return 0
-    return depth - (0 if settings.method == "head" else settings.trained_layers)
-
-
 def read_vector(classifier: Classifier) -> npt.NDArray[np.float32]:
     """The trained parameters as one float32 vector of shape (layout.size,); a copy."""
     flat = [p.detach().reshape(-1).float().cpu() for _, p in classifier.trainable()]
@@ -238,35 +218,6 @@ def write_vector(classifier: Classifier, vector: npt.NDArray[np.float32]) -> Non
         start += parameter.numel()
 
 
-def _with_lora(hf: Any, settings: ModelSettings) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    depth = hf.config.num_hidden_layers
-    if hf.config.model_type == "distilbert":
-        attention, dense = ["q_lin", "k_lin", "v_lin", "out_lin"], ["lin1", "lin2"]
-    else:
-        attention = ["query", "key", "value", "attention.output.dense"]
-        dense = ["intermediate.dense", "output.dense"]
-    head = [
-        name for name, _ in hf.named_children() if name not in (hf.base_model_prefix, "dropout")
-    ]
-    if getattr(hf.base_model, "pooler", None) is not None:
-        head.append("pooler")  # fresh where the base has none: the saved adapter must hold it
-    config = LoraConfig(
-        task_type=TaskType.TOKEN_CLS if settings.pooling == "mean" else TaskType.SEQ_CLS,
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=attention + (dense if settings.lora_targets == "all-linear" else []),
-        layers_to_transform=list(range(frozen_layers(settings, depth), depth)),
-        layers_pattern="layer",
-        modules_to_save=head,
-    )
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.random.manual_seed(settings.seed)  # public start values, no secret
-        return get_peft_model(hf, config)
-
-
 def _body(hf: Any) -> Any:
     """The model as transformers knows it, whether peft wraps it or not."""
     return hf.get_base_model() if hasattr(hf, "peft_config") else hf
@@ -288,17 +239,17 @@ def _mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return states.masked_fill(present == 0, 0.0).sum(1) / present.sum(1)
 
 
-def _layout(classifier: Classifier, settings: ModelSettings, labels: tuple[str, ...]) -> Layout:
+def _layout(classifier: Classifier, settings: TextClassifier, labels: tuple[str, ...]) -> Layout:
     named = [(name, tuple(p.shape)) for name, p in classifier.trainable()]
     if not named:
-        raise ModelError("the method trains no parameter of this model")
+        raise ModelError("model.train trains no parameter of this model")
     what = json.dumps(
         {
             "base": base_hash(settings.base, settings.keep_layers),
             "labels": labels,
             "pooling": settings.pooling,
             "max_length": settings.max_length,
-            "lora_alpha": settings.lora_alpha if settings.method == "lora" else None,
+            "train": settings.train.model_dump(mode="json"),
             "parameters": named,
         }
     )

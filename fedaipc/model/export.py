@@ -27,10 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
-from fedaipc.config import Section
+from fedaipc.config import Frozen
 from fedaipc.errors import ModelError, OutputError
 from fedaipc.files import write_atomic
-from fedaipc.model.classifier import prepare_trainable
 from fedaipc.model.inputs import cut_characters
 from fedaipc.model.load import first_position, load_base, load_tokenizer, open_result, quiet
 
@@ -40,14 +39,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from fedaipc.config import ModelSettings
+    from fedaipc.config import TextClassifier
     from fedaipc.model.classifier import Layout
 
 ADAPTER_FOLDER, CARD_FILE, FACTS_FILE = "adapter", "README.md", "fedaipc.json"
 _HINT = "averages_over_tokens__see_README.md"  # in the report that transformers prints
 
 
-class Saved(Section):
+class Saved(Frozen):
     """`fedaipc.json`: what the other files cannot say."""
 
     labels: tuple[str, ...] = Field(min_length=2)
@@ -58,7 +57,7 @@ class Saved(Section):
 
 def export(
     folder: Path,
-    settings: ModelSettings,
+    settings: TextClassifier,
     labels: tuple[str, ...],
     layout: Layout,
     vector: npt.NDArray[np.float32],
@@ -79,7 +78,7 @@ def export(
         not_private=tuple(not_private),
     )
     with _writing(folder):
-        if settings.method == "lora":
+        if hasattr(hf, "peft_config"):
             hf = _save_adapter(hf, folder / ADAPTER_FOLDER)
         tensors = dict(hf.state_dict())
         most = settings.max_length + first_position(hf.config)
@@ -104,7 +103,7 @@ def write_card(folder: Path, card: str) -> None:
 
 def export_base(
     folder: Path,
-    settings: ModelSettings,
+    settings: TextClassifier,
     labels: tuple[str, ...],
     layout: Layout,
     vector: npt.NDArray[np.float32],
@@ -166,13 +165,14 @@ def _reason(error: Exception) -> str:
 
 @torch.no_grad()
 def _trained(
-    settings: ModelSettings,
+    settings: TextClassifier,
     labels: tuple[str, ...],
     layout: Layout,
     vector: npt.NDArray[np.float32],
 ) -> Any:
     """Transformers' model (within peft's, for LoRA) with the values of `vector`."""
-    hf = prepare_trainable(load_base(settings, labels).hf, settings)
+    with quiet():
+        hf = settings.train.prepare(load_base(settings, labels).hf, settings.pooling, settings.seed)
     parameters = dict(hf.named_parameters())
     start = 0
     for name, shape in zip(layout.names, layout.shapes, strict=True):

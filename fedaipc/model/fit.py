@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.config import ModelSettings
+from fedaipc.config import TextClassifier
 from fedaipc.data.assets import is_asset, is_cached
 from fedaipc.errors import AssetError, ModelError
 from fedaipc.model.base import WARM_UP, is_local, warm_folder
@@ -55,7 +55,7 @@ def fit_of_base(base: str, texts: Sequence[str]) -> TextFit | None:
     here = is_cached(base) if is_asset(base) else is_local(base)
     if not here and not (base.startswith(WARM_UP) and warm_folder(base).is_dir()):
         return None
-    settings = ModelSettings(base=base)
+    settings = TextClassifier(base=base)
     try:
         return measure_fit(load_tokenizer(settings), texts, settings.max_length)
     except (AssetError, ModelError):

@@ -98,7 +98,6 @@ class Inputs:
         size: int,
         device: torch.device,
         chosen: npt.NDArray[np.int64] | None = None,
-        max_tokens: int | None = None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
         """The `chosen` texts (by default all), each once: (indices, batch of `batch_rows` rows).
 
@@ -112,24 +111,20 @@ class Inputs:
             chosen = np.arange(len(self))
         widths = self.widths()[chosen]
         for width in np.unique(widths):
-            alike, rows = chosen[widths == width], batch_rows(size, int(width), max_tokens)
+            alike, rows = chosen[widths == width], batch_rows(size)
             for start in range(0, len(alike), rows - 1):
                 indices = alike[start : start + rows - 1]
                 yield indices, self.batch(indices, rows, device)
 
 
-def batch_rows(size: int, width: int = 1, max_tokens: int | None = None) -> int:
+def batch_rows(size: int) -> int:
     """Rows of a batch for a wish of `size`: the next power of two, 2 at least.
 
     Matrix products compute the rows behind the last multiple of some block by another kernel, with
     other last bits: on two threads of an x86 rows 8 and 9 of 10. With a power of two there are few
-    such kernels left; `settle_rows` finds out on this machine. With `max_tokens` no
-    more rows than hold so many tokens.
+    such kernels left; `settle_rows` finds out on this machine.
     """
-    rows = max(2, 1 << (size - 1).bit_length())
-    while max_tokens is not None and rows > 2 and rows * width > max_tokens:
-        rows //= 2
-    return rows
+    return max(2, 1 << (size - 1).bit_length())
 
 
 def make_inputs(classifier: Classifier, texts: Sequence[str], cache_folder: Path | None) -> Inputs:

@@ -24,16 +24,15 @@ from transformers import (
 )
 
 from fedaipc import strict_json
+from fedaipc.config.family import FAMILIES, known_families
 from fedaipc.errors import ModelError
 from fedaipc.model.base import base_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fedaipc.config import ModelSettings
+    from fedaipc.config import TextClassifier
 
-OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")  # positions start behind the padding's
-FAMILIES = ("bert", "distilbert", *OFFSET_FAMILIES)
 _ACTIVATIONS = ("gelu", "relu")  # others were seen to have another kernel for their last values
 _SHAPE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -62,7 +61,7 @@ class Base(NamedTuple):
     notes: tuple[str, ...]
 
 
-def load_base(settings: ModelSettings, labels: tuple[str, ...]) -> Base:
+def load_base(settings: TextClassifier, labels: tuple[str, ...]) -> Base:
     """The whole model with a head for `labels`, all dropout off, in float32 on the CPU.
 
     With mean pooling the head is transformers' token classification head: averaging its logits
@@ -82,7 +81,7 @@ def load_base(settings: ModelSettings, labels: tuple[str, ...]) -> Base:
     return Base(hf, notes)
 
 
-def load_tokenizer(settings: ModelSettings) -> Any:
+def load_tokenizer(settings: TextClassifier) -> Any:
     """The model's own tokenizer. Raises ModelError."""
     with _readable(f"model.base = {settings.base}: "):
         folder = base_folder(settings.base)
@@ -203,8 +202,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     own = _check_usable(folder / "config.json", tuple(_UNUSABLE))
     kind = own.get("model_type")
-    if kind not in FAMILIES:
-        raise ModelError(f"{kind!s:.40} is not supported (supported: {', '.join(FAMILIES)})")
+    if kind not in known_families():
+        raise ModelError(
+            f"{kind!s:.40} is not supported (supported: {', '.join(known_families())})"
+        )
     if own.get("position_embedding_type", "absolute") != "absolute":
         raise ModelError("its positions are relative ones, which is not supported")
     return own
@@ -231,12 +232,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _shape(own: dict[str, Any]) -> Any:
     """Transformers' configuration with nothing of the file but what shapes the model."""
+    keys = (*_SHAPE, *FAMILIES[own["model_type"]].shape)
     return AutoConfig.for_model(
-        own["model_type"], **{name: own[name] for name in _SHAPE if name in own}
+        own["model_type"], **{name: own[name] for name in keys if name in own}
     )
 
 
-def _configured(own: dict[str, Any], settings: ModelSettings, labels: tuple[str, ...]) -> Any:
+def _configured(own: dict[str, Any], settings: TextClassifier, labels: tuple[str, ...]) -> Any:
     config = _shape(own)
     _set_labels(config, labels)
     activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
@@ -251,8 +253,8 @@ def _configured(own: dict[str, Any], settings: ModelSettings, labels: tuple[str,
         if settings.keep_layers > depth:
             raise ModelError(f"model.keep_layers = {settings.keep_layers}: it has only {depth}")
         config.num_hidden_layers = depth = settings.keep_layers
-    if settings.method != "head" and settings.trained_layers > depth:
-        raise ModelError(f"model.trained_layers = {settings.trained_layers}: it has only {depth}")
+    if (needed := settings.train.trained_layers()) > depth:
+        raise ModelError(f"model.train.layers = {needed}: it has only {depth}")
     room = config.max_position_embeddings - first_position(config)
     if settings.max_length > room:
         raise ModelError(
@@ -263,7 +265,8 @@ def _configured(own: dict[str, Any], settings: ModelSettings, labels: tuple[str,
 
 def first_position(config: Any) -> int:
     """The row of the position embeddings that a text's first token has."""
-    return config.pad_token_id + 1 if config.model_type in OFFSET_FAMILIES else 0
+    behind = FAMILIES[config.model_type].positions_behind_padding
+    return config.pad_token_id + 1 if behind else 0
 
 
 def _set_labels(config: Any, labels: tuple[str, ...]) -> None:
@@ -289,7 +292,7 @@ def _readable(what: str) -> Iterator[None]:
         yield
     except ModelError as error:
         said = str(error)
-        names_setting = re.match(r"model\.\w+ = ", said)
+        names_setting = re.match(r"model\.[\w.]+ = ", said)
         raise ModelError(said if names_setting else what + said) from None
     except Exception as error:  # noqa: BLE001 - transformers raises many kinds; each means this
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from torch.nn.functional import cross_entropy
 
-from fedaipc.config import WarmUpSettings
+from fedaipc.config import Full, WarmUpSettings
 from fedaipc.data.prepare import deduplicate, label_list
 from fedaipc.data.sources import read_records
 from fedaipc.errors import DataError, ModelError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from fedaipc.config import ModelSettings, Settings
+    from fedaipc.config import Settings, TextClassifier
     from fedaipc.data.prepare import HeldBack
     from fedaipc.data.records import Records
     from fedaipc.model.device import Device
@@ -51,7 +51,7 @@ _RISING, _DECAY, _LONGEST_GRADIENT, _SMOOTHING = 0.1, 0.01, 1.0, 0.1
 
 def warmed_up(
     settings: WarmUpSettings,
-    model: ModelSettings,
+    model: TextClassifier,
     labels: tuple[str, ...],
     records: Records,
     device: Device,
@@ -137,14 +137,14 @@ def _public_texts(settings: Settings, held_back: HeldBack) -> Records | None:
 
 def _train(
     settings: WarmUpSettings,
-    model: ModelSettings,
+    model: TextClassifier,
     labels: tuple[str, ...],
     records: Records,
     device: Device,
     on_step: Callable[[int, int], None],
     folder: Path,
 ) -> None:
-    whole = model.model_copy(update={"method": "full"})
+    whole = model.model_copy(update={"train": Full()})
     classifier = Classifier(whole, labels)
     classifier.use(device)
     number = {label: i for i, label in enumerate(labels)}
@@ -240,7 +240,7 @@ def _centre(classifier: Classifier, inputs: Inputs) -> None:
 
 
 def _key(
-    settings: WarmUpSettings, model: ModelSettings, labels: tuple[str, ...], records: Records
+    settings: WarmUpSettings, model: TextClassifier, labels: tuple[str, ...], records: Records
 ) -> str:
     digest = hashlib.sha256()
     what = {

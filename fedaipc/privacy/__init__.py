@@ -1,6 +1,6 @@
 """What is promised, what it costs, and training that keeps the promise.
 
-plan.py             unit, clip, noise and sampling of a job; public size classes
+budget.py           what a schedule costs over a job; public size classes
 signal.py           whether the noise of a job drowns what it can learn
 accountant.py       epsilon of a schedule by RDP, PRV and PLD; noise for a target epsilon
 ledger.py           what a PC has spent over its life: durable, charged before training
@@ -10,4 +10,19 @@ layer_gradients.py  what each kind of layer knows of its per-example gradients
 bookkeeping.py      an Opacus module that clips with them, without forming them
 dp_sgd.py           a private step: sample, clip, sum, noise, divide, step
 training.py         one PC's local steps of one round
+
+Public are `plan`, `audit` and `lower_bound`; they stand above all of this, in `fedaipc.api`.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["audit", "lower_bound", "plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("fedaipc.api.lab"), name)
+    raise AttributeError(f"module 'fedaipc.privacy' has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """Epsilon of a schedule, by three independent accountants.
 
-A schedule is a list of `Mechanism`: Gaussian noise of `noise_multiplier` times the clip bound on
-the sum over a Poisson sample of rate `sampling_rate`, repeated `steps` times. Neighbours differ by
-one record added or removed.
+What was done is a list of schedules: so many steps of a private mechanism each, as DP-SGD: Gaussian
+noise of `noise_multiplier` times the clip bound on the sum over a Poisson sample of rate
+`sampling_rate`. Neighbours differ by one record added or removed.
 
 The lifetime budget is an RDP filter of one fixed order (Feldman and Zrnic, "Individual privacy
 accounting via a Renyi filter", NeurIPS 2021, theorem 4.3): it stays valid where later parameters
@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedaipc.config import LOSS_DELTA, MAX_KINDS, MAX_LOSS, MAX_NOISE, MIN_NOISE
+from fedaipc.config import DPSGD, LOSS_DELTA, MAX_KINDS, MAX_LOSS, MAX_NOISE, MIN_NOISE, Schedule
 from fedaipc.errors import PrivacyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
+
+    from fedaipc.config import Privacy
 
 # Opacus' own orders, continued upwards so that small budgets find theirs too.
 ORDERS = (
@@ -36,42 +37,21 @@ ORDERS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mechanism:
-    """`steps` Poisson-subsampled Gaussian steps. All three numbers are public."""
-
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        # Beyond, the accountants lose their digits.
-        if not MIN_NOISE <= self.noise_multiplier <= MAX_NOISE:
-            raise PrivacyError(f"noise_multiplier must lie in [{MIN_NOISE}, {MAX_NOISE:g}]")
-        if not 0 < self.sampling_rate <= 1:
-            raise PrivacyError("sampling_rate must lie in (0, 1]")
-        if self.steps < 1:
-            raise PrivacyError("steps must be at least 1")
-
-
-def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """The same schedule with equal mechanisms counted together (order does not matter)."""
-    steps: dict[tuple[float, float], int] = {}
-    for m in mechanisms:
-        key = (m.noise_multiplier, m.sampling_rate)
-        steps[key] = steps.get(key, 0) + m.steps
+def merged(schedules: Iterable[Schedule]) -> tuple[Schedule, ...]:
+    """The same with equal schedules counted together (order does not matter)."""
+    steps: dict[Privacy, int] = {}
+    for one in schedules:
+        steps[one.mechanism] = steps.get(one.mechanism, 0) + one.steps
     return tuple(
-        Mechanism(noise_multiplier=noise, sampling_rate=rate, steps=count)
-        for (noise, rate), count in sorted(steps.items())
+        Schedule(mechanism=mechanism, steps=count)
+        for mechanism, count in sorted(steps.items(), key=lambda pair: repr(pair[0]))
     )
 
 
-def rdp(mechanisms: Iterable[Mechanism], order: float) -> float:
+def rdp(schedules: Iterable[Schedule], order: float) -> float:
     """Renyi DP of the whole schedule at `order`, one of ORDERS (Mironov, Talwar, Zhang 2019)."""
     index = ORDERS.index(order)
-    return float(
-        sum(m.steps * _rdp_of_step(m.noise_multiplier, m.sampling_rate)[index] for m in mechanisms)
-    )
+    return float(sum(one.steps * _rdp_of_step(one.mechanism)[index] for one in schedules))
 
 
 def epsilon_at(order: float, total_rdp: float, delta: float) -> float:
@@ -85,63 +65,67 @@ def filter_budget(order: float, epsilon: float, delta: float) -> float:
     return float(epsilon + np.log(delta * order) / (order - 1) - np.log1p(-1 / order))
 
 
-def is_dear(mechanisms: Sequence[Mechanism]) -> bool:
+def is_dear(schedules: Sequence[Schedule]) -> bool:
     """Whether PLD and PRV would take more memory and time than their answer is worth."""
-    if len(mechanisms) > MAX_KINDS:
+    if len(schedules) > MAX_KINDS:
         return True
-    return bool(mechanisms) and not best_order(mechanisms, LOSS_DELTA)[1] <= MAX_LOSS
+    return bool(schedules) and not best_order(schedules, LOSS_DELTA)[1] <= MAX_LOSS
 
 
-def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
+def epsilon_rdp(schedules: Sequence[Schedule], delta: float) -> float:
     """Opacus' RDP accountant over the whole schedule: best of ORDERS, upper bound."""
     from opacus.accountants import RDPAccountant
 
-    if not mechanisms:
+    if not schedules:
         return 0.0
+    if (history := _history(schedules)) is None:
+        return best_order(schedules, delta)[1]
     accountant = RDPAccountant()
-    accountant.history = _history(mechanisms)
+    accountant.history = history
     with _order_warnings_off():
         return max(0.0, float(accountant.get_epsilon(delta, alphas=list(ORDERS))))
 
 
-def epsilon_prv(mechanisms: Sequence[Mechanism], delta: float, eps_error: float = 0.001) -> float:
-    """Opacus' PRV accountant: upper bound, at most about twice `eps_error` above the truth."""
+def epsilon_prv(schedules: Sequence[Schedule], delta: float, eps_error: float = 0.001) -> float:
+    """Opacus' PRV accountant: upper bound, at most about twice `eps_error` above the truth.
+
+    For other mechanisms than DP-SGD, which it does not know, PLD's bound.
+    """
     from opacus.accountants import PRVAccountant
 
-    if not mechanisms:
+    if not schedules:
         return 0.0
+    if (history := _history(schedules)) is None:
+        return epsilon_pld(schedules, delta)
     accountant = PRVAccountant()
-    accountant.history = _history(mechanisms)
+    accountant.history = history
     with _order_warnings_off(), np.errstate(divide="ignore"):  # it takes log(1 - q), also of q = 1
         return float(accountant.get_epsilon(delta, eps_error=eps_error))
 
 
-def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
+def epsilon_pld(schedules: Sequence[Schedule], delta: float) -> float:
     """Google's dp-accounting, privacy loss distributions: pessimistic estimate."""
-    from dp_accounting import dp_event
     from dp_accounting.pld import PLDAccountant
 
-    if not mechanisms:
+    if not schedules:
         return 0.0
     accountant = PLDAccountant(value_discretization_interval=1e-4)
-    for m in merged(mechanisms):
-        event = dp_event.GaussianDpEvent(m.noise_multiplier)
-        if m.sampling_rate < 1:
-            event = dp_event.PoissonSampledDpEvent(m.sampling_rate, event)
-        accountant.compose(event, m.steps)
+    for event, steps in _events(schedules):
+        accountant.compose(event, steps)
     return float(accountant.get_epsilon(delta))
 
 
-def noise_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """The smallest noise multiplier (to 0.01 %) whose `steps` steps meet (epsilon, delta) by RDP.
+def noise_for(mechanism: DPSGD, epsilon: float, steps: int) -> float:
+    """The smallest noise multiplier (to 0.01 %) with which `steps` steps meet epsilon by RDP.
 
-    Never below MIN_NOISE. Raises PrivacyError if no noise below MAX_NOISE meets it.
+    At the mechanism's delta. Never below MIN_NOISE. Raises PrivacyError if no noise below
+    MAX_NOISE meets it.
     """
 
     def fits(noise: float) -> bool:
-        mechanism = Mechanism(noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps)
+        schedule = Schedule(mechanism=mechanism.with_noise(noise), steps=steps)
         # A ledger compares to the last bit, and adds in another order.
-        return best_order([mechanism], delta)[1] <= epsilon * (1 - 1e-9)
+        return best_order([schedule], mechanism.delta)[1] <= epsilon * (1 - 1e-9)
 
     if fits(MIN_NOISE):
         return MIN_NOISE
@@ -158,11 +142,11 @@ def noise_for(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
     return high
 
 
-def best_order(mechanisms: Sequence[Mechanism], delta: float) -> tuple[float, float]:
+def best_order(schedules: Sequence[Schedule], delta: float) -> tuple[float, float]:
     """(order, epsilon): the RDP order at which this schedule costs least, and what it costs."""
     totals = np.zeros(len(ORDERS))
-    for m in merged(mechanisms):
-        totals += m.steps * _rdp_of_step(m.noise_multiplier, m.sampling_rate)
+    for one in merged(schedules):
+        totals += one.steps * _rdp_of_step(one.mechanism)
     with np.errstate(invalid="ignore"):
         epsilons = [epsilon_at(a, t, delta) for a, t in zip(ORDERS, totals, strict=True)]
     index = int(np.nanargmin(epsilons))
@@ -177,13 +161,55 @@ def _order_warnings_off() -> Iterator[None]:
         yield
 
 
-def _history(mechanisms: Sequence[Mechanism]) -> list[tuple[float, float, int]]:
-    return [(m.noise_multiplier, m.sampling_rate, m.steps) for m in merged(mechanisms)]
+def _history(schedules: Sequence[Schedule]) -> list[tuple[float, float, int]] | None:
+    """As Opacus keeps it; None where a mechanism is not the Poisson-sampled Gaussian."""
+    steps: dict[tuple[float, float], int] = {}
+    for one in schedules:
+        key = _sampled_gaussian(one.mechanism)
+        if key is None:
+            return None
+        steps[key] = steps.get(key, 0) + one.steps
+    return [(noise, rate, count) for (noise, rate), count in sorted(steps.items())]
+
+
+def _sampled_gaussian(mechanism: Privacy) -> tuple[float, float] | None:
+    """(noise multiplier, sampling rate) of DP-SGD's step, None where a step is another one."""
+    if isinstance(mechanism, DPSGD) and type(mechanism).event is DPSGD.event:
+        return mechanism.noise, mechanism.sampling_rate
+    return None
+
+
+def _events(schedules: Sequence[Schedule]) -> list[tuple[Any, int]]:
+    """Steps by what they are to an accountant: a clip bound, say, makes no difference to it."""
+    steps: dict[Any, int] = {}
+    for one in schedules:
+        event = _private(one.mechanism).event()
+        steps[event] = steps.get(event, 0) + one.steps
+    return sorted(steps.items(), key=lambda pair: repr(pair[0]))
+
+
+def _private(mechanism: Privacy) -> DPSGD:
+    if not isinstance(mechanism, DPSGD):
+        raise PrivacyError(f'"{mechanism.kind}" has no privacy to account for')
+    return mechanism
 
 
 @lru_cache(maxsize=1024)
-def _rdp_of_step(noise_multiplier: float, sampling_rate: float) -> npt.NDArray[np.float64]:
+def _rdp_of_step(mechanism: Privacy) -> npt.NDArray[np.float64]:
     """RDP of one step at each of ORDERS."""
+    gaussian = _sampled_gaussian(_private(mechanism))
+    if gaussian is not None:
+        return _rdp_of_gaussian(*gaussian)
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(orders=list(ORDERS))
+    accountant.compose(_private(mechanism).event(), 1)
+    values: npt.NDArray[np.float64] = np.array(accountant._rdp)  # noqa: SLF001 - of each order
+    return values
+
+
+@lru_cache(maxsize=1024)
+def _rdp_of_gaussian(noise_multiplier: float, sampling_rate: float) -> npt.NDArray[np.float64]:
     from opacus.accountants.analysis import rdp as analysis
 
     values: npt.NDArray[np.float64] = analysis.compute_rdp(

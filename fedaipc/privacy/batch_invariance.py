@@ -40,7 +40,6 @@ def settle_rows(
     module: BookKeepingModule,
     loss: Callable[[torch.Tensor], torch.Tensor],
     micro_batch: int,
-    max_tokens: int | None,
     *,
     cached: bool,
 ) -> None:
@@ -52,7 +51,7 @@ def settle_rows(
     for by_record in _CHOICES:
         classifier.by_record = by_record
         try:
-            check_rows(classifier, module, loss, micro_batch, max_tokens, cached=cached)
+            check_rows(classifier, module, loss, micro_batch, cached=cached)
         except RowsDifferError as error:
             first = first or error
         else:
@@ -71,7 +70,6 @@ def check_rows(
     module: BookKeepingModule,
     loss: Callable[[torch.Tensor], torch.Tensor],
     micro_batch: int,
-    max_tokens: int | None,
     *,
     cached: bool,
 ) -> None:
@@ -95,11 +93,11 @@ def check_rows(
             tokens = _one_text(classifier, width, random)
             states = tokens
             if classifier.has_frozen_part:
-                frozen = classifier.freeze_through(_filled(classifier, tokens, FREEZE_BATCH, None))
+                frozen = classifier.freeze_through(_filled(classifier, tokens, FREEZE_BATCH))
                 _compare("frozen layers", frozen.values)
                 if cached:
                     states = _as_inputs(classifier, frozen.values[0].cpu().numpy(), tokens)
-            batch = _filled(classifier, states, micro_batch, max_tokens)
+            batch = _filled(classifier, states, micro_batch)
             if classifier.has_frozen_part and not cached:
                 batch = classifier.freeze_through(batch)
             seen.clear()
@@ -158,7 +156,6 @@ def _as_inputs(classifier: Classifier, states: Any, tokens: Inputs) -> Inputs:
     return Inputs(states[:length], tokens.offsets, tokens.most)
 
 
-def _filled(classifier: Classifier, text: Inputs, size: int, max_tokens: int | None) -> Any:
-    width = int(text.widths()[0])
-    rows = batch_rows(size, width, max_tokens)
+def _filled(classifier: Classifier, text: Inputs, size: int) -> Any:
+    rows = batch_rows(size)
     return text.batch(np.zeros(rows, dtype=np.int64), rows, classifier.device)

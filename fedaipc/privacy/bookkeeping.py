@@ -16,18 +16,13 @@ from opacus.grad_sample import AbstractGradSampleModule
 from fedaipc.errors import ModelError
 from fedaipc.privacy.layer_gradients import Grams, Layer, trained_layers
 from fedaipc.privacy.norms import Sizes
+from fedaipc.privacy.rounding import EXACT, Rounding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
 
-# Clipping to a bound that is smaller by 2^-8 leaves room for what float32 rounds when the examples
-# of a batch are added up; the noise still has the whole C in it.
-ROUNDING_MARGIN = 1 - 2.0**-8
-# An example whose tokens cancel each other to less than this part of what they add up to is scaled
-# down further: its rounding errors follow the gross size, and weights can be made to blow them up.
-_CANCELLATION = 16.0
 _MIN_FACTOR = 2.0**-100  # below, factor times gradient loses its digits
 
 
@@ -44,16 +39,16 @@ class BookKeepingModule(AbstractGradSampleModule):
         module: nn.Module,
         *,
         loss_reduction: Literal["sum", "mean"] = "sum",
-        exact_sums: bool = False,
+        rounding: Rounding = EXACT,
     ) -> None:
-        """With `exact_sums` all sums over examples are in float64: slower, right to 2^-20 C.
+        """`rounding` says what sums over examples may be in float32, and what room that takes.
 
         Raises ModelError where two layers share a parameter, or a layer mixes examples.
         """
         super().__init__(module, loss_reduction=loss_reduction)
         self._layers = list(trained_layers(module))
-        for layer in self._layers:
-            layer.exact = exact_sums
+        wide = any(layer.is_wide for layer in self._layers)
+        self.rounding = rounding if wide else EXACT  # small layers are added up in float64
         self._grams = Grams()
         _check_shared(self._layers)
         self._trained = [p for layer in self._layers for p in layer.parameters]
@@ -78,25 +73,27 @@ class BookKeepingModule(AbstractGradSampleModule):
 
     @torch.no_grad()
     def clipped_sums(
-        self, bound: float, rows: int | None = None
+        self, bound: float, rows: int | None = None, *, exact: bool = False
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each trained parameter with the sum over the first `rows` examples of its gradients.
 
-        Every example's whole gradient is scaled to L2 norm `bound` at most before. One that is not
-        finite, or 2^100 times too long, is left out. In float64 or float32, the shape of the
+        Every example's whole gradient is scaled to L2 norm `bound`, less the room for rounding, at
+        most before. One that is not finite, or 2^100 times too long, is left out. With `exact` all
+        sums are in float64. In float64 or float32, the shape of the
         parameter. Frees what the backward pass left. Raises ModelError where a parameter got no
         gradient.
         """
         _check_no_autocast(self._trained[0].device)
         sizes = self._sizes()
-        factors = _factors(sizes, bound, self._batch_scale(sizes))[:rows]
+        factors = _factors(sizes, bound, self._batch_scale(sizes), self.rounding)[:rows]
+        terms = 0 if exact else self.rounding.terms
         usable = factors > 0
         chosen: Tensor | slice = slice(len(factors))
         if not bool(usable.all()):  # left out, and not multiplied by 0, which would keep a NaN
             factors = factors[usable]
             chosen = usable.nonzero().flatten().to(self._trained[0].device)
         for layer in self._layers:
-            yield from layer.sums(factors, chosen)
+            yield from layer.sums(factors, chosen, terms)
             layer.forget()
 
     @torch.no_grad()
@@ -188,12 +185,14 @@ def _check_no_autocast(device: torch.device) -> None:
         raise ModelError("leave autocast before backward and clipped_sums: only forward may use it")
 
 
-def _factors(sizes: Sizes, bound: float, scale: float) -> Tensor:
+def _factors(sizes: Sizes, bound: float, scale: float, rounding: Rounding) -> Tensor:
     """What each example's gradient is multiplied with, float64 (B,); 0 for those left out."""
     norms, gross = sizes.square.sqrt() * scale, sizes.gross * scale
-    room = bound * ROUNDING_MARGIN
+    room = bound * rounding.room
     factors = (room / norms.clamp(min=1e-300)).clamp(max=1.0)
-    factors = torch.minimum(factors, room * _CANCELLATION / gross.clamp(min=1e-300))
+    # One whose tokens cancel each other almost is scaled down further: its rounding errors follow
+    # the gross size, and weights can be made to blow them up.
+    factors = torch.minimum(factors, room * rounding.cancellation / gross.clamp(min=1e-300))
     usable = torch.isfinite(norms) & torch.isfinite(gross) & (factors >= _MIN_FACTOR)
     return torch.where(usable, factors * scale, 0.0)
 

@@ -3,7 +3,7 @@
 | step     | function         | what it guarantees                                             |
 |----------|------------------|----------------------------------------------------------------|
 | sample   | `poisson_sample` | each record is drawn by a coin of its own, of probability q     |
-| clip     | `add_clipped`    | the sum moves by C at most for one record (rounding: see there) |
+| clip     | `add_clipped`    | the sum moves by C at most for one record, rounding included   |
 | noise    | `noisy`          | the sum carries N(0, (sigma C)^2) on every coordinate           |
 | divide   | `private_step`   | by the public number q n, whoever was drawn                     |
 | step     | `private_step`   | of an ordinary torch optimizer, which sees the noisy mean alone |
@@ -18,6 +18,7 @@ see to.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,41 @@ if TYPE_CHECKING:
 Sums = dict[torch.nn.Parameter, torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a mechanism draws a sample with: the PC's secret randomness, and how many records."""
+
+    random: SecureRandom
+    records: int
+
+    def poisson(self, rate: float) -> npt.NDArray[np.int64]:
+        """As `poisson_sample`."""
+        return poisson_sample(self.random, self.records, rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a mechanism trains one step with; the fields are those of `private_step`."""
+
+    optimizer: torch.optim.Optimizer
+    module: BookKeepingModule
+    losses: Iterable[tuple[torch.Tensor, int]]
+    divisor: float
+    random: SecureRandom
+
+    def dp_sgd(self, *, clip_norm: float, noise_multiplier: float) -> None:
+        """As `private_step`."""
+        private_step(
+            self.optimizer,
+            self.module,
+            self.losses,
+            clip_norm=clip_norm,
+            noise_multiplier=noise_multiplier,
+            divisor=self.divisor,
+            random=self.random,
+        )
+
+
 def poisson_sample(random: SecureRandom, records: int, rate: float) -> npt.NDArray[np.int64]:
     """Numbers below `records`, each there by a coin of its own of probability `rate` at most.
 
@@ -45,16 +81,17 @@ def poisson_sample(random: SecureRandom, records: int, rate: float) -> npt.NDArr
     return random.poisson_sample(records, rate)
 
 
-def add_clipped(sums: Sums, module: BookKeepingModule, clip_norm: float, rows: int) -> None:
+def add_clipped(
+    sums: Sums, module: BookKeepingModule, clip_norm: float, rows: int, *, exact: bool = False
+) -> None:
     """Add the gradients of the first `rows` rows of the last backward pass to `sums`.
 
-    Each row's whole gradient is scaled to L2 norm `clip_norm` at most before (`clipped_sums`): so
-    one record moves all of `sums` together by no more than that. What rounding adds has room in
-    ROUNDING_MARGIN; for layers that are added up in float32 that is an assumption, which
-    `exact_sums` removes (docs/privacy.md, Clipping). From the second micro-batch on in
-    float64: in float32 the contributions of a long sample would be rounded away.
+    Each row's whole gradient is scaled to L2 norm `clip_norm` at most before, less the room that
+    rounding takes (`rounding`): so one record moves all of `sums` together by no more than
+    `clip_norm`, and that is a bound, not an estimate. From the second micro-batch on in float64,
+    and with `exact` within a micro-batch as well.
     """
-    for parameter, total in module.clipped_sums(clip_norm, rows):
+    for parameter, total in module.clipped_sums(clip_norm, rows, exact=exact):
         before = sums.get(parameter)
         sums[parameter] = total if before is None else double(before).add_(total)
 
@@ -65,8 +102,8 @@ def noisy(
     """`total` plus Gaussian noise of deviation `noise_multiplier` times `clip_norm`.
 
     Both are rounded to a lattice first, so that no floating-point gap tells the sum (`randomness`).
-    Rounding d coordinates to multiples of at most 2^-28 C moves a sum by 2^-28 C sqrt(d), which is
-    within ROUNDING_MARGIN for any model below 2^38 parameters.
+    Rounding d coordinates to multiples of at most 2^-28 C moves a sum by 2^-28 C sqrt(d), which has
+    room in 2^-8 C (`rounding`) for any model below 2^38 parameters.
     """
     spacing = 2.0 ** (math.floor(math.log2(clip_norm)) - 28)
     values = total.detach().cpu().flatten().numpy()
@@ -92,9 +129,12 @@ def private_step(
     gradient.
     """
     sums: Sums = {}
+    records = 0
     for loss, rows in losses:
         loss.backward()
-        add_clipped(sums, module, clip_norm, rows)
+        records += rows
+        exact = records > module.rounding.records  # what is beyond has no room in the bound
+        add_clipped(sums, module, clip_norm, rows, exact=exact)
     for parameter in _trained(optimizer):
         total = sums.get(parameter)
         if total is None:

@@ -21,7 +21,7 @@ from fedaipc.errors import ModelError
 from fedaipc.privacy import norms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -60,7 +60,6 @@ class Layer(ABC):
         self.module: Any = module
         self.parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
         self.sizes: norms.Sizes | None = None
-        self.exact = False  # sums over examples in float64
         self._uses: list[LayerCall] = []
         self._kept: list[tuple[nn.Parameter, Tensor]] = []  # per-example gradients (B, ...)
 
@@ -70,6 +69,11 @@ class Layer(ABC):
         use = LayerCall(tensors, tuple(value._version for value in tensors))  # noqa: SLF001
         self._uses.append(use)
         return use
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it may be added up in float32: else it is small, and float64 costs nothing."""
+        return any(parameter.numel() > norms.SMALL for parameter in self.parameters)
 
     @property
     def pending(self) -> bool:
@@ -116,24 +120,42 @@ class Layer(ABC):
             self.sizes.square += norms.squares(kept)
 
     def sums(
-        self, factors: Tensor, chosen: Tensor | slice
+        self, factors: Tensor, chosen: Tensor | slice, terms: int
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Per trained parameter: the sum of factors[i] times the gradient of row chosen[i]."""
-        for parameter, kept in self._kept:
-            yield parameter, norms.weighted_sum(factors, kept[chosen], exact=self.exact)
-        if self._uses:
-            yield self.module.weight, self._product(factors, chosen)
+        """Per trained parameter: the sum of factors[i] times the gradient of row chosen[i].
 
-    def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
+        In float32 over at most `terms` tokens, and beyond that, or where it is 0, in float64.
+        """
+        for parameter, kept in self._kept:
+            exact = len(factors) > terms
+            yield parameter, norms.weighted_sum(factors, kept[chosen], exact=exact)
+        if self._uses:
+            yield self.module.weight, self._product(factors, chosen, terms)
+
+    def _product(self, factors: Tensor, chosen: Tensor | slice, terms: int) -> Tensor:
         """That sum for a weight whose per-example gradients were not formed."""
+        values = [one[chosen] for one in self._rows()]
+        rows, tokens = values[0].shape[:2]
+        if tokens > terms:
+            return self._sum(factors, norms.double, *values)
+        size = max(1, terms // max(1, tokens))
+        total: Tensor | None = None
+        for start in range(0, max(1, rows), size):
+            some = slice(start, start + size)
+            part = self._sum(factors[some], torch.Tensor.float, *(one[some] for one in values))
+            total = part if total is None else norms.double(total).add_(part)
+        assert total is not None  # noqa: S101 - there is one part at least
+        return total
+
+    def _sum(
+        self, factors: Tensor, wide: Callable[[Tensor], Tensor], inputs: Tensor, grads: Tensor
+    ) -> Tensor:
+        """In one go, in the precision that `wide` brings values to."""
         raise NotImplementedError
 
     @abstractmethod
     def _measure(self, grams: Grams) -> norms.Sizes:
         """norms.Sizes of what is not kept; puts what is kept into `_kept`."""
-
-    def _wide(self, values: Tensor) -> Tensor:
-        return norms.double(values) if self.exact else values.float()
 
     def _drop_uses(self) -> None:
         """Let go of what the hooks of the backward pass still point to."""
@@ -175,8 +197,10 @@ class Linear(Layer):
             sizes.append(norms.paired(a, torch.bmm(g, g.mT), width + outputs + 8))
         return norms.joined(sizes)
 
-    def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
-        inputs, grads = (self._wide(values[chosen]) for values in self._rows())
+    def _sum(
+        self, factors: Tensor, wide: Callable[[Tensor], Tensor], inputs: Tensor, grads: Tensor
+    ) -> Tensor:
+        inputs, grads = wide(inputs), wide(grads)
         each = factors.to(grads)[:, None, None]
         if inputs.shape[2] < grads.shape[2]:  # fold the factors into the smaller one
             inputs = inputs * each
@@ -198,7 +222,7 @@ class Embedding(Layer):
 
     def _measure(self, grams: Grams) -> norms.Sizes:
         del grams
-        ids, grads = self._grads()
+        ids, grads = self._rows()
         (rows, tokens, width), count = grads.shape, self.module.weight.shape[0]
         if count * width <= norms.SMALL:
             kept = grads.new_zeros(rows, count, width)
@@ -213,16 +237,17 @@ class Embedding(Layer):
             sizes.append(norms.paired(equal, torch.bmm(g, g.mT), width + 8))
         return norms.joined(sizes)
 
-    def _product(self, factors: Tensor, chosen: Tensor | slice) -> Tensor:
-        ids, grads = self._grads()
-        grads = self._wide(grads[chosen])
+    def _sum(
+        self, factors: Tensor, wide: Callable[[Tensor], Tensor], inputs: Tensor, grads: Tensor
+    ) -> Tensor:
+        grads = wide(grads)
         scaled = grads * factors.to(grads)[:, None, None]
         whole = torch.zeros_like(self.module.weight, dtype=grads.dtype, device=grads.device)
-        ids = ids.to(grads.device)
-        return whole.index_add_(0, ids[chosen].flatten(), scaled.flatten(0, 1))
+        return whole.index_add_(0, inputs.to(grads.device).flatten(), scaled.flatten(0, 1))
 
-    def _grads(self) -> tuple[Tensor, Tensor]:
-        ids, grads = self._rows()
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """The padding id has no gradient."""
+        ids, grads = super()._rows()
         grads = grads.float()
         if self._padding is not None:
             grads = grads.masked_fill((ids == self._padding)[:, :, None], 0.0)

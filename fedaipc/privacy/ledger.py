@@ -18,22 +18,24 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from fedaipc import bounds, strict_json
+from fedaipc.config import Privacy, Schedule
 from fedaipc.errors import BudgetExhausted, LedgerError
 from fedaipc.files import append_durable, write_atomic
 from fedaipc.privacy.accountant import (
     ORDERS,
-    Mechanism,
     epsilon_at,
     epsilon_rdp,
     filter_budget,
     merged,
     rdp,
 )
+from fedaipc.privacy.budget import round_schedule
 from fedaipc.privacy.chain import (
     RESTORE,
     Chain,
@@ -45,11 +47,12 @@ from fedaipc.privacy.chain import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
+    from fedaipc.config import Settings
     from fedaipc.privacy.chain import Signer
 
+LEDGER_FILE = "ledger.jsonl"  # in a PC's folder
 _LOCK_SECONDS = 30.0
 
 
@@ -57,15 +60,14 @@ _LOCK_SECONDS = 30.0
 class Charge:
     """One line of the ledger.
 
-    `mechanism` is None for a round without privacy; `seeded` says that the noise came from a test
-    seed: it is charged as any other, so that tests see real ledgers, and protects nothing.
+    `schedule` may be without privacy; `seeded` says that the noise came from a test seed: it is
+    charged as any other, so that tests see real ledgers, and protects nothing.
     """
 
     run: str
     round: int
     attempt: int
-    mechanism: Mechanism | None
-    clip_norm: float
+    schedule: Schedule
     seeded: bool = False
 
 
@@ -83,14 +85,20 @@ class Ledger:
             self._load()
 
     @classmethod
+    def open(cls, place: str | Path) -> Ledger:
+        """The ledger of a PC, by its folder or file, to be read. Raises LedgerError."""
+        path = Path(place)
+        return cls(path / LEDGER_FILE if path.is_dir() else path)
+
+    @classmethod
     def create(
         cls, path: Path, signer: Signer, *, lifetime_epsilon: float, delta: float, order: float
     ) -> Ledger:
         """Start a ledger whose RDP filter has `order` for good. Never over an existing one.
 
         Any order gives a valid filter. It decides how much of the budget is of use: take the best
-        one for the jobs that are expected (`plan.filter_order`). Raises LedgerError where a ledger
-        exists, the order is unknown or leaves no budget, or the file cannot be written.
+        one for the jobs that are expected (`budget.filter_order`). Raises LedgerError where a
+        ledger exists, the order is unknown or leaves no budget, or the file cannot be written.
         """
         if order not in ORDERS or filter_budget(order, lifetime_epsilon, delta) <= 0:
             raise LedgerError(
@@ -150,7 +158,7 @@ class Ledger:
         with _locked(self.path):
             self._load()
             self.check_new(charge.run, charge.attempt)
-            if charge.mechanism is not None and not self.covers(charge.mechanism):
+            if charge.schedule.private and not self.covers(charge.schedule):
                 raise BudgetExhausted(
                     f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
                     "this round; nothing was trained"
@@ -160,11 +168,8 @@ class Ledger:
                 "run": charge.run,
                 "round": charge.round,
                 "attempt": charge.attempt,
-                "clip_norm": charge.clip_norm,
                 "seeded": charge.seeded,
-                "noise_multiplier": charge.mechanism and charge.mechanism.noise_multiplier,
-                "sampling_rate": charge.mechanism and charge.mechanism.sampling_rate,
-                "steps": charge.mechanism and charge.mechanism.steps,
+                **charge.schedule.model_dump(mode="json", exclude_none=True),
                 "time": _now(),
             }
             self._write(signed_line(body, self._head, self._signer))
@@ -182,22 +187,32 @@ class Ledger:
         """Raise LedgerError unless it still holds the head that somebody remembers."""
         self._chain.check_head(count, digest, self.path)
 
-    def rounds_left(self, mechanism: Mechanism) -> int:
-        """How many more rounds of `mechanism` the filter has room for, to within one."""
+    @property
+    def spent(self) -> float:
+        """Epsilon so far, as it counts against the lifetime budget; infinite where unprotected."""
+        return self.spent_epsilon()
+
+    def rounds_left(self, once: Schedule | Settings) -> int:
+        """How many more rounds of a job, or a schedule, the filter has room for, to within one.
+
+        Raises PrivacyError where the job's target cannot be met, or it is not private.
+        """
+        if not isinstance(once, Schedule):
+            once = round_schedule(once)
         budget = filter_budget(self.order, self.lifetime_epsilon, self.delta)
-        room = budget - rdp(self.mechanisms, self.order)
-        cost = rdp([mechanism], self.order)
+        room = budget - rdp(self.schedules, self.order)
+        cost = rdp([once], self.order)
         return max(0, int(room / cost * (1 + 1e-9))) if cost else sys.maxsize
 
     @property
-    def mechanisms(self) -> tuple[Mechanism, ...]:
-        """The whole life's schedule, equal steps counted together."""
-        return merged(c.mechanism for c in self.charges if c.mechanism is not None)
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The whole life's private steps, equal ones counted together."""
+        return merged(c.schedule for c in self.charges if c.schedule.private)
 
     @property
     def unprotected(self) -> bool:
         """Whether this PC ever took part in a round without privacy, or with a test seed."""
-        return any(charge.mechanism is None or charge.seeded for charge in self.charges)
+        return any(not charge.schedule.private or charge.seeded for charge in self.charges)
 
     def spent_epsilon(self) -> float:
         """Epsilon so far by the RDP filter's order; infinite where `unprotected`."""
@@ -205,11 +220,11 @@ class Ledger:
             return math.inf
         if not self.charges:
             return 0.0
-        return epsilon_at(self.order, rdp(self.mechanisms, self.order), self.delta)
+        return epsilon_at(self.order, rdp(self.schedules, self.order), self.delta)
 
     def best_epsilon(self) -> float:
         """Epsilon so far by Opacus' RDP accountant at its best order."""
-        return math.inf if self.unprotected else epsilon_rdp(self.mechanisms, self.delta)
+        return math.inf if self.unprotected else epsilon_rdp(self.schedules, self.delta)
 
     def last_attempt(self, run: str) -> int:
         """The newest attempt charged for `run`, 0 if there is none."""
@@ -219,10 +234,10 @@ class Ledger:
         """How many attempts of `run` were charged."""
         return sum(charge.run == run for charge in self.charges)
 
-    def covers(self, mechanism: Mechanism) -> bool:
-        """Whether the filter has room for `mechanism` on top of all that was charged."""
+    def covers(self, schedule: Schedule) -> bool:
+        """Whether the filter has room for `schedule` on top of all that was charged."""
         budget = filter_budget(self.order, self.lifetime_epsilon, self.delta)
-        total = rdp(merged((*self.mechanisms, mechanism)), self.order)
+        total = rdp(merged((*self.schedules, schedule)), self.order)
         return total <= budget  # False for NaN as well
 
     def _load(self) -> None:
@@ -250,6 +265,7 @@ class Ledger:
             self.order = float(header["order"])
             if self.order not in ORDERS:
                 raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
+            _check_installed(rest)
             self.charges = tuple(_charge(entry) for entry in rest if entry["kind"] == "charge")
         except (KeyError, ValueError, TypeError):
             raise LedgerError(f"{self.path}: a line lacks what it must hold; {RESTORE}") from None
@@ -297,20 +313,24 @@ def _locked(path: Path) -> Iterator[None]:
         raise LedgerError(f"{path}: cannot be locked ({error.strerror})") from None
 
 
+def _check_installed(entries: Iterable[dict[str, Any]]) -> None:
+    """Raise LedgerError where a charge is of a mechanism that nobody here can account for."""
+    for entry in entries:
+        kind = entry["mechanism"].get("kind") if entry["kind"] == "charge" else None
+        if kind is not None and kind not in Privacy.kinds and kind not in Privacy.known():
+            raise LedgerError(
+                f'a charge is of the mechanism "{kind}", which is not installed here: install the '
+                "package that it comes from"
+            )
+
+
 def _charge(entry: dict[str, Any]) -> Charge:
-    mechanism = None
-    if entry["noise_multiplier"] is not None:
-        mechanism = Mechanism(
-            noise_multiplier=entry["noise_multiplier"],
-            sampling_rate=entry["sampling_rate"],
-            steps=entry["steps"],
-        )
+    schedule = {"mechanism": entry["mechanism"], "steps": entry["steps"]}
     return Charge(
         run=entry["run"],
         round=entry["round"],
         attempt=entry["attempt"],
-        mechanism=mechanism,
-        clip_norm=entry["clip_norm"],
+        schedule=Schedule.model_validate(schedule),
         seeded=entry["seeded"],
     )
 

@@ -85,9 +85,9 @@ class SecureRandom:
         threads = max(1, min(torch.get_num_threads(), len(blocks)))
 
         def fill(first: int) -> None:
-            room = _Room(min(_CHUNK, len(values)))
+            buffer = _NoiseBuffer(min(_CHUNK, len(values)))
             for part, key in blocks[first::threads]:
-                room.fill(_stream(key), values[part], result[part], deviation, spacing)
+                buffer.fill(_stream(key), values[part], result[part], deviation, spacing)
 
         if threads < 2:
             fill(0)
@@ -101,7 +101,7 @@ def _stream(key: bytes) -> CipherContext:
     return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
 
 
-class _Room:
+class _NoiseBuffer:
     """Room for `count` values at a time, in one thread."""
 
     def __init__(self, count: int) -> None:

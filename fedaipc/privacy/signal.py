@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from fedaipc.config import DPSGD
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedaipc.config import Settings
-    from fedaipc.privacy.plan import PrivacyPlan
+    from fedaipc.config import Schedule, Settings
 
 # From here on runs kept less than half of what they learn without noise (docs/recipe.md).
 DROWNED = 0.2
 
 
 def noise_ratio(
-    plan: PrivacyPlan, settings: Settings, values: int, size_classes: Sequence[int]
+    once: Schedule, settings: Settings, values: int, size_classes: Sequence[int]
 ) -> float:
     """Length of the noise in the sum of all updates, by the length of that sum at its longest.
 
@@ -27,34 +28,36 @@ def noise_ratio(
     most q n C long where all gradients agree; both are divided by q n and weighted. Over T steps
     signals add up to T times one step, independent noise to sqrt(T) times. 0 without noise.
     """
-    if plan.noise_multiplier is None:
+    mechanism = once.mechanism
+    if not isinstance(mechanism, DPSGD):
         return 0.0
     federation = settings.federation
     by_size = federation.weighting == "size-class"
     weights = [n if by_size else 1 for n in size_classes]
     noise = math.hypot(*(w / n for w, n in zip(weights, size_classes, strict=True)))
-    steps = federation.rounds * plan.local_steps * federation.fraction
-    signal = plan.sampling_rate * sum(weights) * math.sqrt(steps)
-    return plan.noise_multiplier * math.sqrt(values) * noise / signal
+    steps = settings.rounds * once.steps * federation.fraction
+    signal = mechanism.sampling_rate * sum(weights) * math.sqrt(steps)
+    return mechanism.noise * math.sqrt(values) * noise / signal
 
 
 def noise_warning(
-    plan: PrivacyPlan, settings: Settings, values: int, labels: int, size_classes: Sequence[int]
+    once: Schedule, settings: Settings, values: int, labels: int, size_classes: Sequence[int]
 ) -> str | None:
     """One line where noise is too strong, with its numbers and what would help.
 
     `values` are trained, for `labels` labels, on one PC for each of the public `size_classes`.
     """
-    ratio = noise_ratio(plan, settings, values, size_classes)
-    if ratio < DROWNED:
+    mechanism = once.mechanism
+    ratio = noise_ratio(once, settings, values, size_classes)
+    if ratio < DROWNED or not isinstance(mechanism, DPSGD):
         return None
-    head = settings.model.method == "head"
-    fewer = "" if head else ', fewer trained values (model.method = "head")'
+    head = settings.model.train.kind == "head"
+    fewer = "" if head else ', fewer trained values (model.train.kind = "head")'
     return (
         f"noise is too strong to learn much: {ratio:.2g} of the largest possible update "
         f"({DROWNED:g} already halves what the model learns). {len(size_classes):,} PCs of about "
         f"{sum(size_classes) / len(size_classes):,.0f} records, {labels:,} labels, {values:,} "
-        f"trained values, {settings.federation.rounds:,} rounds, noise multiplier "
-        f"{plan.noise_multiplier:.3g}. What helps: more records on each PC, more PCs, a larger "
+        f"trained values, {settings.rounds:,} rounds, noise multiplier "
+        f"{mechanism.noise:.3g}. What helps: more records on each PC, more PCs, a larger "
         f"epsilon, fewer labels{fewer}"
     )

@@ -11,19 +11,21 @@ examples.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from fedaipc.config import DPSGD, Schedule
 from fedaipc.model.classifier import read_vector, write_vector
 from fedaipc.model.device import has_fused_steps
+from fedaipc.model.inputs import batch_rows
 from fedaipc.privacy import dp_sgd
 from fedaipc.privacy.batch_invariance import settle_rows
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.privacy.rounding import EXACT, Rounding, rounding_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,12 +35,9 @@ if TYPE_CHECKING:
     from fedaipc.config import TrainingSettings
     from fedaipc.model.classifier import Batch, Classifier
     from fedaipc.model.inputs import Inputs
-    from fedaipc.privacy.plan import PrivacyPlan
 
 _USUAL_BATCH, _HEAD_BATCH = 16, 256  # rows; a batch is computed whole, however few are filled
 _NO_TEXT = -100
-# Sums over a batch in float32 are off by more the longer they are (docs/privacy.md).
-_MAX_TOKENS = 2048
 
 
 def train_round(
@@ -47,37 +46,35 @@ def train_round(
     targets: npt.NDArray[np.int64],
     start: npt.NDArray[np.float32],
     *,
-    plan: PrivacyPlan,
+    schedule: Schedule,
     training: TrainingSettings,
     size_class: int,
     micro_batch: int,
     random: SecureRandom,
+    rounding: Rounding | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Train `plan.local_steps` steps from the global vector; return the difference to it.
+    """Train `schedule.steps` steps from the global vector; return the difference to it.
 
-    `targets` are class numbers, shape (texts,). In a private mode the result is a function of
-    noisy sums alone: (epsilon, delta)-DP with the plan's mechanism, which the caller has charged
+    `targets` are class numbers, shape (texts,). Where the mechanism is private, the result is a
+    function of noisy sums alone: (epsilon, delta)-DP by the schedule, which the caller has charged
     already. Draws from `random` one Poisson sample and one noise vector per step, in that order.
-    `micro_batch` is a public number of texts, 0 for the usual one of the method.
+    `micro_batch` is a public number of texts, 0 for the usual one of the method; `rounding` follows
+    from public numbers where it is not given.
     """
     write_vector(classifier, start)
     optimizer = _optimizer(classifier, training)
     micro_batch = micro_batch or usual_micro_batch(classifier)
-    if plan.noise_multiplier is None:
-        _train_plain(classifier, optimizer, inputs, targets, plan, micro_batch, random)
+    mechanism = schedule.mechanism
+    if not isinstance(mechanism, DPSGD):
+        _train_plain(classifier, optimizer, inputs, targets, schedule, micro_batch, random)
     else:
-        with _book_keeping(classifier, plan) as module:
-            for _ in range(plan.local_steps):
-                sample = dp_sgd.poisson_sample(random, len(inputs), plan.sampling_rate)
-                dp_sgd.private_step(
-                    optimizer,
-                    module,
-                    _losses(classifier, module, inputs, targets, sample, plan, micro_batch),
-                    clip_norm=plan.clip_norm,
-                    noise_multiplier=plan.noise_multiplier,
-                    divisor=plan.sampling_rate * size_class,
-                    random=random,
-                )
+        expected = mechanism.sampling_rate * size_class
+        rounding = rounding or _rounding(classifier, micro_batch, expected)
+        with _book_keeping(classifier, rounding) as module:
+            for _ in range(schedule.steps):
+                sample = mechanism.sample(dp_sgd.Draw(random, len(inputs)))
+                losses = _losses(classifier, module, inputs, targets, sample, micro_batch)
+                mechanism.step(dp_sgd.Step(optimizer, module, losses, expected, random))
     update = read_vector(classifier)
     update -= start
     return update
@@ -93,7 +90,7 @@ def rehearse(
     longest: Inputs,
     start: npt.NDArray[np.float32],
     *,
-    plan: PrivacyPlan,
+    mechanism: DPSGD,
     training: TrainingSettings,
     micro_batch: int,
 ) -> None:
@@ -102,7 +99,7 @@ def rehearse(
     Memory must run out here or not at all: where it ran out for the length of one record, that
     record would take the contributions of all others with it. Raises ModelError (`settle_rows`).
     """
-    with _book_keeping(classifier, plan) as module:
+    with _book_keeping(classifier, EXACT) as module:
         settle_rows(
             classifier,
             module,
@@ -110,7 +107,6 @@ def rehearse(
                 logits, logits.new_zeros(len(logits)).long(), reduction="sum"
             ),
             micro_batch or usual_micro_batch(classifier),
-            _max_tokens(plan),
             cached=not longest.is_tokens,
         )
     train_round(
@@ -118,11 +114,12 @@ def rehearse(
         longest,
         np.zeros(1, dtype=np.int64),
         start,
-        plan=replace(plan, sampling_rate=1.0, local_steps=1),
+        schedule=Schedule(mechanism=mechanism.model_copy(update={"sampling_rate": 1.0}), steps=1),
         training=training,
         size_class=1,
         micro_batch=micro_batch,
         random=SecureRandom(),
+        rounding=EXACT,  # takes the most memory
     )
 
 
@@ -132,14 +129,11 @@ def _losses(
     inputs: Inputs,
     targets: npt.NDArray[np.int64],
     sample: npt.NDArray[np.int64],
-    plan: PrivacyPlan,
     micro_batch: int,
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """Of each micro-batch of the sample: its loss, and how many of its rows are records."""
     if len(sample):
-        for part, batch in inputs.batches(
-            micro_batch, classifier.device, sample, _max_tokens(plan)
-        ):
+        for part, batch in inputs.batches(micro_batch, classifier.device, sample):
             yield _loss(classifier, module, inputs, batch, targets[part]), len(part)
 
 
@@ -148,14 +142,14 @@ def _train_plain(
     optimizer: torch.optim.Optimizer,
     inputs: Inputs,
     targets: npt.NDArray[np.int64],
-    plan: PrivacyPlan,
+    schedule: Schedule,
     micro_batch: int,
     random: SecureRandom,
 ) -> None:
     """Ordinary training: no clip, no noise, the mean over the examples really drawn."""
     classifier.train()
-    for _ in range(plan.local_steps):
-        sample = random.poisson_sample(len(inputs), plan.sampling_rate)
+    for _ in range(schedule.steps):
+        sample = random.poisson_sample(len(inputs), schedule.mechanism.sampling_rate)
         if len(sample) == 0:
             continue
         optimizer.zero_grad()
@@ -204,15 +198,16 @@ def _optimizer(classifier: Classifier, training: TrainingSettings) -> torch.opti
     return torch.optim.SGD(groups, fused=fused)
 
 
-def _max_tokens(plan: PrivacyPlan) -> int | None:
-    return None if plan.exact_sums else _MAX_TOKENS
+def _rounding(classifier: Classifier, micro_batch: int, expected: float) -> Rounding:
+    longest = classifier.settings.max_length
+    return rounding_for(expected, batch_rows(micro_batch) * longest, longest)
 
 
 @contextmanager
-def _book_keeping(classifier: Classifier, plan: PrivacyPlan) -> Iterator[BookKeepingModule]:
+def _book_keeping(classifier: Classifier, rounding: Rounding) -> Iterator[BookKeepingModule]:
     """Per-example gradients of the trained part; the hooks are gone again whatever happens."""
     classifier.train()
-    module = BookKeepingModule(classifier, loss_reduction="sum", exact_sums=plan.exact_sums)
+    module = BookKeepingModule(classifier, loss_reduction="sum", rounding=rounding)
     try:
         yield module
     finally:

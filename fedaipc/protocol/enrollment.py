@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from fedaipc.config import NAME, Section
+from fedaipc.config import NAME, Frozen
 from fedaipc.errors import AdmissionError, SecAggError, check_clock
 from fedaipc.protocol.node_key import NodeKey
 from fedaipc.protocol.server_folder import ADDRESS
@@ -27,7 +27,7 @@ _MAX_CHARACTERS = 20_000
 _LINE = 76
 
 
-class EnrollmentToken(Section):
+class EnrollmentToken(Frozen):
     """`issuer` is the public key, in hex, of whoever signed; `not_after` in seconds since 1970."""
 
     kind: ClassVar[str]

@@ -7,21 +7,20 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from fedaipc.config import (
-    MAX_CLIP,
-    MAX_NOISE,
-    MIN_CLIP,
-    MIN_NOISE,
+    DPSGD,
     RUN,
-    ModelSettings,
-    SealingSettings,
-    Section,
+    Aggregation,
+    Frozen,
+    Privacy,
+    Schedule,
+    TextClassifier,
     TrainingSettings,
 )
 from fedaipc.errors import RoundError
-from fedaipc.privacy.plan import PrivacyPlan, make_plan
+from fedaipc.privacy.budget import round_schedule
 from fedaipc.secagg.keys import SigningKey, verify
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 _VALID_SECONDS = 30 * 24 * 3600
 
 
-class Job(Section):
+class Job(Frozen):
     """One training job. A PC compares `layout_hash` with the model that it built itself.
 
     `cohort` is how many PCs a round asks; their size classes lie from `smallest_class` to
@@ -42,44 +41,33 @@ class Job(Section):
 
     version: Literal[1] = 1
     run: str = Field(pattern=RUN)
-    model: ModelSettings
+    model: TextClassifier
     training: TrainingSettings
     labels: tuple[str, ...] = Field(min_length=2)
     layout_hash: str
-    mode: Literal["local", "none"]
-    clip_norm: float = Field(ge=MIN_CLIP, le=MAX_CLIP)
-    noise_multiplier: float | None = Field(ge=MIN_NOISE, le=MAX_NOISE)
-    sampling_rate: float = Field(gt=0, le=1)
-    delta: float = Field(gt=0, lt=0.01)
-    exact_sums: bool
+    privacy: SerializeAsAny[Privacy]
     rounds: int = Field(ge=1, le=100_000)
     max_attempts: int = Field(ge=1, le=110_000)
     cohort: int = Field(ge=1, le=1_000_000)
     smallest_class: int = Field(ge=1)
     largest_class: int = Field(ge=1, le=2**40)
     weighting: Literal["equal", "size-class"]
-    sealing: SealingSettings
+    aggregation: SerializeAsAny[Aggregation]
     min_roster: int = Field(ge=1)
     not_after: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.sealing.bits == 16 and self.noise_multiplier is None:
-            raise ValueError("16 bits need the noise of a private mode")
+        if self.aggregation.bits == 16 and not self.privacy.private:
+            raise ValueError("16 bits need the noise of a private mechanism")
+        if isinstance(self.privacy, DPSGD) and self.privacy.noise_multiplier is None:
+            raise ValueError("a job holds the noise itself, not a target")
         return self
 
     @property
-    def plan(self) -> PrivacyPlan:
-        """Raises PrivacyError where mode and noise do not fit."""
-        return PrivacyPlan(
-            mode=self.mode,
-            clip_norm=self.clip_norm,
-            noise_multiplier=self.noise_multiplier,
-            sampling_rate=self.sampling_rate,
-            local_steps=self.training.local_steps,
-            delta=self.delta,
-            exact_sums=self.exact_sums,
-        )
+    def schedule(self) -> Schedule:
+        """What one round, void or not, asks of a PC that takes part."""
+        return Schedule(mechanism=self.privacy, steps=self.training.local_steps)
 
     @classmethod
     def parse(cls, text: str) -> Job:
@@ -99,7 +87,6 @@ def make_job(
     min_roster: int,
 ) -> Job:
     """Fix a job's public parameters. Raises PrivacyError where the target cannot be met."""
-    plan = make_plan(settings)
     federation = settings.federation
     return Job(
         run=run,
@@ -107,19 +94,14 @@ def make_job(
         training=settings.training,
         labels=labels,
         layout_hash=layout_hash,
-        mode=plan.mode,
-        clip_norm=plan.clip_norm,
-        noise_multiplier=plan.noise_multiplier,
-        sampling_rate=plan.sampling_rate,
-        delta=plan.delta,
-        exact_sums=plan.exact_sums,
-        rounds=federation.rounds,
-        max_attempts=federation.rounds + federation.spare_attempts,
-        cohort=federation.cohort_size(federation.pcs),
+        privacy=round_schedule(settings).mechanism,
+        rounds=settings.rounds,
+        max_attempts=settings.rounds + federation.spare_attempts,
+        cohort=federation.cohort_size(federation.clients),
         smallest_class=min(size_classes),
         largest_class=max(size_classes),
         weighting=federation.weighting,
-        sealing=settings.sealing,
+        aggregation=settings.aggregation,
         min_roster=min_roster,
         not_after=int(time.time()) + _VALID_SECONDS,
     )

@@ -15,7 +15,6 @@ from fedaipc import bounds, strict_json
 from fedaipc.config import to_toml
 from fedaipc.errors import EncodingError, OutputError, RoundError
 from fedaipc.files import write_text
-from fedaipc.model.fit import measure_fit
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 
@@ -53,6 +52,8 @@ def write_job(
 
     Raises OSError.
     """
+    from fedaipc.model.fit import measure_fit  # transformers; who only reads jobs needs none
+
     held_back.validation.write_parquet(folder / VALIDATION_FILE)
     held_back.test.write_parquet(folder / TEST_FILE)
     tokenizer, most = classifier.tokenizer, classifier.settings.max_length

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedaipc.config import DPSGD, SecAgg
 from fedaipc.errors import ConfigError, SecAggError
 from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.terms import OPEN, Terms, capped, thresholds
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from fedaipc.config import SealingSettings, Settings
+    from fedaipc.config import Settings
     from fedaipc.protocol.job import Job, SignedJob
     from fedaipc.secagg.roster import Bundle, Roster
     from fedaipc.secagg.terms import Thresholds
@@ -43,7 +44,7 @@ def make_terms(
     """Of the group of round `number` whose PCs with these bundles take part, ascending.
 
     `size` is the dimension of the global vector. Raises SecAggError where they are too few for
-    the job's sealing, or one claims a size class, and with it a weight, that the job has not.
+    the job's thresholds, or one claims a size class, and with it a weight, that the job has not.
     """
     job = signed.job
     for bundle in bundles:
@@ -58,7 +59,7 @@ def make_terms(
         job_hash=signed.hash,
         vector_hash=vector_hash,
         size=size,
-        bits=job.sealing.bits,
+        bits=job.aggregation.bits,
         bound=update_bound(job),
         cohort=job.cohort,
         thresholds=bounds,
@@ -75,48 +76,48 @@ def check_class(job: Job, bundle: Bundle) -> None:
 
 def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds:
     """Of a group of `group` PCs of which `count` take part. Raises SecAggError."""
-    if job.sealing.mode == "none":
+    if not isinstance(job.aggregation, SecAgg):
         return OPEN
-    return _thresholds(job.sealing, job.cohort, job.max_attempts, members, group, count)
+    return _thresholds(job.aggregation, job.cohort, job.max_attempts, members, group, count)
 
 
-def check_sealing(settings: Settings) -> Thresholds:
+def check_secagg(settings: Settings) -> Thresholds:
     """Of the smallest group of a job with these settings.
 
     Raises ConfigError where rounds of so few PCs cannot be sealed.
     """
     federation = settings.federation
-    if settings.sealing.mode == "none":
+    if not isinstance(settings.aggregation, SecAgg):
         return OPEN
-    cohort = federation.cohort_size(federation.pcs)
+    cohort = federation.cohort_size(federation.clients)
     group = cohort // -(-cohort // MAX_IN_A_GROUP)
     asked = group if federation.only is None else min(group, len(federation.only))
-    attempts = federation.rounds + federation.spare_attempts
+    attempts = settings.rounds + federation.spare_attempts
     try:
-        return _thresholds(settings.sealing, cohort, attempts, federation.pcs, group, asked)
+        return _thresholds(settings.aggregation, cohort, attempts, federation.clients, group, asked)
     except SecAggError as error:
         raise ConfigError(
             f"{error}; ask more PCs (three at least), or send updates that the server can read: "
-            'sealing.mode = "none", for which simulate asks for --insecure-plain-updates'
+            'aggregation.kind = "plain", for which simulate asks for --insecure-plain-updates'
         ) from None
 
 
 def _thresholds(
-    sealing: SealingSettings, cohort: int, attempts: int, members: int, group: int, count: int
+    secagg: SecAgg, cohort: int, attempts: int, members: int, group: int, count: int
 ) -> Thresholds:
     return thresholds(
         count,
         group=group,
         members=members,
-        colluding=colluding_members(sealing, members),
-        least=sealing.least,
+        colluding=colluding_members(secagg, members),
+        least=secagg.threshold,
         draws=-(-cohort // MAX_IN_A_GROUP) * attempts,
     )
 
 
-def colluding_members(sealing: SealingSettings, members: int) -> int:
+def colluding_members(secagg: SecAgg, members: int) -> int:
     """How many PCs of the whole federation may work for the coordinator."""
-    return min(members, sealing.colluding or max(1, members // 10))
+    return min(members, secagg.colluding or max(1, members // 10))
 
 
 def update_bound(job: Job) -> float:
@@ -128,18 +129,18 @@ def update_bound(job: Job) -> float:
     with the largest or smallest n that a job can have. To move a value to L is post-processing of
     the noisy update: epsilon does not depend on L.
     """
-    if job.sealing.bound is not None:
-        return job.sealing.bound
+    if job.aggregation.bound is not None:
+        return job.aggregation.bound
     steps, by_size = job.training.local_steps, job.weighting == "size-class"
     rate = max(job.training.learning_rate, job.training.head_learning_rate or 0.0)
     most = job.largest_class if by_size else 1
     if job.training.optimizer == "adam":
         return rate * steps * _ADAM_STEP * most
-    if job.noise_multiplier is None:
+    if not isinstance(job.privacy, DPSGD):
         return rate * steps * _PLAIN_STEP * most
     per_record = 1 if by_size else 1 / job.smallest_class
-    noise = job.noise_multiplier * math.sqrt(steps) / job.sampling_rate * per_record
-    return rate * job.clip_norm * (2 * steps * most + _DEVIATIONS * noise)
+    noise = job.privacy.noise * math.sqrt(steps) / job.privacy.sampling_rate * per_record
+    return rate * job.privacy.clip_norm * (2 * steps * most + _DEVIATIONS * noise)
 
 
 def hash_vector(vector: npt.NDArray[np.float32]) -> bytes:

@@ -15,7 +15,7 @@ from cryptography import x509
 from pydantic import Field
 
 from fedaipc import bounds
-from fedaipc.config import Section
+from fedaipc.config import Frozen
 from fedaipc.errors import AdmissionError
 from fedaipc.secagg.roster import ROSTER_FILE
 
@@ -34,7 +34,7 @@ _MAX_BYTES = 1 << 26  # of all members
 _HOST = r"^[A-Za-z0-9.:-]+$"
 
 
-class Facts(Section):
+class Facts(Frozen):
     """Public. `address` is host:port as PCs reach it; `admission` the public key in hex."""
 
     version: Literal[1] = 1
@@ -64,14 +64,14 @@ class Facts(Section):
             ) from None
 
 
-class Node(Section):
+class Node(Frozen):
     """What the server knows of a member: which transport key it lets in."""
 
     name: str
     node_key: str
 
 
-class Nodes(Section):
+class Nodes(Frozen):
     """All that the server lets in."""
 
     nodes: tuple[Node, ...] = ()

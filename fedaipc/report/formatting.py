@@ -154,14 +154,14 @@ def results_warnings(results: Results) -> list[str]:
     return [*results.model.notes, *fits]
 
 
-def sealing_text(results: Results) -> str:
+def aggregation_text(results: Results) -> str:
     """What the coordinator could see of the updates."""
-    sealing = results.sealing
-    if sealing.mode == "none":
+    found = results.aggregation
+    if found.kind == "plain":
         return NOT_SEALED
     return (
-        f"sealed, {sealing.bits} bits: the server sees sums of {sealing.least} or more PCs, "
-        f"of which {sealing.colluding} may be on its side"
+        f"sealed, {found.bits} bits: the server sees sums of {found.least} or more PCs, "
+        f"of which {found.colluding} may be on its side"
     )
 
 
@@ -233,7 +233,7 @@ def headline(results: Results) -> str:
         )
     if (learned := no_better_text(results)) is not None:
         parts.append(f"{learned[0].upper()}{learned[1:]}.")
-    if results.sealing.mode == "none":
+    if results.aggregation.kind == "plain":
         parts.append(f"{NOT_SEALED}.")
     if results.not_private:
         parts.append(f"{NOT_PRIVATE}: {reasons_text(results)}.")
@@ -251,8 +251,8 @@ def headline(results: Results) -> str:
 
 def privacy_statement(results: Results) -> list[tuple[str, str]]:
     """(heading, sentence) pairs: what is promised to whom, and what is not."""
-    rows = _no_noise() if results.privacy.mode == "none" else _local_noise(results)
-    rows.append(("Updates", f"{sealing_text(results)}."))
+    rows = _no_noise() if not results.privacy.schedule.private else _local_noise(results)
+    rows.append(("Updates", f"{aggregation_text(results)}."))
     if is_simulation(results):
         note = "One machine held the data of all PCs: this describes the same job on real PCs."
         rows.append(("Simulation", note))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import TYPE_CHECKING
 
 from fedaipc import bounds
 from fedaipc.report import formatting
 from fedaipc.report.markup import escape, facts, folded, inline_svg, page, section, table
-from fedaipc.report.plots import svg_plots, write_plots
+from fedaipc.report.plot_style import drawing, figure_bytes
+from fedaipc.report.plots import figures, svg_plots, write_plots
 from fedaipc.results import write_file
 
 if TYPE_CHECKING:
@@ -64,6 +66,32 @@ def report_page(results: Results, config: str | None) -> str:
     )
 
 
+def summary_html(results: Results) -> str:
+    """What a notebook shows of a run: the headline, the numbers, the plots as pictures."""
+    rows = [
+        ("test accuracy", formatting.test_text(results)),
+        ("epsilon, at most", _cost(results)),
+        ("PCs", f"{formatting.pc_count(results):,}"),
+        ("rounds", f"{formatting.done_rounds(results):,}"),
+        ("time", formatting.duration_text(results.seconds)),
+    ]
+    parts = [f"<p>{escape(formatting.headline(results))}</p>", facts(rows)]
+    with drawing():
+        for name, figure in figures(results).items():
+            picture = b64encode(figure_bytes(figure, ".png", name)).decode()
+            parts.append(
+                f'<img alt="{escape(_ALT[name])}" style="max-width: 48%" '
+                f'src="data:image/png;base64,{picture}">'
+            )
+    return "\n".join(parts)
+
+
+def _cost(results: Results) -> str:
+    if results.not_private:
+        return formatting.NOT_PRIVATE
+    return formatting.epsilon_text(formatting.spent_epsilon(results))
+
+
 def _head(results: Results) -> str:
     banner = ""
     if results.not_private:
@@ -90,13 +118,11 @@ def _head(results: Results) -> str:
 
 
 def _cards(results: Results) -> str:
-    spent = formatting.epsilon_text(formatting.spent_epsilon(results))
-    cost = formatting.NOT_PRIVATE if results.not_private else spent
     test = results.test
     cards = [
         ("test accuracy", formatting.test_text(results), ""),
         ("test macro-F1", formatting.UNKNOWN if test is None else f"{test.macro_f1:.3f}", ""),
-        ("epsilon, at most", cost, " bad" if results.not_private else ""),
+        ("epsilon, at most", _cost(results), " bad" if results.not_private else ""),
         ("PCs", f"{formatting.pc_count(results):,}", ""),
         ("rounds", f"{formatting.done_rounds(results):,}", ""),
         ("time", formatting.duration_text(results.seconds), ""),
@@ -110,13 +136,14 @@ def _cards(results: Results) -> str:
 
 def _terms(results: Results) -> str:
     privacy: PrivacyFacts = results.privacy
+    mechanism, dp_sgd = privacy.schedule.mechanism, privacy.dp_sgd
     rows: list[tuple[str, object]] = [
-        ("mode", privacy.mode),
+        ("mechanism", mechanism.kind),
         ("delta", formatting.delta_text(privacy.delta)),
-        ("clip (L2 norm)", f"{privacy.clip_norm:g}"),
-        ("noise multiplier", _plain(privacy.noise_multiplier)),
-        ("sampling rate", f"{privacy.sampling_rate:g}"),
-        ("schedule", f"{privacy.rounds:,} rounds x {privacy.local_steps:,} local steps"),
+        ("clip (L2 norm)", _plain(None if dp_sgd is None else dp_sgd.clip_norm)),
+        ("noise multiplier", _plain(None if dp_sgd is None else dp_sgd.noise)),
+        ("sampling rate", f"{mechanism.sampling_rate:g}"),
+        ("schedule", f"{privacy.rounds:,} rounds x {privacy.schedule.steps:,} local steps"),
         ("target epsilon", _plain(privacy.target_epsilon)),
     ]
     planned = privacy.planned_epsilon

@@ -34,8 +34,8 @@ def summary(results: Results) -> RenderableType:
 
     row("run", f"{results.name} ({results.run_id}), {results.status}")
     row("privacy", _privacy(results))
-    sealed = formatting.sealing_text(results)
-    row("updates", Text(sealed, style=ALARM) if results.sealing.mode == "none" else sealed)
+    sealed = formatting.aggregation_text(results)
+    row("updates", Text(sealed, style=ALARM) if results.aggregation.kind == "plain" else sealed)
     row("test accuracy", _test_line(results))
     if (learned := formatting.no_better_text(results)) is not None:
         row("", Text(learned, style="yellow"))
@@ -61,12 +61,12 @@ def summary(results: Results) -> RenderableType:
         row("note", Text(printable(warning), style="yellow"))
     row("PCs", _pc_line(results))
     row("rounds", _round_line(results))
-    if privacy.noise_multiplier is not None:
+    if (mechanism := privacy.dp_sgd) is not None:
         row(
             "noise",
-            f"multiplier {privacy.noise_multiplier:.4g}, clip {privacy.clip_norm:g}, sampling rate "
-            f"{privacy.sampling_rate:g}, "
-            f"{formatting.count_text(privacy.local_steps, 'local step')}",
+            f"multiplier {mechanism.noise:.4g}, clip {mechanism.clip_norm:g}, sampling rate "
+            f"{mechanism.sampling_rate:g}, "
+            f"{formatting.count_text(privacy.schedule.steps, 'local step')}",
         )
     row("traffic", formatting.traffic_text(results))
     row("device", f"{model.device} {model.dtype}: {model.reason}")
@@ -115,7 +115,7 @@ def compare(runs: Sequence[Results]) -> RenderableType:
             formatting.epsilon_text(formatting.spent_epsilon(run))
             if private
             else Text(formatting.NOT_PRIVATE, style=ALARM),
-            "yes" if run.sealing.mode != "none" else Text("NO", style=ALARM),
+            "yes" if run.aggregation.kind != "plain" else Text("NO", style=ALARM),
             formatting.test_text(run),
             f"{run.test.macro_f1:.3f}" if run.test is not None else formatting.UNKNOWN,
             formatting.duration_text(run.seconds),
@@ -150,7 +150,7 @@ def _privacy(results: Results) -> Text:
         spent = f"{formatting.epsilon_text(results.rounds[-1].epsilon)} in this run"
     return _text(
         f"epsilon {spent} at delta {formatting.delta_text(privacy.delta)}, per {privacy.unit}, "
-        f"mode {privacy.mode}"
+        f"{privacy.schedule.mechanism.kind} with local noise"
     )
 
 

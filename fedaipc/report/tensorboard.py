@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.errors import OutputError
+from fedaipc.errors import ConfigError, OutputError
+from fedaipc.report.tracking import register_tracker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,17 +16,21 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 
 
+@register_tracker("tensorboard")
 class Scalars:
     """Writes below RUN/tensorboard; give that folder to `tensorboard --logdir`."""
 
+    @staticmethod
+    def check() -> None:
+        """Raises ConfigError where the extra is not installed."""
+        if find_spec("tensorboard") is None:
+            raise ConfigError("the tracker tensorboard needs `pip install 'fedaipc[tensorboard]'`")
+
     def __init__(self, run_folder: Path) -> None:
-        """Raises OutputError where the extra is not installed or the folder is read-only."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise OutputError(
-                "output.tensorboard needs `pip install 'fedaipc[tensorboard]'`"
-            ) from None
+        """Raises ConfigError as `check`, OutputError where the folder is read-only."""
+        self.check()
+        from torch.utils.tensorboard import SummaryWriter
+
         try:
             self._writer: Any = SummaryWriter(str(run_folder / FOLDER))
         except OSError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Heard:
+class ObservedUpdate:
     """One update as its server decodes it: the PC's place, the model that it was sent, the answer.
 
     `update` is the difference to `vector`, both of shape (parameters,). Where the upload is
@@ -38,7 +38,7 @@ class Recorder:
     """
 
     def __init__(self, pcs: int | None = None) -> None:
-        self.heard: list[Heard] = []
+        self.updates: list[ObservedUpdate] = []
         self._pcs = pcs
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -60,4 +60,6 @@ class Recorder:
         words = terms.encoding.unpack(content, terms.size)
         (weight,) = set(terms.weights)  # equal: the settings see to that
         update = terms.encoding.decode(words) / weight
-        self.heard.append(Heard(pc, request.round, request.vector.copy(), update, terms.sealed))
+        self.updates.append(
+            ObservedUpdate(pc, request.round, request.vector.copy(), update, terms.sealed)
+        )

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedaipc.client.client import LEDGER_FILE, OWNER_FILE
+from fedaipc.client.client import OWNER_FILE
 from fedaipc.client.key_store import KeyStore
 from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
 from fedaipc.errors import PrivacyError
 from fedaipc.files import write_text
-from fedaipc.privacy.ledger import Ledger
-from fedaipc.privacy.plan import check_delta, size_class
+from fedaipc.privacy.budget import check_delta, size_class
+from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.results import PcResult
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fedaipc.config import PrivacySettings, Settings
+    from fedaipc.config import Schedule, Settings
     from fedaipc.data.records import Records
     from fedaipc.federation.key import Admission
-    from fedaipc.privacy.plan import PrivacyPlan
 
 _RECORDS_FILE = "records.parquet"
 _NEW = ".new"
@@ -42,15 +41,15 @@ def owner_settings(
     if enrolled or (folder / LEDGER_FILE).is_file():
         ledger = Ledger(folder / LEDGER_FILE)
         for name, now, kept in (
-            ("delta", privacy.delta, ledger.delta),
-            ("lifetime_epsilon", privacy.lifetime_epsilon, ledger.lifetime_epsilon),
+            ("privacy.delta", privacy.delta, ledger.delta),
+            ("federation.lifetime_epsilon", federation.lifetime_epsilon, ledger.lifetime_epsilon),
         ):
             if now != kept:
                 raise PrivacyError(
-                    f"{folder}: its ledger has {name} {kept:g} for good; give --set "
-                    f"privacy.{name}={kept:g}, or use a new --pc-state"
+                    f"{folder}: its ledger has {name.partition('.')[2]} {kept:g} for good; "
+                    f"give --set {name}={kept:g}, or use a new --pc-state"
                 )
-    if privacy.mode != "none":
+    if privacy.kind != "none":
         check_delta(privacy.delta, public_class)
     return OwnerSettings(
         name=folder.name,
@@ -71,8 +70,8 @@ def _policy(settings: Settings) -> Policy:
     """Of an owner who wants what this simulation asks for."""
     usual = Policy()
     return Policy(
-        allow_not_private=settings.privacy.mode == "none",
-        allow_plain_updates=settings.sealing.mode == "none",
+        allow_not_private=settings.privacy.kind == "none",
+        allow_plain_updates=settings.aggregation.kind == "plain",
         max_epsilon=1e9,  # the lifetime budget is the limit here
         max_local_steps=max(usual.max_local_steps, settings.training.local_steps),
         max_length=max(usual.max_length, settings.model.max_length),
@@ -80,7 +79,7 @@ def _policy(settings: Settings) -> Policy:
 
 
 def prepare_pc(
-    folder: Path, owner: OwnerSettings, records: Records, privacy: PrivacySettings, order: float
+    folder: Path, owner: OwnerSettings, records: Records, settings: Settings, order: float
 ) -> Ledger:
     """Write what the PC will hold beside what it holds; make its keys and ledger if it has none."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -89,8 +88,8 @@ def prepare_pc(
         Ledger.create(
             path,
             identity,
-            lifetime_epsilon=privacy.lifetime_epsilon,
-            delta=privacy.delta,
+            lifetime_epsilon=settings.federation.lifetime_epsilon,
+            delta=settings.privacy.delta,
             order=order,
         )
     records.write_parquet(folder / f"{_RECORDS_FILE}{_NEW}")
@@ -104,13 +103,13 @@ def join_run(folder: Path) -> None:
         (folder / f"{name}{_NEW}").replace(folder / name)
 
 
-def pc_result(folder: Path, plan: PrivacyPlan) -> PcResult:
+def pc_result(folder: Path, once: Schedule) -> PcResult:
     """What the PC holds and has spent, read from its own folder."""
     import pyarrow.parquet as pq
 
     owner, ledger = load_owner(folder / OWNER_FILE), Ledger(folder / LEDGER_FILE)
     table = pq.read_table(folder / _RECORDS_FILE)
-    exhausted = plan.private and not ledger.covers(plan.mechanism())
+    exhausted = once.private and not ledger.covers(once)
     groups = table["group"].unique().to_pylist() if "group" in table.column_names else []
     return PcResult(
         name=owner.name,

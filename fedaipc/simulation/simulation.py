@@ -35,11 +35,11 @@ from fedaipc.files import expanded, write_text
 from fedaipc.model.base import with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
+from fedaipc.privacy.budget import filter_order, round_schedule
 from fedaipc.privacy.ledger import Ledger
-from fedaipc.privacy.plan import filter_order, make_plan
 from fedaipc.protocol.job import Job, SignedJob, make_job
 from fedaipc.protocol.job_folder import CONFIG_FILE, JOB_FILE, write_job
-from fedaipc.protocol.round_terms import check_sealing
+from fedaipc.protocol.round_terms import check_secagg
 from fedaipc.results import LOCK_FILE, RESULTS_FILE, Engine, Results, RoundResult
 from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
@@ -87,14 +87,14 @@ def prepare(
     they held.
     """
     settings = _with_whole_paths(settings)
-    data = prepare_simulation(settings.data, settings.federation.pcs)
+    data = prepare_simulation(settings.data, settings.federation.clients)
     settings = for_labels(settings, data.labels)
-    check_sealing(settings)
+    check_secagg(settings)
     before = check_model(settings, data)
     settings, public = warm_base(settings, data, on_warm_up)
     classifier = before if public is None else Classifier(settings.model, data.labels)
-    plan = make_plan(settings)
-    order = filter_order(plan, settings.federation.rounds, settings.privacy.lifetime_epsilon)
+    once = round_schedule(settings)
+    order = filter_order(once, settings.rounds, settings.federation.lifetime_epsilon)
     folder = _new_folder(Path(settings.output.folder), settings.output.name)
     try:
         state = _pc_state(pc_state or folder / "pcs")
@@ -110,7 +110,7 @@ def prepare(
                 for number, records in enumerate(parts)
             ]
             ledgers = [
-                prepare_pc(state / owner.name, owner, records, settings.privacy, order)
+                prepare_pc(state / owner.name, owner, records, settings, order)
                 for owner, records in zip(owners, parts, strict=True)
             ]
             identities = [KeyStore.create(state / owner.name).identity.public for owner in owners]
@@ -172,7 +172,7 @@ def reopen(folder: Path) -> Run:
     if not state.is_dir():
         raise OutputError(f"{state}: the folder with the state of the PCs is gone")
     settings = load_settings(folder / CONFIG_FILE)
-    run = Run(folder, state, settings, settings.federation.rounds)
+    run = Run(folder, state, settings, settings.rounds)
     _check_joined(run)
     return run
 
@@ -198,7 +198,7 @@ def simulate(
             else:
                 _run_on_flower(run, on_round)
         finally:
-            folders = [pc_folder(run.pc_state, n) for n in range(run.settings.federation.pcs)]
+            folders = [pc_folder(run.pc_state, n) for n in range(run.settings.federation.clients)]
             for folder in folders:
                 with suppress(SecAggError):
                     KeyStore(folder).forget_keys()
@@ -242,7 +242,7 @@ def _run_in_process(
     run_in_process(
         server_app.make_server_app(run.folder, on_round),
         app,
-        node_configs=[{} for _ in range(run.settings.federation.pcs)],
+        node_configs=[{} for _ in range(run.settings.federation.clients)],
         run_config={"pc-state": str(run.pc_state)},
     )
 
@@ -264,7 +264,7 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
                 "run-folder": str(run.folder.resolve()),
                 "pc-state": str(run.pc_state),
             },
-            num_pcs=run.settings.federation.pcs,
+            num_pcs=run.settings.federation.clients,
             cpus_per_pc=run.settings.speed.threads or 1,
             on_log=on_log,
         )
@@ -279,22 +279,22 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
 
 def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
     """How many rounds every PC can afford. Raises BudgetExhausted where none affords one."""
-    if not job.plan.private:
+    once = job.schedule
+    if not once.private:
         return job.rounds
-    mechanism = job.plan.mechanism()
-    if not any(ledger.covers(mechanism) for ledger in ledgers):
+    if not any(ledger.covers(once) for ledger in ledgers):
         raise BudgetExhausted(
             f"{state}: no PC can afford a round at this noise, their lifetime budgets are spent; "
             "use a new --pc-state, or ask for more noise"
         )
-    return min(ledger.rounds_left(mechanism) for ledger in ledgers)
+    return min(ledger.rounds_left(once) for ledger in ledgers)
 
 
 def _completed(run: Run) -> Results:
     """results.json with what each PC holds and has spent, read from its own folder."""
-    plan = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).plan
-    folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.pcs)]
-    pcs = [pc_result(folder, plan) for folder in folders]
+    once = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).schedule
+    folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.clients)]
+    pcs = [pc_result(folder, once) for folder in folders]
     return Results.load(run.folder).model_copy(update={"pcs": tuple(pcs)})
 
 
@@ -321,8 +321,8 @@ def _not_private(settings: Settings, test_seed: int | None, ledgers: Sequence[Le
     reasons = []
     if any(ledger.unprotected for ledger in ledgers):
         reasons.append("PCs that took part in rounds without privacy, or with a test seed, before")
-    if settings.privacy.mode == "none":
-        reasons.append('privacy.mode = "none": neither clip nor noise')
+    if settings.privacy.kind == "none":
+        reasons.append('privacy.kind = "none": neither clip nor noise')
     if test_seed is not None:
         reasons.append("insecure test seed: whoever knows it can remove the noise")
     return reasons

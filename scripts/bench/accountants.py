@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fedaipc.config import DPSGD, Schedule
 from fedaipc.machine import facts
-from fedaipc.privacy.accountant import Mechanism, epsilon_pld, epsilon_prv, epsilon_rdp
+from fedaipc.privacy.accountant import epsilon_pld, epsilon_prv, epsilon_rdp
 
 RESULT = Path(__file__).resolve().parent / "results" / "accountants.json"
 COUNT, SEED = 200, 20_261_126
@@ -29,11 +30,11 @@ def main() -> None:
     draw = random.Random(SEED)  # noqa: S311 - a grid that can be drawn again
     rows: list[dict[str, Any]] = []
     while len(rows) < COUNT:
-        step = Mechanism(
+        mechanism = DPSGD(
             noise_multiplier=log_uniform(draw, 0.5, 20),
             sampling_rate=log_uniform(draw, 0.001, 1),
-            steps=round(log_uniform(draw, 1, 5000)),
         )
+        step = Schedule(mechanism=mechanism, steps=round(log_uniform(draw, 1, 5000)))
         delta = log_uniform(draw, 1e-8, 1e-4)
         rdp = epsilon_rdp([step], delta)
         if not 0.05 <= rdp <= 20:
@@ -41,7 +42,7 @@ def main() -> None:
         prv, pld = epsilon_prv([step], delta), epsilon_pld([step], delta)
         rows.append(
             {
-                "noise_multiplier": step.noise_multiplier, "sampling_rate": step.sampling_rate,
+                "noise_multiplier": mechanism.noise, "sampling_rate": mechanism.sampling_rate,
                 "steps": step.steps, "delta": delta, "rdp": rdp, "prv": prv, "pld": pld,
             }
         )  # fmt: skip

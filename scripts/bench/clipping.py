@@ -30,7 +30,7 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedaipc.config import ModelSettings, SpeedSettings
+from fedaipc.config import BiTFiT, Full, LoRA, SpeedSettings, TextClassifier, TrainingMethod
 from fedaipc.coordinator.server_app import peak_memory
 from fedaipc.machine import facts
 from fedaipc.model.classifier import Batch, Classifier
@@ -38,6 +38,8 @@ from fedaipc.model.device import choose_device
 from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.dp_sgd import private_step
 from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.privacy.rounding import EXACT as ROUNDING_EXACT
+from fedaipc.privacy.rounding import rounding_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,11 +61,16 @@ class Subject:
 
 
 SUBJECTS = {
-    "full, 32 x 64": Subject("full", 32, 64, most=1.15, max_memory=1.25),
+    "full, 32 x 64": Subject("full", 32, 64, most=1.25, max_memory=1.25),
     "full, 16 x 128": Subject("full", 16, 128, most=1.30),
     "LoRA on all linear layers, 32 x 64": Subject("lora", 32, 64, most=1.2),
     "biases and norms, 32 x 64": Subject("bitfit", 32, 64),
     "full, 8 x 64": Subject("full", 8, 64, shape="BERT-base", most=1.10),
+}
+METHODS: dict[str, TrainingMethod] = {
+    "full": Full(),
+    "lora": LoRA(layers=6, targets="all-linear"),
+    "bitfit": BiTFiT(layers=6),
 }
 WAYS = ("book-keeping", "Opacus hooks", "Opacus ghost", "Opacus functorch")
 EXACT = "book-keeping, exact sums"
@@ -95,17 +102,15 @@ class Bench:
 
     def __init__(self, subject: Subject, *, bfloat16: bool = False) -> None:
         choose_device(SpeedSettings())
-        self.bfloat16 = bfloat16
+        self.bfloat16, self.subject = bfloat16, subject
+        self.rounding = rounding_for(subject.rows, subject.rows * subject.tokens, subject.tokens)
         ids = torch.randint(1000, 20000, (subject.rows, subject.tokens))
         self.batch = Batch(ids, torch.ones_like(ids))
         self.truth = torch.randint(0, 2, (subject.rows,))
         if subject.shape == "BERT-base":
             self.module: nn.Module = BertBase()
         else:
-            settings = ModelSettings(
-                method=subject.method, trained_layers=6, max_length=subject.tokens,
-                lora_targets="all-linear",
-            )  # fmt: skip
+            settings = TextClassifier(train=METHODS[subject.method], max_length=subject.tokens)
             classifier = Classifier(settings, ("no", "yes"))
             self.batch = classifier.freeze_through(self.batch)
             self.module = classifier
@@ -127,7 +132,9 @@ class Bench:
     def clipped(self, way: str) -> Callable[[], None]:
         """Forward, backward and clipped sums, with the way's module around the model."""
         if way in {"book-keeping", EXACT}:
-            book = self.wrapped = BookKeepingModule(self.module, exact_sums=way == EXACT)
+            book = self.wrapped = BookKeepingModule(
+                self.module, rounding=ROUNDING_EXACT if way == EXACT else self.rounding
+            )
 
             def run() -> None:
                 self.loss(book).backward()
@@ -192,7 +199,12 @@ class Bench:
 
             return plain
         if way == "book-keeping":
-            book = self.wrapped = BookKeepingModule(self.module)
+            book = self.wrapped = BookKeepingModule(
+                self.module,
+                rounding=rounding_for(
+                    logical, self.subject.tokens * self.subject.rows, self.subject.tokens
+                ),
+            )
             random = SecureRandom()
 
             def ours() -> None:

@@ -64,11 +64,11 @@ validation_size = 60
 test_size = 60
 [privacy]
 delta = 1e-6
-lifetime_epsilon = 1000.0  # several jobs on the same PCs
 sampling_rate = 0.05
 [training]
 local_steps = 1
 [federation]
+lifetime_epsilon = 1000.0  # several jobs on the same PCs
 round_timeout = 300
 [evaluation]
 every = 1000
@@ -86,7 +86,7 @@ class Fleet:
         config = out / "config.toml"
         config.write_text(CONFIG, encoding="utf-8")
         self.port = fleet_demo.free_port()
-        self.job = fleet_demo.give_out_texts(out, config, [f"federation.pcs={pcs}"])
+        self.job = fleet_demo.give_out_texts(out, config, [f"federation.clients={pcs}"])
         fleet_demo.enrol_all(out, self.job, pcs, self.port)
         for folder in self.folders:
             path = folder / "owner.toml"
@@ -262,9 +262,7 @@ def own_memory(process: psutil.Process) -> int:
 
 def lora(fleet: Fleet) -> dict[str, Any]:
     with fleet.serving():
-        results = fleet.train(
-            "lora", model__method="lora", model__trained_layers=6, federation__rounds=10
-        )
+        results = fleet.train("lora", model__train__kind="lora", model__train__layers=6, rounds=10)
     rows = [computed(fleet, number) for number in range(fleet.pcs)]
     beside = []
     for index, one in enumerate(results.rounds):
@@ -295,7 +293,7 @@ def full(fleet: Fleet) -> dict[str, Any]:
     with fleet.serving(), Memory(fleet.server_process(), run / "results.json") as memory:
         time.sleep(5)
         without_run = memory.take()
-        results = fleet.train("full", model__method="full", federation__rounds=3)
+        results = fleet.train("full", model__train__kind="full", rounds=3)
         most = memory.take()
     vector = 4 * results.model.trainable_parameters
     rounds = [one for one in results.rounds if not one.void]

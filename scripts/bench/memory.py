@@ -25,12 +25,12 @@ HEAD = HERE.parent.parent / "simulations" / "no-warm-up.toml"
 COUNTS = (20, 200)
 ALLOWED = 1.10
 JOBS: dict[str, tuple[str, ...]] = {
-    "head": ("federation.rounds=2",),
-    "bitfit": ("federation.rounds=2", "model.method=bitfit", "data.limit=3000"),
+    "head": ("rounds=2",),
+    "bitfit": ("rounds=2", "model.train.kind=bitfit", "data.limit=3000"),
     # With 20 PCs each sample is ten times larger, which alone takes memory. Here no batch is
     # larger than 4, so what is left is what a PC costs by being there.
     "small batches": (
-        "federation.rounds=2",
+        "rounds=2",
         "data.limit=3000",
         "speed.micro_batch=4",
         "evaluation.batch=4",
@@ -90,7 +90,7 @@ def measured(job: str, pcs: int, folder: Path) -> dict[str, Any]:
 
     started = time.monotonic()
     settings = load_settings(
-        HEAD, [*JOBS[job], f"federation.pcs={pcs}", f"output.folder='{folder}'"]
+        HEAD, [*JOBS[job], f"federation.clients={pcs}", f"output.folder='{folder}'"]
     )
     run = prepare(settings)
     prepared = peak_memory()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedaipc.config import load_settings
+from fedaipc.config import DPSGD, load_settings
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.machine import facts
 from fedaipc.protocol.job import Job
@@ -33,19 +33,22 @@ def main() -> None:
     rows, vectors = [], {}
     for bits in BITS:
         with tempfile.TemporaryDirectory() as folder:
-            changes = [f"sealing.bits={bits}", f"output.folder='{folder}'", "output.plots=false",
-                       "evaluation.every=1000", "speed.threads=1"]  # fmt: skip
+            changes = [
+                f"aggregation.bits={bits}", f"output.folder='{folder}'", "output.plots=false",
+                "evaluation.every=1000", "speed.threads=1",
+            ]  # fmt: skip
             run = prepare(load_settings(DEMO, changes), test_seed=1)
             results = simulate(run, "in-process", lambda _: None)
             checkpoint = Checkpoint.load(run.folder, results.model.layout_hash)
             job = Job.parse((run.folder / "job.json").read_text())
-        if checkpoint is None or results.test is None or job.noise_multiplier is None:
+        privacy = job.privacy
+        if checkpoint is None or results.test is None or not isinstance(privacy, DPSGD):
             raise SystemExit("the run did not finish")
         vectors[bits] = checkpoint.vector
-        encoding = Encoding(bits=bits, count=job.cohort, bound=results.sealing.bound)
+        encoding = Encoding(bits=bits, count=job.cohort, bound=results.aggregation.bound)
         # Of the noise of k steps, times the PC's weight: rate sigma C sqrt(k) / q.
         training = job.training
-        noise = training.learning_rate * job.noise_multiplier * job.clip_norm / job.sampling_rate
+        noise = training.learning_rate * privacy.noise * privacy.clip_norm / privacy.sampling_rate
         noise *= math.sqrt(training.local_steps)
         distance = np.linalg.norm(checkpoint.vector - vectors[32])
         rows.append(

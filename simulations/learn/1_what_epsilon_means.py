@@ -18,8 +18,8 @@ from fedaipc.data.prepare import prepare_simulation
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import make_inputs
-from fedaipc.privacy.accountant import Mechanism, epsilon_pld
-from fedaipc.privacy.plan import make_plan, size_class
+from fedaipc.privacy.accountant import epsilon_pld
+from fedaipc.privacy.budget import round_schedule, size_class
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.privacy.training import train_round
 
@@ -51,11 +51,11 @@ def measured(page: Page) -> None:
     page.say("## Measured: one step of one PC, with and without one text")
     settings = load_settings(
         None,
-        ["model.method=head", "model.keep_layers=1", "data.limit=2000", "speed.threads=1",
+        ["model.train.kind=head", "model.keep_layers=1", "data.limit=2000", "speed.threads=1",
          "privacy.sampling_rate=1.0", "training.local_steps=1", "training.learning_rate=1.0",
          "privacy.clip_norm=0.05"],
     )  # fmt: skip
-    data = prepare_simulation(settings.data, settings.federation.pcs)
+    data = prepare_simulation(settings.data, settings.federation.clients)
     classifier = Classifier(settings.model, data.labels)
     records = data.train.take(range(TEXTS))
     targets = np.array([data.labels.index(label) for label in records.labels])
@@ -75,16 +75,17 @@ def measured(page: Page) -> None:
     rows = []
     for epsilon in BUDGETS:
         tree = settings.model_dump(exclude_none=True)
-        tree["privacy"] |= {"epsilon": epsilon, "lifetime_epsilon": epsilon}
-        tree["federation"]["rounds"] = 1
+        tree["privacy"] |= {"epsilon": epsilon}
+        tree["rounds"] = 1
         job = settings_from(tree)
-        plan = make_plan(job)
+        once = round_schedule(job)
+        noise = getattr(once.mechanism, "noise", 0.0)
         seen = []
         for these, labels in ((inputs, targets), (fewer, targets[1:])):
             values = [
                 float(
                     train_round(
-                        classifier, these, labels, start, plan=plan, training=job.training,
+                        classifier, these, labels, start, schedule=once, training=job.training,
                         size_class=size_class(TEXTS), micro_batch=0, random=SecureRandom(),
                     )
                     @ direction
@@ -94,11 +95,10 @@ def measured(page: Page) -> None:
             seen.append(np.array(values))
         middle = (seen[0].mean() + seen[1].mean()) / 2
         right = ((seen[0] > middle).mean() + (seen[1] <= middle).mean()) / 2
-        step = Mechanism(noise_multiplier=plan.noise_multiplier or 0, sampling_rate=1.0, steps=1)
         rows.append(
-            (f"{epsilon:g}", f"{plan.noise_multiplier:.2f}", f"{right:.1%}",
+            (f"{epsilon:g}", f"{noise:.2f}", f"{right:.1%}",
              f"{math.exp(epsilon) / (1 + math.exp(epsilon)):.1%}",
-             f"{epsilon_pld([step], job.privacy.delta):.2f}")
+             f"{epsilon_pld([once], job.privacy.delta):.2f}")
         )  # fmt: skip
     page.table(("epsilon", "noise multiplier", "right", "bound", "epsilon by PLD"), rows)
     page.say(

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from page import Page
 
-from fedaipc.lab.planner import Schedule, by_accountant, group_epsilon, solve, trade_offs
+from fedaipc.config import DPSGD
+from fedaipc.lab.planner import Plan, by_accountant, group_epsilon, solve, trade_offs
 
 HERE = Path(__file__).parent
-JOB = Schedule(epsilon=2.0, delta=1e-5, noise=1.0, rate=1.0, steps=1, rounds=30, records=1024)
+JOB = Plan(epsilon=2.0, mechanism=DPSGD(noise_multiplier=1.0), steps=1, rounds=30, records=1024)
 
 
 def main() -> None:
@@ -46,7 +47,10 @@ def main() -> None:
     page.say("Twice the texts halve the noise on the mean gradient at the same epsilon:")
     lines = []
     for records in (128, 256, 512, 1024, 4096):
-        found = solve("noise", replace(JOB, records=records, delta=1e-6))
+        found = solve(
+            "noise",
+            replace(JOB, records=records, mechanism=DPSGD(noise_multiplier=1.0, delta=1e-6)),
+        )
         lines.append((f"{records:,}", f"{found.noise:.2f}", f"{found.relative_noise:.4f}"))
     page.table(("texts up to", "noise multiplier", "noise on the mean, in clips"), lines)
     people(page)

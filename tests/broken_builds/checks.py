@@ -16,19 +16,19 @@ from dp_accounting import dp_event
 from dp_accounting.rdp import RdpAccountant
 
 from fedaipc.client import trainer
-from fedaipc.client.client import LEDGER_FILE
 from fedaipc.errors import BudgetExhausted
-from fedaipc.privacy.accountant import Mechanism, filter_budget, rdp
-from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.privacy.accountant import filter_budget, rdp
+from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.protocol.messages import SETUP, Description, SetupRequest
 from fedaipc.secagg.keys import SigningKey
 from fedaipc.secagg.roster import Bundle
 from tests.client.test_client import asker, charges, enrol, send
 from tests.privacy import test_training as steps
+from tests.support.schedules import dp_sgd
 
 DELTA, ORDER = 1e-5, 4.0
-STEP = Mechanism(noise_multiplier=2.0, sampling_rate=0.1, steps=10)
+STEP = dp_sgd(noise_multiplier=2.0, sampling_rate=0.1, steps=10)
 
 
 def _ledger(folder: Path, rounds: float) -> Ledger:
@@ -42,7 +42,7 @@ def _ledger(folder: Path, rounds: float) -> Ledger:
 
 
 def _charge(attempt: int, run: str = "a") -> Charge:
-    return Charge(run=run, round=attempt, attempt=attempt, mechanism=STEP, clip_norm=1.0)
+    return Charge(run=run, round=attempt, attempt=attempt, schedule=STEP)
 
 
 def check_composition() -> None:
@@ -52,8 +52,10 @@ def check_composition() -> None:
         for attempt in (1, 2, 3):
             ledger.charge(_charge(attempt))
         accountant = RdpAccountant(orders=[ORDER])
-        gaussian = dp_event.GaussianDpEvent(STEP.noise_multiplier)
-        accountant.compose(dp_event.PoissonSampledDpEvent(STEP.sampling_rate, gaussian), 30)
+        gaussian = dp_event.GaussianDpEvent(STEP.mechanism.noise)
+        accountant.compose(
+            dp_event.PoissonSampledDpEvent(STEP.mechanism.sampling_rate, gaussian), 30
+        )
         expected = accountant.get_epsilon(DELTA)
         assert math.isclose(Ledger(ledger.path).spent_epsilon(), expected, rel_tol=1e-6)
 
@@ -74,7 +76,7 @@ def check_lifetime_budget() -> None:
 def check_charge_before_training() -> None:
     """A PC that dies in training has been charged."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        federation = enrol(Path(folder), 260, "federation.pcs=5")
+        federation = enrol(Path(folder), 260, "federation.clients=5")
         pc = federation.folders[federation.bundles[0].identity]
 
         def dies(*_: object, **__: object) -> object:
@@ -88,7 +90,7 @@ def check_charge_before_training() -> None:
 def check_public_weight() -> None:
     """The weight that a PC states is its size class, and not how many records it holds."""
     with tempfile.TemporaryDirectory() as folder:
-        federation = enrol(Path(folder), 260, "federation.pcs=5")
+        federation = enrol(Path(folder), 260, "federation.clients=5")
         pc = federation.folders[federation.bundles[0].identity]
         request = SetupRequest("f" * 16, 1, federation.roster.encode())
         bundle = Bundle.decode(Description.decode(send(pc, SETUP, request.encode()).content).bundle)

@@ -45,8 +45,10 @@ def no_clip(patch: pytest.MonkeyPatch) -> None:
 def clip_of_the_batch_mean(patch: pytest.MonkeyPatch) -> None:
     real = BookKeepingModule.clipped_sums
 
-    def clipped_sums(self: BookKeepingModule, bound: float, rows: int) -> list:
-        sums = list(real(self, 1e30, rows))
+    def clipped_sums(
+        self: BookKeepingModule, bound: float, rows: int, *, exact: bool = False
+    ) -> list:
+        sums = list(real(self, 1e30, rows, exact=exact))
         norm = torch.stack([total.norm() for _, total in sums]).norm() / rows
         return [(p, total * (bound / norm).clamp(max=1)) for p, total in sums]
 
@@ -54,10 +56,13 @@ def clip_of_the_batch_mean(patch: pytest.MonkeyPatch) -> None:
 
 
 def clip_per_layer(patch: pytest.MonkeyPatch) -> None:
-    def clipped_sums(self: BookKeepingModule, bound: float, rows: int) -> Iterator:
+    def clipped_sums(
+        self: BookKeepingModule, bound: float, rows: int, *, exact: bool = False
+    ) -> Iterator:
         self._sizes()
         for layer in self._layers:
-            yield from layer.sums(bookkeeping._factors(layer.sizes, bound, 1.0)[:rows], slice(rows))
+            factors = bookkeeping._factors(layer.sizes, bound, 1.0, self.rounding)[:rows]
+            yield from layer.sums(factors, slice(rows), 0 if exact else self.rounding.terms)
             layer.forget()
 
     patch.setattr(BookKeepingModule, "clipped_sums", clipped_sums)
@@ -171,9 +176,9 @@ def poisson_sampling_off(patch: pytest.MonkeyPatch) -> None:
 def a_new_engine_per_round(patch: pytest.MonkeyPatch) -> None:
     def mechanisms(self: Ledger) -> tuple[object, ...]:
         last = self.charges[-1:]
-        return tuple(charge.mechanism for charge in last if charge.mechanism is not None)
+        return tuple(charge.schedule for charge in last if charge.schedule.private)
 
-    patch.setattr(Ledger, "mechanisms", property(mechanisms))
+    patch.setattr(Ledger, "schedules", property(mechanisms))
 
 
 def charge_after_training(patch: pytest.MonkeyPatch) -> None:
@@ -202,10 +207,10 @@ def budget_per_run(patch: pytest.MonkeyPatch) -> None:
 
     def mechanisms(self: Ledger) -> tuple[object, ...]:
         run = getattr(self, "at_hand", None)
-        return tuple(c.mechanism for c in self.charges if c.run == run and c.mechanism is not None)
+        return tuple(c.schedule for c in self.charges if c.run == run and c.schedule.private)
 
     patch.setattr(Ledger, "charge", charge)
-    patch.setattr(Ledger, "mechanisms", property(mechanisms))
+    patch.setattr(Ledger, "schedules", property(mechanisms))
 
 
 def true_count_as_weight(patch: pytest.MonkeyPatch) -> None:

@@ -25,15 +25,14 @@ from fedaipc.certificate.document import (
     Guarantee,
     RunFacts,
     Software,
-    Step,
 )
 from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
 from fedaipc.client.key_store import KeyStore
-from fedaipc.config import load_settings
+from fedaipc.config import DPSGD, NoPrivacy, Schedule, load_settings
 from fedaipc.errors import CertificateError
 from fedaipc.federation.key import Admission
-from fedaipc.privacy.accountant import Mechanism, epsilon_pld
+from fedaipc.privacy.accountant import epsilon_pld
 from fedaipc.privacy.chain import signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey, fingerprint
@@ -41,6 +40,7 @@ from fedaipc.simulation.simulation import Run, prepare, simulate
 from tests.cli.test_commands import refused
 from tests.e2e.runs import quiet
 from tests.protocol.parts import TINY, tiny
+from tests.support.schedules import dp_sgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,10 +85,12 @@ def test_a_run_has_a_certificate_that_holds(run: Run, key: SigningKey, tmp_path:
     assert (read.run.rounds, read.run.attempts, read.run.pcs) == (2, 2, 3)
     job = json.loads(read.run.job)
     steps = 2 * job["training"]["local_steps"]
-    assert (step.noise_multiplier, step.steps) == (2.0, steps)
+    mechanism = step.mechanism
+    assert isinstance(mechanism, DPSGD)
+    assert (mechanism.noise, step.steps) == (2.0, steps)
     assert guarantee.epsilon is not None
-    mechanism = Mechanism(noise_multiplier=2.0, sampling_rate=step.sampling_rate, steps=steps)
-    assert guarantee.claim == guarantee.epsilon.pld == epsilon_pld([mechanism], guarantee.delta)
+    taken = dp_sgd(2.0, mechanism.sampling_rate, steps)
+    assert guarantee.claim == guarantee.epsilon.pld == epsilon_pld([taken], guarantee.delta)
     assert guarantee.basis == AS_DECLARED
 
 
@@ -122,13 +124,16 @@ RUN_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
     "less epsilon by PRV": (lambda c: c["guarantee"]["epsilon"].update(prv=0.1), "epsilon by PRV"),
     "less epsilon by RDP": (lambda c: c["guarantee"]["epsilon"].update(rdp=0.1), "epsilon by RDP"),
     "more noise": (
-        lambda c: c["guarantee"]["schedule"][0].update(noise_multiplier=3.0), "schedule"),
+        lambda c: c["guarantee"]["schedule"][0]["mechanism"].update(
+            noise_multiplier=3.0), "schedule"),
     "fewer steps": (lambda c: c["guarantee"]["schedule"][0].update(steps=1), "schedule"),
     "a smaller rate": (
-        lambda c: c["guarantee"]["schedule"][0].update(sampling_rate=0.01), "schedule"),
+        lambda c: c["guarantee"]["schedule"][0]["mechanism"].update(
+            sampling_rate=0.01), "schedule"),
     "no schedule": (lambda c: c["guarantee"].update(schedule=[]), "schedule"),
     "another delta": (lambda c: c["guarantee"].update(delta=1e-3), "job's terms"),
-    "another clip": (lambda c: c["guarantee"].update(clip_norm=[0.1]), "job's terms"),
+    "another clip": (
+        lambda c: c["guarantee"]["schedule"][0]["mechanism"].update(clip_norm=0.1), "schedule"),
     "more attempts than the job has": (lambda c: c["run"].update(attempts=10**6), "job's terms"),
     "another job": (
         lambda c: c["run"].update(job=c["run"]["job"].replace("2.0", "9.0")), "job's signature"),
@@ -216,7 +221,7 @@ def test_a_charge_that_gives_budget_back_is_found(run: Run, tmp_path: Path) -> N
     "change",
     [
         lambda c: c["run"].update(job=c["run"]["job"].replace("[", "{")),
-        lambda c: c["run"].update(job='{"mode": "local", "noise_multiplier": "x"}'),
+        lambda c: c["run"].update(job='{"privacy": {"noise_multiplier": "x"}}'),
         lambda c: c["run"].update(job=c["run"]["job"].replace('"local_steps":', '"local_steps":"')),
         lambda c: c["run"].update(job="null"),
     ],
@@ -237,7 +242,7 @@ def test_noise_that_no_accountant_can_take_is_no_certificate(
     run: Run, key: SigningKey, tmp_path: Path, value: float
 ) -> None:
     content = run_certificate(run.folder, key).model_dump(mode="json")
-    content["guarantee"]["schedule"][0]["noise_multiplier"] = value
+    content["guarantee"]["schedule"][0]["mechanism"]["noise_multiplier"] = value
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(CertificateError, match="no certificate"):
         Certificate.load(tmp_path / "c.json")
@@ -246,21 +251,20 @@ def test_noise_that_no_accountant_can_take_is_no_certificate(
 def by_a_stranger(noise: float, rate: float, local: int, rounds: int) -> Certificate:
     """Signed, job and all, by a key that anybody can make; its numbers agree."""
     key = SigningKey()
-    job = {"mode": "local", "noise_multiplier": noise, "sampling_rate": rate, "delta": 1e-5,
-           "training": {"local_steps": local}, "max_attempts": rounds, "rounds": rounds,
-           "clip_norm": 1.0, "run": "0" * 16}  # fmt: skip
+    step = dp_sgd(noise, rate, local * rounds)
+    job = {"privacy": step.mechanism.model_dump(), "training": {"local_steps": local},
+           "max_attempts": rounds, "rounds": rounds, "run": "0" * 16}  # fmt: skip
     text = json.dumps(job)
-    step = Step(noise_multiplier=noise, sampling_rate=rate, steps=local * rounds)
     return Certificate(
         issued="now",
         guarantee=Guarantee(
-            delta=1e-5, clip_norm=(1.0,), schedule=(step,), claim=1e9, basis=AS_DECLARED,
+            delta=1e-5, schedule=(step,), claim=1e9, basis=AS_DECLARED,
             epsilon=Epsilons(rdp=1.0, prv=1.0, pld=1.0), not_private=(),
         ),
         software=Software(fedaipc="0", code="0" * 64, packages={}),
         run=RunFacts(
             run="0" * 16, name="x", engine="x", status="finished", rounds=rounds, attempts=rounds,
-            pcs=3, sealing="secagg", job=text,
+            pcs=3, aggregation="secagg", job=text,
             job_signature=key.sign(b"fedaipc job" + text.encode()).hex(),
             config_hash="0" * 64, vector_hash="", test_accuracy=None,
         ),
@@ -312,7 +316,7 @@ def test_a_certificate_of_anybody_takes_little_memory(
 
 
 def test_of_more_kinds_of_steps_than_a_life_has_none_is_computed() -> None:
-    steps = [Step(noise_multiplier=100.0 + n, sampling_rate=0.001, steps=1) for n in range(101)]
+    steps = [dp_sgd(100.0 + n, 0.001) for n in range(101)]
     assert not checker._size(steps).holds
     assert checker._size(steps[:2]).holds
 
@@ -340,10 +344,8 @@ def test_another_pcs_ledger_is_found(run: Run) -> None:
 def test_a_pc_that_was_not_private_once_has_no_epsilon(run: Run, tmp_path: Path, how: str) -> None:
     folder = Path(shutil.copytree(run.pc_state / "pc-0001", tmp_path / "pc"))
     ledger = Ledger(folder / "ledger.jsonl", KeyStore(folder).identity)
-    step = None if how == "none" else ledger.mechanisms[0]
-    ledger.charge(
-        Charge(run="r", round=1, attempt=1, mechanism=step, clip_norm=1.0, seeded=how == "seeded")
-    )
+    step = Schedule(mechanism=NoPrivacy(), steps=1) if how == "none" else ledger.schedules[0]
+    ledger.charge(Charge(run="r", round=1, attempt=1, schedule=step, seeded=how == "seeded"))
     made = pc_certificate(folder)
     assert made.guarantee.epsilon is None
     assert wrong(made) == []
@@ -354,7 +356,7 @@ def test_a_pc_that_was_not_private_once_has_no_epsilon(run: Run, tmp_path: Path,
 def test_a_run_without_privacy_says_so(tmp_path: Path, minilm: Path) -> None:
     job = [change for change in TINY if "noise" not in change]
     made = prepare(
-        load_settings(overrides=[*job, f"output.folder='{tmp_path}'", "privacy.mode=none"])
+        load_settings(overrides=[*job, f"output.folder='{tmp_path}'", "privacy.kind=none"])
     )
     simulate(made, "in-process", quiet)
     key = Admission(made.pc_state / "federation").key
@@ -451,13 +453,13 @@ def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
     epsilon = run_certificate(run.folder, key).guarantee.epsilon
     assert epsilon is not None
     setting = {
-        "noise_multiplier": step.noise_multiplier, "sampling_rate": step.sampling_rate,
+        "noise_multiplier": step.mechanism.noise, "sampling_rate": step.mechanism.sampling_rate,
         "steps": step.steps, "canary": {"bound": bound, "promised": epsilon.pld, "delta": 1e-5},
     }  # fmt: skip
     report = {"format": "fedaipc audit", "version": 1, "settings": [setting]}
     (tmp_path / "audit.json").write_text(json.dumps(report))
     words = ("privacy", "certificate", "issue", run.folder, "--out", tmp_path / "c", "--audit")
-    delta = json.loads((run.folder / "job.json").read_text())["delta"]
+    delta = json.loads((run.folder / "job.json").read_text())["privacy"]["delta"]
     if delta != 1e-5:
         setting["canary"]["delta"] = delta  # type: ignore[index]
         (tmp_path / "audit.json").write_text(json.dumps(report))

@@ -136,10 +136,10 @@ def test_config_show_prints_toml_that_can_be_used_again(
     (tmp_path / "mine.toml").write_text(first.out)
     again = fedaipc("config", "show", "mine.toml")
     assert again.out == first.out
-    assert "# federation.rounds: 30; for more than 10 labels 60" in first.out
+    assert "# rounds: 30; for more than 10 labels 60" in first.out
     tree = tomllib.loads(again.out)
     assert tree["privacy"]["epsilon"] == 3
-    assert tree["federation"]["rounds"] == Settings().federation.rounds  # defaults are shown too
+    assert tree["rounds"] == Settings().rounds  # defaults are shown too
 
 
 def test_config_show_lists_whole_keys_even_on_a_narrow_screen(
@@ -147,34 +147,34 @@ def test_config_show_lists_whole_keys_even_on_a_narrow_screen(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "70")
     ran = fedaipc("config", "show", "--keys")
-    for key in ("training.head_learning_rate", "federation.server_learning_rate", "data.source"):
+    for key in ("training.head_learning_rate", "server.learning_rate", "data.source"):
         assert key in ran.out
     assert "working" in ran.out
 
 
 def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None:
     rate = ("--set", "privacy.sampling_rate=0.1", *FEW)
-    ran = fedaipc("config", "check", "--set", "federation.rounds=2", *rate)
+    ran = fedaipc("config", "check", "--set", "rounds=2", *rate)
     assert ran.code == 0
     assert "the configuration is valid" in ran.out
     assert "recipe: head on mean-pooled states, 2 rounds of 1 step on 0.1 of" in ran.out
-    assert "federation.rounds = 2 is few: 30 are usual for 2 labels" in ran.out
+    assert "rounds = 2 is few: 30 are usual for 2 labels" in ran.out
     assert "2 rounds of 1 steps at rate 0.1: epsilon 8.000" in ran.out
     assert "decline" not in ran.out
-    small = (*rate, "--set", "federation.rounds=40", "--set", "privacy.lifetime_epsilon=7.5")
+    small = (*rate, "--set", "rounds=40", "--set", "federation.lifetime_epsilon=7.5")
     assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out
 
 
 def test_config_check_says_whether_noise_is_too_strong(fedaipc: Callable[..., Ran]) -> None:
     """As simulate will: 100 PCs of 32 sentences learn something at epsilon 8, nothing at 1."""
-    words = ("--set", "data.limit=4000", "--set", "federation.pcs=100")
+    words = ("--set", "data.limit=4000", "--set", "federation.clients=100")
     assert "too strong" not in fedaipc("config", "check", *words).out
     tight = fedaipc("config", "check", *words, "--set", "privacy.epsilon=1").out
     (line,) = (line for line in tight.splitlines() if "too strong" in line)
     for fact in ("100 PCs of about 32 records", "2 labels", "770 trained values", "30 rounds",
                  "What helps: more records on each PC"):  # fmt: skip
         assert fact in line
-    assert "too strong" not in fedaipc("config", "check", *words, "--set", "privacy.mode=none").out
+    assert "too strong" not in fedaipc("config", "check", *words, "--set", "privacy.kind=none").out
 
 
 def test_config_check_says_what_is_sealed_and_refuses_what_cannot_be(
@@ -183,9 +183,9 @@ def test_config_check_says_what_is_sealed_and_refuses_what_cannot_be(
     assert (
         "no sum of fewer than 14 PCs is opened; 2 of 20 may" in fedaipc("config", "check", *FEW).out
     )
-    refused(fedaipc("config", "check", "--set", "federation.pcs=2"), 2)
+    refused(fedaipc("config", "check", "--set", "federation.clients=2"), 2)
     plain = fedaipc(
-        "config", "check", "--set", "sealing.mode=none", "--set", "federation.pcs=2", *FEW
+        "config", "check", "--set", "aggregation.kind=plain", "--set", "federation.clients=2", *FEW
     )
     assert "NOT SEALED" in plain.out
 
@@ -196,7 +196,7 @@ def test_config_check_refuses_a_base_as_simulate_does(
     """A decoder, another architecture, an odd activation, a base without its tokenizer."""
     write_reviews(tmp_path / "own.csv")
     names = ("data.source=own.csv", "data.text_column=body", "data.label_column=stars",
-             "federation.pcs=3", "federation.rounds=1", "model.base=base",
+             "federation.clients=3", "rounds=1", "model.base=base",
              "model.max_length=16")  # fmt: skip
     flags = [word for name in names for word in ("--set", name)]
     config = json.loads((make_folder(tmp_path / "base", "bert") / "config.json").read_text())
@@ -219,9 +219,16 @@ def test_config_check_and_describe_say_how_texts_fit_the_model(
 ) -> None:
     write_reviews(tmp_path / "own.csv")
     make_folder(tmp_path / "base", "bert")
-    sets = ("--set", "model.base=base", "--set", "model.max_length=8", "--set", "federation.pcs=3")
+    sets = (
+        "--set",
+        "model.base=base",
+        "--set",
+        "model.max_length=8",
+        "--set",
+        "federation.clients=3",
+    )
     described = fedaipc(
-        "data", "describe", "own.csv", "--text", "body", "--label", "stars", "--pcs", "3", *sets
+        "data", "describe", "own.csv", "--text", "body", "--label", "stars", "--clients", "3", *sets
     )
     columns = ("--set", "data.source=own.csv", "--set", "data.text_column=body",
                "--set", "data.label_column=stars")  # fmt: skip
@@ -233,7 +240,7 @@ def test_config_check_and_describe_say_how_texts_fit_the_model(
         assert "are longer than model.max_length" in ran.out
     assert "validation texts: 100.0% of tokens unknown" in checked.out
     gone = fedaipc("data", "describe", "own.csv", "--text", "body", "--label", "stars",
-                   "--pcs", "3", "--set", "model.base=./none")  # fmt: skip
+                   "--clients", "3", "--set", "model.base=./none")  # fmt: skip
     assert gone.code == 0
     assert "how the texts fit the model is not known: model.base = ./none" in gone.out
 
@@ -253,7 +260,7 @@ def test_config_check_of_a_federations_job_looks_at_its_public_texts(
 
 
 def test_config_check_without_privacy_says_so(fedaipc: Callable[..., Ran]) -> None:
-    assert "NOT PRIVATE" in fedaipc("config", "check", "--set", "privacy.mode=none", *FEW).out
+    assert "NOT PRIVATE" in fedaipc("config", "check", "--set", "privacy.kind=none", *FEW).out
 
 
 @pytest.mark.parametrize("command", ["show", "check"])
@@ -262,7 +269,7 @@ def test_config_check_without_privacy_says_so(fedaipc: Callable[..., Ran]) -> No
     [
         ("[data\n", "my.toml: not valid TOML"),
         ("[data]\nsauce = 'a'\n", "data.sauce: unknown key; did you mean source?"),
-        ("[federation]\npcs = 0\n", "(allowed: from 1 to 10000)"),
+        ("[federation]\nclients = 0\n", "(allowed: from 1 to 10000)"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(
@@ -273,7 +280,7 @@ def test_a_config_that_cannot_be_is_refused(
 
 
 def test_a_target_that_no_noise_reaches_is_refused(fedaipc: Callable[..., Ran]) -> None:
-    many = ("--set", "federation.rounds=100000", "--set", "training.local_steps=100000", *FEW)
+    many = ("--set", "rounds=100000", "--set", "training.local_steps=100000", *FEW)
     refused(fedaipc("config", "check", "--set", "privacy.epsilon=1e-6", *many), 6)
 
 
@@ -321,7 +328,7 @@ def test_data_describe_takes_a_config_as_well(fedaipc: Callable[..., Ran], tmp_p
     (tmp_path / "my.toml").write_text(
         '[data]\nsource = "reviews.csv"\ntext_column = "body"\nlabel_column = "stars"\n'
     )
-    rows = json.loads(fedaipc("data", "describe", "my.toml", "--pcs", 4, "--json").out)
+    rows = json.loads(fedaipc("data", "describe", "my.toml", "--clients", 4, "--json").out)
     assert [row["records"] for row in rows] == [18, 18, 18, 18]
 
 
@@ -339,8 +346,10 @@ def test_asking_for_fewer_pcs_than_min_pcs_is_refused_with_a_column_too(
     fedaipc: Callable[..., Ran], tmp_path: Path
 ) -> None:
     write_reviews(tmp_path / "reviews.csv", customers=3)
-    ran = fedaipc("data", "describe", *REVIEWS, "--by", "customer", "--set", "federation.min_pcs=4")
-    assert "federation.min_pcs = 4 can never be reached" in refused(ran, 2)
+    ran = fedaipc(
+        "data", "describe", *REVIEWS, "--by", "customer", "--set", "federation.min_clients=4"
+    )
+    assert "federation.min_clients = 4 can never be reached" in refused(ran, 2)
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(
@@ -355,11 +364,13 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
 
 def test_holdings_are_drawn(fedaipc: Callable[..., Ran], tmp_path: Path) -> None:
     write_reviews(tmp_path / "reviews.csv")
-    ran = fedaipc("data", "describe", *REVIEWS, "--pcs", 3, "--plot", "pcs.svg", "--json")
+    ran = fedaipc("data", "describe", *REVIEWS, "--clients", 3, "--plot", "pcs.svg", "--json")
     assert len(json.loads(ran.out)) == 3
     assert "<svg" in (tmp_path / "pcs.svg").read_text()
-    refused(fedaipc("data", "describe", *REVIEWS, "--pcs", 3, "--plot", "pcs.gif"), 12)
-    refused(fedaipc("data", "describe", *REVIEWS, "--pcs", 3, "--plot", "reviews.csv/a.png"), 12)
+    refused(fedaipc("data", "describe", *REVIEWS, "--clients", 3, "--plot", "pcs.gif"), 12)
+    refused(
+        fedaipc("data", "describe", *REVIEWS, "--clients", 3, "--plot", "reviews.csv/a.png"), 12
+    )
 
 
 # report, predict, ledger: places where nothing is
@@ -389,7 +400,7 @@ def test_a_damaged_run_folder_is_refused(fedaipc: Callable[..., Ran], tmp_path: 
     assert "has no model yet" in refused(fedaipc("predict", ".", "a text"), 12)
 
 
-@pytest.mark.parametrize("word", ["nonsense", "--nonsense", "simulate --pcs many"])
+@pytest.mark.parametrize("word", ["nonsense", "--nonsense", "simulate --clients many"])
 def test_a_slip_in_the_command_itself_is_code_2(fedaipc: Callable[..., Ran], word: str) -> None:
     ran = fedaipc(*word.split())
     assert ran.code == 2
@@ -429,7 +440,7 @@ def test_doctor_measures_and_predicts_in_text_and_json(
         "[[gpu]]\nname = 'mine'\ndollars_per_hour = 1.0\nwatts = 300\ntexts_per_second = 1e6\n",
         encoding="utf-8",
     )
-    command = ("doctor", *REVIEWS, "--pcs", 3, "--set", "model.keep_layers=1",
+    command = ("doctor", *REVIEWS, "--clients", 3, "--set", "model.keep_layers=1",
                "--set", "speed.device=cpu", "--prices", "prices.toml")  # fmt: skip
     ran = fedaipc(*command)
     assert ran.code == 0, ran.err

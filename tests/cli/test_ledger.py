@@ -12,18 +12,20 @@ import pytest
 
 from fedaipc.client.key_store import KeyStore
 from fedaipc.client.peer_heads import read_copy, write_export
-from fedaipc.privacy.accountant import Mechanism
+from fedaipc.config import NoPrivacy, Schedule
 from fedaipc.privacy.chain import key_line, signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey, fingerprint
 from tests.cli.test_commands import refused
+from tests.support.schedules import dp_sgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.conftest import Ran
 
-STEP = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
+STEP = dp_sgd(1.0, 0.1, 5)
+PLAIN = Schedule(mechanism=NoPrivacy(), steps=5)
 
 
 @pytest.fixture
@@ -37,10 +39,8 @@ def two() -> Path:
             folder / "ledger.jsonl", identity, lifetime_epsilon=8.0, delta=1e-6, order=4.0
         )
         for attempt in (1, 2):
-            step = None if (name, attempt) == ("b", 2) else STEP
-            ledger.charge(
-                Charge(run="r", round=attempt, attempt=attempt, mechanism=step, clip_norm=1.0)
-            )
+            step = PLAIN if (name, attempt) == ("b", 2) else STEP
+            ledger.charge(Charge(run="r", round=attempt, attempt=attempt, schedule=step))
     return Path("pcs")
 
 
@@ -186,7 +186,7 @@ def test_the_ledger_of_a_pc_that_left_is_good_by_the_key_that_it_keeps(
     folder, new = two / "a", SigningKey()
     Ledger.hand_over(folder / "ledger.jsonl", KeyStore(folder).identity, new)
     (folder / "successor.key").write_bytes(new.secret())
-    shutil.rmtree(folder / "sealing")
+    shutil.rmtree(folder / "keys")
     rows = json.loads(fedaipc("privacy", "ledger", "verify", folder, "--json").out)
     assert [row["verdict"] for row in rows] == ["good"]
     (folder / "successor.key").unlink()

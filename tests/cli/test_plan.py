@@ -10,10 +10,11 @@ import pytest
 
 from fedaipc.config import OwnerSettings, to_toml
 from fedaipc.lab import planner
-from fedaipc.privacy.accountant import Mechanism, epsilon_rdp
+from fedaipc.privacy.accountant import epsilon_rdp
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey
 from tests.cli.test_commands import refused
+from tests.support.schedules import dp_sgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +44,7 @@ def test_the_noise_for_a_budget_is_that_of_a_job(fedaipc: Callable[..., Ran]) ->
     assert found["found"] == "noise"
     assert schedule["records"] == 1024
     steps = [
-        Mechanism(
-            noise_multiplier=schedule["noise"], sampling_rate=0.1, steps=schedule["steps"] * 10
-        )
+        dp_sgd(noise_multiplier=schedule["noise"], sampling_rate=0.1, steps=schedule["steps"] * 10)
     ]
     assert found["epsilon"]["rdp"] == pytest.approx(epsilon_rdp(steps, 1e-6))
     assert found["epsilon"]["rdp"] <= 2
@@ -73,7 +72,7 @@ def test_a_batch_is_a_rate_of_the_public_size_class(fedaipc: Callable[..., Ran])
 
 def test_a_config_is_planned_as_it_stands(fedaipc: Callable[..., Ran]) -> None:
     Path("job.toml").write_text(
-        "[privacy]\nepsilon = 3.0\ndelta = 1e-6\nsampling_rate = 0.2\n[federation]\nrounds = 7\n"
+        "rounds = 7\n[privacy]\nepsilon = 3.0\ndelta = 1e-6\nsampling_rate = 0.2\n"
     )
     schedule = planned(fedaipc, "job.toml", "--json")["schedule"]
     assert (schedule["rate"], schedule["rounds"], schedule["delta"]) == (0.2, 7, 1e-6)
@@ -117,8 +116,8 @@ def test_a_plan_that_promises_next_to_nothing_is_one_all_the_same(
 def test_work_is_measured_and_follows_the_plan(
     fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path
 ) -> None:
-    few = ("--set", "data.limit=300", "--set", "model.keep_layers=1", "--set", "model.method=head",
-           "--set", "model.max_length=16", "--set", "federation.pcs=4", "--work")  # fmt: skip
+    few = ("--set", "data.limit=300", "--set", "model.keep_layers=1", "--set", "model.train=head",
+           "--set", "model.max_length=16", "--set", "federation.clients=4", "--work")  # fmt: skip
     short = planned(fedaipc, "--noise", 2, "--records", 100, *few, *SMALL)["work"]
     long = planned(fedaipc, "--noise", 2, "--records", 100, *few, *SMALL, "--rounds", 100)["work"]
     assert short["pcs"] == 4
@@ -135,8 +134,8 @@ def test_what_a_ledger_holds_is_taken_into_account(fedaipc: Callable[..., Ran]) 
     ledger = Ledger.create(
         Path("pc/ledger.jsonl"), SigningKey(), lifetime_epsilon=8.0, delta=1e-6, order=4.0
     )
-    step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
-    ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip_norm=1.0))
+    step = dp_sgd(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
+    ledger.charge(Charge(run="r", round=1, attempt=1, schedule=step))
     held = planned(fedaipc, "--epsilon", 2, *SMALL, "--ledger", "pc")["ledger"]
     assert held["spent"] == pytest.approx(ledger.spent_epsilon())
     assert held["rounds_left"] > 0
@@ -189,8 +188,8 @@ def test_it_is_drawn(fedaipc: Callable[..., Ran]) -> None:
         (("--batch", 5000), 2, "at most 1,024"), (("--rate", 0), 2, "sampling rate"),
         (("--batch", 5, "--rate", 0.1), 2, "not both"), (("--delta", 2), 2, "--delta"),
         (("--delta", 0.001), 6, "too large for size class"),
-        (("--set", "privacy.mode=none"), 6, "nothing to plan"),
-        (("--noise", 1e-9), 6, "noise_multiplier must lie"),
+        (("--set", "privacy.kind=none"), 6, "nothing to plan"),
+        (("--noise", 1e-9), 2, "(allowed: from 0.1 to 1e+06)"),
         (("--ledger", "nowhere"), 8, "nowhere: holds no ledger; give the folder of one PC"),
     ],
     ids=str,

@@ -29,12 +29,12 @@ FAULTS = {
     "header": ("\n".join(ROWS).encode(), "does not read like column names"),
     "few": ((TEXT + "x\n").encode(), "too few columns (line 62)"),
 }
-BASE = ("--set", "federation.pcs=3", "--set", "data.source=texts.csv")
+BASE = ("--set", "federation.clients=3", "--set", "data.source=texts.csv")
 PUBLIC = ("--set", "data.validation=texts.csv", "--set", "data.test=texts.csv")
 READERS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("data", "describe"): ("texts.csv", "--pcs", "3"),
-    ("simulate",): ("texts.csv", "--pcs", "3"),
-    ("doctor",): ("texts.csv", "--pcs", "3"),
+    ("data", "describe"): ("texts.csv", "--clients", "3"),
+    ("simulate",): ("texts.csv", "--clients", "3"),
+    ("doctor",): ("texts.csv", "--clients", "3"),
     ("config", "check"): BASE,
     ("privacy", "plan"): ("--work", "--epsilon", "2", *BASE),
     ("privacy", "audit"): BASE,
@@ -42,7 +42,9 @@ READERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("client", "enroll"): ("invite.txt", "--data", "texts.csv", "--name", "pc", "--base", "later"),
 }
 WARM = {
-    words: ("--pcs" in given and ("good.csv", "--pcs", "3", "--set", "warm_up.source=texts.csv"))
+    words: (
+        "--clients" in given and ("good.csv", "--clients", "3", "--set", "warm_up.source=texts.csv")
+    )
     or ("--set", "data.source=good.csv", "--set", "warm_up.source=texts.csv", *BASE[:2])
     for words, given in READERS.items()
     if words in {("simulate",), ("config", "check")}
@@ -120,9 +122,7 @@ def test_a_fault_of_the_warm_ups_texts_names_their_settings(
 @pytest.mark.usefixtures("place")
 def test_a_sweep_names_keys_for_its_own_file(fedaipc: Callable[..., Ran]) -> None:
     Path("texts.csv").write_bytes(FAULTS["encoding"][0])
-    sweep = (
-        '[set]\n"data.source" = "texts.csv"\n"federation.pcs" = 3\n[grid]\n"data.skew" = [1.0]\n'
-    )
+    sweep = '[set]\n"data.source" = "texts.csv"\n"federation.clients" = 3\n[grid]\nrounds = [1]\n'
     Path("sweep.toml").write_text("seeds = [1]\n" + sweep)
     said = fedaipc("privacy", "sweep", "sweep.toml", "--parallel", "1").err
     assert 'as in data.encoding = "cp1252"' in said
@@ -171,10 +171,10 @@ def test_what_looks_odd_about_labels_is_said_before_and_after_a_run(
     Path("texts.csv").write_text("text,label\n" + "\n".join([*rows, "x"]))
     odd = "labels that differ only in case or spaces count as different: 'Yes', 'yes'"
     left = "left out: texts.csv: 1 of 91 records cannot be used"
-    few = ("--set", "federation.rounds=1", "--set", "output.plots=false")
+    few = ("--set", "rounds=1", "--set", "output.plots=false")
     skip = ("--set", "data.skip_unusable=true")
     checked = fedaipc("config", "check", *BASE, *skip).out
-    ran = fedaipc("simulate", "texts.csv", "--pcs", "3", *few, "--skip-unusable")
+    ran = fedaipc("simulate", "texts.csv", "--clients", "3", *few, "--skip-unusable")
     assert ran.code == 0, ran.err
     for out, times in ((checked, 1), (ran.out, 2), (fedaipc("report", "runs/run").out, 1)):
         lines = " ".join(out.split())
@@ -198,7 +198,7 @@ def test_the_order_of_wide_letters_is_found_out(fedaipc: Callable[..., Ran], cod
     Path("a.csv").write_bytes(TEXT.encode(codec))
     said = refused(fedaipc("data", "describe", "a.csv", "--encoding", codec[:6]), 3)
     assert f"as in --encoding {codec}\n" in said
-    assert fedaipc("data", "describe", "a.csv", "--pcs", "3", "--encoding", codec).code == 0
+    assert fedaipc("data", "describe", "a.csv", "--clients", "3", "--encoding", codec).code == 0
 
 
 def test_the_source_is_named_where_its_labels_do_not_do(fedaipc: Callable[..., Ran]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("--text", "body", "--label", "stars")
 # One layer, head only: a run takes a second or two.
-QUICK = ("--set", "model.keep_layers=1", "--set", "model.method=head", "--rounds", "2",
+QUICK = ("--set", "model.keep_layers=1", "--set", "model.train.kind=head", "--rounds", "2",
          "--set", "speed.threads=1")  # fmt: skip
 BARE = (*QUICK, "--set", "output.plots=false", "--out", "out")
 
@@ -41,7 +41,7 @@ def simulate(fedaipc: Callable[..., Ran], minilm: Path) -> Callable[..., Ran]:
     """A quick run of three PCs on the reviews, without plots, into `out`."""
 
     def call(*words: object, source: object = "reviews.csv", pcs: int = 3) -> Ran:
-        return fedaipc("simulate", source, *COLUMNS, "--pcs", pcs, *BARE, *words)
+        return fedaipc("simulate", source, *COLUMNS, "--clients", pcs, *BARE, *words)
 
     return call
 
@@ -221,7 +221,7 @@ def test_the_defaults_learn_from_real_messages_of_ten_pcs(
     fedaipc: Callable[..., Ran], minilm: Path, spam: Path
 ) -> None:
     """Where biases and norms with FedAvg stayed at the commonest label: macro-F1 .47."""
-    words = ("--pcs", "10", "--set", "data.limit=1500", "--set", "data.test_size=400",
+    words = ("--clients", "10", "--set", "data.limit=1500", "--set", "data.test_size=400",
              "--set", "output.plots=false", "--set", "evaluation.every=100")  # fmt: skip
     ran = fedaipc("simulate", "sms-spam", *words, "--insecure-test-seed", "1")
     assert ran.code == 0, ran.err
@@ -258,7 +258,7 @@ def test_a_second_run_of_the_same_name_gets_its_own_folder(simulate: Callable[..
 
 
 @pytest.mark.parametrize(
-    "words", [("--set", "privacy.mode=none"), ("--insecure-test-seed", "7")], ids=["none", "seed"]
+    "words", [("--set", "privacy.kind=none"), ("--insecure-test-seed", "7")], ids=["none", "seed"]
 )
 def test_a_run_without_privacy_says_so_at_the_start_and_at_the_end(
     fedaipc: Callable[..., Ran], simulate: Callable[..., Ran], words: tuple[str, ...]
@@ -268,7 +268,7 @@ def test_a_run_without_privacy_says_so_at_the_start_and_at_the_end(
     assert ran.out.startswith("NOT PRIVATE")
     assert ran.out.count("NOT PRIVATE") >= 2
     assert "NOT PRIVATE" in fedaipc("report", "out/run").out
-    if words[1] == "privacy.mode=none":
+    if words[1] == "privacy.kind=none":
         assert "NOT PRIVATE" in fedaipc("privacy", "ledger", "show", "out/run").out
     issued = fedaipc("privacy", "certificate", "issue", "out/run")
     assert issued.out.startswith("NOT PRIVATE")
@@ -294,7 +294,7 @@ def test_pcs_with_fewer_records_than_a_batch_take_part(
 def test_a_run_that_was_interrupted_goes_on_where_it_stopped(
     fedaipc: Callable[..., Ran], tmp_path: Path, minilm: Path
 ) -> None:
-    words = ["simulate", "reviews.csv", *COLUMNS, "--pcs", "3", *BARE, "--rounds", "60"]
+    words = ["simulate", "reviews.csv", *COLUMNS, "--clients", "3", *BARE, "--rounds", "60"]
     start = (  # Ctrl-C heeded, as in a terminal, however these tests were started
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from fedaipc.cli.main import run; run()"
@@ -341,7 +341,7 @@ def test_when_every_budget_is_spent_a_run_is_refused_with_code_7(
 def test_a_budget_that_ends_before_the_rounds_do_ends_with_code_7_and_a_model(
     fedaipc: Callable[..., Ran], simulate: Callable[..., Ran]
 ) -> None:
-    short = ("--set", "privacy.noise_multiplier=1.0", "--set", "privacy.lifetime_epsilon=4",
+    short = ("--set", "privacy.noise_multiplier=1.0", "--set", "federation.lifetime_epsilon=4",
              "--set", "privacy.sampling_rate=0.1")  # fmt: skip
     ran = simulate(*short, "--rounds", "30", "--insecure-test-seed", "7")
     assert (ran.code, ran.err.count("\n")) == (7, 1)
@@ -398,11 +398,11 @@ def test_data_that_cannot_be_used_is_one_line_without_a_word_of_it(
         (("sms-spa",), 3, "did you mean sms-spam?"),
         (("minilm-l6",), 3, "is a model, not text"),
         (("reviews.csv", "--by", "custmer"), 3, "did you mean 'customer'?"),
-        (("reviews.csv", "--pcs", "0"), 2, "federation.pcs = 0"),
-        (("reviews.csv", "--rounds", "0"), 2, "federation.rounds = 0"),
+        (("reviews.csv", "--clients", "0"), 2, "federation.clients = 0"),
+        (("reviews.csv", "--rounds", "0"), 2, "rounds = 0"),
         (("reviews.csv", "--epsilon", "-1"), 2, "privacy.epsilon = -1.0"),
-        (("reviews.csv", "--pcs", "73"), 3, "federation.pcs to 72 or less"),
-        (("reviews.csv", "--set", "federation.pc=3"), 2, "did you mean pcs?"),
+        (("reviews.csv", "--clients", "73"), 3, "federation.clients to 72 or less"),
+        (("reviews.csv", "--set", "federation.client=3"), 2, "did you mean clients?"),
         (("reviews.csv", "--name", "a/b"), 2, "output.name = 'a/b'"),
         (("reviews.csv", "--set", "privacy.delta=0.009"), 6, "privacy.delta = 0.009"),
         (("reviews.csv", "--set", "model.keep_layers=7"), 5, "model.keep_layers = 7"),
@@ -514,8 +514,8 @@ def test_a_run_says_that_its_updates_were_sealed(simulate: Callable[..., Ran]) -
     assert ran.code == 0, ran.err
     assert "sealed, 32 bits" in ran.out
     assert "NOT SEALED" not in ran.out
-    sealing = Results.load(Path("out/run")).sealing
-    assert (sealing.mode, sealing.colluding, sealing.least) == ("secagg", 1, 3)
+    found = Results.load(Path("out/run")).aggregation
+    assert (found.kind, found.colluding, found.least) == ("secagg", 1, 3)
 
 
 def test_plain_updates_are_marked_wherever_the_run_is_shown(
@@ -526,7 +526,7 @@ def test_plain_updates_are_marked_wherever_the_run_is_shown(
     first, *_ = ran.out.splitlines()
     assert "NOT SEALED" in first
     assert ran.out.count("NOT SEALED") == 2
-    assert Results.load(Path("out/run")).sealing.mode == "none"
+    assert Results.load(Path("out/run")).aggregation.kind == "plain"
     assert "NOT SEALED" in Path("out/run/report.html").read_text()
     again = fedaipc("report", "out/run")
     assert "NOT SEALED" in again.out
@@ -537,7 +537,7 @@ def test_plain_updates_are_marked_wherever_the_run_is_shown(
 
 
 def test_plain_updates_must_be_asked_for_by_their_flag(simulate: Callable[..., Ran]) -> None:
-    refused(simulate("--set", "sealing.mode=none"), 2, "--insecure-plain-updates")
+    refused(simulate("--set", "aggregation.kind=plain"), 2, "--insecure-plain-updates")
 
 
 def test_two_pcs_cannot_be_sealed_and_the_line_says_what_to_do(

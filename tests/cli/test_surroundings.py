@@ -86,7 +86,7 @@ def test_options_for_a_file_reach_the_reader(
     rows = ["0,cafe"] + [f"{n % 2},caf\u00e9 {n}" for n in range(29)] + ["0,"]
     path = tmp_path / "a.csv"
     path.write_bytes("\n".join(rows).encode("latin-1"))
-    given = ["data", "describe", str(path), "--pcs", "2"]
+    given = ["data", "describe", str(path), "--clients", "2"]
     columns = ["--no-header", "--text", "2", "--label", "1"]
 
     def ran(*more: str) -> str:

@@ -105,7 +105,7 @@ def test_somebodys_csv(on_terminal: Callable[..., str]) -> None:
     rows = [["text", "label"], *([f"text {n}", f'"{EVIL}"' if n % 2 else "b"] for n in range(60))]
     Path("a.csv").write_text("\n".join(map(",".join, rows)), encoding="utf-8", newline="")
     words = ("data.source=a.csv", "data.text_column=text", "data.label_column=label",
-             "federation.pcs=2")  # fmt: skip
+             "federation.clients=2")  # fmt: skip
     check_harmless(on_terminal("data", "describe", *(w for s in words for w in ("--set", s))))
 
 

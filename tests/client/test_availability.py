@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from fedaipc.client.availability import Work
-from fedaipc.config import WorkSettings
+from fedaipc.client.availability import Availability
+from fedaipc.config import AvailabilitySettings
 
 
-def work(**settings: object) -> Work:
-    return Work(WorkSettings.model_validate({"low_priority": False, **settings}))
+def work(**settings: object) -> Availability:
+    return Availability(AvailabilitySettings.model_validate({"low_priority": False, **settings}))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_it_gives_way_to_others_and_does_not_count_itself(monkeypatch: pytest.Mo
 def test_a_low_priority_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(psutil.Process, "nice", lambda _self, value: asked.append(value))
-    Work(WorkSettings())
+    Availability(AvailabilitySettings())
     assert len(asked) == 1
     work()
     assert len(asked) == 1
@@ -56,7 +56,7 @@ def test_a_low_priority_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_rests_while_its_texts_are_not_there(tmp_path: Path) -> None:
     """Else each round would be charged, and trained on nothing."""
     data = tmp_path / "texts.csv"
-    resting = Work(WorkSettings(low_priority=False), lambda: data)
+    resting = Availability(AvailabilitySettings(low_priority=False), lambda: data)
     why = resting()
     assert why is not None
     assert why.startswith(f"{data} is not there")

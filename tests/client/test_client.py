@@ -32,11 +32,11 @@ from fedaipc.client import client as client_module
 from fedaipc.client import client_app
 from fedaipc.client import key_store as key_store_module
 from fedaipc.client import trainer as module
-from fedaipc.client.client import LEDGER_FILE, LOG_FILE, OWNER_FILE, Client
+from fedaipc.client.client import LOG_FILE, OWNER_FILE, Client
 from fedaipc.client.client_app import PC_FAILED, app, pc_folder
 from fedaipc.client.disclosure_log import read as read_sent
 from fedaipc.client.key_store import KeyStore
-from fedaipc.config import RUN, Policy
+from fedaipc.config import RUN, NoPrivacy, PlainAggregation, Policy, TrainingMethod
 from fedaipc.data.records import Records
 from fedaipc.errors import (
     BudgetExhausted,
@@ -51,9 +51,8 @@ from fedaipc.errors import (
 from fedaipc.federation.key import Admission
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.privacy import training
-from fedaipc.privacy.accountant import Mechanism
-from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.privacy.plan import charged_epsilon
+from fedaipc.privacy.budget import charged_epsilon
+from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
 from fedaipc.protocol import round_terms
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.messages import (
@@ -87,6 +86,7 @@ from tests.model.tiny import make_folder
 from tests.model.tiny import settings as model_settings
 from tests.protocol.parts import on_the_wire, tiny
 from tests.secagg.parts import Sum
+from tests.support.schedules import dp_sgd
 
 CANARY = "canary-5f3a-zebra"
 TEXT = f"the {CANARY} told nobody"
@@ -164,7 +164,7 @@ def enrol(folder: Path, rows: int, *changes: str) -> Federation:
     run = prepare(
         tiny(
             f"data.source='{folder / 'texts.csv'}'",
-            "federation.rounds=3",
+            "rounds=3",
             "federation.spare_attempts=2",
             f"output.folder='{folder}'",
             "privacy.delta=1e-5",
@@ -173,7 +173,7 @@ def enrol(folder: Path, rows: int, *changes: str) -> Federation:
     )
     job = Job.parse((run.folder / "job.json").read_text())
     _, roster = read_roster((run.folder / ROSTER_FILE).read_bytes())
-    folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.pcs)]
+    folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.clients)]
     return Federation(
         folders={KeyStore(folder).identity.public: folder for folder in folders},
         job=job,
@@ -189,14 +189,14 @@ def enrol(folder: Path, rows: int, *changes: str) -> Federation:
 def enrolled(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Federation:
     """One PC with 40 records (size class 64), in a run whose updates travel open."""
     folder = tmp_path_factory.mktemp("enrolled")
-    return enrol(folder, 52, "federation.pcs=1", "sealing.mode=none")
+    return enrol(folder, 52, "federation.clients=1", "aggregation.kind=plain")
 
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Federation:
     """PCs of several size classes, in a run whose updates are sealed."""
     folder = tmp_path_factory.mktemp("five")
-    return enrol(folder, 260, "federation.pcs=5", "data.partition=skewed")
+    return enrol(folder, 260, "federation.clients=5", "data.partition.kind=skewed")
 
 
 @pytest.fixture
@@ -243,6 +243,15 @@ def set_up(folder: Path, run: str, roster: Roster, epoch: int = 1) -> Bundle:
     return Bundle.decode(Description.decode(send(folder, SETUP, request.encode()).content).bundle)
 
 
+def job_with(federation: Federation, **changes: Any) -> Job:
+    """Its job with changes, some of them of its mechanism, checked by nobody."""
+    privacy = changes.pop("privacy", federation.job.privacy)
+    names = ("noise_multiplier", "sampling_rate", "clip_norm", "delta")
+    own = {name: changes.pop(name) for name in names if name in changes}
+    changes["privacy"] = privacy.model_copy(update=own)
+    return Job.model_construct(**{**dict(federation.job), **changes})
+
+
 def asker(federation: Federation, folder: Path) -> Callable[..., Answer]:
     """Sends the PC mask requests as a coordinator would, with jobs that the admission key signs.
 
@@ -260,7 +269,7 @@ def asker(federation: Federation, folder: Path) -> Callable[..., Answer]:
     ) -> Answer:
         if "job_model" in changes:
             changes["model"] = changes.pop("job_model")
-        asked = Job.model_construct(**{**dict(federation.job), **changes})
+        asked = job_with(federation, **changes)
         signed = SignedJob.sign(federation.admission, asked)
         bundles = None
         if asked.run != federation.job.run and re.fullmatch(RUN, asked.run):
@@ -339,8 +348,7 @@ def failed(reply: Answer | Message) -> bool:
 
 def offer(federation: Federation, folder: Path, attempt: int = 1, **changes: Any) -> Message:
     """Ask the PC whether it takes part, as a coordinator does before it sends the model."""
-    asked = Job.model_construct(**{**dict(federation.job), **changes})
-    signed = SignedJob.sign(federation.admission, asked)
+    signed = SignedJob.sign(federation.admission, job_with(federation, **changes))
     frame = federation.terms(signed, attempt).encode()
     request = RoundRequest(signed.text, signed.signature, 1, frame)
     return send(folder, READY, request.encode())
@@ -378,7 +386,11 @@ def test_a_pc_that_will_not_take_part_says_so_before_anybody_is_charged(
     if word == EXHAUSTED:
         path.unlink()
         Ledger.create(
-            path, KeyStore(member).identity, lifetime_epsilon=3.0, delta=five.job.delta, order=8.0
+            path,
+            KeyStore(member).identity,
+            lifetime_epsilon=3.0,
+            delta=five.job.privacy.delta,
+            order=8.0,
         )
     before = path.read_bytes()
     owner(member, policy=policy)
@@ -537,9 +549,8 @@ def test_a_simulated_drop_out_of_another_stage_leaves_the_training_alone(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mode": "none", "noise_multiplier": None},
-        {"mode": "none"},
-        {"mode": "local", "noise_multiplier": None},
+        {"privacy": NoPrivacy()},
+        {"privacy": NoPrivacy(delta=1e-3)},
         {"layout_hash": "f" * 64},
         {"labels": ("positive", "negative")},
         {"labels": ("negative", "positive", "other")},
@@ -596,7 +607,7 @@ def test_what_is_no_job_costs_nothing(
 def test_a_job_without_privacy_is_taken_only_where_the_owner_allows_it(
     ask: Any, folder: Path
 ) -> None:
-    changes = {"mode": "none", "noise_multiplier": None}
+    changes = {"privacy": NoPrivacy()}
     assert refused(ask(**changes))
     owner(folder, policy={"allow_not_private": True})
     assert gave(ask(**changes))
@@ -623,12 +634,14 @@ def test_a_budget_ends_however_the_coordinator_names_its_runs(
 ) -> None:
     order = Ledger(folder / LEDGER_FILE).order
     (folder / LEDGER_FILE).unlink()
-    allowed = (charged_epsilon(job.plan, 2, order) + charged_epsilon(job.plan, 3, order)) / 2
+    allowed = (
+        charged_epsilon(job.schedule, 2, order) + charged_epsilon(job.schedule, 3, order)
+    ) / 2
     Ledger.create(
         folder / LEDGER_FILE,
         KeyStore(folder).identity,
         lifetime_epsilon=allowed,
-        delta=job.delta,
+        delta=job.privacy.delta,
         order=order,
     )
     answers = [ask(attempt=1, run=f"{number:016x}") for number in range(4)]
@@ -758,11 +771,13 @@ def test_the_owners_epsilon_holds_for_all_attempts_and_not_for_the_rounds_that_a
 ) -> None:
     """M4: a coordinator could open one round again and again under new attempt numbers."""
     ledger = Ledger(member / LEDGER_FILE)
-    allowed = charged_epsilon(five.job.plan, five.job.rounds, ledger.order) * 1.01
+    allowed = charged_epsilon(five.job.schedule, five.job.rounds, ledger.order) * 1.01
     owner(member, policy={"max_epsilon": allowed})
     assert refused(ask_member(max_attempts=40))
     assert charges(member) == 0
-    owner(member, policy={"max_epsilon": charged_epsilon(five.job.plan, 40, ledger.order) * 1.01})
+    owner(
+        member, policy={"max_epsilon": charged_epsilon(five.job.schedule, 40, ledger.order) * 1.01}
+    )
     assert gave(ask_member(max_attempts=40))
 
 
@@ -780,13 +795,12 @@ def test_a_delta_too_large_for_the_pcs_size_class_costs_nothing(
 
 
 TWO_STEPS = {"local_steps": 2}
-OPEN_MODE = {"mode": "none"}
-NOT_PRIVATE = {"mode": "none", "noise_multiplier": None}
+NOT_PRIVATE = {"privacy": NoPrivacy()}
 # A key of the policy, the first value that forbids the job and one that still allows it; what the
 # job has changed.
 RULES: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("allow_not_private", False, True, NOT_PRIVATE),
-    ("allow_plain_updates", False, True, {"sealing": OPEN_MODE}),
+    ("allow_plain_updates", False, True, {"aggregation": PlainAggregation()}),
     ("min_sum", 5, 4, {}),
     ("min_colluding", 2, 1, {}),
     ("min_threshold", 0.81, 0.8, {}),
@@ -960,7 +974,7 @@ def test_a_lie_about_a_round_costs_nothing(
     assert refused(ask_member(state=lambda terms: state(five, terms)))
     assert reason in caplog.text
     assert (member / LEDGER_FILE).read_bytes() == before
-    assert not (member / "sealing" / "terms").exists()  # nor is it a member of such a round
+    assert not (member / "keys" / "terms").exists()  # nor is it a member of such a round
     assert touched == []
     assert gave(ask_member())
 
@@ -970,15 +984,15 @@ def test_a_pc_that_takes_no_part_in_an_open_round_is_not_charged_for_it(
 ) -> None:
     """M9: nothing else looks for its keys there."""
     owner(member, policy={"allow_plain_updates": True})
-    plain = five.job.sealing.model_copy(update={"mode": "none"})
+    plain = PlainAggregation(bound=five.job.aggregation.bound)
 
     def state(terms: Terms) -> Terms:
         return replace(terms, bundles=terms.bundles[1:], weights=terms.weights[1:])
 
-    assert refused(ask_member(sealing=plain, state=state))
+    assert refused(ask_member(aggregation=plain, state=state))
     assert "takes no part" in caplog.text
     assert charges(member) == 0
-    assert gave(ask_member(sealing=plain))
+    assert gave(ask_member(aggregation=plain))
 
 
 def test_a_model_that_is_not_the_one_of_the_terms_is_refused(
@@ -1037,7 +1051,7 @@ def test_keys_that_have_expired_are_of_no_more_use_and_deleted(
     with monkeypatch.context() as patch:
         patch.setattr(key_store_module, "time", SimpleNamespace(time=lambda: late))
         assert failed(send(member, AGREE, request.encode()))
-    assert not (member / "sealing" / "epoch.json").exists()
+    assert not (member / "keys" / "epoch.json").exists()
     assert refused(ask_member(attempt=2))
     assert charges(member) == 1
 
@@ -1146,7 +1160,7 @@ def test_a_pc_without_the_memory_for_a_batch_says_so_before_it_looks_at_its_data
 def test_without_privacy_a_pc_that_cannot_use_its_data_fails(ask: Any, folder: Path) -> None:
     owner(folder, policy={"allow_not_private": True})
     (folder / "records.parquet").unlink()
-    assert failed(ask(mode="none", noise_multiplier=None))
+    assert failed(ask(privacy=NoPrivacy()))
 
 
 def test_a_job_cannot_choose_the_base_and_with_it_the_tokenizer(
@@ -1169,7 +1183,7 @@ def test_a_job_cannot_choose_the_base_and_with_it_the_tokenizer(
 
 def deviation(job: Job, noise: float, rate: float) -> float:
     """Of one step's noise on an update of the PC with size class 64."""
-    return noise * job.clip_norm * job.training.learning_rate / (rate * 64)
+    return noise * job.privacy.clip_norm * job.training.learning_rate / (rate * 64)
 
 
 def exotic(folder: Path, count: int) -> Path:
@@ -1184,7 +1198,7 @@ def exotic(folder: Path, count: int) -> Path:
 def test_two_true_counts_of_one_class_send_the_same_but_for_the_values(
     ask: Any, folder: Path, job: Job, tmp_path: Path, method: str
 ) -> None:
-    model = job.model.model_copy(update={"method": method})
+    model = job.model.model_copy(update={"train": TrainingMethod.kinds[method]()})
     classifier = Classifier(model, job.labels)
     changes = {"job_model": model, "layout_hash": classifier.layout.hash}
     wires = []
@@ -1215,8 +1229,7 @@ def test_every_local_step_is_charged(ask: Any, folder: Path, job: Job) -> None:
     three_steps = job.training.model_copy(update={"local_steps": 3})
     ask(training=three_steps, sampling_rate=0.25, noise_multiplier=1.5, clip_norm=0.125)
     (charge,) = Ledger(folder / LEDGER_FILE).charges
-    assert charge.mechanism == Mechanism(noise_multiplier=1.5, sampling_rate=0.25, steps=3)
-    assert charge.clip_norm == 0.125
+    assert charge.schedule == dp_sgd(1.5, 0.25, 3, clip_norm=0.125)
     assert not charge.seeded
 
 
@@ -1333,16 +1346,16 @@ def test_a_pc_that_cannot_pay_is_a_member_all_the_same(
     ask_member: Any, member: Path, five: Federation
 ) -> None:
     """Else each spent budget would cost the others a word that they need."""
-    plan, order = five.job.plan, Ledger(member / LEDGER_FILE).order
+    plan, order = five.job.schedule, Ledger(member / LEDGER_FILE).order
     (member / LEDGER_FILE).unlink()
     allowed = (charged_epsilon(plan, 1, order) + charged_epsilon(plan, 2, order)) / 2
     Ledger.create(
         member / LEDGER_FILE,
         KeyStore(member).identity,
         lifetime_epsilon=allowed,
-        delta=plan.delta,
+        delta=plan.mechanism.delta,
         order=order,
-    ).charge(Charge(run="f" * 16, round=1, attempt=1, mechanism=plan.mechanism(), clip_norm=1.0))
+    ).charge(Charge(run="f" * 16, round=1, attempt=1, schedule=plan))
     answer = ask_member()
     assert answer.content == EXHAUSTED
     assert KeyStore(member).terms(five.job.run, 1) == answer.terms
@@ -1411,8 +1424,8 @@ def test_what_is_opened_is_the_sum_of_what_would_have_travelled_openly(
     folders = copies(five, tmp_path / "open")
     for pc in pcs[: 5 - missing]:
         owner(folders[pc], policy={"allow_plain_updates": True}, insecure_test_seed=3)
-        plain = five.job.sealing.model_copy(update={"mode": "none"})
-        answer = asker(five, folders[pc])(sealing=plain, weighting="equal")
+        plain = PlainAggregation(bound=five.job.aggregation.bound)
+        answer = asker(five, folders[pc])(aggregation=plain, weighting="equal")
         assert answer.frame != sealed.sum.uploads[pc].vector
         total += answer.terms.encoding.unpack(answer.frame, answer.terms.size)
     np.testing.assert_array_equal(opened, sealed.terms.encoding.decode(total))
@@ -1551,7 +1564,7 @@ class OddError(Exception):
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("where", ["load_owner", "_classifier", "read_records", "train_round"])
-@pytest.mark.parametrize("mode", ["local", "none"])
+@pytest.mark.parametrize("privacy", ["dp-sgd", "none"])
 def test_no_word_of_an_exception_leaves_the_pc(
     ask: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -1559,22 +1572,22 @@ def test_no_word_of_an_exception_leaves_the_pc(
     capfd: pytest.CaptureFixture[str],
     folder: Path,
     where: str,
-    mode: str,
+    privacy: str,
     error: BaseException,
 ) -> None:
     def fail(*args: Any, **named: Any) -> None:
         raise error
 
     changes = {}
-    if mode == "none":
+    if privacy == "none":
         owner(folder, policy={"allow_not_private": True})
-        changes = {"mode": "none", "noise_multiplier": None}
+        changes = {"privacy": NoPrivacy()}
     monkeypatch.setattr(client_module if where == "load_owner" else module, where, fail)
     (folder / OWNER_FILE).touch()  # so that it is read again
     caplog.set_level(logging.DEBUG)
     reply = ask(**changes).reply
     # What cannot read its data sends noise, where noise is what it has promised.
-    silent = mode == "local" and where == "read_records" and isinstance(error, Exception)
+    silent = privacy != "none" and where == "read_records" and isinstance(error, Exception)
     assert failed(reply) != silent
     assert b"canary" not in on_the_wire(reply)
     assert type(error).__name__.encode() not in on_the_wire(reply)
@@ -1612,13 +1625,13 @@ def test_a_damaged_pc_says_nothing_of_what_is_wrong(
         case "damaged ledger":
             (folder / LEDGER_FILE).write_text(CANARY)
         case "no identity":
-            (folder / "sealing" / "identity.key").unlink()
+            (folder / "keys" / "identity.key").unlink()
         case "damaged identity":
-            (folder / "sealing" / "identity.key").write_text(CANARY)
+            (folder / "keys" / "identity.key").write_text(CANARY)
         case "no members":
-            (folder / "sealing" / "roster").unlink()
+            (folder / "keys" / "roster").unlink()
         case "damaged members":
-            (folder / "sealing" / "roster").write_text(CANARY)
+            (folder / "keys" / "roster").write_text(CANARY)
         case "no data":
             (folder / "records.parquet").unlink()
         case _:

@@ -25,10 +25,10 @@ from fedaipc.errors import (
     PrivacyError,
 )
 from fedaipc.federation.federation import Federation
-from fedaipc.privacy.accountant import Mechanism
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.protocol.enrollment import Invite, Request
 from fedaipc.secagg.keys import SigningKey
+from tests.support.schedules import dp_sgd
 
 SECRET = "zq7private"
 
@@ -94,7 +94,7 @@ def test_what_leaves_holds_no_text_no_label_and_no_count(
 def test_keys_are_the_owners_alone(tmp_path: Path, invite: Invite, data: Path) -> None:
     enrolled(tmp_path / "pc", invite, data)
     assert stat.S_IMODE((tmp_path / "pc").stat().st_mode) == 0o700
-    for name in ("node.key", "sealing/identity.key", "ledger.jsonl"):
+    for name in ("node.key", "keys/identity.key", "ledger.jsonl"):
         assert stat.S_IMODE((tmp_path / "pc" / name).stat().st_mode) == 0o600
 
 
@@ -158,8 +158,8 @@ def test_a_few_records_that_cannot_be_used_are_told_to_the_owner_and_to_nobody_e
     tmp_path: Path, invite: Invite
 ) -> None:
     found = enrolled(tmp_path / "pc", invite, latin(tmp_path, 3, 30))
-    assert "3 of 33 records cannot be used" in found.reading.tally()
-    assert "(lines 2, 3, 4)" in found.reading.tally()
+    assert "3 of 33 records cannot be used" in found.reading.left_out_text()
+    assert "(lines 2, 3, 4)" in found.reading.left_out_text()
     clean = enrolled(tmp_path / "clean", invite, latin(tmp_path, 0, 30))
     told = {"name", "size_class", "federation"}
     assert found.request.model_dump(include=told) == clean.request.model_dump(include=told)
@@ -192,16 +192,16 @@ def test_a_text_that_swallows_records_is_asked_about(tmp_path: Path, invite: Inv
     with pytest.raises(DataError, match="lines that read like records"):
         enrolled(tmp_path / "pc", invite, path)
     found = enrolled(tmp_path / "pc", invite, path, quoting="line")
-    assert found.reading.tally().startswith(
+    assert found.reading.left_out_text().startswith(
         "1 of 4 records cannot be used: an unclosed quotation mark"
     )
-    assert "(line 2)" in found.reading.tally()
+    assert "(line 2)" in found.reading.left_out_text()
 
 
 def test_labels_that_the_federation_does_not_train_are_named(
     tmp_path: Path, invite: Invite, data: Path
 ) -> None:
-    assert "'maybe'" in enrolled(tmp_path / "pc", invite, data).reading.tally()
+    assert "'maybe'" in enrolled(tmp_path / "pc", invite, data).reading.left_out_text()
     data.write_text("body,stars\nx,No\ny,Yes\n")
     with pytest.raises(DataError, match="almost the same as 'no', 'yes'"):
         enrolled(tmp_path / "other", invite, data)
@@ -239,10 +239,10 @@ def test_a_delta_too_large_for_the_data_is_refused(
 
 def test_no_pc_is_made_over_another(tmp_path: Path, invite: Invite, data: Path) -> None:
     enrolled(tmp_path / "pc", invite, data)
-    before = (tmp_path / "pc" / "sealing" / "identity.key").read_bytes()
+    before = (tmp_path / "pc" / "keys" / "identity.key").read_bytes()
     with pytest.raises(AdmissionError, match="--again"):
         enrolled(tmp_path / "pc", invite, data)
-    assert (tmp_path / "pc" / "sealing" / "identity.key").read_bytes() == before
+    assert (tmp_path / "pc" / "keys" / "identity.key").read_bytes() == before
 
 
 def test_the_request_can_be_had_again(tmp_path: Path, invite: Invite, data: Path) -> None:
@@ -268,8 +268,8 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
 ) -> None:
     folder, path = tmp_path / "pc", tmp_path / "pc" / "ledger.jsonl"
     enrolled(folder, invite, data)
-    step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
-    charge = Charge(run="r", round=1, attempt=1, mechanism=step, clip_norm=1.0)
+    step = dp_sgd(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
+    charge = Charge(run="r", round=1, attempt=1, schedule=step)
     first = KeyStore(folder).identity
     Ledger(path, first).charge(charge)
     before = path.read_bytes()
@@ -303,9 +303,9 @@ def test_an_older_ledger_is_refused_also_by_who_enrols_again(
     enrolled(folder, invite, data)
     older = path.read_bytes()
     key_store = KeyStore(folder)
-    step = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
+    step = dp_sgd(noise_multiplier=1.0, sampling_rate=0.1, steps=2)
     ledger = Ledger(path, key_store.identity)
-    ledger.charge(Charge(run="r", round=1, attempt=1, mechanism=step, clip_norm=1.0))
+    ledger.charge(Charge(run="r", round=1, attempt=1, schedule=step))
     leave(folder)
     spent = path.read_bytes()
     for other in (older, older + spent.splitlines(keepends=True)[1]):  # without the last line
@@ -317,7 +317,7 @@ def test_an_older_ledger_is_refused_also_by_who_enrols_again(
     assert len(Ledger(path, KeyStore(folder).identity).charges) == 1
 
 
-@pytest.mark.parametrize("step", ["ledger", "sealing", "owner.toml"])
+@pytest.mark.parametrize("step", ["ledger", "keys", "owner.toml"])
 def test_a_leave_that_was_cut_off_can_be_done_again(
     tmp_path: Path, invite: Invite, data: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -403,7 +403,7 @@ def test_an_enrolment_that_was_cut_off_can_be_done_again(
         if step == "successor.key":
             patch.setattr(Path, "unlink", fails)
         else:
-            name = "sealing" if step == "identity" else step
+            name = "keys" if step == "identity" else step
             patch.setattr(
                 Path, "replace",
                 lambda self, to: fails() if Path(to) == folder / name else real(self, to),

@@ -228,7 +228,7 @@ def run(folder: Path, grid: FakeGrid, *changes: str, members: Iterable[FakePc] =
     """
     folder.mkdir(exist_ok=True)
     everybody = [*grid.pcs.values(), *members]
-    settings = tiny(f"federation.pcs={len(everybody)}", "sealing.bound=1e4", *changes)
+    settings = tiny(f"federation.clients={len(everybody)}", "aggregation.bound=1e4", *changes)
     classes = [pc.size_class for pc in everybody]
     job = make_job(settings, LABELS, "0" * 64, "0123456789abcdef", classes, 1)
     checkpoint = Checkpoint.load(folder, "0" * 64) or Checkpoint(

@@ -37,7 +37,7 @@ def run(folder: Path, grid: FakeGrid, *changes: str, **named: Any) -> Ran:
     return fakes.run(
         folder,
         grid,
-        "sealing.mode=none",
+        "aggregation.kind=plain",
         "federation.stage_timeout=2",
         "federation.round_timeout=3",
         *changes,
@@ -61,7 +61,7 @@ def test_replies_in_any_order_give_the_same_model(tmp_path: Path, pcs: Pcs, weig
 
 def test_the_model_moves_by_the_weighted_mean_of_the_updates(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(5)
-    ran = run(tmp_path, FakeGrid(members), "federation.rounds=1")
+    ran = run(tmp_path, FakeGrid(members), "rounds=1")
     weights = [pc.size_class for pc in members]
     updates = [pc.update(1) for pc in members]
     expected = np.average(updates, axis=0, weights=weights)
@@ -112,10 +112,10 @@ BROKEN: dict[str, Answer] = {
 def test_a_broken_reply_costs_only_itself(tmp_path: Path, pcs: Pcs, name: str) -> None:
     whole = pcs(5)
     whole[0].mask = lambda _: Error(code=100)
-    without = run(tmp_path / "a", FakeGrid(whole), "federation.rounds=1")
+    without = run(tmp_path / "a", FakeGrid(whole), "rounds=1")
     broken = pcs(5)
     broken[0].mask = lambda _: BROKEN[name]
-    ran = run(tmp_path / "b", FakeGrid(broken), "federation.rounds=1")
+    ran = run(tmp_path / "b", FakeGrid(broken), "rounds=1")
     assert ran.error is None
     (result,) = ran.rounds
     assert (result.asked, result.arrived, result.declined, result.dropped) == (5, 4, 0, 1)
@@ -128,7 +128,7 @@ def test_a_pc_that_describes_itself_wrongly_is_left_out(
 ) -> None:
     members = pcs(3)
     members[1].setup = lambda _: BROKEN[name]
-    ran = run(tmp_path, FakeGrid(members), "federation.rounds=1")
+    ran = run(tmp_path, FakeGrid(members), "rounds=1")
     assert ran.error is None
     assert [len(pc.asked) for pc in members] == [1, 0, 1]
 
@@ -140,7 +140,7 @@ def test_of_two_pcs_of_one_name_the_second_is_left_out(
     members = pcs(3)
     members[2].name = "pc-0"
     members[2].describe()
-    ran = run(tmp_path, FakeGrid(members), "federation.rounds=1")
+    ran = run(tmp_path, FakeGrid(members), "rounds=1")
     assert ran.error is None
     assert "two PCs have the name pc-0" in caplog.text
     assert [r.asked for r in ran.rounds] == [2]
@@ -163,7 +163,7 @@ def test_a_void_round_leaves_the_model_and_spends_an_attempt(tmp_path: Path, pcs
     members[0].mask = lambda request, pc=members[0]: (
         Error(code=100) if attempt(request) == 2 else pc.usual_mask(request)
     )
-    ran = run(tmp_path, FakeGrid(members), "federation.min_pcs=3", "federation.rounds=3")
+    ran = run(tmp_path, FakeGrid(members), "federation.min_clients=3", "rounds=3")
     assert ran.error is None
     assert [(r.round, r.attempt, r.void, r.arrived) for r in ran.rounds] == [
         (1, 1, False, 3), (2, 2, True, 2), (2, 3, False, 3), (3, 4, False, 3),
@@ -173,7 +173,7 @@ def test_a_void_round_leaves_the_model_and_spends_an_attempt(tmp_path: Path, pcs
     before, after = members[1].asked[1:3]
     assert before.vector.tobytes() == after.vector.tobytes()
     assert ran.rounds[2].epsilon > ran.rounds[1].epsilon > ran.rounds[0].epsilon
-    unbroken = run(tmp_path / "b", FakeGrid(pcs(3)), "federation.rounds=3")
+    unbroken = run(tmp_path / "b", FakeGrid(pcs(3)), "rounds=3")
     assert ran.checkpoint.vector.tobytes() == unbroken.checkpoint.vector.tobytes()
 
 
@@ -181,7 +181,7 @@ def test_too_many_void_rounds_end_the_run(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(3)
     for pc in members[:2]:
         pc.mask = lambda _: Error(code=100)
-    changes = ("federation.min_pcs=2", "federation.rounds=1", "federation.spare_attempts=1")
+    changes = ("federation.min_clients=2", "rounds=1", "federation.spare_attempts=1")
     ran = run(tmp_path, FakeGrid(members), *changes)
     assert isinstance(ran.error, RunOver)
     assert "allows no more than 2 attempts" in str(ran.error)
@@ -218,7 +218,7 @@ def test_a_coordinator_that_comes_back_uses_new_attempts_and_ends_alike(
         return members[1].usual_mask(request)
 
     members[1].mask = kill
-    changes = ("federation.rounds=3", "federation.server_optimizer=fedadam")
+    changes = ("rounds=3", "server.kind=fedadam")
     with pytest.raises(Killed):
         run(tmp_path / "a", FakeGrid(members), *changes)
     ran = run(tmp_path / "a", FakeGrid(members), *changes)
@@ -239,7 +239,7 @@ def test_a_fraction_asks_a_public_cohort_that_anyone_can_recompute(
 ) -> None:
     members = pcs(10)
     grid = FakeGrid(members)
-    ran = run(tmp_path, grid, "federation.fraction=0.4", "federation.rounds=6")
+    ran = run(tmp_path, grid, "federation.fraction=0.4", "rounds=6")
     assert ran.error is None
     for number in range(1, 7):
         asked = {pc.identity for pc in members if number in map(attempt, pc.asked)}
@@ -261,7 +261,7 @@ def test_a_pc_with_no_budget_is_not_asked_again_and_the_run_goes_on(
     members[0].mask = lambda request, pc=members[0]: (
         encode_refusal(EXHAUSTED) if request.round == 2 else pc.usual_mask(request)
     )
-    ran = run(tmp_path, FakeGrid(members), "federation.rounds=4")
+    ran = run(tmp_path, FakeGrid(members), "rounds=4")
     assert ran.error is None
     assert [len(pc.asked) for pc in members] == [2, 4, 4]
     assert [(r.asked, r.arrived, r.declined) for r in ran.rounds] == [
@@ -287,7 +287,7 @@ def test_when_all_budgets_are_spent_the_run_says_so_and_keeps_its_model(
         pc.mask = lambda request, pc=pc: (
             encode_refusal(EXHAUSTED) if request.round == 2 else pc.usual_mask(request)
         )
-    ran = run(tmp_path, FakeGrid(members), "federation.rounds=4")
+    ran = run(tmp_path, FakeGrid(members), "rounds=4")
     assert isinstance(ran.error, BudgetExhausted)
     assert [(r.round, r.void) for r in ran.rounds] == [(1, False), (2, True)]
     assert [len(pc.asked) for pc in members] == [2, 2, 2]
@@ -355,7 +355,7 @@ def test_a_pc_that_only_repeats_old_replies_counts_as_silence(
     members = pcs(3)
     members[1].mask = lambda _: None
     grid = FakeGrid(members, noise=1)
-    ran = run(tmp_path, grid, "federation.round_timeout=30", "federation.rounds=1")
+    ran = run(tmp_path, grid, "federation.round_timeout=30", "rounds=1")
     assert ran.error is None
     assert [(r.arrived, r.dropped) for r in ran.rounds] == [(2, 1)]
     assert 30 <= clock.now < 35

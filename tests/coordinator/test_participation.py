@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Error, RecordDict
 
 from fedaipc.coordinator import membership, participation
 from fedaipc.errors import BudgetExhausted, RoundError, RunOver
-from fedaipc.privacy.plan import charged_epsilon, filter_order
+from fedaipc.privacy.budget import charged_epsilon, filter_order
 from fedaipc.protocol.job import make_job
 from fedaipc.protocol.messages import (
     AGREE,
@@ -85,7 +85,7 @@ def test_a_refusal_without_which_no_sum_is_had_costs_nobody_and_is_named(
         ran = run(tmp_path, members)
         assert type(ran.error) is RoundError
         assert "pc-1" in str(ran.error)
-        assert "min_pcs" not in str(ran.error)
+        assert "min_clients" not in str(ran.error)
     assert [pc.asked for pc in members] == [[], [], []]
     assert ran.rounds == []
     members[1].ready = None  # the owner has changed the rule: no attempt was used up
@@ -99,7 +99,7 @@ def test_a_pc_that_refused_for_good_is_not_asked_again_and_the_others_go_on(
 ) -> None:
     members = pcs(5)
     members[2].ready = refuse(REFUSED)
-    ran = run(tmp_path, members, "federation.rounds=4")
+    ran = run(tmp_path, members, "rounds=4")
     assert ran.error is None
     assert len(members[2].offered) == 1
     assert [pc.charged for pc in members] == [4, 4, 0, 4, 4]
@@ -111,7 +111,7 @@ def test_a_pc_that_refused_for_good_is_not_asked_again_and_the_others_go_on(
 def test_a_pc_that_is_not_able_now_is_asked_again(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(5)
     members[2].ready = lambda offer: Readiness(UNABLE if offer.round == 1 else None, 0).encode()
-    ran = run(tmp_path, members, "federation.rounds=3")
+    ran = run(tmp_path, members, "rounds=3")
     assert ran.error is None
     assert [pc.charged for pc in members] == [3, 3, 2, 3, 3]
 
@@ -123,7 +123,7 @@ def test_all_agree_to_the_very_terms_that_the_round_then_has(tmp_path: Path, pcs
     members[0].ready = lambda offer: Readiness(
         UNABLE if len(members[0].offered) == 2 else None, 0
     ).encode()
-    ran = run(tmp_path, members, "federation.rounds=1", "sealing.least=0.6")
+    ran = run(tmp_path, members, "rounds=1", "aggregation.threshold=0.6")
     assert ran.error is None
     for pc in members[1:5]:
         assert len(pc.offered) == 3
@@ -148,7 +148,7 @@ def test_who_does_not_say_that_it_takes_part_does_not(
 ) -> None:
     members = pcs(5)
     members[4].ready = lambda _: answer
-    ran = run(tmp_path, members, "federation.rounds=1", "federation.round_timeout=0.3")
+    ran = run(tmp_path, members, "rounds=1", "federation.round_timeout=0.3")
     assert ran.error is None
     assert [pc.charged for pc in members] == [1, 1, 1, 1, 0]
     assert [(r.asked, r.arrived, r.dropped) for r in ran.rounds] == [(5, 4, 1)]
@@ -186,17 +186,17 @@ def test_pcs_that_crash_in_each_round_are_left_out_after_a_second_chance(
     members = pcs(5)
     for pc in members[:2]:
         pc.mask = crash
-    ran = run(tmp_path, members, "federation.rounds=1")
+    ran = run(tmp_path, members, "rounds=1")
     assert type(ran.error) is RoundError
     assert [r.void for r in ran.rounds] == [True, True]
     for _ in range(3):  # the server comes back and tries
-        ran = run(tmp_path, members, "federation.rounds=1")
+        ran = run(tmp_path, members, "rounds=1")
         assert "pc-0 did not do its part in 2 void attempts" in str(ran.error)
         assert "pc-1 did not do its part in 2 void attempts" in str(ran.error)
     assert [pc.charged for pc in members] == [2, 2, 2, 2, 2]
     later(3600)
     members[0].mask = None  # somebody gave it more memory
-    ran = run(tmp_path, members, "federation.rounds=1")
+    ran = run(tmp_path, members, "rounds=1")
     assert ran.error is None
     assert [r.arrived for r in ran.rounds] == [4]
     assert [pc.charged for pc in members] == [3, 3, 3, 3, 3]
@@ -211,7 +211,7 @@ def test_where_the_others_suffice_they_go_on_without_those_that_made_it_void(
         pc.mask = lambda request, pc=pc: (
             crash(request) if attempt(request) == 1 or pc.number < 2 else pc.usual_mask(request)
         )
-    ran = run(tmp_path, members, "federation.rounds=4")
+    ran = run(tmp_path, members, "rounds=4")
     assert ran.error is None
     # 1: four are silent. 2: six are too few, so all get another chance, and two fail. Then eight.
     assert [r.void for r in ran.rounds] == [True, False, False, False, False]
@@ -241,7 +241,7 @@ def test_nobody_rests_for_a_round_in_which_others_sent_too_few_updates(
     members = pcs(5)
     for pc in members[:2]:
         pc.mask = crash
-    ran = run(tmp_path, members, "federation.rounds=1")
+    ran = run(tmp_path, members, "rounds=1")
     assert failures(ran, members) == {0: 2, 1: 2}
 
 
@@ -251,7 +251,7 @@ def test_a_pc_that_declines_after_it_said_yes_rests_where_that_made_the_round_vo
     members = pcs(10)
     for pc in members[:4]:
         pc.mask = lambda _: encode_refusal(UNABLE)
-    ran = run(tmp_path, members, "federation.rounds=2")
+    ran = run(tmp_path, members, "rounds=2")
     assert failures(ran, members) == {0: 2, 1: 2, 2: 2, 3: 2}
     assert type(ran.error) is RoundError
     assert "pc-0 did not do its part in 2 void attempts" in str(ran.error)
@@ -277,13 +277,13 @@ def test_a_pc_that_makes_every_other_attempt_void_rests_longer_each_time(
     members[0].mask = lambda request: (
         crash(request) if attempt(request) % 2 else members[0].usual_mask(request)
     )
-    ran, waits = run(tmp_path, members, "federation.rounds=9"), []
+    ran, waits = run(tmp_path, members, "rounds=9"), []
     for hours in range(1, 200):
         waits.append(len(members[1].asked))
         if ran.error is None or isinstance(ran.error, RunOver):
             break
         later(hours * 400.0)
-        ran = run(tmp_path, members, "federation.rounds=9")
+        ran = run(tmp_path, members, "rounds=9")
     counts = failures(ran, members)
     assert counts[0] >= 6
     assert waits[10] < waits[100]  # it takes hours, and nobody was charged meanwhile
@@ -296,7 +296,7 @@ def test_a_pc_that_never_says_whether_it_takes_part_costs_its_time_once(
     members = pcs(10)
     members[0].ready = lambda _: None
     changes = ("federation.round_timeout=2", "federation.stage_timeout=0.2")
-    ran = run(tmp_path, members, "federation.rounds=4", *changes)
+    ran = run(tmp_path, members, "rounds=4", *changes)
     assert ran.error is None
     assert [r.phases["setup"] >= 2 for r in ran.rounds] == [True, False, False, False]
     assert {offer.round for offer in members[0].offered} == {1}  # then it rests
@@ -313,7 +313,7 @@ def test_a_pc_that_is_away_for_a_moment_is_asked_in_the_next_round(
         if offer.round == 1
         else Readiness(None, members[0].charged).encode()
     )
-    ran = run(tmp_path, members, "federation.rounds=2")
+    ran = run(tmp_path, members, "rounds=2")
     assert ran.error is None
     assert [pc.charged for pc in members] == [1, *[2] * 9]
 
@@ -331,7 +331,7 @@ def test_keys_that_run_out_while_pcs_make_ready_charge_nobody(
 
     members[0].ready = slow
     members[1].ready = refuse(UNABLE)  # so that the others are asked again
-    ran = run(tmp_path, members, "federation.rounds=1")
+    ran = run(tmp_path, members, "rounds=1")
     assert type(ran.error) is RoundError
     assert "has keys that end soon" in str(ran.error)
     assert not any(pc.asked for pc in members)
@@ -343,12 +343,12 @@ def test_one_spent_budget_does_not_end_a_run_that_can_do_without(tmp_path: Path,
     members[0].ready = refuse(EXHAUSTED)
     for pc in members[1:4]:
         pc.ready = lambda offer: Readiness(UNABLE if offer.round == 2 else None, 1).encode()
-    ran = run(tmp_path, members, "federation.rounds=2")
+    ran = run(tmp_path, members, "rounds=2")
     assert type(ran.error) is RoundError
     assert "pc-0 has spent its budget" in str(ran.error)
     for pc in members[1:4]:
         pc.ready = None
-    assert run(tmp_path, members, "federation.rounds=2").error is None
+    assert run(tmp_path, members, "rounds=2").error is None
 
 
 def test_one_refusal_does_not_speak_for_pcs_that_are_away(tmp_path: Path, pcs: Pcs) -> None:
@@ -364,7 +364,7 @@ def test_pcs_that_are_made_to_vanish_do_not_rest(tmp_path: Path, pcs: Pcs) -> No
     members[0].mask = lambda request: (
         crash(request) if attempt(request) < 4 else members[0].usual_mask(request)
     )
-    ran = run(tmp_path, members, "federation.rounds=1", "federation.dropout_rate=0.5")
+    ran = run(tmp_path, members, "rounds=1", "federation.dropout_rate=0.5")
     assert ran.error is None
     assert [r.void for r in ran.rounds] == [True, True, True, False]
 
@@ -386,7 +386,7 @@ def test_a_draw_that_too_few_answer_is_drawn_anew(tmp_path: Path, pcs: Pcs) -> N
         pc.ready = lambda offer, pc=pc: Readiness(
             UNABLE if Terms.decode(offer.terms).number < 3 and first_two(offer, pc) else None, 0
         ).encode()
-    changes = ("federation.fraction=0.4", "federation.rounds=1")
+    changes = ("federation.fraction=0.4", "rounds=1")
     for _ in range(2):
         assert type(run(tmp_path, members, *changes).error) is RoundError
     ran = run(tmp_path, members, *changes)
@@ -400,7 +400,7 @@ def test_waiting_for_pcs_ends_no_run_whatever_is_drawn(tmp_path: Path, pcs: Pcs)
     members = pcs(9)
     for pc in members[:7]:
         pc.ready = refuse(UNABLE)
-    changes = ("federation.fraction=0.4", "federation.rounds=2")
+    changes = ("federation.fraction=0.4", "rounds=2")
     for _ in range(20):
         assert type(run(tmp_path, members, *changes).error) is RoundError
     for pc in members:
@@ -420,7 +420,7 @@ def test_draws_leave_half_of_the_spare_attempts_to_rounds_that_are_void(
         pc.ready = lambda offer, pc=pc: Readiness(
             UNABLE if first_two(offer, pc) else None, 0
         ).encode()
-    changes = ("federation.fraction=0.4", "federation.rounds=2")
+    changes = ("federation.fraction=0.4", "rounds=2")
     for _ in range(30):
         assert type(run(tmp_path, members, *changes).error) is RoundError
     assert json.loads((tmp_path / "counters.json").read_text())["attempt"] == 5
@@ -436,10 +436,10 @@ class Killed(BaseException):
 
 def epsilon(charges: int) -> float:
     """Of so many attempts, as a fresh ledger of this job has it."""
-    settings = tiny("federation.pcs=3", "federation.rounds=4")
+    settings = tiny("federation.clients=3", "rounds=4")
     job = make_job(settings, LABELS, "0" * 64, "0123456789abcdef", (32, 64), 1)
-    order = filter_order(job.plan, job.rounds, settings.privacy.lifetime_epsilon)
-    return charged_epsilon(job.plan, charges, order)
+    order = filter_order(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
+    return charged_epsilon(job.schedule, charges, order)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before the charge", "after it"])
@@ -461,10 +461,10 @@ def test_what_a_run_shows_as_spent_is_what_the_ledgers_were_charged(
     members[0].mask = kill
     for _ in range(2):
         with pytest.raises(Killed):
-            run(tmp_path, members, "federation.rounds=4")
+            run(tmp_path, members, "rounds=4")
     for pc in members:  # whatever of them had been reached
         pc.charged = 1 if before else 3
-    ran = run(tmp_path, members, "federation.rounds=4")
+    ran = run(tmp_path, members, "rounds=4")
     assert ran.error is None
     last = ran.checkpoint.rounds[-1]
     assert last.attempt == 6
@@ -483,11 +483,11 @@ def test_an_attempt_that_was_cut_off_counts_until_the_ledgers_say_otherwise(
 
     members[0].mask = kill
     with pytest.raises(Killed):
-        run(tmp_path, members, "federation.rounds=1")
+        run(tmp_path, members, "rounds=1")
     for pc in members:
         pc.charged = 0
     gone = FakeGrid(members[1:])
-    ran = fakes.run(tmp_path, gone, "federation.rounds=1", members=members[:1])
+    ran = fakes.run(tmp_path, gone, "rounds=1", members=members[:1])
     assert ran.error is None
     assert ran.rounds[-1].charged == 1
 
@@ -501,7 +501,7 @@ def test_what_a_pc_is_charged_that_declines_with_the_model_in_hand(
     members[3].mask = lambda _: encode_refusal(word)
     for pc in members:
         pc.ready = lambda offer, pc=pc: Readiness(None, 0).encode()  # none knows better
-    ran = run(tmp_path, members, "federation.rounds=1")
+    ran = run(tmp_path, members, "rounds=1")
     assert ran.error is None
     assert ran.checkpoint.charges[members[3].identity] == charges
     assert ran.checkpoint.charges[members[0].identity] == 1

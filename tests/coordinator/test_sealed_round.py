@@ -49,14 +49,14 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "_START_SECONDS", 0.5)
 
 
-ONE = "federation.rounds=1"
+ONE = "rounds=1"
 
 
 def in_the_open(folder: Path, members: list[FakePc], gone: set[int], *changes: str) -> bytes:
     """The model after one round of those that are not gone, without any sealing."""
     for pc in members:
         pc.mask = (lambda _: GONE) if pc.number in gone else None
-    ran = run(folder / "open", FakeGrid(members), ONE, "sealing.mode=none", *changes)
+    ran = run(folder / "open", FakeGrid(members), ONE, "aggregation.kind=plain", *changes)
     assert ran.error is None
     assert ran.rounds[0].arrived == len(members) - len(gone)
     return ran.checkpoint.vector.tobytes()
@@ -174,7 +174,7 @@ def test_a_pc_that_comes_back_under_another_node_takes_part_again(tmp_path: Path
         return members[0].usual_mask(request)
 
     members[0].mask = restart
-    ran = run(tmp_path, grid, "federation.rounds=3")
+    ran = run(tmp_path, grid, "rounds=3")
     assert ran.error is None
     assert [(r.asked, r.arrived) for r in ran.rounds] == [(7, 6), (7, 7), (7, 7)]
 
@@ -228,11 +228,11 @@ def test_new_keys_are_made_for_each_epoch_and_sum_as_well(tmp_path: Path, pcs: P
         return described.encode()
 
     members[0].setup = watch
-    changes = ("federation.rounds=4", "sealing.key_rounds=2")
+    changes = ("rounds=4", "aggregation.key_rounds=2")
     ran = run(tmp_path / "a", FakeGrid(members), *changes)
     assert ran.error is None
     assert len(seen) == len(set(seen)) == 2
-    other = run(tmp_path / "b", FakeGrid(pcs(5)), "federation.rounds=4")
+    other = run(tmp_path / "b", FakeGrid(pcs(5)), "rounds=4")
     assert ran.checkpoint.vector.tobytes() == other.checkpoint.vector.tobytes()
 
 
@@ -242,7 +242,7 @@ def test_pcs_with_no_budget_end_the_run_before_a_sum_of_too_few(tmp_path: Path, 
         pc.mask = lambda request, pc=pc: (
             encode_refusal(EXHAUSTED) if request.round == 2 else pc.usual_mask(request)
         )
-    ran = run(tmp_path, FakeGrid(members), "federation.rounds=4")
+    ran = run(tmp_path, FakeGrid(members), "rounds=4")
     assert isinstance(ran.error, BudgetExhausted)
     assert [(r.void, r.arrived) for r in ran.rounds] == [(False, 10), (True, 0)]
 
@@ -436,7 +436,7 @@ def test_a_member_that_got_a_bad_blob_is_not_blamed_for_what_it_cannot_release(
     liar = members[3]
     liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, [attempt(request)]))
     vanish("unmask", [liar])
-    ran = run(tmp_path, FakeGrid(members), "federation.rounds=4")
+    ran = run(tmp_path, FakeGrid(members), "rounds=4")
     assert ran.error is None
     assert not any(r.void for r in ran.rounds)
     honest = {pc.name for pc in members} - {liar.name}
@@ -454,7 +454,7 @@ def test_a_few_that_give_wrong_checks_to_few_each_cannot_void_a_run(
         liar.mask = lambda request, liar=liar, places=places: changed(
             liar, request, lambda u: wrong_checks(u, places)
         )
-    ran = run(tmp_path, FakeGrid(members), "federation.rounds=3", "federation.spare_attempts=3")
+    ran = run(tmp_path, FakeGrid(members), "rounds=3", "federation.spare_attempts=3")
     assert ran.error is None
     assert ran.rounds[-1].arrived >= 24
     assert sum(r.void for r in ran.rounds) <= 3
@@ -531,7 +531,7 @@ def test_a_pc_that_plays_another_is_left_out_and_the_run_goes_on(
 
     victim.setup, liar.setup = honest, lie
     epochs = 2 if what == "an old bundle" else 100
-    changes = ("federation.rounds=3", f"sealing.key_rounds={epochs}")
+    changes = ("rounds=3", f"aggregation.key_rounds={epochs}")
     ran = run(tmp_path, FakeGrid(members), *changes)
     assert ran.error is None
     assert not any(r.void for r in ran.rounds)

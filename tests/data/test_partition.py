@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fedaipc.config import DataSettings, TextSource
+from fedaipc.config import DataSettings, Partition, TextSource
 from fedaipc.data.partition import apportion, partition
 from fedaipc.data.records import Records
 from fedaipc.data.sources import read_records
@@ -30,7 +30,10 @@ def records(labels: list[str], groups: list[str] | None = None) -> Records:
 
 def settings(kind: str, **others: Any) -> DataSettings:
     column = "who" if kind == "column" else None
-    return DataSettings(partition=kind, partition_column=column, **others)
+    chosen = Partition.kinds[kind]
+    own = {key: others.pop(key) for key in list(others) if key in ("alpha", "power")}
+    own = {key: value for key, value in own.items() if key in chosen.model_fields}
+    return DataSettings(partition=chosen(**own), client_column=column, **others)
 
 
 def assert_each_once(parts: tuple[np.ndarray, ...], total: int) -> None:
@@ -55,7 +58,7 @@ def test_every_record_is_on_one_pc(
     labels: list[str], pcs: int, seed: int, kind: str, alpha: float, skew: float
 ) -> None:
     given_records = records(labels)
-    how = settings(kind, seed=seed, alpha=alpha, skew=skew)
+    how = settings(kind, seed=seed, alpha=alpha, power=skew)
     try:
         parts = partition(given_records, how, pcs)
     except DataError:
@@ -128,9 +131,9 @@ def test_more_values_than_pcs_are_grouped_largest_first() -> None:
 
 
 def test_skewed_sizes_fall_as_rank_to_the_power() -> None:
-    parts = partition(records(["x"] * 1100), settings("skewed", skew=1.0), 3)
+    parts = partition(records(["x"] * 1100), settings("skewed", power=1.0), 3)
     assert [len(part) for part in parts] == [600, 300, 200]
-    parts = partition(records(["x"] * 90), settings("skewed", skew=0.0), 3)
+    parts = partition(records(["x"] * 90), settings("skewed", power=0.0), 3)
     assert [len(part) for part in parts] == [30, 30, 30]
 
 
@@ -162,13 +165,14 @@ def test_apportion_adds_up_and_is_within_one(total: int, shares: list[float]) ->
 
 def test_what_cannot_be_spread_is_refused_with_the_mend() -> None:
     few = records(["a", "b", "a"])
-    with pytest.raises(DataError, match=r"set federation\.pcs to 3 or less"):
+    with pytest.raises(DataError, match=r"set federation\.clients to 3 or less"):
         partition(few, settings("iid"), 4)
-    with pytest.raises(DataError, match=r"set a smaller data\.skew or a smaller federation\.pcs"):
-        partition(few, settings("skewed", skew=9.0), 3)
-    with pytest.raises(DataError, match=r"set a larger data\.alpha"):
+    said = r"set a smaller data\.partition\.power or a smaller federation\.clients"
+    with pytest.raises(DataError, match=said):
+        partition(few, settings("skewed", power=9.0), 3)
+    with pytest.raises(DataError, match=r"set a larger data\.partition\.alpha"):
         partition(records(["a"] * 100), settings("dirichlet", alpha=1e-9), 50)
-    with pytest.raises(DataError, match=r"data\.partition_column"):
+    with pytest.raises(DataError, match=r"data\.client_column"):
         partition(few, settings("column"), 2)
 
 
@@ -184,7 +188,8 @@ words = [f"w{n % 7}" for n in range(200)]
 records = Records(tuple(map(str, range(200))), tuple(words), tuple(words[::-1]))
 found = [label_list(records, None)]
 for kind in ("iid", "dirichlet", "skewed", "column"):
-    how = DataSettings(partition=kind, partition_column="w", seed=5, alpha=5.0)
+    own = {"alpha": 5.0} if kind == "dirichlet" else {}
+    how = DataSettings(partition={"kind": kind, **own}, client_column="w", seed=5)
     found += [part.tolist() for pcs in (4, 11) for part in partition(records, how, pcs)]
 found += [part.texts for part in _split_off(records, 30, seed=[1])]
 print(hashlib.sha256(repr(found).encode()).hexdigest())

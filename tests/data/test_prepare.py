@@ -180,7 +180,7 @@ def test_one_given_set_and_one_split_off(tmp_path: Path) -> None:
         ({"limit": 2}, "too few|one label"),
         ({"limit": 1}, "one label"),
         ({"text_column": "txt"}, "did you mean 'text'"),
-        ({"partition": "column", "partition_column": "who"}, "no column 'who'"),
+        ({"partition": "column", "client_column": "who"}, "no column 'who'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(
@@ -205,13 +205,13 @@ def test_given_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_too_many_pcs_are_refused_with_the_number_that_fits(tmp_path: Path) -> None:
     source = write(tmp_path / "data.csv", numbered(20))
     with pytest.raises(
-        DataError, match=r"16 training records .* 17 PCs; set federation\.pcs to 16"
+        DataError, match=r"16 training records .* 17 PCs; set federation\.clients to 16"
     ):
         prepare_simulation(DataSettings(source=source), 17)
 
 
 def test_the_real_default_task(sentiment: Path) -> None:
-    settings = DataSettings(partition="column", partition_column="domain")
+    settings = DataSettings(partition="column", client_column="domain")
     data = prepare_simulation(settings, 20)
     assert (len(data.train), len(data.validation), len(data.test)) == (19_176, 2_000, 2_000)
     assert data.labels == ("negative", "positive")
@@ -227,8 +227,8 @@ def test_the_real_default_task(sentiment: Path) -> None:
 def test_describe_shows_each_pc(fedaipc: Callable[..., Any], tmp_path: Path) -> None:
     rows = [(text, label, f"[bold]{n % 3}") for n, (text, label) in enumerate(numbered(120))]
     write(tmp_path / "own.csv", rows, "text,label,who")
-    sets = ("--set", "data.source=own.csv", "--set", "data.partition=column",
-            "--set", "data.partition_column=who", "--set", "federation.pcs=3")  # fmt: skip
+    sets = ("--set", "data.source=own.csv", "--set", "data.partition.kind=column",
+            "--set", "data.client_column=who", "--set", "federation.clients=3")  # fmt: skip
     shown = fedaipc("data", "describe", *sets, "--plot", "pcs.png")
     assert (shown.code, shown.err) == (0, "")
     assert "[bold]2" in shown.out
@@ -246,7 +246,7 @@ def test_describe_stays_short_with_many_pcs_and_labels(
 ) -> None:
     write(tmp_path / "own.csv", [(f"text {n}", f"label{n % 12}") for n in range(600)])
     shown = fedaipc(
-        "data", "describe", "--set", "data.source=own.csv", "--set", "federation.pcs=60"
+        "data", "describe", "--set", "data.source=own.csv", "--set", "federation.clients=60"
     )
     assert "labels held" in shown.out
     assert "label11" not in shown.out

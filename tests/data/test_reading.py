@@ -46,7 +46,7 @@ def test_a_quotation_that_never_closes_costs_its_own_line(tmp_path: Path) -> Non
         found = reading(tmp_path / "data.csv", content)
         assert found.records == Records(("good 0", "good 1", "x, y"), ("a", "a", "b"))
         assert places(found) == {Fault.QUOTATION: (line,)}
-        assert f"(line {line})" in found.tally()
+        assert f"(line {line})" in found.left_out_text()
 
 
 def test_a_tab_separated_file_has_no_quotations_unless_asked(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_labels_that_are_not_in_the_list_are_named(tmp_path: Path) -> None:
     assert found.records.labels == ("yes", "no")
     (dropped,) = found.dropped
     assert (dropped.names, dropped.places) == (("Yes", "may\x1b[2Jbe"), (3, 4))
-    assert "'Yes', 'may\\x1b[2Jbe'; almost the same as 'yes'" in found.tally()
+    assert "'Yes', 'may\\x1b[2Jbe'; almost the same as 'yes'" in found.left_out_text()
     path = tmp_path / "data.csv"
     with pytest.raises(DataError, match=r"not in the label list \(lines 3, 4: 'Yes'"):
         prepare_simulation(DataSettings(source=str(path), labels=("yes", "no")), 1)
@@ -266,9 +266,9 @@ def test_a_file_of_another_encoding_says_which_option_to_give(tmp_path: Path) ->
     content = ("text,label\n" + "\n".join(lines)).encode("latin-1")
     found = reading(tmp_path / "data.csv", content)
     assert len(found.records) == 12
-    assert "48 of 60 records cannot be used" in found.tally()
-    assert "cp1252" in found.tally()
-    assert "--encoding cp1252" in found.tally()
+    assert "48 of 60 records cannot be used" in found.left_out_text()
+    assert "cp1252" in found.left_out_text()
+    assert "--encoding cp1252" in found.left_out_text()
     for encoding in ("cp1252", "latin-1"):
         assert len(reading(tmp_path / "data.csv", content, encoding=encoding).all()) == 60
 

@@ -27,10 +27,11 @@ PRICES = Prices(
 def made(speed: Speed = SPEED, watts: float | None = None, **privacy: object):
     settings = settings_from(
         {
-            "privacy": {"epsilon": 8.0, "sampling_rate": 0.25, **privacy},
+            "privacy": {"sampling_rate": 0.25, **privacy},
             "training": {"local_steps": 4},
-            "federation": {"pcs": 10, "rounds": 30},
-            "sealing": {"bits": 24},
+            "rounds": 30,
+            "federation": {"clients": 10},
+            "aggregation": {"bits": 24},
         }
     )
     return forecast(
@@ -49,7 +50,7 @@ def test_minutes_are_frozen_layers_once_and_every_step() -> None:
 
 
 def test_without_privacy_the_ordinary_speed_counts_and_without_frozen_layers_no_time() -> None:
-    open_ = made(mode="none", epsilon=None)
+    open_ = made(kind="none")
     assert open_.minutes == pytest.approx((130 + 30 * 12_000 / 250) / 60)
     unfrozen = Speed("cpu", "float32", 2, 16, frozen=None, ordinary=250.0, private=200.0)
     assert made(unfrozen).minutes == pytest.approx(30 * 12_000 / 200 / 60)
@@ -59,8 +60,9 @@ def test_bytes_in_the_open_are_those_of_the_vectors() -> None:
     settings = settings_from(
         {
             "privacy": {"epsilon": 8.0},
-            "federation": {"pcs": 10, "rounds": 30},
-            "sealing": {"mode": "none", "bits": 24},
+            "rounds": 30,
+            "federation": {"clients": 10},
+            "aggregation": {"kind": "plain", "bits": 24},
         }
     )
     future = forecast(

@@ -24,7 +24,7 @@ def _threads_back() -> Iterator[None]:
 def made(method: str, **privacy: object):
     return settings_from(
         {
-            "model": {"base": str(shared_folder("bert")), "method": method, "max_length": 16},
+            "model": {"base": str(shared_folder("bert")), "train": method, "max_length": 16},
             "privacy": {"epsilon": 8.0, **privacy},
             "speed": {"device": "cpu"},
         }
@@ -36,7 +36,7 @@ def test_every_speed_is_measured_by_training_and_the_best_comes_first(method: st
     before = torch.get_num_threads()
     settings = made(method)
     found = probe(settings, TEXTS)
-    passes = settings.federation.rounds * settings.privacy.sampling_rate
+    passes = settings.rounds * settings.privacy.sampling_rate
     assert {speed.precision for speed in found} == set(module._precisions("cpu", "float32"))
     times = [speed.seconds(passes) for speed in found]
     assert times == sorted(times)
@@ -67,8 +67,8 @@ def test_a_job_takes_its_frozen_layers_once_and_its_passes() -> None:
 def test_settings_that_are_given_are_kept() -> None:
     settings = settings_from(
         {
-            "model": {"base": str(shared_folder("bert")), "method": "lora", "max_length": 16},
-            "privacy": {"mode": "none"},
+            "model": {"base": str(shared_folder("bert")), "train": "lora", "max_length": 16},
+            "privacy": {"kind": "none"},
             "speed": {"device": "cpu", "micro_batch": 5, "threads": 1},
         }
     )

@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 PCS, ROUNDS = 4, 8
 CONFIG = """
+rounds = 3
 [model]
 base = "minilm-l6"
 keep_layers = 1
-method = "head"
+train = "head"
 [data]
 source = "sentiment-4"
 limit = 600
 validation_size = 60
 test_size = 60
 [privacy]
-lifetime_epsilon = 100.0   # attempts that a crash cut off are charged, too
 [training]
 local_steps = 2
 [federation]
-pcs = 4
-rounds = 3
+lifetime_epsilon = 100.0   # attempts that a crash cut off are charged, too
+clients = 4
 round_timeout = 60         # after which a PC that was killed is not waited for
 stage_timeout = 10
 [output]
@@ -59,7 +59,7 @@ class Fleet:
     @classmethod
     def enrolled(cls, out: Path, config: Path, rounds: int) -> Fleet:
         out.mkdir()
-        job = fleet_demo.give_out_texts(out, config, [f"federation.rounds={rounds}"])
+        job = fleet_demo.give_out_texts(out, config, [f"rounds={rounds}"])
         fleet = cls(out, fleet_demo.free_port())
         fleet_demo.enrol_all(out, job, PCS, fleet.port)
         for number in range(PCS):

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 
 from fedaipc.client import trainer
-from fedaipc.client.client import LEDGER_FILE
 from fedaipc.client.key_store import KeyStore
 from fedaipc.data.assets import fetch_asset
-from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from tests.client.test_client import asker, enrol, gave, owner
 
 _LONGEST = 0.3  # seconds that a process lives
@@ -35,7 +34,7 @@ def main(folder: Path, kills: int) -> None:
     fetch_asset("minilm-l6")
     torch.set_num_threads(1)
     federation = enrol(
-        folder, 260, "federation.pcs=5", "federation.rounds=1000", "privacy.noise_multiplier=20"
+        folder, 260, "federation.clients=5", "rounds=1000", "privacy.noise_multiplier=20"
     )
     pc = federation.folders[federation.bundles[0].identity]
     owner(pc, policy={"max_epsilon": 1e9})

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedaipc.client.client import LEDGER_FILE
 from fedaipc.client.key_store import KeyStore
-from fedaipc.privacy.ledger import Ledger
-from fedaipc.privacy.plan import charged_epsilon
+from fedaipc.privacy.budget import charged_epsilon
+from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.job import Job
 from fedaipc.protocol.job_folder import JOB_FILE
 from fedaipc.simulation.simulation import pc_folder
@@ -25,7 +24,7 @@ def ledger(run: Run, number: int = 0) -> Ledger:
 
 
 def ledgers(run: Run) -> dict[str, Ledger]:
-    numbers = range(run.settings.federation.pcs)
+    numbers = range(run.settings.federation.clients)
     return {pc_folder(run.pc_state, n).name: ledger(run, n) for n in numbers}
 
 
@@ -37,7 +36,7 @@ def allow(run: Run, number: int, *, rounds: int) -> float:
     """Give a PC a new ledger that just covers so many rounds; its lifetime epsilon."""
     old = ledger(run, number)
     old.path.unlink()
-    epsilon = charged_epsilon(job_of(run).plan, rounds, 3.0) * 1.0001
+    epsilon = charged_epsilon(job_of(run).schedule, rounds, 3.0) * 1.0001
     identity = KeyStore(old.path.parent).identity
     Ledger.create(old.path, identity, lifetime_epsilon=epsilon, delta=old.delta, order=3.0)
     return epsilon

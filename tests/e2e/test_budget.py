@@ -20,7 +20,7 @@ from fedaipc.errors import (
     RoundError,
 )
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
-from fedaipc.privacy.plan import charged_epsilon, filter_order, make_plan
+from fedaipc.privacy.budget import charged_epsilon, filter_order, round_schedule
 from fedaipc.protocol import job_folder
 from fedaipc.results import Results
 from fedaipc.simulation import simulated_pc, simulation
@@ -48,7 +48,7 @@ def ran(settings: Settings, state: Path | None = None) -> tuple[Run, Results]:
 def test_the_ledger_of_a_run_is_opacus_accountant_composed_over_all_its_steps(
     tmp_path: Path, minilm: Path
 ) -> None:
-    run, results = ran(settings(tmp_path, "federation.rounds=3"))
+    run, results = ran(settings(tmp_path, "rounds=3"))
     accountant = RDPAccountant()
     for _ in range(3 * 3):  # as Opacus itself would count: one step at a time
         accountant.step(noise_multiplier=1.1, sample_rate=0.2)
@@ -59,15 +59,15 @@ def test_the_ledger_of_a_run_is_opacus_accountant_composed_over_all_its_steps(
     assert results.privacy.planned_epsilon.rdp == pytest.approx(expected, rel=1e-6)
     assert own.spent_epsilon() >= expected * (1 - 1e-9)
     assert [pc.epsilon for pc in results.pcs] == [own.spent_epsilon()] * 3
-    prv, pld = epsilon_prv(own.mechanisms, 1e-5), epsilon_pld(own.mechanisms, 1e-5)
+    prv, pld = epsilon_prv(own.schedules, 1e-5), epsilon_pld(own.schedules, 1e-5)
     assert abs(prv - pld) <= max(0.01 * pld, 0.002)
     assert own.best_epsilon() >= pld * 0.99
 
 
 def test_a_target_epsilon_is_what_the_ledgers_show_in_the_end(tmp_path: Path, minilm: Path) -> None:
-    changes = ("model.keep_layers=1", "model.method=head", "model.max_length=16", "data.limit=300",
-               "federation.pcs=3", "federation.rounds=3", "privacy.epsilon=2.0",
-               "privacy.lifetime_epsilon=2.0", "speed.threads=1",
+    changes = ("model.keep_layers=1", "model.train.kind=head", "model.max_length=16",
+               "data.limit=300", "federation.clients=3", "rounds=3", "privacy.epsilon=2.0",
+               "federation.lifetime_epsilon=2.0", "speed.threads=1",
                f"output.folder='{tmp_path}'")  # fmt: skip
     _, results = ran(load_settings(overrides=changes))
     assert [pc.charges for pc in results.pcs] == [3, 3, 3]
@@ -90,7 +90,7 @@ def test_a_second_run_on_the_same_pcs_goes_on_from_what_the_first_one_spent(
     assert twice is not None
     assert once < twice < 2 * once  # composed as mechanisms, not as epsilons
     assert results.pcs[0].charges == 4
-    plan = job_of(second).plan
+    plan = job_of(second).schedule
     assert twice == pytest.approx(charged_epsilon(plan, 4, ledger(second).order))
 
 
@@ -98,9 +98,9 @@ def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_o
     tmp_path: Path, minilm: Path
 ) -> None:
     state = tmp_path / "state"
-    plan = make_plan(settings(tmp_path))
+    plan = round_schedule(settings(tmp_path))
     most = charged_epsilon(plan, 3, filter_order(plan, 2, 1000.0)) * 1.0001
-    budget = f"privacy.lifetime_epsilon={most}"
+    budget = f"federation.lifetime_epsilon={most}"
     run, results = ran(settings(tmp_path, budget), state)
     assert run.covered_rounds >= 2
     assert results.status == "finished"
@@ -128,7 +128,7 @@ def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_o
 def test_a_budget_below_the_target_is_told_before_and_ends_with_a_model(
     tmp_path: Path, minilm: Path
 ) -> None:
-    run = prepare(settings(tmp_path, "federation.rounds=4", "privacy.lifetime_epsilon=4"))
+    run = prepare(settings(tmp_path, "rounds=4", "federation.lifetime_epsilon=4"))
     assert 0 < run.covered_rounds < 4
     with pytest.raises(BudgetExhausted):
         simulate(run, "in-process", quiet)
@@ -143,8 +143,9 @@ def test_a_job_of_a_single_round_is_charged_its_target(
     tmp_path: Path, minilm: Path, epsilon: float
 ) -> None:
     raw = tiny(f"output.folder='{tmp_path}'").model_dump(mode="json", exclude_none=True)
-    raw["federation"]["rounds"] = 1
-    raw["privacy"] = {"epsilon": epsilon, "lifetime_epsilon": epsilon}
+    raw["rounds"] = 1
+    raw["privacy"] = {"epsilon": epsilon}
+    raw["federation"]["lifetime_epsilon"] = epsilon
     _, results = ran(settings_from(raw))
     assert results.status == "finished"
     for pc in results.pcs:
@@ -156,7 +157,7 @@ def test_one_pc_with_its_budget_spent_leaves_the_others_to_finish(
     tmp_path: Path, minilm: Path
 ) -> None:
     state = tmp_path / "state"
-    run = prepare(settings(tmp_path, "federation.rounds=3", "federation.pcs=5"), pc_state=state)
+    run = prepare(settings(tmp_path, "rounds=3", "federation.clients=5"), pc_state=state)
     allow(run, 1, rounds=1)
     results = simulate(run, "in-process", quiet)
     assert results.status == "finished"
@@ -170,7 +171,7 @@ def test_one_pc_with_its_budget_spent_leaves_the_others_to_finish(
 def test_a_run_without_privacy_says_so_and_marks_its_ledgers(tmp_path: Path, minilm: Path) -> None:
     state = tmp_path / "state"
     plain = tiny(f"output.folder='{tmp_path}'").model_dump(mode="json", exclude_none=True)
-    plain["privacy"] = {"mode": "none", "lifetime_epsilon": 1000}
+    plain["privacy"] = {"kind": "none"}
     run, results = ran(settings_from(plain), state)
     assert any("none" in reason for reason in results.not_private)
     assert results.privacy.planned_epsilon is None
@@ -182,7 +183,7 @@ def test_a_run_without_privacy_says_so_and_marks_its_ledgers(tmp_path: Path, min
 
 
 @pytest.mark.parametrize(
-    "change", ["privacy.delta=1e-6", "privacy.lifetime_epsilon=999"], ids=["delta", "budget"]
+    "change", ["privacy.delta=1e-6", "federation.lifetime_epsilon=999"], ids=["delta", "budget"]
 )
 def test_what_a_ledger_has_for_good_no_later_run_can_change(
     tmp_path: Path, minilm: Path, change: str
@@ -217,7 +218,7 @@ def test_a_delta_too_large_for_a_pc_is_refused_only_where_it_would_mean_somethin
     with pytest.raises(PrivacyError, match="size class"):
         prepare(settings_from(raw))
     assert list(tmp_path.iterdir()) == []
-    raw["privacy"] = {"mode": "none", "delta": 0.005}
+    raw["privacy"] = {"kind": "none", "delta": 0.005}
     state = tmp_path / "state"
     prepare(settings_from(raw), pc_state=state)
     raw["privacy"] = {"delta": 0.005}
@@ -240,7 +241,7 @@ def test_a_disk_that_fills_up_while_a_run_is_prepared_changes_no_pc(
     """The run that the PCs are in goes on; the new one can be prepared when there is room."""
     state = tmp_path / "state"
     first = prepare(settings(tmp_path), pc_state=state)
-    more = settings(tmp_path, "federation.pcs=4", "data.seed=2")
+    more = settings(tmp_path, "federation.clients=4", "data.seed=2")
     before = {f: f.read_bytes() for f in state.rglob("*") if f.suffix in (".toml", ".parquet")}
 
     def full(path: Path) -> None:
@@ -301,7 +302,7 @@ def test_a_crash_while_pcs_join_a_run_leaves_no_run_that_mixes_records(
 
 def test_one_owner_who_allows_less_costs_the_others_nothing(tmp_path: Path, minilm: Path) -> None:
     """Three PCs, of which all are needed for a sum: the run waits, and says for whom."""
-    run = prepare(settings(tmp_path, "federation.rounds=1"))
+    run = prepare(settings(tmp_path, "rounds=1"))
     path = pc_folder(run.pc_state, 1) / OWNER_FILE
     usual = path.read_text()
     strict = load_owner(path)

@@ -13,7 +13,7 @@ import pytest
 from fedaipc.coordinator import server_app
 from fedaipc.errors import BudgetExhausted, OutputError, RoundError
 from fedaipc.model.export import Exported
-from fedaipc.privacy.plan import make_plan, planned_epsilon
+from fedaipc.privacy.budget import planned_epsilon, round_schedule
 from fedaipc.protocol.job_folder import TEST_FILE
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
@@ -33,8 +33,8 @@ needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="there is no kil
 def settings(folder: Path, *changes: str) -> Settings:
     return tiny(
         f"output.folder='{folder}'",
-        "federation.rounds=4",
-        "federation.server_optimizer=fedadam",
+        "rounds=4",
+        "server.kind=fedadam",
         *changes,
     )
 
@@ -67,7 +67,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Results:
 def test_a_run_with_a_third_of_the_pcs_vanishing_gets_through(tmp_path: Path, minilm: Path) -> None:
     run = prepare(
         settings(
-            tmp_path, "federation.dropout_rate=0.3", "federation.pcs=5", "federation.min_pcs=3"
+            tmp_path,
+            "federation.dropout_rate=0.3",
+            "federation.clients=5",
+            "federation.min_clients=3",
         )
     )
     results = simulate(run, "in-process", quiet)
@@ -107,9 +110,7 @@ def test_the_same_run_twice_gives_the_same_model(unbroken: Results, tmp_path: Pa
 
 def test_without_a_test_seed_no_run_is_like_another(tmp_path: Path, minilm: Path) -> None:
     hashes = {
-        simulate(
-            prepare(settings(tmp_path, "federation.rounds=1")), "in-process", quiet
-        ).model.vector_hash
+        simulate(prepare(settings(tmp_path, "rounds=1")), "in-process", quiet).model.vector_hash
         for _ in range(2)
     }
     assert len(hashes) == 2
@@ -172,8 +173,8 @@ def test_the_epsilon_that_a_resumed_run_shows_is_the_one_in_the_ledgers(
     tmp_path: Path, minilm: Path
 ) -> None:
     """Attempts that were cut off before they charged anybody cost nothing, and show nothing."""
-    planned = planned_epsilon(make_plan(settings(tmp_path)), 4)["rdp"]
-    run = prepare(settings(tmp_path, f"privacy.lifetime_epsilon={planned * (1 + 1e-6)}"))
+    planned = planned_epsilon(round_schedule(settings(tmp_path)), 4)["rdp"]
+    run = prepare(settings(tmp_path, f"federation.lifetime_epsilon={planned * (1 + 1e-6)}"))
     assert kill(run.folder, "when a counter is kept", 4)  # round 3 is numbered, and nobody asked
     assert kill(run.folder, "after a charge", 1)  # of the first PC, for round 3
     with pytest.raises(BudgetExhausted):

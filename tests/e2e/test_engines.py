@@ -41,8 +41,8 @@ def test_both_engines_give_the_same_model_and_the_same_ledgers(
 ) -> None:
     settings = tiny(
         f"output.folder='{tmp_path}'",
-        "model.method=bitfit",
-        "federation.server_optimizer=fedadam",
+        "model.train.kind=bitfit",
+        "server.kind=fedadam",
     )
     before = left_behind()
     results, charges = {}, {}

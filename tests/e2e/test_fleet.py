@@ -54,7 +54,7 @@ def test_a_fleet_trains_the_model_that_a_simulation_trains(tmp_path: Path, confi
     simulated = simulate(run, "in-process", lambda _: None)
     assert real.model.vector_hash == simulated.model.vector_hash
     assert real.test == simulated.test
-    assert real.sealing.mode == "secagg"
+    assert real.aggregation.kind == "secagg"
     _check_what_left(fleet, real)
     log = (fleet / "acme" / "server" / "state" / "front.log").read_text()
     assert "/v1/fleet/pull-messages" in log

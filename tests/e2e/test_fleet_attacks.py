@@ -136,12 +136,12 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
     assert changed != job.text
     liar.asks(SignedJob(Job.parse(changed), changed, job.signature))
     # Signed, and yet not what owners allow: updates that the server can read, no noise, too long.
-    plain = {**job.job.sealing.model_dump(), "mode": "none"}
-    liar.asks(liar.changed(admission, sealing=plain))
-    liar.asks(liar.changed(admission, mode="none", noise_multiplier=None))
+    liar.asks(liar.changed(admission, aggregation={"kind": "plain"}))
+    liar.asks(liar.changed(admission, privacy={"kind": "none"}))
     training = {**job.job.training.model_dump(), "local_steps": 1001}
+    loud = {**job.job.privacy.model_dump(), "noise_multiplier": 200.0}
     # With so much noise that a budget covers it: else nobody would be asked.
-    liar.asks(liar.changed(admission, training=training, noise_multiplier=200.0))
+    liar.asks(liar.changed(admission, training=training, privacy=loud))
     liar.asks(liar.changed(admission, not_after=int(time.time()) - 60))
     liar.asks(liar.changed(admission, min_roster=liar.roster.version + 1))
     # No messages at all, another's kind, too large, and a bundle with code in it.

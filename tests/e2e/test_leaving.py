@@ -87,7 +87,7 @@ def test_every_byte_that_leaves_a_pc_in_a_round_is_declared(tmp_path: Path, mini
     del minilm
     config = tmp_path / "config.toml"
     config.write_text(
-        CONFIG.replace('"head"', '"lora"\nlora_rank = 32\nmax_length = 16')
+        CONFIG.replace('train = "head"', 'train = { kind = "lora", rank = 32 }\nmax_length = 16')
         .replace("round_timeout = 60", "round_timeout = 200")
         .replace("stage_timeout = 10", "stage_timeout = 100")
     )

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fedaipc.client.client import LEDGER_FILE
 from fedaipc.client.key_store import FOLDER as KEYS
 from fedaipc.client.key_store import KeyStore
-from fedaipc.privacy.ledger import Ledger
+from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.simulation.simulation import prepare, simulate
 from tests.e2e.runs import quiet
 from tests.protocol.parts import tiny
@@ -27,7 +26,7 @@ PC = "pc-0003"
 
 
 def ran(folder: Path, *changes: str) -> Results:
-    settings = tiny(f"output.folder='{folder / 'runs'}'", "federation.pcs=5", *changes)
+    settings = tiny(f"output.folder='{folder / 'runs'}'", "federation.clients=5", *changes)
     return simulate(prepare(settings, pc_state=folder / "pcs"), "in-process", quiet)
 
 

@@ -16,7 +16,7 @@ from tests.protocol.parts import tiny
 if TYPE_CHECKING:
     from pathlib import Path
 
-SEALED = ("federation.pcs=5", "federation.weighting=size-class", "speed.threads=1")
+SEALED = ("federation.clients=5", "federation.weighting=size-class", "speed.threads=1")
 
 
 def trained(folder: Path, *changes: str) -> Results:
@@ -29,19 +29,25 @@ def trained(folder: Path, *changes: str) -> Results:
 def test_training_with_sealing_gives_the_same_model_as_without_bit_for_bit(
     tmp_path: Path, minilm: Path, bits: int, weighting: str
 ) -> None:
-    same = (f"sealing.bits={bits}", f"federation.weighting={weighting}")
+    same = (f"aggregation.bits={bits}", f"federation.weighting={weighting}")
     sealed = trained(tmp_path, *same)
-    in_the_open = trained(tmp_path, *same, "sealing.mode=none")
+    in_the_open = trained(tmp_path, *same, "aggregation.kind=plain")
     assert sealed.model.vector_hash == in_the_open.model.vector_hash
     assert sealed.test == in_the_open.test
-    assert (sealed.sealing.mode, in_the_open.sealing.mode) == ("secagg", "none")
-    assert (sealed.sealing.bits, sealed.sealing.least, sealed.sealing.colluding) == (bits, 4, 1)
+    assert (sealed.aggregation.kind, in_the_open.aggregation.kind) == ("secagg", "plain")
+    assert (sealed.aggregation.bits, sealed.aggregation.least, sealed.aggregation.colluding) == (
+        bits,
+        4,
+        1,
+    )
     assert set(sealed.rounds[0].traffic) == {"setup", "ready", "mask", "agree", "unmask"}
     assert set(in_the_open.rounds[0].traffic) == {"setup", "ready", "mask"}
 
 
 def test_rings_differ_in_their_rounding(tmp_path: Path, minilm: Path) -> None:
-    hashes = {trained(tmp_path, f"sealing.bits={bits}").model.vector_hash for bits in (32, 24, 16)}
+    hashes = {
+        trained(tmp_path, f"aggregation.bits={bits}").model.vector_hash for bits in (32, 24, 16)
+    }
     assert len(hashes) == 3
 
 
@@ -53,8 +59,8 @@ def test_pcs_that_vanish_in_a_stage_do_not_stop_a_run(
         tmp_path,
         f"federation.dropout_stage={stage}",
         "federation.dropout_rate=0.15",
-        "federation.pcs=6",
-        "federation.rounds=4",
+        "federation.clients=6",
+        "rounds=4",
     )
     assert results.status == "finished"
     assert sum(not one.void for one in results.rounds) == 4
@@ -64,10 +70,10 @@ def test_pcs_that_vanish_in_a_stage_do_not_stop_a_run(
 @pytest.mark.parametrize(
     "changes",
     [
-        ("federation.pcs=2",),
-        ("federation.pcs=10", "federation.only=[0, 1, 2]"),
-        ("federation.pcs=10", "federation.fraction=0.2"),
-        ("federation.pcs=10", "sealing.colluding=9"),
+        ("federation.clients=2",),
+        ("federation.clients=10", "federation.only=[0, 1, 2]"),
+        ("federation.clients=10", "federation.fraction=0.2"),
+        ("federation.clients=10", "aggregation.colluding=9"),
     ],
     ids=str,
 )
@@ -86,9 +92,9 @@ def test_keys_are_the_owners_alone_and_gone_when_the_run_is_over(
     run = prepare(tiny(f"output.folder='{tmp_path}'"))
     simulate(run, "in-process", quiet)
     for pc in sorted(run.pc_state.glob("pc-*")):
-        key_store = pc / "sealing"
+        key_store = pc / "keys"
         assert not (key_store / "epoch.json").exists()
-        for file in (pc / "sealing").iterdir():
+        for file in (pc / "keys").iterdir():
             if file.name != ".lock":
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
         assert stat.S_IMODE(key_store.stat().st_mode) == 0o700

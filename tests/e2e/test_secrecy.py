@@ -151,17 +151,17 @@ def record(folder: Path, mode: str) -> Recorded:
             found.run = prepare(
                 tiny(
                     f"data.source='{folder / 'texts.csv'}'",
-                    "data.partition=column",
-                    "data.partition_column=user",
+                    "data.partition.kind=column",
+                    "data.client_column=user",
                     "data.validation_size=20",
                     "data.test_size=20",
                     "privacy.sampling_rate=0.3",
                     "training.local_steps=2",
-                    "federation.pcs=6",
-                    "federation.rounds=4",
+                    "federation.clients=6",
+                    "rounds=4",
                     "federation.dropout_rate=0.1",
                     "federation.seed=1",
-                    f"sealing.mode={mode}",
+                    f"aggregation.kind={mode}",
                     f"output.folder='{folder}'",
                 )
             )
@@ -180,7 +180,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded:
 
 @pytest.fixture(scope="module")
 def in_the_open(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Recorded:
-    return record(tmp_path_factory.mktemp("open"), "none")
+    return record(tmp_path_factory.mktemp("open"), "plain")
 
 
 def test_the_recording_saw_what_it_looks_for(sealed: Recorded) -> None:

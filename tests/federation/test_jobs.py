@@ -54,9 +54,10 @@ def settings(tmp_path: Path) -> Settings:
         (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(rows))
     return settings_from(
         {
-            "model": {"base": str(shared_folder("bert")), "method": "head", "max_length": 16},
+            "model": {"base": str(shared_folder("bert")), "train": "head", "max_length": 16},
             "privacy": {"epsilon": 8.0},
-            "federation": {"pcs": 20, "rounds": 3},
+            "rounds": 3,
+            "federation": {"clients": 20},
             "data": {
                 "validation": str(tmp_path / "validation.csv"), "test": str(tmp_path / "test.csv"),
             },
@@ -89,8 +90,8 @@ def test_signing_says_what_a_job_costs_at_worst(
     (tmp_path / "first/roster.bin").write_bytes((tmp_path / "acme/server/roster.bin").read_bytes())
     job = read_job(tmp_path / "first")[0].job
     assert job.max_attempts == 3 + settings.federation.spare_attempts
-    worst = epsilon_rdp([job.plan.mechanism(job.max_attempts)], job.delta)
-    assert worst > epsilon_rdp([job.plan.mechanism(job.rounds)], job.delta)
+    worst = epsilon_rdp([job.schedule.times(job.max_attempts)], job.privacy.delta)
+    assert worst > epsilon_rdp([job.schedule.times(job.rounds)], job.privacy.delta)
     assert (
         f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
         f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it"

@@ -13,14 +13,14 @@ from fedaipc.config import load_settings
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
 from fedaipc.lab.audit import report
+from fedaipc.lab.audit.canary_clients import CanaryClient, plant, read_data, run_canaries
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.lab.audit.inversion import inversion_attack
 from fedaipc.lab.audit.membership import curve, judge, membership_attack
-from fedaipc.lab.audit.planted import Planted, plant, read_data, run_planted
 from fedaipc.lab.audit.report import at_budget
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import make_inputs
-from fedaipc.privacy.plan import size_class
+from fedaipc.privacy.budget import size_class
 from tests.cli.test_commands import refused
 
 if TYPE_CHECKING:
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
     from tests.conftest import Ran
 
 SMALL = (
-    "model.keep_layers=1", "model.method=head", "model.max_length=16", "data.limit=600",
-    "data.validation_size=30", "data.test_size=30", "federation.pcs=4", "federation.rounds=2",
+    "model.keep_layers=1", "model.train.kind=head", "model.max_length=16", "data.limit=600",
+    "data.validation_size=30", "data.test_size=30", "federation.clients=4", "rounds=2",
     "speed.threads=1", "privacy.sampling_rate=1.0", "training.local_steps=1",
     "privacy.clip_norm=0.1", "evaluation.every=100", "output.plots=false",
 )  # fmt: skip
 
 
 def small(*changes: str) -> Settings:
-    return load_settings(None, [*SMALL, *changes])
+    private = "privacy.kind=none" not in changes
+    return load_settings(None, [*(s for s in SMALL if private or "clip" not in s), *changes])
 
 
 # Planting
@@ -78,13 +79,13 @@ def test_too_many_canaries_are_refused(minilm: Path, sentiment: Path) -> None:
 
 def test_what_is_heard_is_what_each_pc_sent(tmp_path: Path, minilm: Path, sentiment: Path) -> None:
     """The run itself is ordinary: without privacy an update is the mean gradient of its texts."""
-    settings = small("privacy.mode=none", "training.learning_rate=0.5")
+    settings = small("privacy.kind=none", "training.learning_rate=0.5")
     data = read_data(settings)
     pcs = plant(data, 20, seed=2)
-    audited = run_planted(settings, data, pcs, tmp_path / "x")
-    assert len(audited.heard) == 4 * 2
+    audited = run_canaries(settings, data, pcs, tmp_path / "x")
+    assert len(audited.updates) == 4 * 2
     classifier = Classifier(settings.model, data.labels)
-    for one in audited.heard:
+    for one in audited.updates:
         held = pcs[one.pc].held
         targets = np.array([data.labels.index(label) for label in held.labels])
         inputs = make_inputs(classifier, held.texts, None)
@@ -147,10 +148,10 @@ def test_a_model_that_learns_by_heart_gives_its_members_away(
     tmp_path: Path, minilm: Path, sentiment: Path
 ) -> None:
     """On real runs: the attack works. That privacy stops it is in simulations/results/audit."""
-    job = ("federation.pcs=3", "federation.rounds=2", "training.local_steps=10",
-           "training.optimizer=adam", "training.learning_rate=0.002", "model.method=last-k",
+    job = ("federation.clients=3", "rounds=2", "training.local_steps=10",
+           "training.optimizer=adam", "training.learning_rate=0.002", "model.train=last-layers",
            "data.limit=400")  # fmt: skip
-    settings = small(*job, "privacy.mode=none")
+    settings = small(*job, "privacy.kind=none")
     found = membership_attack(settings, read_data(settings), tmp_path / "x", runs=4)
     assert found.likelihood_ratio.auc > 0.65
     assert found.loss.auc > 0.65
@@ -172,8 +173,8 @@ def test_too_few_runs_or_texts_are_refused(tmp_path: Path, minilm: Path, sentime
 def test_words_are_read_out_of_an_open_update_and_out_of_nothing_else(
     tmp_path: Path, minilm: Path, sentiment: Path
 ) -> None:
-    settings = small("model.method=full", "privacy.mode=none", "training.learning_rate=0.1",
-                     "federation.server_optimizer=fedavg", "privacy.exact_sums=true")  # fmt: skip
+    settings = small("model.train.kind=full", "privacy.kind=none", "training.learning_rate=0.1",
+                     "server.kind=fedavg")  # fmt: skip
     data = read_data(settings)
     budgets = {"epsilon 8": at_budget(settings, 8.0)}
     found = inversion_attack(settings, data, budgets, tmp_path / "x")
@@ -193,7 +194,7 @@ def test_words_are_read_out_of_an_open_update_and_out_of_nothing_else(
 def test_a_job_without_word_embeddings_cannot_be_inverted(
     tmp_path: Path, minilm: Path, sentiment: Path
 ) -> None:
-    settings = small("privacy.mode=none")
+    settings = small("privacy.kind=none")
     with pytest.raises(DataError, match="full"):
         inversion_attack(settings, read_data(settings), {}, tmp_path / "x")
 
@@ -245,7 +246,7 @@ def test_what_would_be_refused_is_refused_before_the_first_run(
     def run(*_: object, **__: object) -> None:
         raise AssertionError("a run was made")
 
-    monkeypatch.setattr(report, "run_planted", run)
+    monkeypatch.setattr(report, "run_canaries", run)
     job = [word for change in SMALL for word in ("--set", change)]
     ran = fedaipc("privacy", "audit", *job, "--epsilon", "none", *words, "--out", "out")
     assert message in refused(ran, ran.code)
@@ -284,5 +285,5 @@ def test_a_budget_that_is_none_is_refused(fedaipc: Callable[..., Ran], epsilon: 
 
 def test_a_pc_of_nothing_but_canaries_holds_what_its_coins_say() -> None:
     records = Records(("a", "b", "c"), ("0", "1", "0"))
-    pc = Planted(Records((), ()), records, np.array([True, False, True]))
+    pc = CanaryClient(Records((), ()), records, np.array([True, False, True]))
     assert pc.held.texts == ("a", "c")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from fedaipc.config import DPSGD
 from fedaipc.errors import PrivacyError
 from fedaipc.lab import planner
 from fedaipc.lab.planner import (
-    Schedule,
+    Plan,
     Unknown,
     by_accountant,
     curve,
@@ -26,11 +28,25 @@ from fedaipc.lab.planner import (
     trade_offs,
 )
 from fedaipc.privacy.accountant import filter_budget
+from fedaipc.privacy.budget import covered_rounds, filter_order
 from fedaipc.privacy.ledger import Charge, Ledger
-from fedaipc.privacy.plan import PrivacyPlan, covered_rounds, filter_order
 from fedaipc.secagg.keys import SigningKey
 
-PLAN = Schedule(epsilon=2.0, delta=1e-6, noise=1.0, rate=0.1, steps=2, rounds=30, records=1024)
+PLAN = Plan(
+    epsilon=2.0,
+    mechanism=DPSGD(noise_multiplier=1.0, sampling_rate=0.1, delta=1e-6),
+    steps=2,
+    rounds=30,
+    records=1024,
+)
+
+
+def replace(plan: Plan, **changes: Any) -> Plan:
+    """With other numbers, also of its mechanism."""
+    names = {"noise": "noise_multiplier", "rate": "sampling_rate", "delta": "delta"}
+    own = {names[key]: changes.pop(key) for key in names if key in changes}
+    mechanism = plan.mechanism.model_copy(update=own)
+    return dataclasses.replace(plan, mechanism=mechanism, **changes)
 
 
 def gaussian(noise: float, steps: int, delta: float) -> float:
@@ -190,10 +206,7 @@ def test_a_smaller_budget_takes_more_noise() -> None:
 
 def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path) -> None:
     whole = solve("noise", PLAN)
-    plan = PrivacyPlan(
-        mode="local", clip_norm=1.0, noise_multiplier=whole.noise, sampling_rate=whole.rate,
-        local_steps=whole.steps, delta=whole.delta,
-    )  # fmt: skip
+    plan = whole.once
     order = filter_order(plan, whole.rounds, PLAN.epsilon)
     assert covered_rounds(plan, PLAN.epsilon, order) == whole.rounds
     assert filter_budget(order, PLAN.epsilon, PLAN.delta) > 0
@@ -205,10 +218,8 @@ def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path) -> None:
         order=order,
     )
     for number in range(1, whole.rounds + 1):
-        ledger.charge(
-            Charge(run="r", round=number, attempt=number, mechanism=plan.mechanism(), clip_norm=1.0)
-        )
-    assert not ledger.covers(plan.mechanism())
+        ledger.charge(Charge(run="r", round=number, attempt=number, schedule=plan))
+    assert not ledger.covers(plan)
 
 
 @pytest.mark.parametrize(

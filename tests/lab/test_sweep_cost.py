@@ -8,10 +8,11 @@ import pytest
 
 from fedaipc.errors import PrivacyError
 from fedaipc.lab.sweep.cost import composed_epsilon, selected_epsilon
-from fedaipc.privacy.accountant import ORDERS, Mechanism, best_order, epsilon_rdp, rdp
+from fedaipc.privacy.accountant import ORDERS, best_order, epsilon_rdp, rdp
+from tests.support.schedules import dp_sgd
 
-RUN = Mechanism(noise_multiplier=4.0, sampling_rate=0.1, steps=100)
-DEARER = Mechanism(noise_multiplier=2.0, sampling_rate=0.1, steps=100)
+RUN = dp_sgd(noise_multiplier=4.0, sampling_rate=0.1, steps=100)
+DEARER = dp_sgd(noise_multiplier=2.0, sampling_rate=0.1, steps=100)
 DELTA = 1e-6
 
 

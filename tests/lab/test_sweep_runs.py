@@ -37,11 +37,11 @@ name = "small"
 seeds = [1]
 [set]
 model.keep_layers = 1
-model.method = "head"
+model.train.kind = "head"
 model.max_length = 16
 data.limit = 300
-federation.pcs = 3
-federation.rounds = 2
+federation.clients = 3
+rounds = 2
 speed.threads = 1
 output.plots = false
 """
@@ -179,7 +179,7 @@ def test_one_sweep_folder_is_for_one_process(fedaipc: Callable[..., Ran], tmp_pa
 
 def test_a_search_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> None:
     pytest.importorskip("optuna")
-    text = SMALL + "sealing.mode = 'none'\n" + SEARCH
+    text = SMALL + "aggregation.kind = 'plain'\n" + SEARCH
     ran = fedaipc("privacy", "sweep", written(text), "--out", "out")
     assert "--insecure-plain-updates" in refused(ran, 2)
     assert not list(Path("out").glob("cells/*"))
@@ -218,7 +218,7 @@ def test_a_run_that_lost_a_round_is_told(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_updates_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> None:
-    text = SMALL + "sealing.mode = 'none'\n[grid]\n'privacy.clip_norm' = [1.0]\n"
+    text = SMALL + "aggregation.kind = 'plain'\n[grid]\n'privacy.clip_norm' = [1.0]\n"
     ran = fedaipc("privacy", "sweep", written(text), "--out", "out")
     assert "--insecure-plain-updates" in refused(ran, 2)
     assert not Path("out").exists()

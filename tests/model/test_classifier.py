@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedaipc.errors import EncodingError, ModelError
-from fedaipc.model.classifier import Classifier, prepare_trainable, read_vector, write_vector
+from fedaipc.model.classifier import Classifier, read_vector, write_vector
 from fedaipc.model.inputs import make_inputs
 from fedaipc.model.load import load_base
 from fedaipc.model.predict import logits
@@ -42,7 +42,8 @@ def classifier(family: str = "bert", method: str = "bitfit", pooling: str = "mea
 @torch.no_grad()
 def whole_model_logits(model: Classifier) -> np.ndarray:
     """Transformers' own model, unsplit, one unpadded text at a time, with our values in it."""
-    hf = prepare_trainable(load_base(model.settings, LABELS).hf, model.settings)
+    settings = model.settings
+    hf = settings.train.prepare(load_base(settings, LABELS).hf, settings.pooling, settings.seed)
     parameters = dict(hf.named_parameters())
     for name, value in model.trainable():
         parameters[name].copy_(value)
@@ -113,7 +114,7 @@ def test_a_vector_survives_the_round_trip(method: str) -> None:
 
 
 def test_the_vector_follows_the_layout() -> None:
-    model = classifier(method="last-k")
+    model = classifier(method="last-layers")
     write_vector(model, np.arange(model.layout.size, dtype=np.float32))
     start = 0
     for (name, parameter), label, shape in zip(
@@ -168,13 +169,13 @@ def test_the_layout_changes_with_all_that_must_agree(tmp_path: Path) -> None:
         "pooling": (settings(folder, pooling="cls"), LABELS),
         "max_length": (settings(folder, max_length=17), LABELS),
         "keep_layers": (settings(folder, keep_layers=1), LABELS),
-        "depth": (settings(folder, trained_layers=2), LABELS),
+        "depth": (settings(folder, layers=2), LABELS),
         "lora": (settings(folder, method="lora"), LABELS),
-        "lora_alpha": (settings(folder, method="lora", lora_alpha=17.0), LABELS),
-        "lora_rank": (settings(folder, method="lora", lora_rank=3), LABELS),
-        "lora_targets": (settings(folder, method="lora", lora_targets="all-linear"), LABELS),
+        "lora_alpha": (settings(folder, method="lora", alpha=17.0), LABELS),
+        "lora_rank": (settings(folder, method="lora", rank=3), LABELS),
+        "lora_targets": (settings(folder, method="lora", targets="all-linear"), LABELS),
         "head": (settings(folder, method="head"), LABELS),
-        "last-k": (settings(folder, method="last-k"), LABELS),
+        "last-layers": (settings(folder, method="last-layers"), LABELS),
         "full": (settings(folder, method="full"), LABELS),
     }
     hashes = [classifier().layout.hash]
@@ -246,8 +247,8 @@ def test_an_unsupported_family_is_told(folder: Path) -> None:
 
 def test_too_many_layers_are_told(folder: Path) -> None:
     assert "it has only 2" in refused(folder, keep_layers=3)
-    assert "it has only 2" in refused(folder, trained_layers=3)
-    assert "it has only 1" in refused(folder, keep_layers=1, trained_layers=2)
+    assert "it has only 2" in refused(folder, layers=3)
+    assert "it has only 1" in refused(folder, keep_layers=1, layers=2)
 
 
 @pytest.mark.parametrize(("family", "most"), [("bert", 32), ("distilbert", 32), ("roberta", 30)])

@@ -164,7 +164,7 @@ def test_an_adapter_brings_the_pooler_that_its_base_has_not(tmp_path: Path) -> N
         assert any("pooler" in name for name in tensors.keys())  # noqa: SIM118 - no mapping
 
 
-@pytest.mark.parametrize("method", ["lora", "last-k"])
+@pytest.mark.parametrize("method", ["lora", "last-layers"])
 def test_a_model_cut_to_its_lowest_layers_stays_cut(method: str, tmp_path: Path) -> None:
     base = shared_folder("bert")
     expected = trained(tmp_path / "out", base, method=method, keep_layers=1)

@@ -53,7 +53,7 @@ def refused(base: Path, **changes: object) -> str:
     with pytest.raises(ModelError) as error:
         Classifier(settings(base, **changes), LABELS)
     said = str(error.value)
-    assert re.match(r"model\.\w+ = ", said)
+    assert re.match(r"model\.[\w.]+ = ", said)
     assert "\n" not in said
     assert len(said) < 300
     return said
@@ -157,9 +157,9 @@ def test_nothing_is_asked_and_a_y_runs_no_planted_code(tmp_path: Path) -> None:
     script.write_text(
         "import sys\nfrom fedaipc.errors import ModelError\n"
         "from fedaipc.model.classifier import Classifier\n"
-        "from fedaipc.config import ModelSettings\n"
+        "from fedaipc.config import TextClassifier\n"
         "for base in sys.argv[1:]:\n"
-        "    try:\n        Classifier(ModelSettings(base=base, max_length=16), ('a', 'b'))\n"
+        "    try:\n        Classifier(TextClassifier(base=base, max_length=16), ('a', 'b'))\n"
         "    except ModelError as error:\n        print('refused:', error)\n"
     )
     controller, terminal = pty.openpty()

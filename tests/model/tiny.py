@@ -19,11 +19,11 @@ from transformers import (
     RobertaModel,
 )
 
-from fedaipc.config import ModelSettings
+from fedaipc.config import TextClassifier, TrainingMethod
 from fedaipc.model.load import quiet
 
 FAMILIES = ("bert", "distilbert", "roberta")
-METHODS = ("head", "bitfit", "lora", "last-k", "full")
+METHODS = ("head", "bitfit", "lora", "last-layers", "full")
 LABELS = ("bad", "fair", "good")
 WORDS = [f"w{i}" for i in range(40)]
 TEXTS = [
@@ -33,11 +33,16 @@ TEXTS = [
 TARGETS = np.arange(len(TEXTS), dtype=np.int64) % len(LABELS)
 
 
-def settings(folder: Path, **changes: object) -> ModelSettings:
-    values: dict[str, object] = {
-        "method": "bitfit", "trained_layers": 1, "lora_rank": 2, "max_length": 16,
-    }  # fmt: skip
-    return ModelSettings.model_validate({**values, "base": str(folder), **changes})
+def settings(folder: Path, *, method: str = "bitfit", **changes: object) -> TextClassifier:
+    """`changes` are of the model, or of its method where it has such a key."""
+    kind = TrainingMethod.kinds[method]
+    train: dict[str, object] = {"kind": method}
+    for key, value in {"rank": 2, **changes}.items():
+        if key in kind.model_fields:
+            train[key] = changes.pop(key, value)
+    return TextClassifier.model_validate(
+        {"base": str(folder), "max_length": 16, "train": train, **changes}
+    )
 
 
 @cache

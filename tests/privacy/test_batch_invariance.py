@@ -20,9 +20,9 @@ from fedaipc.model.classifier import Batch, Classifier, read_vector
 from fedaipc.model.inputs import Inputs, make_inputs
 from fedaipc.privacy import dp_sgd, norms, training
 from fedaipc.privacy.bookkeeping import BookKeepingModule
-from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
 from tests.model.tiny import FAMILIES, LABELS, WORDS, settings, shared_folder
+from tests.support.schedules import dp_sgd as once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -81,14 +81,7 @@ def _train(classifier: Classifier, weights: np.ndarray, texts: Sequence[str]) ->
         make_inputs(classifier, texts, None),
         np.zeros(len(texts), dtype=np.int64),
         weights,
-        plan=PrivacyPlan(
-            mode="local",
-            clip_norm=CLIP,
-            noise_multiplier=2.0,
-            sampling_rate=1.0,
-            local_steps=1,
-            delta=1e-5,
-        ),
+        schedule=once(2.0, 1.0, clip_norm=CLIP),
         training=TrainingSettings(learning_rate=1.0),
         size_class=1,
         micro_batch=0,
@@ -126,7 +119,7 @@ LONG = " ".join(WORDS[:9])
 
 def weights_that_overflow_on_padding() -> np.ndarray:
     """Finite wherever there is a token of these texts, infinite on the padding behind them."""
-    classifier, start = model("bert", "last-k")
+    classifier, start = model("bert", "last-layers")
     weights = Weights(classifier, start)
     batch = padded_to_the_longest(classifier, (*short_texts(), LONG))
     states = classifier.freeze_through(batch).values.numpy()
@@ -164,7 +157,7 @@ def padded_to_the_longest(classifier: Classifier, texts: Sequence[str]) -> Batch
 
 
 def check_padding() -> None:
-    classifier, weights = model("bert", "last-k")[0], weights_that_overflow_on_padding()
+    classifier, weights = model("bert", "last-layers")[0], weights_that_overflow_on_padding()
     one = clipped_sum(classifier, weights, short_texts()[:1])
     assert np.linalg.norm(one) > 0.9 * CLIP  # alone, a short text trains
     few = clipped_sum(classifier, weights, short_texts())
@@ -207,7 +200,7 @@ def check_last_bits(method: str = "full", family: str = "bert") -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-k", "full"])
+@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-layers", "full"])
 @pytest.mark.parametrize("kept", [1 << 14, -1], ids=["kept", "by tokens"])
 def test_a_record_moves_the_sum_by_its_own_contribution_to_the_last_bit(
     method: str, family: str, kept: int
@@ -216,7 +209,7 @@ def test_a_record_moves_the_sum_by_its_own_contribution_to_the_last_bit(
         check_last_bits(method, family)
 
 
-@pytest.mark.parametrize("method", ["lora", "last-k", "full"])
+@pytest.mark.parametrize("method", ["lora", "last-layers", "full"])
 def test_so_it_is_in_bfloat16(method: str) -> None:
     classifier = model("bert", method)[0]
     classifier.half_precision = True

@@ -16,6 +16,7 @@ import torch
 from fedaipc.errors import ModelError
 from fedaipc.privacy import dp_sgd
 from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.privacy.rounding import EXACT
 
 SHAPES = ((3, 4), (5,), (2, 2, 2))
 SIZE = sum(math.prod(shape) for shape in SHAPES)
@@ -46,7 +47,9 @@ class Stepper:
     def step(self, *sums: list) -> None:
         """One step over micro-batches whose clipped sums are these."""
         left = list(sums)
-        module: Any = SimpleNamespace(clipped_sums=lambda bound, rows: left.pop(0))
+        module: Any = SimpleNamespace(
+            clipped_sums=lambda bound, rows, exact: left.pop(0), rounding=EXACT
+        )
         losses = ((torch.zeros(1, requires_grad=True).sum(), 1) for _ in sums)
         dp_sgd.private_step(self.optimizer, module, losses, noise_multiplier=2.0, **self.known)
 

@@ -30,18 +30,16 @@ from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.model.load import quiet
 from fedaipc.privacy import batch_invariance, dp_sgd, training
-from fedaipc.privacy.plan import PrivacyPlan
 from fedaipc.privacy.randomness import SecureRandom
 from tests.model.tiny import LABELS, WORDS, _word_piece, settings, shared_folder
 from tests.privacy.test_batch_invariance import Everything, Weights
+from tests.support.schedules import dp_sgd as once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CLIP, COUNT, WIDTH = 0.05, 36, 128
-PLAN = PrivacyPlan(
-    mode="local", clip_norm=CLIP, noise_multiplier=2.0, sampling_rate=1.0, local_steps=1, delta=1e-5
-)
+ONCE = once(2.0, 1.0, clip_norm=CLIP)
 
 
 @pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
@@ -95,7 +93,7 @@ def clipped_sum(texts: list[str], targets: np.ndarray, micro_batch: int) -> np.n
     with mock.patch.object(dp_sgd, "noisy", watched):
         training.train_round(
             classifier, make_inputs(classifier, texts, None), targets, rounding_alone(),
-            plan=PLAN, training=TrainingSettings(learning_rate=1.0), size_class=1,
+            schedule=ONCE, training=TrainingSettings(learning_rate=1.0), size_class=1,
             micro_batch=micro_batch, random=Everything(),
         )  # fmt: skip
     return np.concatenate(sums)
@@ -110,7 +108,7 @@ def check_removal(micro_batch: int) -> None:
     assert np.linalg.norm(whole - part) <= CLIP
 
 
-def one_row_more(size: int, width: int = 1, max_tokens: int | None = None) -> int:
+def one_row_more(size: int) -> int:
     return size + 1
 
 
@@ -143,13 +141,14 @@ def rehearse(method: str, micro_batch: int = 0, family: str = "bert", *, cached:
     classifier = Classifier(settings(shared_folder(family), method=method), LABELS)
     training.rehearse(
         classifier, longest_input(classifier, cached=cached), read_vector(classifier),
-        plan=PLAN, training=TrainingSettings(learning_rate=1.0), micro_batch=micro_batch,
+        mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0),
+        micro_batch=micro_batch,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
-@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-k", "full"])
+@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-layers", "full"])
 def test_the_guard_lets_this_machine_train(method: str, family: str, cached: bool) -> None:
     rehearse(method, family=family, cached=cached)
 
@@ -174,7 +173,7 @@ def _moved(values: torch.Tensor, first: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-k", "full"])
+@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "last-layers", "full"])
 def test_the_guard_refuses_a_machine_that_tells_rows_apart(
     method: str, backwards: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +236,7 @@ def test_a_machine_whose_kernels_tell_rows_apart_multiplies_otherwise_and_trains
     with Kernels(faulty):
         training.rehearse(
             classifier, longest_input(classifier, cached=True), start,
-            plan=PLAN, training=TrainingSettings(learning_rate=1.0), micro_batch=16,
+            mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0), micro_batch=16,
         )  # fmt: skip
     assert classifier.by_record == settled
     classifier.by_record = products.NARROW
@@ -251,7 +250,7 @@ def test_where_nothing_helps_the_message_names_what_was_tried() -> None:
     ):
         training.rehearse(
             classifier, longest_input(classifier, cached=True), start,
-            plan=PLAN, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
+            mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
         )  # fmt: skip
     assert "micro-batches of 16" in str(e.value)
     assert classifier.by_record == products.NARROW
@@ -317,7 +316,7 @@ def test_the_guard_finds_the_rows_that_the_attack_uses(monkeypatch: pytest.Monke
     with pytest.raises(ModelError, match="by its place"):
         training.rehearse(
             classifier, longest_input(classifier, cached=True), wide()[1],
-            plan=PLAN, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
+            mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
         )  # fmt: skip
 
 
@@ -336,7 +335,7 @@ def test_a_base_with_an_activation_that_tells_rows_apart_is_refused(tmp_path: Pa
 def test_empty_inputs_and_secure_randomness_are_no_special_case() -> None:
     classifier, start = wide()
     training.train_round(
-        classifier, Inputs.nothing(), np.zeros(0, dtype=np.int64), start, plan=PLAN,
+        classifier, Inputs.nothing(), np.zeros(0, dtype=np.int64), start, schedule=ONCE,
         training=TrainingSettings(learning_rate=1.0), size_class=1, micro_batch=3,
         random=SecureRandom(),
     )  # fmt: skip

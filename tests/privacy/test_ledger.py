@@ -22,9 +22,9 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedaipc.config import DPSGD, NoPrivacy, Schedule
 from fedaipc.errors import BudgetExhausted, LedgerError
 from fedaipc.privacy.accountant import (
-    Mechanism,
     best_order,
     epsilon_rdp,
     filter_budget,
@@ -34,12 +34,13 @@ from fedaipc.privacy.accountant import (
 from fedaipc.privacy.chain import check_chain, key_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey
+from tests.support.schedules import dp_sgd
 
 DELTA = 1e-5
 KEY = SigningKey(bytes(range(32)))
-STEP = Mechanism(noise_multiplier=2.0, sampling_rate=0.1, steps=1)
-OTHER = Mechanism(noise_multiplier=1.0, sampling_rate=0.05, steps=3)
-THIRD = Mechanism(noise_multiplier=5.0, sampling_rate=1.0, steps=2)
+STEP = dp_sgd(noise_multiplier=2.0, sampling_rate=0.1, steps=1)
+OTHER = dp_sgd(noise_multiplier=1.0, sampling_rate=0.05, steps=3)
+THIRD = dp_sgd(noise_multiplier=5.0, sampling_rate=1.0, steps=2)
 
 
 def new_ledger(folder: Path, *, epsilon: float = 8.0, order: float = 4.0) -> Ledger:
@@ -48,8 +49,8 @@ def new_ledger(folder: Path, *, epsilon: float = 8.0, order: float = 4.0) -> Led
     )
 
 
-def one(attempt: int, mechanism: Mechanism | None = STEP, run: str = "run-1") -> Charge:
-    return Charge(run=run, round=attempt, attempt=attempt, mechanism=mechanism, clip_norm=1.0)
+def one(attempt: int, schedule: Schedule = STEP, run: str = "run-1") -> Charge:
+    return Charge(run=run, round=attempt, attempt=attempt, schedule=schedule)
 
 
 @pytest.fixture
@@ -100,16 +101,16 @@ def test_epsilon_equals_opacus_and_pld_composed_over_all_rounds(three: Path) -> 
     )
 )
 def test_spent_is_the_independent_composition_of_any_sequence(
-    entries: list[tuple[str, Mechanism]],
+    entries: list[tuple[str]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ledger = new_ledger(Path(folder), epsilon=500.0, order=6.0)
         accountant = RdpAccountant(orders=[6.0])
-        for attempt, (run, mechanism) in enumerate(entries, start=1):
-            ledger.charge(one(attempt, mechanism, run))
-            gaussian = dp_event.GaussianDpEvent(mechanism.noise_multiplier)
-            event = dp_event.PoissonSampledDpEvent(mechanism.sampling_rate, gaussian)
-            accountant.compose(event, mechanism.steps)
+        for attempt, (run, schedule) in enumerate(entries, start=1):
+            ledger.charge(one(attempt, schedule, run))
+            gaussian = dp_event.GaussianDpEvent(schedule.mechanism.noise_multiplier)
+            event = dp_event.PoissonSampledDpEvent(schedule.mechanism.sampling_rate, gaussian)
+            accountant.compose(event, schedule.steps)
         expected = accountant.get_epsilon(DELTA) if entries else 0.0
         for opened in (ledger, Ledger(ledger.path)):
             assert opened.spent_epsilon() == pytest.approx(expected, rel=1e-9)
@@ -119,7 +120,7 @@ def test_after_a_round_without_privacy_no_epsilon_is_claimed(tmp_path: Path) -> 
     ledger = new_ledger(tmp_path)
     ledger.charge(one(1))
     assert not ledger.unprotected
-    ledger.charge(one(2, None))
+    ledger.charge(one(2, Schedule(mechanism=NoPrivacy(), steps=1)))
     ledger.charge(one(3))
     for opened in (ledger, Ledger(ledger.path)):
         assert opened.unprotected
@@ -134,7 +135,7 @@ def test_after_a_round_with_a_test_seed_no_epsilon_is_claimed(tmp_path: Path) ->
         assert [charge.seeded for charge in opened.charges] == [False, True]
         assert opened.unprotected
         assert opened.spent_epsilon() == math.inf
-        assert len(opened.mechanisms) == 1  # its cost is charged all the same
+        assert len(opened.schedules) == 1  # its cost is charged all the same
 
 
 # The budget
@@ -154,15 +155,15 @@ def test_the_filter_refuses_exactly_the_charge_that_would_exceed(
         ledger.charge(one(fitting + 1, OTHER))
     assert ledger.path.read_bytes() == before
     assert ledger.spent_epsilon() <= 10.0
-    small = Mechanism(noise_multiplier=100.0, sampling_rate=0.1, steps=1)
+    small = dp_sgd(noise_multiplier=100.0, sampling_rate=0.1, steps=1)
     if rdp([OTHER] * fitting + [small], order) <= room:
         ledger.charge(one(fitting + 1, small))  # another mechanism still fits
         assert ledger.spent_epsilon() <= 10.0
 
 
 def test_a_fresh_ledger_covers_the_planned_rounds_and_not_one_more(tmp_path: Path) -> None:
-    noise = noise_for(3.0, DELTA, 0.1, 12)
-    step = Mechanism(noise_multiplier=noise, sampling_rate=0.1, steps=2)
+    noise = noise_for(DPSGD(delta=DELTA, sampling_rate=0.1), 3.0, 12)
+    step = dp_sgd(noise_multiplier=noise, sampling_rate=0.1, steps=2)
     order = best_order([step] * 6, DELTA)[0]
     ledger = new_ledger(tmp_path, epsilon=3.0, order=order)
     for attempt in range(1, 7):
@@ -181,7 +182,7 @@ def test_a_second_run_continues_from_the_first_ones_spending(tmp_path: Path) -> 
     second = Ledger(first.path, KEY)
     second.charge(one(1, OTHER, run="second"))
     assert second.spent_epsilon() > first.spent_epsilon()
-    assert second.mechanisms == (Mechanism(noise_multiplier=1.0, sampling_rate=0.05, steps=6),)
+    assert second.schedules == (dp_sgd(noise_multiplier=1.0, sampling_rate=0.05, steps=6),)
 
 
 def test_a_cost_that_is_no_number_is_refused(
@@ -232,7 +233,7 @@ def signed(entry: dict, key: SigningKey = KEY) -> bytes:
     {
         "a number changed": lambda lines: [*lines[:2], lines[2].replace(b"2.0", b"9.0"), lines[3]],
         "a changed line hashed anew": lambda lines: [
-            *lines[:2], rehash({**json.loads(lines[2]), "noise_multiplier": 9.0}), lines[3],
+            *lines[:2], rehash({**json.loads(lines[2]), "steps": 9}), lines[3],
         ],
         "two lines swapped": lambda lines: [lines[0], lines[2], lines[1], lines[3]],
         "one line taken from the middle": lambda lines: [lines[0], lines[1], lines[3]],
@@ -325,7 +326,7 @@ def test_a_whole_chain_written_anew_is_found(three: Path, forger: str) -> None:
     """Who can edit the file, and has not the PC's key, cannot lower a charge."""
     other = SigningKey(bytes(32))
     lines = [json.loads(line) for line in three.read_bytes().splitlines()]
-    lines[2]["noise_multiplier"] = 9.0
+    lines[2]["steps"] = 9
     if forger == "without a key":
         three.write_bytes(relinked(lines, rehash))
     elif forger == "with another key":
@@ -362,10 +363,8 @@ def test_a_signed_line_that_lacks_something_is_one_line(three: Path, what: str) 
 def test_each_signature_can_be_checked_alone(three: Path) -> None:
     """The last one vouches for all; an auditor may ask for every one."""
     lines = [json.loads(line) for line in three.read_bytes().splitlines()]
-    lines[1]["noise_multiplier"] = 9.0
-    three.write_bytes(
-        relinked(lines, lambda e: rehash(e) if e.get("noise_multiplier") == 9.0 else signed(e))
-    )
+    lines[1]["steps"] = 9
+    three.write_bytes(relinked(lines, lambda e: rehash(e) if e.get("steps") == 9 else signed(e)))
     raw = three.read_bytes().splitlines()
     assert len(check_chain(raw, three).entries) == 4
     with pytest.raises(LedgerError, match="line 2 is not signed"):
@@ -597,12 +596,14 @@ def _raising(number: int):
 _CHARGE_FOREVER = """
 import sys
 from pathlib import Path
+from fedaipc.config import NoPrivacy, Schedule
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey
 key = SigningKey(bytes(range(32)))
+plain = Schedule(mechanism=NoPrivacy(), steps=1)
 ledger, run, most = Ledger(Path(sys.argv[1]), key), sys.argv[2], int(sys.argv[3])
 for attempt in range(ledger.last_attempt(run) + 1, most + 1):
-    ledger.charge(Charge(run=run, round=1, attempt=attempt, mechanism=None, clip_norm=1.0))
+    ledger.charge(Charge(run=run, round=1, attempt=attempt, schedule=plain))
     print(attempt, flush=True)
 """
 

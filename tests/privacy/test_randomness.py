@@ -187,7 +187,7 @@ def test_the_first_and_last_random_words_give_finite_noise(word: int, radius: fl
             np.frombuffer(stream, "<u8")[: len(zeros) // 8] = np.uint64(word)
 
     result = np.empty(4)
-    randomness._Room(4).fill(Given(), np.zeros(4), result, 1.0, 2.0**-40)
+    randomness._NoiseBuffer(4).fill(Given(), np.zeros(4), result, 1.0, 2.0**-40)
     assert np.hypot(result[0], result[2]) == pytest.approx(radius, abs=0.01)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedaipc.config import Settings, load_settings
-from fedaipc.privacy.plan import make_plan
+from fedaipc.privacy.budget import round_schedule
 from fedaipc.privacy.signal import DROWNED, noise_ratio, noise_warning
 
 DEFAULTS = Path(__file__).parents[2] / "simulations" / "results" / "defaults"
@@ -25,9 +25,9 @@ def settings(*words: str) -> Settings:
 def test_the_ratio_is_that_of_simulated_noise(weighting: str, sizes: tuple[int, ...]) -> None:
     job = settings(
         f"federation.weighting={weighting}", "privacy.sampling_rate=0.5", "privacy.clip_norm=3",
-        "training.local_steps=2", "federation.rounds=5", "privacy.noise_multiplier=4",
+        "training.local_steps=2", "rounds=5", "privacy.noise_multiplier=4",
     )  # fmt: skip
-    plan, values, random = make_plan(job), 400, np.random.default_rng(1)
+    plan, values, random = round_schedule(job), 400, np.random.default_rng(1)
     weights = sizes if weighting == "size-class" else (1,) * len(sizes)
     noise, signal = np.zeros(values), 0.0
     for _ in range(5 * 2):
@@ -39,21 +39,21 @@ def test_the_ratio_is_that_of_simulated_noise(weighting: str, sizes: tuple[int, 
 
 
 def test_rounds_do_not_change_it_where_epsilon_is_given() -> None:
-    jobs = [settings(f"federation.rounds={rounds}") for rounds in (10, 30, 90)]
-    ratios = [noise_ratio(make_plan(job), job, 770, [128] * 20) for job in jobs]
+    jobs = [settings(f"rounds={rounds}") for rounds in (10, 30, 90)]
+    ratios = [noise_ratio(round_schedule(job), job, 770, [128] * 20) for job in jobs]
     assert ratios == pytest.approx([ratios[0]] * 3, rel=0.02)
 
 
 def test_without_noise_nothing_drowns() -> None:
-    job = settings("privacy.mode=none")
-    assert noise_ratio(make_plan(job), job, 10**6, [32]) == 0
-    assert noise_warning(make_plan(job), job, 10**6, 2, [32]) is None
+    job = settings("privacy.kind=none")
+    assert noise_ratio(round_schedule(job), job, 10**6, [32]) == 0
+    assert noise_warning(round_schedule(job), job, 10**6, 2, [32]) is None
 
 
 def test_a_head_is_advised_only_where_more_is_trained() -> None:
     for method, advised in (("bitfit", True), ("head", False)):
-        job = settings(f"model.method={method}")
-        said = noise_warning(make_plan(job), job, 10**6, 2, [32] * 3)
+        job = settings(f"model.train.kind={method}")
+        said = noise_warning(round_schedule(job), job, 10**6, 2, [32] * 3)
         assert said is not None
         assert ("fewer trained values" in said) == advised
         assert "\n" not in said

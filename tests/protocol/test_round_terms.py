@@ -16,6 +16,7 @@ from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedaipc.config import DPSGD, NoPrivacy
 from fedaipc.errors import SecAggError
 from fedaipc.privacy.dp_sgd import private_step
 from fedaipc.protocol.job import Job, SignedJob
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.privacy.rounding import EXACT
 
 VECTOR = np.array([0.5, -1.5, 2.0**-30], np.float32)
 PCS = [SigningKey(bytes([number]) * 32) for number in range(1, 11)]
 ROSTER = Roster.sign(
     ADMISSION, federation="f", version=1, beacon=bytes(32), members=[pc.public for pc in PCS]
 )
-TEN = "federation.pcs=10"
+TEN = "federation.clients=10"
 
 
 def bundle(pc: SigningKey, run: str) -> Bundle:
@@ -72,9 +74,9 @@ def terms(job: Job, missing: int = 0, number: int = 1, roster: Roster = ROSTER) 
     "changes",
     [
         (),
-        ("sealing.mode=none",),
-        ("sealing.bits=16", "sealing.colluding=3", "sealing.least=0.9"),
-        ("federation.weighting=equal", "sealing.bound=0.125"),
+        ("aggregation.kind=plain",),
+        ("aggregation.bits=16", "aggregation.colluding=3", "aggregation.threshold=0.9"),
+        ("federation.weighting=equal", "aggregation.bound=0.125"),
         ("federation.fraction=0.7",),
     ],
     ids=str,
@@ -112,10 +114,10 @@ def test_every_public_fact_makes_another_round() -> None:
             terms(base, missing=1),
             terms(base, number=2),
             terms(base, roster=other_list),
-            terms(tiny_job(TEN, "federation.rounds=3")),  # a fact of the job alone
+            terms(tiny_job(TEN, "rounds=3")),  # a fact of the job alone
             terms(tiny_job(TEN, "federation.weighting=equal")),
-            terms(tiny_job(TEN, "sealing.bits=24")),
-            terms(tiny_job(TEN, "sealing.mode=none")),
+            terms(tiny_job(TEN, "aggregation.bits=24")),
+            terms(tiny_job(TEN, "aggregation.kind=plain")),
         )
     }
     assert len(contexts) == 8
@@ -130,7 +132,7 @@ def test_weights_are_the_public_size_classes_or_all_alike() -> None:
 
 def test_the_ring_has_room_for_all_that_a_round_asks_not_for_a_group_alone() -> None:
     """M3."""
-    job = tiny_job("federation.pcs=250")
+    job = tiny_job("federation.clients=250")
     assert job.cohort == 250
     assert terms(tiny_job(TEN)).cohort == 10
     found = make_terms(
@@ -156,7 +158,7 @@ def test_a_vectors_hash_is_of_its_values_as_little_endian_floats() -> None:
 
 def test_who_is_missing_changes_neither_the_least_set_nor_how_many_may_collude() -> None:
     """M1, M2, M11: else a coordinator could shrink both by leaving honest PCs out."""
-    job = tiny_job(TEN, "sealing.colluding=2")
+    job = tiny_job(TEN, "aggregation.colluding=2")
     whole = terms(job).thresholds
     assert (whole.count, whole.colluding, whole.least) == (10, 2, 7)
     for missing in range(4):
@@ -172,8 +174,8 @@ def test_who_is_missing_changes_neither_the_least_set_nor_how_many_may_collude()
 def test_a_tenth_of_the_federation_may_collude_or_what_the_job_says() -> None:
     """M1: of all members, whoever is asked in a round."""
     for members, expected in ((1, 1), (3, 1), (19, 1), (20, 2), (105, 10), (10_000, 1000)):
-        assert colluding_members(tiny_job().sealing, members) == expected
-    job = tiny_job("sealing.colluding=7").sealing
+        assert colluding_members(tiny_job().aggregation, members) == expected
+    job = tiny_job("aggregation.colluding=7").aggregation
     assert colluding_members(job, 100) == 7
     assert colluding_members(job, 5) == 5
 
@@ -181,13 +183,13 @@ def test_a_tenth_of_the_federation_may_collude_or_what_the_job_says() -> None:
 def test_the_jobs_share_sets_the_least_sum() -> None:
     """M2."""
     for share, least in ((0.7, 7), (0.71, 8), (1.0, 10), (0.1, 3)):
-        assert job_thresholds(tiny_job(f"sealing.least={share}"), 10, 10, 10).least == least
-    job = tiny_job("sealing.least=0.1", "sealing.colluding=5")
+        assert job_thresholds(tiny_job(f"aggregation.threshold={share}"), 10, 10, 10).least == least
+    job = tiny_job("aggregation.threshold=0.1", "aggregation.colluding=5")
     assert job_thresholds(job, 10, 10, 10).least == 7  # two more than may collude
 
 
 def test_without_sealing_there_are_no_thresholds() -> None:
-    job = tiny_job(TEN, "sealing.mode=none")
+    job = tiny_job(TEN, "aggregation.kind=plain")
     for missing in (0, 5, 9):
         found = terms(job, missing)
         assert found.thresholds == OPEN == job_thresholds(job, 10, 10, 10 - missing)
@@ -207,7 +209,16 @@ def private(**changes: Any) -> Job:
         for key in ("local_steps", "learning_rate", "head_learning_rate", "optimizer")
         if key in changes
     }
-    update = {**changes, "training": base.training.model_copy(update=training)}
+    noise: dict[str, Any] = {
+        key: changes.pop(key)
+        for key in ("clip_norm", "noise_multiplier", "sampling_rate")
+        if key in changes
+    }
+    update = {
+        **changes,
+        "training": base.training.model_copy(update=training),
+        "privacy": base.privacy.model_copy(update=noise),
+    }
     return Job.model_validate(base.model_copy(update=update).model_dump())
 
 
@@ -231,14 +242,14 @@ def worst(job: Job, records: int) -> float:
     In each step all clipped gradients point along one axis, there are twice as many as expected,
     and the noise of all steps together is 8 of its deviations.
     """
-    assert job.noise_multiplier is not None
-    expected = job.sampling_rate * records
+    assert isinstance(job.privacy, DPSGD)
+    expected = job.privacy.sampling_rate * records
     steps = job.training.local_steps
     rate = max(job.training.learning_rate, job.training.head_learning_rate or 0)
-    noise = 8 * job.noise_multiplier * job.clip_norm / math.sqrt(steps)  # of one step
+    noise = 8 * job.privacy.noise * job.privacy.clip_norm / math.sqrt(steps)  # of one step
     value = 0.0
     for _ in range(steps):
-        value -= rate * (2 * expected * job.clip_norm + noise) / expected
+        value -= rate * (2 * expected * job.privacy.clip_norm + noise) / expected
     return abs(value) * (1 if job.weighting == "equal" else records)
 
 
@@ -279,7 +290,9 @@ def test_steps_of_the_real_optimizer_stay_within_the_bound(weighting: str, recor
     clipped = torch.tensor([0.0, -clip * ones, 0.0])
     random: SecureRandom = Stubborn(8 / math.sqrt(steps))  # type: ignore[assignment]
     optimizer = torch.optim.SGD([parameter], lr=rate)
-    module: Any = SimpleNamespace(clipped_sums=lambda *_: [(parameter, clipped.clone())])
+    module: Any = SimpleNamespace(
+        clipped_sums=lambda *_, **__: [(parameter, clipped.clone())], rounding=EXACT
+    )
     for _ in range(steps):
         private_step(
             optimizer, module, [(torch.zeros(1, requires_grad=True).sum(), ones)],
@@ -295,8 +308,8 @@ def test_steps_of_the_real_optimizer_stay_within_the_bound(weighting: str, recor
 
 def test_a_job_can_set_the_bound_itself() -> None:
     for changes in ((), ("training.optimizer=adam",), ("federation.weighting=equal",)):
-        assert update_bound(tiny_job("sealing.bound=0.125", *changes)) == 0.125
-    assert terms(tiny_job(TEN, "sealing.bound=0.125")).bound == 0.125
+        assert update_bound(tiny_job("aggregation.bound=0.125", *changes)) == 0.125
+    assert terms(tiny_job(TEN, "aggregation.bound=0.125")).bound == 0.125
 
 
 def moved_by_adam(rate: float, gradients: Iterable[float]) -> float:
@@ -332,9 +345,8 @@ def test_training_without_privacy_has_a_bound_of_its_own() -> None:
     """A gradient without clip has none: 100 for a value of it is a choice."""
     steps, rate = 7, 0.5
     one = private(
-        mode="none", noise_multiplier=None, local_steps=steps, learning_rate=rate,
-        smallest_class=32, largest_class=64,
-    )  # fmt: skip
+        local_steps=steps, learning_rate=rate, smallest_class=32, largest_class=64
+    ).model_copy(update={"privacy": NoPrivacy()})
     assert update_bound(one) == pytest.approx(64 * rate * steps * 100)
     assert update_bound(one.model_copy(update={"weighting": "equal"})) == pytest.approx(
         rate * steps * 100
@@ -351,7 +363,7 @@ def test_the_faster_of_head_and_body_sets_the_bound() -> None:
 @pytest.mark.parametrize("bits", [16, 24, 32])
 def test_what_reaches_the_bound_is_moved_to_it_and_no_sum_wraps_around(bits: int) -> None:
     """M3."""
-    found = terms(tiny_job(TEN, f"sealing.bits={bits}"))
+    found = terms(tiny_job(TEN, f"aggregation.bits={bits}"))
     most = found.encoding.most
     assert 10 * most < 2 ** (bits - 1)
     update = np.array([found.bound, -found.bound, 1e9, -1e9, 0], np.float32)

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from fedaipc.config import NoPrivacy, Schedule
 from fedaipc.model.metrics import scores, standard_error
 from fedaipc.results import (
+    AggregationFacts,
     DataFacts,
     MachineFacts,
     ModelFacts,
@@ -17,8 +19,8 @@ from fedaipc.results import (
     Results,
     RoundResult,
     Score,
-    SealingFacts,
 )
+from tests.support.schedules import dp_sgd
 
 DOMAINS = ("movies", "tweets", "products", "news")
 LIFETIME = 8.0
@@ -44,7 +46,9 @@ def make_results(
         "seconds": 221.4,
         "not_private": () if private else ("mode none: no noise",),
         "privacy": _privacy(rounds, private=private),
-        "sealing": SealingFacts(mode="secagg", bits=32, bound=4096.0, colluding=2, least=14),
+        "aggregation": AggregationFacts(
+            kind="secagg", bits=32, bound=4096.0, colluding=2, least=14
+        ),
         "model": ModelFacts(
             base="minilm-l6",
             method="bitfit",
@@ -100,14 +104,10 @@ def begun_results() -> Results:
 
 def _privacy(rounds: int, *, private: bool) -> PrivacyFacts:
     return PrivacyFacts(
-        mode="local" if private else "none",
-        unit="record",
         neighbours="add or remove one record of one PC",
-        delta=1e-5,
-        clip_norm=1.0,
-        noise_multiplier=1.62 if private else None,
-        sampling_rate=0.1,
-        local_steps=5,
+        schedule=dp_sgd(1.62, 0.1, 5)
+        if private
+        else Schedule(mechanism=NoPrivacy(sampling_rate=0.1), steps=5),
         rounds=rounds,
         target_epsilon=8.0 if private else None,
         planned_epsilon=PlannedEpsilon(rdp=7.97, prv=7.41, pld=7.42) if private else None,

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedaipc.config import DPSGD
 from fedaipc.errors import PrivacyError
 from fedaipc.lab.audit.bound import CONFIDENCE, Bound, audit_bound
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import make_inputs
-from fedaipc.privacy.plan import make_plan, planned_epsilon, size_class
+from fedaipc.privacy.budget import planned_epsilon, round_schedule, size_class
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Settings
     from fedaipc.data.records import Records
-    from fedaipc.lab.audit.planted import Audited, Planted
+    from fedaipc.lab.audit.canary_clients import Audited, CanaryClient
     from fedaipc.model.inputs import Inputs
-    from fedaipc.simulation.recorder import Heard
+    from fedaipc.simulation.recorder import ObservedUpdate
 
     Floats = npt.NDArray[np.float64]
 
@@ -68,16 +69,22 @@ def canary_audit(
     check_sums_are_sent(settings)
     classifier = Classifier(settings.model, audited.labels)
     scores = [
-        _scores(classifier, settings, planted, [h for h in audited.heard if h.pc == number], cache)
-        for number, planted in enumerate(audited.pcs)
+        _scores(
+            classifier,
+            settings,
+            client,
+            [one for one in audited.updates if one.pc == number],
+            cache,
+        )
+        for number, client in enumerate(audited.pcs)
     ]
-    included = np.concatenate([planted.included for planted in audited.pcs])
+    included = np.concatenate([client.included for client in audited.pcs])
     whole = np.concatenate(scores)
     privacy = audited.results.privacy
     attempts = audited.results.charged
     promised = None
     if not audited.results.not_private and attempts:
-        promised = planned_epsilon(make_plan(settings), attempts)["pld"]
+        promised = planned_epsilon(round_schedule(settings), attempts)["pld"]
     bound = audit_bound(whole, included, privacy.delta, confidence)
     accuracy = float(((whole > np.median(whole)) == included).mean())
     return CanaryAudit(bound, promised, privacy.delta, accuracy)
@@ -94,28 +101,27 @@ def check_sums_are_sent(settings: Settings) -> None:
 def _scores(
     classifier: Classifier,
     settings: Settings,
-    planted: Planted,
-    heard: list[Heard],
+    client: CanaryClient,
+    updates: list[ObservedUpdate],
     cache: Path | None,
 ) -> Floats:
     privacy, training = settings.privacy, settings.training
-    private = privacy.mode != "none"
     labels = {label: number for number, label in enumerate(classifier.labels)}
-    canaries, targets = _prepared(classifier, planted.canaries, labels, cache)
-    real, truth = _prepared(classifier, planted.real, labels, cache)
+    canaries, targets = _prepared(classifier, client.canaries, labels, cache)
+    real, truth = _prepared(classifier, client.real, labels, cache)
     steps = _step_lengths(classifier, settings) * training.local_steps
     rounds = []
-    for one in heard:
+    for one in updates:
         own = example_gradients(classifier, canaries, targets, one.vector)
         others = example_gradients(classifier, real, truth, one.vector)
-        if private:
+        if isinstance(privacy, DPSGD):
             own, others = clipped(own, privacy.clip_norm), clipped(others, privacy.clip_norm)
         sums = np.vstack([own, others.sum(axis=0, dtype=np.float64)]).astype(np.float64)
         rounds.append(_Reading.of(sums, -one.update / steps))
-    if not private:
+    if not isinstance(privacy, DPSGD):
         return _ratios(rounds)
     rate = privacy.sampling_rate
-    return _posterior(rounds, rate, rate * size_class(len(planted.held)))
+    return _posterior(rounds, rate, rate * size_class(len(client.held)))
 
 
 @dataclass(frozen=True, slots=True)

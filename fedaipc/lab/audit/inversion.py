@@ -18,7 +18,7 @@ import numpy as np
 
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
-from fedaipc.lab.audit.planted import Planted, run_planted
+from fedaipc.lab.audit.canary_clients import CanaryClient, run_canaries
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import make_inputs
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Settings
     from fedaipc.data.prepare import SimulatedData
-    from fedaipc.lab.audit.planted import Audited
+    from fedaipc.lab.audit.canary_clients import Audited
 
 TEXTS = 4  # on each PC: what one small batch holds
 _EMBEDDINGS = "word_embeddings.weight"
@@ -68,7 +68,7 @@ def inversion_attack(
     budgets, by name. Raises DataError where word embeddings are not trained.
     """
     pcs = tuple(
-        Planted(data.train.take(part[:TEXTS]), Records((), ()), np.zeros(0, dtype=bool))
+        CanaryClient(data.train.take(part[:TEXTS]), Records((), ()), np.zeros(0, dtype=bool))
         for part in data.parts
     )
     if any(len(pc.real) < TEXTS for pc in pcs):
@@ -79,10 +79,10 @@ def inversion_attack(
 
     def read(source: str, job: Settings, *, sealed: bool = False) -> None:
         place = folder / f"run-{len(readings)}"
-        run = run_planted(job, data, pcs, place, sealed=sealed, listen=1)
-        readings.append(eye.read(source, run.heard[0].update, run.heard[0].pc))
+        run = run_canaries(job, data, pcs, place, sealed=sealed, listen=1)
+        readings.append(eye.read(source, run.updates[0].update, run.updates[0].pc))
         if sealed:
-            readings.append(eye.read(with_sum, _sum(run), run.heard[0].pc))
+            readings.append(eye.read(with_sum, _sum(run), run.updates[0].pc))
 
     read("its update, open and not private", settings)
     for name, job in private.items():
@@ -94,7 +94,9 @@ def inversion_attack(
 class _Eye:
     """Reads words out of vectors of one layout; knows the truth only to judge."""
 
-    def __init__(self, settings: Settings, data: SimulatedData, pcs: tuple[Planted, ...]) -> None:
+    def __init__(
+        self, settings: Settings, data: SimulatedData, pcs: tuple[CanaryClient, ...]
+    ) -> None:
         self.last = 0  # whose words were read last: the run's first PC
         self._classifier = Classifier(settings.model, data.labels)
         start, self._shape = _place(self._classifier)
@@ -128,13 +130,13 @@ def _place(classifier: Classifier) -> tuple[int, tuple[int, int]]:
         if name.endswith(_EMBEDDINGS):
             return start, (int(parameter.shape[0]), int(parameter.shape[1]))
         start += parameter.numel()
-    raise DataError('word embeddings are trained by model.method = "full" alone')
+    raise DataError('word embeddings are trained by model.train.kind = "full" alone')
 
 
 def _sum(run: Audited) -> npt.NDArray[np.float64]:
     """What the first round changed, as the second round's model shows it."""
-    first = next(one.vector for one in run.heard if one.round == 1)
-    second = next((one.vector for one in run.heard if one.round == 2), None)
+    first = next(one.vector for one in run.updates if one.round == 1)
+    second = next((one.vector for one in run.updates if one.round == 2), None)
     if second is None:
-        raise DataError("the opened sum shows in the second round: federation.rounds = 2")
+        raise DataError("the opened sum shows in the second round: rounds = 2")
     return second.astype(np.float64) - first

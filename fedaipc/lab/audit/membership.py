@@ -19,9 +19,9 @@ import numpy as np
 
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
-from fedaipc.lab.audit.planted import Planted, run_planted
+from fedaipc.lab.audit.canary_clients import CanaryClient, run_canaries
 from fedaipc.model.export import Exported
-from fedaipc.privacy.plan import size_class
+from fedaipc.privacy.budget import size_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,9 +86,9 @@ def membership_attack(
         parts, start = [], 0
         for pool in pools:
             own = coins[number, start : start + len(pool)]
-            parts.append(Planted(Records((), ()), pool, own))
+            parts.append(CanaryClient(Records((), ()), pool, own))
             start += len(pool)
-        done = run_planted(settings, data, tuple(parts), folder / f"run-{number:03d}")
+        done = run_canaries(settings, data, tuple(parts), folder / f"run-{number:03d}")
         confidence[number] = _confidences(done.folder / "model", texts, np.array(labels))
         on_run(number)
     return judge(confidence, coins)

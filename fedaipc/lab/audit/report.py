@@ -7,13 +7,13 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.config import settings_from
+from fedaipc.config import NoPrivacy, settings_from
 from fedaipc.errors import ConfigError
 from fedaipc.lab.audit.canary import CanaryAudit, canary_audit, check_sums_are_sent
+from fedaipc.lab.audit.canary_clients import plant, read_data, run_canaries
 from fedaipc.lab.audit.inversion import Inversion, inversion_attack
 from fedaipc.lab.audit.membership import Membership, membership_attack, membership_pools
-from fedaipc.lab.audit.planted import plant, read_data, run_planted
-from fedaipc.privacy.plan import make_plan
+from fedaipc.privacy.budget import round_schedule
 from fedaipc.report.formatting import at_least, at_most
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 FORMAT = "fedaipc audit"
 _INVERSION = {
-    "model": {"method": "full", "keep_layers": 1, "max_length": 32},
+    "model": {"train": "full", "keep_layers": 1, "max_length": 32},
     "training": {"local_steps": 1, "optimizer": "sgd", "learning_rate": 0.1},
-    "federation": {"rounds": 2, "server_optimizer": "fedavg"},
 }
 
 
@@ -38,7 +37,7 @@ class Setting:
     noise_multiplier: float | None
     sampling_rate: float
     steps: int
-    clip_norm: float
+    clip_norm: float | None
     test_accuracy: float | None
     canary: CanaryAudit
     membership: Membership | None
@@ -67,15 +66,14 @@ class AuditReport:
 def at_budget(settings: Settings, epsilon: float | None) -> Settings:
     """The same job for another budget, None for none. Raises ConfigError."""
     tree: dict[str, Any] = settings.model_dump(exclude_none=True)
-    privacy = {
-        key: value
-        for key, value in tree["privacy"].items()
-        if key not in ("epsilon", "noise_multiplier", "lifetime_epsilon", "mode")
-    }
+    privacy = tree["privacy"]
     if epsilon is None:
-        privacy["mode"] = "none"
+        privacy = {key: privacy[key] for key in NoPrivacy.model_fields if key in privacy}
+        privacy["kind"] = "none"
     else:
-        privacy |= {"mode": "local", "epsilon": epsilon, "lifetime_epsilon": epsilon}
+        privacy = {k: v for k, v in privacy.items() if k != "noise_multiplier"}
+        privacy |= {"kind": "dp-sgd", "epsilon": epsilon}
+        tree["federation"]["lifetime_epsilon"] = epsilon
     return settings_from({**tree, "privacy": privacy})
 
 
@@ -105,7 +103,7 @@ def run_audit(
     check_sums_are_sent(settings)
     jobs = [at_budget(settings, epsilon) for epsilon in budgets]
     for job in jobs:
-        make_plan(job)  # there may be no such noise
+        round_schedule(job)  # there may be no such noise
     to_read = _jobs_to_read(settings, budgets) if inversion else None
     data = read_data(settings)
     pcs = plant(data, canaries)
@@ -116,7 +114,7 @@ def run_audit(
         name = "none" if epsilon is None else f"{epsilon:g}"
         place = folder / f"epsilon-{name}"
         say(f"epsilon {name}: a run with {canaries * len(pcs):,} canaries")
-        audited = run_planted(own, data, pcs, place / "canaries")
+        audited = run_canaries(own, data, pcs, place / "canaries")
         canary = canary_audit(audited, folder / "cache")
         say(f"epsilon {name}: at least {at_least(canary.bound.lower)}, promised {_promise(canary)}")
         membership = None
@@ -127,10 +125,10 @@ def run_audit(
         attempts = results.charged
         one = Setting(
             epsilon=epsilon,
-            noise_multiplier=privacy.noise_multiplier,
-            sampling_rate=privacy.sampling_rate,
-            steps=privacy.local_steps * attempts,
-            clip_norm=privacy.clip_norm,
+            noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.noise,
+            sampling_rate=privacy.schedule.mechanism.sampling_rate,
+            steps=privacy.schedule.steps * attempts,
+            clip_norm=None if privacy.dp_sgd is None else privacy.dp_sgd.clip_norm,
             test_accuracy=None if results.test is None else results.test.accuracy,
             canary=canary,
             membership=membership,
@@ -153,8 +151,9 @@ def _jobs_to_read(
     tree: dict[str, Any] = settings.model_dump(exclude_none=True)
     for section, values in _INVERSION.items():
         tree[section] = {**tree[section], **values}
+    tree |= {"rounds": 2, "server": "fedavg"}
     tree.pop("warm_up", None)
-    tree["privacy"] |= {"sampling_rate": 1.0, "exact_sums": True}
+    tree["privacy"] |= {"sampling_rate": 1.0}
     try:
         job = settings_from(tree)
         plain = at_budget(job, None)

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedaipc import bounds
-from fedaipc.config import Settings, load_settings, to_toml, unknown_key
+from fedaipc.config import NoPrivacy, Settings, load_settings, to_toml, unknown_key
 from fedaipc.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-EPSILON, LIFETIME, MODE = "privacy.epsilon", "privacy.lifetime_epsilon", "privacy.mode"
+EPSILON, LIFETIME, KIND = "privacy.epsilon", "federation.lifetime_epsilon", "privacy.kind"
 SEED = "data.seed"
 MAX_CELLS = 10_000
 Values = dict[str, Any]
@@ -224,11 +224,18 @@ def _cell(sweep: Sweep, base: Path | None, values: Values, seed: int) -> Cell:
     if EPSILON in whole and LIFETIME not in whole:
         whole[LIFETIME] = whole[EPSILON]  # as `simulate --epsilon` does
     if whole.get(EPSILON) == math.inf:
-        whole = {k: v for k, v in whole.items() if k not in (EPSILON, LIFETIME)} | {MODE: "none"}
+        del whole[EPSILON], whole[LIFETIME]
+        whole = {key: value for key, value in whole.items() if not _is_of_noise(key)}
+        whole[KIND] = "none"
     try:
         return Cell(values, seed, load_settings(base, (), {**whole, SEED: seed}))
     except ConfigError as error:
         return Cell(values, seed, None, str(error))
+
+
+def _is_of_noise(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return section == "privacy" and name not in NoPrivacy.model_fields
 
 
 def _flatten(tree: Values) -> None:

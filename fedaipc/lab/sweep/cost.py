@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING
 from scipy.optimize import brentq
 
 from fedaipc.errors import PrivacyError
-from fedaipc.privacy.accountant import ORDERS, Mechanism, epsilon_at, epsilon_rdp, merged, rdp
+from fedaipc.privacy.accountant import ORDERS, epsilon_at, epsilon_rdp, merged, rdp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from fedaipc.config import Schedule
 
-def composed_epsilon(runs: Iterable[Mechanism], delta: float) -> float:
+
+def composed_epsilon(runs: Iterable[Schedule], delta: float) -> float:
     """Epsilon of all runs together, by RDP."""
     return epsilon_rdp(merged(runs), delta)
 
 
-def selected_epsilon(runs: Sequence[Mechanism], delta: float, mean_trials: float) -> float:
+def selected_epsilon(runs: Sequence[Schedule], delta: float, mean_trials: float) -> float:
     """Epsilon where only the best of a random number of runs is shown.
 
     The number has the logarithmic distribution (theorem 2 with eta = 0) of mean `mean_trials`, and

@@ -82,11 +82,11 @@ def sweep_page(name: str, rows: Sequence[Row]) -> str:
 
 def warning(rows: Sequence[Row]) -> list[str]:
     """That tuning on private texts costs privacy, and what, for the private cells of `rows`."""
-    private = [(row.mechanism, row.delta) for row in rows if row.mechanism is not None]
-    runs = [mechanism for mechanism, _ in private if mechanism is not None]
+    private = [(row.schedule, row.delta) for row in rows]
+    runs = [schedule for schedule, _ in private if schedule is not None]
     if not runs:
         return ["No private run has finished, so there is nothing to compose."]
-    delta = max(delta for _, delta in private if delta is not None)
+    delta = max(delta for schedule, delta in private if schedule is not None and delta is not None)
     alone = max(composed_epsilon([run], delta) for run in runs)
     count = len(runs)
     together, shown_once = composed_epsilon(runs, delta), selected_epsilon(runs, delta, count)

@@ -93,10 +93,10 @@ class Runner:
         running cells stop at a checkpoint, and the next call goes on. Raises ConfigError where a
         cell is not sealed and that was not allowed, OutputError where the folder is in use.
         """
-        sealing = {cell.settings.sealing.mode for cell in cells if cell.settings is not None}
-        if "none" in sealing and not self._plain:
+        kinds = {cell.settings.aggregation.kind for cell in cells if cell.settings is not None}
+        if "plain" in kinds and not self._plain:
             raise ConfigError(
-                'sealing.mode = "none" lets the server read every update: say so with '
+                'aggregation.kind = "plain" lets the server read every update: say so with '
                 "--insecure-plain-updates"
             )
         lock = self._lock()

@@ -9,9 +9,9 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedaipc.config import DPSGD, Schedule
 from fedaipc.lab.sweep.cells import RUN_FOLDER, Values
 from fedaipc.lab.sweep.runner import cell_folder, error_of, state_of
-from fedaipc.privacy.accountant import Mechanism
 from fedaipc.results import Results
 
 if TYPE_CHECKING:
@@ -60,15 +60,16 @@ class Row:
         return self.status not in (None, "finished")
 
     @property
-    def mechanism(self) -> Mechanism | None:
+    def schedule(self) -> Schedule | None:
         """All that a PC was charged for, where that is private."""
         if not self.private or self.noise_multiplier is None or not self.steps:
             return None
-        return Mechanism(
+        mechanism = DPSGD(
             noise_multiplier=self.noise_multiplier,
             sampling_rate=self.sampling_rate or 1.0,
-            steps=self.steps,
+            delta=self.delta or 1e-5,
         )
+        return Schedule(mechanism=mechanism, steps=self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +159,9 @@ def _row(folder: Path, cell: Cell) -> Row:
         epsilon=max((pc.epsilon for pc in results.pcs if pc.epsilon is not None), default=None),
         epsilon_pld=None if results.not_private or planned is None else planned.pld,
         delta=privacy.delta,
-        noise_multiplier=privacy.noise_multiplier,
-        sampling_rate=privacy.sampling_rate,
-        steps=attempts * privacy.local_steps,
+        noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.noise,
+        sampling_rate=privacy.schedule.mechanism.sampling_rate,
+        steps=attempts * privacy.schedule.steps,
         rounds=sum(not one.void for one in rounds),
         attempts=attempts,
         pcs=len(results.pcs),

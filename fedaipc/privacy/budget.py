@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fedaipc.config import MAX_CLIP, MIN_CLIP
+from fedaipc.config import DPSGD, Schedule
 from fedaipc.errors import PrivacyError
 from fedaipc.privacy.accountant import (
     ORDERS,
-    Mechanism,
     best_order,
     epsilon_at,
     epsilon_pld,
@@ -36,105 +34,59 @@ SMALLEST_CLASS = 32
 NEIGHBOURS = "one record of one PC added or removed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrivacyPlan:
-    """What every PC does to its gradients. All fields are public; part of the signed job.
+def round_schedule(settings: Settings) -> Schedule:
+    """What one round asks of a PC, its noise fixed: as given, or the least that meets the target.
 
-    `clip` is the L2 bound C on one record's gradient; the noise on the sum over a sample has
-    standard deviation noise_multiplier * clip in each coordinate. In mode "none" there is neither
-    clip nor noise. `exact_sums`: sums over records in float64 (docs/privacy.md, Clipping).
+    The target is met over all planned rounds by RDP at the schedule's best order, so that a fresh
+    ledger whose filter has this order and this budget covers them and no more. A PC that is asked
+    in a fraction of the rounds spends less. Raises PrivacyError where the target cannot be met.
     """
-
-    mode: Literal["local", "none"]
-    clip_norm: float
-    noise_multiplier: float | None
-    sampling_rate: float
-    local_steps: int
-    delta: float
-    exact_sums: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.mode == "local") != (self.noise_multiplier is not None):
-            raise PrivacyError('mode "local" needs a noise multiplier, mode "none" has none')
-        # Below, the float32 squares of a gradient vanish before the gradient reaches the bound.
-        if not MIN_CLIP <= self.clip_norm <= MAX_CLIP:
-            raise PrivacyError(f"clip_norm must lie in [{MIN_CLIP:g}, {MAX_CLIP:g}]")
-
-    @property
-    def private(self) -> bool:
-        return self.mode != "none"
-
-    def mechanism(self, rounds: int = 1) -> Mechanism:
-        """What `rounds` rounds do to one PC. Raises PrivacyError in mode "none"."""
-        if self.noise_multiplier is None:
-            raise PrivacyError('mode "none" has no privacy to account for')
-        return Mechanism(
-            noise_multiplier=self.noise_multiplier,
-            sampling_rate=self.sampling_rate,
-            steps=self.local_steps * rounds,
-        )
-
-
-def make_plan(settings: Settings) -> PrivacyPlan:
-    """Fix the noise: as given, or the least that reaches the target over all planned rounds.
-
-    The target is met by RDP at the schedule's best order, so that a fresh ledger whose filter has
-    this order and this budget covers the planned rounds and no more. A PC that is asked in a
-    fraction of the rounds spends less. Raises PrivacyError where the target cannot be met.
-    """
-    privacy, local_steps = settings.privacy, settings.training.local_steps
-    noise = privacy.noise_multiplier
-    if privacy.mode != "none" and privacy.epsilon is not None:
-        steps = local_steps * settings.federation.rounds
-        noise = noise_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
-    return PrivacyPlan(
-        mode=privacy.mode,
-        clip_norm=privacy.clip_norm,
-        noise_multiplier=noise,
-        sampling_rate=privacy.sampling_rate,
-        local_steps=local_steps,
-        delta=privacy.delta,
-        exact_sums=privacy.exact_sums,
-    )
+    steps = settings.training.local_steps
+    mechanism = settings.privacy
+    if isinstance(mechanism, DPSGD) and mechanism.epsilon is not None:
+        noise = noise_for(mechanism, mechanism.epsilon, steps * settings.rounds)
+        mechanism = mechanism.with_noise(noise)
+    return Schedule(mechanism=mechanism, steps=steps)
 
 
 @lru_cache(maxsize=64)
-def planned_epsilon(plan: PrivacyPlan, rounds: int) -> dict[str, float]:
+def planned_epsilon(once: Schedule, rounds: int) -> dict[str, float]:
     """Epsilon after `rounds` rounds by each accountant, for one PC that took part in all.
 
-    Where PRV and PLD would take gigabytes, RDP's stands for them: it is above both.
+    `once` is the schedule of one round. Where PRV and PLD would take gigabytes, RDP's stands for
+    them: it is above both.
     """
-    schedule = [plan.mechanism(rounds)]
-    bound = epsilon_rdp(schedule, plan.delta)
+    schedule, delta = [once.times(rounds)], once.mechanism.delta
+    bound = epsilon_rdp(schedule, delta)
     if is_dear(schedule):
         return dict.fromkeys(("rdp", "prv", "pld"), bound)
     return {
         "rdp": bound,
-        "prv": epsilon_prv(schedule, plan.delta),
-        "pld": epsilon_pld(schedule, plan.delta),
+        "prv": epsilon_prv(schedule, delta),
+        "pld": epsilon_pld(schedule, delta),
     }
 
 
-def filter_order(plan: PrivacyPlan, rounds: int, lifetime: float) -> float:
+def filter_order(once: Schedule, rounds: int, lifetime: float) -> float:
     """The RDP order of a new ledger, chosen for the first job that is known; public, as that is.
 
     Where the lifetime budget covers the job, the order at which the job costs least; else the one
     that affords most of its rounds. Without privacy, the one at which a budget goes furthest for
     plain Gaussian noise. Raises PrivacyError where the budget does not cover a single round.
     """
-    budgets = {order: filter_budget(order, lifetime, plan.delta) for order in ORDERS}
-    if not plan.private:
-        return usual_order(lifetime, plan.delta)
-    order, epsilon = best_order([plan.mechanism(rounds)], plan.delta)
+    delta = once.mechanism.delta
+    if not isinstance(once.mechanism, DPSGD):
+        return usual_order(lifetime, delta)
+    budgets = {order: filter_budget(order, lifetime, delta) for order in ORDERS}
+    order, epsilon = best_order([once.times(rounds)], delta)
     if epsilon <= lifetime:
         return order
-    one = [plan.mechanism()]
-    affordable = {order: _ratio(budgets[order], rdp(one, order)) for order in ORDERS}
+    affordable = {order: _ratio(budgets[order], rdp([once], order)) for order in ORDERS}
     order = max(affordable, key=lambda order: affordable[order])
     if affordable[order] < 1:
         raise PrivacyError(
-            f"privacy.lifetime_epsilon = {lifetime:g} does not cover a single round at noise "
-            f"multiplier {plan.noise_multiplier:.4g}; raise it, or ask for more noise"
+            f"federation.lifetime_epsilon = {lifetime:g} does not cover a single round at noise "
+            f"multiplier {once.mechanism.noise:.4g}; raise it, or ask for more noise"
         )
     return order
 
@@ -151,9 +103,9 @@ def usual_order(lifetime: float, delta: float) -> float:
     return order
 
 
-def covered_rounds(plan: PrivacyPlan, lifetime: float, order: float) -> int:
-    """How many rounds of the plan a fresh ledger with this budget and order grants."""
-    room = _ratio(filter_budget(order, lifetime, plan.delta), rdp([plan.mechanism()], order))
+def covered_rounds(once: Schedule, lifetime: float, order: float) -> int:
+    """How many such rounds a fresh ledger with this budget and order grants."""
+    room = _ratio(filter_budget(order, lifetime, once.mechanism.delta), rdp([once], order))
     return int(min(room * (1 + 1e-9), sys.maxsize))
 
 
@@ -161,9 +113,9 @@ def _ratio(budget: float, cost: float) -> float:
     return budget / cost if cost else math.inf  # so much noise that nothing is left of a cost
 
 
-def charged_epsilon(plan: PrivacyPlan, rounds: int, order: float) -> float:
+def charged_epsilon(once: Schedule, rounds: int, order: float) -> float:
     """Epsilon after `rounds` rounds in a fresh ledger whose filter has `order`."""
-    return epsilon_at(order, rdp([plan.mechanism(rounds)], order), plan.delta)
+    return epsilon_at(order, rdp([once.times(rounds)], order), once.mechanism.delta)
 
 
 def size_class(records: int) -> int:

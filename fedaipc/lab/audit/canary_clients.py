@@ -1,4 +1,4 @@
-"""A real run whose PCs hold canaries, each in or out by a coin, and what its server heard.
+"""A real run whose PCs hold canaries, each in or out by a coin, and what its server saw.
 
 The run is an ordinary one: the same coordinator, PCs, ledgers and messages. Updates are open, since
 what is promised does not count on sealing; everything is written down at the wire, where a
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedaipc.config import PlainAggregation
 from fedaipc.data.prepare import prepare_simulation
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
 from fedaipc.model.warm_up import warm_base
-from fedaipc.privacy.plan import size_class
+from fedaipc.privacy.budget import size_class
 from fedaipc.simulation.recorder import Recorder
 from fedaipc.simulation.simulation import prepare, simulate
 
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
     from fedaipc.data.prepare import SimulatedData
     from fedaipc.results import Results
-    from fedaipc.simulation.recorder import Heard
+    from fedaipc.simulation.recorder import ObservedUpdate
 
 _COLUMN, _PART = "pc", "part-"
 
 
 @dataclass(frozen=True, slots=True)
-class Planted:
+class CanaryClient:
     """One PC's texts: those that it surely holds, and canaries with their coins."""
 
     real: Records
@@ -56,13 +57,13 @@ class Audited:
 
     settings: Settings
     labels: tuple[str, ...]
-    pcs: tuple[Planted, ...]
-    heard: tuple[Heard, ...]
+    pcs: tuple[CanaryClient, ...]
+    updates: tuple[ObservedUpdate, ...]
     results: Results
     folder: Path
 
 
-def plant(data: SimulatedData, canaries: int, seed: int | None = None) -> tuple[Planted, ...]:
+def plant(data: SimulatedData, canaries: int, seed: int | None = None) -> tuple[CanaryClient, ...]:
     """Split each PC's texts into real ones and `canaries` with wrong labels; flip the coins.
 
     The counts are such that a PC's public size class is the same however the coins fall: it is
@@ -70,7 +71,7 @@ def plant(data: SimulatedData, canaries: int, seed: int | None = None) -> tuple[
     DataError where a PC has too few texts.
     """
     random = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
-    planted = []
+    clients = []
     for number, part in enumerate(data.parts):
         records = data.train.take(part)
         real = _real_count(number, len(records), canaries)
@@ -80,14 +81,14 @@ def plant(data: SimulatedData, canaries: int, seed: int | None = None) -> tuple[
             str(random.choice([other for other in data.labels if other != label]))
             for label in chosen.labels
         )
-        planted.append(
-            Planted(
+        clients.append(
+            CanaryClient(
                 real=records.take(order[:real]),
                 canaries=Records(chosen.texts, wrong),
                 included=random.random(canaries) < 0.5,
             )
         )
-    return tuple(planted)
+    return tuple(clients)
 
 
 def _real_count(number: int, records: int, canaries: int) -> int:
@@ -104,10 +105,10 @@ def _real_count(number: int, records: int, canaries: int) -> int:
     )
 
 
-def run_planted(
+def run_canaries(
     settings: Settings,
     data: SimulatedData,
-    pcs: tuple[Planted, ...],
+    pcs: tuple[CanaryClient, ...],
     folder: Path,
     *,
     sealed: bool = False,
@@ -122,24 +123,24 @@ def run_planted(
     wanted = _with_sources(settings, data, pcs, folder)
     if not sealed:
         wanted = wanted.model_copy(
-            update={"sealing": wanted.sealing.model_copy(update={"mode": "none"})}
+            update={"aggregation": PlainAggregation(bound=wanted.aggregation.bound)}
         )
     recorder = Recorder(listen)
     run = prepare(wanted)
     results = simulate(run, "in-process", lambda _: None, app=recorder)
     # Which simulated PC got which part is the partition's choice: by size.
     part = [int(pc.groups[0].removeprefix(_PART)) for pc in results.pcs]
-    heard = tuple(replace(one, pc=part[one.pc]) for one in recorder.heard)
-    return Audited(wanted, data.labels, pcs, heard, results, run.folder)
+    updates = tuple(replace(one, pc=part[one.pc]) for one in recorder.updates)
+    return Audited(wanted, data.labels, pcs, updates, results, run.folder)
 
 
 def read_data(settings: Settings) -> SimulatedData:
     """What `simulate` would give to the PCs. Raises DataError."""
-    return prepare_simulation(settings.data, settings.federation.pcs)
+    return prepare_simulation(settings.data, settings.federation.clients)
 
 
 def _with_sources(
-    settings: Settings, data: SimulatedData, pcs: tuple[Planted, ...], folder: Path
+    settings: Settings, data: SimulatedData, pcs: tuple[CanaryClient, ...], folder: Path
 ) -> Settings:
     """The same job on files in `folder`: one value of a column for each PC."""
     paths = {name: folder / f"{name}.csv" for name in ("source", "validation", "test")}
@@ -157,7 +158,7 @@ def _with_sources(
     sources = {name: str(path.resolve()) for name, path in paths.items()}
     update = {
         **sources, "text_column": "text", "label_column": "label", "labels": data.labels,
-        "partition": "column", "partition_column": _COLUMN, "limit": None,
+        "partition": "column", "client_column": _COLUMN, "limit": None,
         "validation_size": None, "test_size": None,
     }  # fmt: skip
     output = {"folder": str(folder), "name": "run", "plots": False}

@@ -1,0 +1,133 @@
+"""Privacy mechanisms: what is promised. One type from settings to job, ledger and certificate.
+
+`DPSGD` as somebody writes it may name a target; as a job holds it its noise is a number.
+A `Schedule` is so many steps of such a mechanism: what a round, a run or a life costs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from fedaipc.config.section import (
+    MAX_CLIP,
+    MAX_NOISE,
+    MIN_CLIP,
+    MIN_NOISE,
+    Choice,
+    Section,
+    Share,
+    register,
+)
+
+MAX_STEPS = 1_000_000_000_000  # of a schedule; accountants multiply, and do not count
+
+
+class Privacy(Choice):
+    """What is promised. Everything here is public and part of the job.
+
+    Unit: one record. Neighbours: add or remove one record of one client.
+    """
+
+    usual: ClassVar[str] = "dp-sgd"
+    private: ClassVar[bool] = True
+
+    unit: Literal["record"] = Field("record", description="what is protected")
+    delta: float = Field(1e-5, gt=0, lt=0.01, description="at most 1 / (10 n) of any PC")
+    sampling_rate: Share = Field(
+        1.0, description="Poisson sampling rate q of one local step; else 1, beyond a head 0.1"
+    )
+
+
+@register
+class DPSGD(Privacy):
+    """DP-SGD on each client, its noise included (Abadi et al., CCS 2016).
+
+    `epsilon` is the target over all planned rounds; `noise_multiplier` may be given instead of it.
+
+    A mechanism of your own derives from this one, overrides `sample` or `step`, and says in `event`
+    what accountants must count instead.
+    """
+
+    kind: Literal["dp-sgd"] = "dp-sgd"
+    epsilon: float | None = Field(
+        None, gt=0, le=1000, description="target over all rounds; 8 if no noise is given"
+    )
+    noise_multiplier: float | None = Field(
+        None,
+        ge=MIN_NOISE,
+        le=MAX_NOISE,
+        description="noise by clip bound, in place of epsilon",
+    )
+    clip_norm: float = Field(
+        1.0, ge=MIN_CLIP, le=MAX_CLIP, description="L2 bound C on one record's gradient"
+    )
+
+    def with_noise(self, noise_multiplier: float) -> Self:
+        return self.model_copy(update={"noise_multiplier": noise_multiplier, "epsilon": None})
+
+    @property
+    def noise(self) -> float:
+        """The noise multiplier, of a mechanism whose noise is fixed."""
+        assert self.noise_multiplier is not None  # noqa: S101 - `Schedule` sees to it
+        return self.noise_multiplier
+
+    def sample(self, draw: Any) -> Any:
+        """Which records join a step: their numbers, secret. `draw` is a privacy.dp_sgd.Draw."""
+        return draw.poisson(self.sampling_rate)
+
+    def step(self, step: Any) -> None:
+        """Train one step on one sample. `step` is a privacy.dp_sgd.Step."""
+        step.dp_sgd(clip_norm=self.clip_norm, noise_multiplier=self.noise)
+
+    def event(self) -> Any:
+        """What an accountant needs to know of `sample` and `step`: an event of dp-accounting."""
+        from dp_accounting import dp_event
+
+        event: Any = dp_event.GaussianDpEvent(self.noise)
+        if self.sampling_rate < 1:
+            event = dp_event.PoissonSampledDpEvent(self.sampling_rate, event)
+        return event
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, tree: object) -> object:
+        if isinstance(tree, dict) and tree.get("noise_multiplier") is None:
+            return {**tree, "epsilon": 8.0 if tree.get("epsilon") is None else tree["epsilon"]}
+        return tree
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError("give one of privacy.epsilon and privacy.noise_multiplier, not both")
+        return self
+
+
+@register
+class NoPrivacy(Privacy):
+    """Neither clip nor noise: to compare with, on data that is nobody's secret."""
+
+    kind: Literal["none"] = "none"
+    private: ClassVar[bool] = False
+
+
+class Schedule(Section):
+    """`steps` equal steps of a mechanism whose noise is fixed."""
+
+    mechanism: SerializeAsAny[Privacy]
+    steps: int = Field(ge=1, le=MAX_STEPS)
+
+    @model_validator(mode="after")
+    def _is_fixed(self) -> Self:
+        if isinstance(self.mechanism, DPSGD) and self.mechanism.noise_multiplier is None:
+            raise ValueError("a schedule needs the noise itself, not a target")
+        return self
+
+    @property
+    def private(self) -> bool:
+        return self.mechanism.private
+
+    def times(self, rounds: int) -> Schedule:
+        """`rounds` times as many steps."""
+        return Schedule(mechanism=self.mechanism, steps=self.steps * rounds)

@@ -1,0 +1,159 @@
+"""What all settings share: frozen sections, and choices between several kinds of a thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from fedaipc import strict_json
+from fedaipc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Stage = Literal["setup", "mask", "agree", "unmask"]
+MIN_NOISE, MAX_NOISE = 0.1, 1e6  # noise multiplier; beyond, accountants lose their digits
+MAX_KINDS = 100  # of steps: each costs the PLD accountant a second
+# What a schedule can lose at a delta of 1e-15, by RDP. The PLD accountant's grid is about as wide,
+# at 20,000 points for each 1: here it takes seconds and half a GB. Epsilon is 200 there, and more.
+MAX_LOSS, LOSS_DELTA = 300.0, 1e-15
+MIN_CLIP, MAX_CLIP = 1e-9, 1e9  # below, the float32 squares of a gradient vanish
+RUN = r"^[0-9a-f]{16}$"  # the identifier of a run
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+ENTRY_POINTS = "fedaipc"  # the group in which other packages name modules that register kinds
+
+
+class Frozen(BaseModel):
+    """Frozen, no unknown keys, no NaN or infinity: settings, and all else that is read back."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
+
+    @classmethod
+    def from_json(cls, content: bytes | str, *, max_bytes: int = strict_json.MAX_BYTES) -> Self:
+        """Raises ValueError (pydantic's is one): not strict JSON, or not of this type."""
+        return cls.model_validate(strict_json.parse(content, max_bytes=max_bytes))
+
+    @classmethod
+    def from_file(cls, path: Path, *, max_bytes: int = strict_json.MAX_BYTES) -> Self:
+        """Raises OSError, or ValueError as `from_json`."""
+        return cls.model_validate(strict_json.load(path, max_bytes=max_bytes))
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise PydanticCustomError("not_a_flag", "true and false are no value here")
+        return value
+
+
+class _Explained(ModelMetaclass):
+    """Whoever makes settings in Python gets the errors of the command line."""
+
+    positional: tuple[str, ...]
+
+    def __call__(cls, *given: Any, **named: Any) -> Any:  # noqa: N805
+        from fedaipc.config.explain import explain
+
+        if len(given) > len(cls.positional):
+            raise ConfigError(f"{cls.__name__}: give its settings by name")
+        named = {**dict(zip(cls.positional, given, strict=False)), **named}
+        try:
+            return super().__call__(**named)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            own: Any = cls
+            lines = [explain(own, detail, named) for detail in details]
+            raise ConfigError(f"{cls.__name__}: {'; '.join(lines)}") from None
+
+
+class Section(Frozen, metaclass=_Explained):
+    """Base of all settings. `positional` names those that may be given without their name."""
+
+    positional: ClassVar[tuple[str, ...]] = ()
+
+
+class Choice(Section):
+    """One of several kinds of a thing, told by `kind`; each kind has keys of its own.
+
+    A class directly below this one is the thing, as `TrainingMethod`; `usual` is the kind that is
+    meant where none is named. A class below that is a kind; `register` makes it known. A name alone
+    stands for a kind with its defaults: `train = "lora"`.
+    """
+
+    usual: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Choice]]]
+
+    kind: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if Choice in cls.__bases__:
+            cls.kinds = {}
+
+    @classmethod
+    def known(cls) -> dict[str, type[Choice]]:
+        """All kinds of this thing by name, those of installed packages among them."""
+        for entry in entry_points(group=ENTRY_POINTS):
+            entry.load()
+        return dict(cls.kinds)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, given: object, build: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(given, str):
+            given = {"kind": given}
+        if Choice not in cls.__bases__ or isinstance(given, cls) or not isinstance(given, Mapping):
+            return build(given)
+        name = given.get("kind", cls.usual)
+        kind = cls.kinds.get(name) or cls.known().get(name)
+        if kind is None:
+            raise PydanticCustomError("unknown_kind", "is not known here")
+        made = kind.model_validate({"kind": name, **given})
+        assert isinstance(made, cls)  # noqa: S101 - `register` saw to it
+        return made
+
+
+Kind = TypeVar("Kind", bound=type[Choice])
+
+
+def register(kind: Kind) -> Kind:
+    """Make a kind known by the default of its field `kind`; to be used as a decorator.
+
+    The same class may be registered again, as a notebook does. Raises ConfigError where the name is
+    taken.
+    """
+    family: Any = next(base for base in kind.__mro__ if Choice in base.__bases__)
+    own: Any = kind
+    name = str(own.model_fields["kind"].default)
+    taken = family.kinds.get(name)
+    if taken is not None and _place(taken) != _place(kind):
+        raise ConfigError(f"{name}: {_place(taken)} has this name already; choose another")
+    family.kinds[name] = kind
+    return kind
+
+
+def _place(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

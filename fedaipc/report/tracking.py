@@ -1,0 +1,89 @@
+"""Trackers: who is told of a run as it goes on, by name: output.trackers = ["tensorboard"]."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from fedaipc.config.section import ENTRY_POINTS
+from fedaipc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from fedaipc.results import RoundResult
+
+
+class Tracker(Protocol):
+    """Is made with the folder of the run, told of every finished attempt, and closed at the end.
+
+    It sees public numbers alone. What it raises ends the run's watching, never the run's promise.
+    """
+
+    def __init__(self, run_folder: Path) -> None: ...
+
+    def on_round(self, result: RoundResult) -> None: ...
+
+    def close(self) -> None: ...
+
+
+_TRACKERS: dict[str, Callable[[Path], Tracker]] = {}
+
+
+def register_tracker(
+    name: str,
+) -> Callable[[Callable[[Path], Tracker]], Callable[[Path], Tracker]]:
+    """Make a tracker known by `name`; to be used as a decorator. The last one of a name counts."""
+
+    def add(tracker: Callable[[Path], Tracker]) -> Callable[[Path], Tracker]:
+        _TRACKERS[name] = tracker
+        return tracker
+
+    return add
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError where one is not known here, or what it needs is not installed."""
+    for name in names:
+        check = getattr(_find(name), "check", None)
+        if check is not None:
+            check()
+
+
+class Trackers:
+    """All that a run names, opened together and closed together."""
+
+    def __init__(self, names: Sequence[str], run_folder: Path) -> None:
+        """Raises ConfigError where one is not known, OutputError where one cannot write."""
+        self._open = ExitStack()
+        self._trackers = []
+        for name in names:
+            tracker = _find(name)(run_folder)
+            self._open.callback(tracker.close)
+            self._trackers.append(tracker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def on_round(self, result: RoundResult) -> None:
+        for tracker in self._trackers:
+            tracker.on_round(result)
+
+
+def _find(name: str) -> Callable[[Path], Tracker]:
+    if name not in _TRACKERS:
+        from fedaipc.report import tensorboard  # noqa: F401 - registers itself
+
+        for entry in entry_points(group=ENTRY_POINTS):
+            entry.load()
+    if name not in _TRACKERS:
+        raise ConfigError(
+            f"output.trackers: {name} is not known here (known: {', '.join(sorted(_TRACKERS))})"
+        )
+    return _TRACKERS[name]
