@@ -1,0 +1,139 @@
+"""Labelled texts, from a file or from memory, and which client holds which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedaipc.api.scratch import Scratch
+from fedaipc.config import ByColumn, DataSettings, Iid, Partition
+from fedaipc.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from fedaipc.data.prepare import SimulatedData
+
+_CLIENTS = 20
+
+
+class Data:
+    """Labelled texts. `settings` are those of [data] in a config; `clients` is None before
+    `partition` said how many there are. Nothing is read before it is needed.
+    """
+
+    def __init__(
+        self, settings: DataSettings, clients: int | None = None, keep: object = None
+    ) -> None:
+        self.settings, self.clients = settings, clients
+        self._keep = keep  # the folder of a table from memory, for as long as somebody has the data
+        self._prepared: SimulatedData | None = None
+
+    def partition(
+        self,
+        kind: str | Partition | None = None,
+        *,
+        by: str | None = None,
+        clients: int | None = None,
+    ) -> Data:
+        """Spread the records over clients: at random, by a column, or as `kind` says.
+
+        `by` names the column whose values are the clients; with more values than `clients` some
+        clients hold several of them, and without `clients` each value is one, up to 20. Raises
+        ConfigError.
+        """
+        chosen = kind if kind is not None else Iid() if by is None else ByColumn()
+        tree = self.settings.model_dump(exclude_none=True) | {"partition": chosen}
+        if by is not None:
+            tree["client_column"] = by
+        settings = DataSettings(**tree)
+        if by is not None and clients is None:
+            from fedaipc.data.prepare import prepare_simulation
+
+            groups = prepare_simulation(settings, 1).train.groups or ()
+            clients = min(len(set(groups)), _CLIENTS)
+        return Data(settings, clients or _CLIENTS, self._keep)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The public label list, in order. Reads the data; raises DataError."""
+        return self._read().labels
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many records each client holds. Reads the data; raises DataError."""
+        return tuple(len(part) for part in self._read().parts)
+
+    def __len__(self) -> int:
+        """How many records can be trained on: without those held back to validate and test."""
+        return len(self._read().train)
+
+    def __repr__(self) -> str:
+        spread = "" if self.clients is None else f", {self.clients:,} clients"
+        return f"Data({self.settings.source!r}{spread})"
+
+    def _read(self) -> SimulatedData:
+        from fedaipc.data.prepare import prepare_simulation
+
+        if self._prepared is None:
+            self._prepared = prepare_simulation(self.settings, self.clients or 1)
+        return self._prepared
+
+
+def load_data(source: Any, *, text: str = "text", label: str = "label", **settings: Any) -> Data:
+    """Labelled texts: an asset, a file (.csv, .tsv, .jsonl, .parquet), a folder with a sub-folder
+    of .txt files for each label, "hf:ID", a pandas or datasets table, or (text, label) pairs.
+
+    `text` and `label` name columns; `settings` are further keys of [data], as encoding, labels or
+    test. Raises ConfigError or DataError.
+    """
+    keep = None
+    if not isinstance(source, str | Path):
+        keep = Scratch()
+        source = _write(_columns(source, text, label), keep.folder / "in-memory.parquet")
+    return Data(
+        DataSettings(source=str(source), text_column=text, label_column=label, **settings),
+        keep=keep,
+    )
+
+
+def fetch(asset: str) -> Path:
+    """Where an asset lies on this machine, downloaded and checked if need be. Raises AssetError."""
+    from fedaipc.data.assets import fetch_asset
+
+    return fetch_asset(asset)
+
+
+def _columns(table: Any, text: str, label: str) -> Mapping[str, Iterable[object]]:
+    """Columns by name of a table in memory."""
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas
+        return dict(table.to_dict(orient="list"))
+    if hasattr(table, "column_names"):  # datasets, pyarrow
+        return {name: list(table[name]) for name in table.column_names}
+    if isinstance(table, Mapping):
+        return table
+    try:
+        texts, labels = zip(*table, strict=True)
+    except (TypeError, ValueError):
+        raise DataError(
+            "give a path, a table with columns, or a list of (text, label) pairs"
+        ) from None
+    return {text: texts, label: labels}
+
+
+def _write(columns: Mapping[str, Iterable[object]], path: Path) -> Path:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from fedaipc.files import write_atomic
+
+    try:
+        table = pa.table({str(name): list(values) for name, values in columns.items()})
+    except (pa.ArrowException, TypeError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ConfigError(f"the table cannot be read: {reason}") from None
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_atomic(path, buffer.getvalue(), private=True)
+    return path

@@ -1,0 +1,135 @@
+"""A job as an object: the settings of a config file, and what one does with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedaipc.config import DPSGD, Settings, load_settings, recipe_text, to_toml
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from fedaipc.api.data import Data
+
+_RECORDS = 1000  # of a client, where nobody said how many
+
+
+class Job(Settings):
+    """What is trained, and how: model, privacy, training, aggregation, server, rounds.
+
+    The same keys as in TOML and in --set, with the same defaults and checks. Raises ConfigError.
+    """
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a config file. Raises ConfigError."""
+        return cls.of(load_settings(Path(path)))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The same settings as a job; what nobody gave stays open."""
+        return cls(**{name: getattr(settings, name) for name in settings.model_fields_set})
+
+    def to_toml(self, path: str | Path | None = None) -> str:
+        """The config file of this job, also written to `path`: for `fedaipc simulate`."""
+        text = to_toml(self)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def with_data(self, data: Data | None) -> Self:
+        """The job on these texts and clients; as it is without any."""
+        if data is None:
+            return self
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        federation = self.federation
+        if data.clients is not None:
+            tree = {name: getattr(federation, name) for name in federation.model_fields_set}
+            federation = type(federation)(**{**tree, "clients": data.clients})
+        return type(self)(**{**given, "data": data.settings, "federation": federation})
+
+    def plan(self, data: Data | None = None) -> Plan:
+        """What this job will cost in privacy and traffic, before anything runs.
+
+        With `data` the rounds follow from its labels where nobody gave them, the model is opened to
+        count what it trains, and too much noise is told. Raises PrivacyError where no noise meets
+        the target, DataError, ModelError.
+        """
+        from fedaipc.privacy.budget import planned_epsilon, round_schedule, size_class
+        from fedaipc.privacy.signal import noise_warning
+
+        job: Settings = self.with_data(data)
+        values, warning = None, None
+        if data is not None:
+            from fedaipc.config import for_labels
+            from fedaipc.model.classifier import Classifier
+
+            job = for_labels(job, data.labels)
+            values = Classifier(job.model, data.labels).layout.size
+        once = round_schedule(job)
+        if data is not None and values is not None:
+            sizes = [size_class(size) for size in data.sizes]
+            warning = noise_warning(once, job, values, len(data.labels), sizes)
+        mechanism = once.mechanism
+        return Plan(
+            recipe=recipe_text(job),
+            rounds=job.rounds,
+            delta=mechanism.delta,
+            noise_multiplier=mechanism.noise if isinstance(mechanism, DPSGD) else None,
+            epsilon=planned_epsilon(once, job.rounds) if once.private else None,
+            secure_aggregation=job.aggregation.kind == "secagg",
+            trained_values=values,
+            bytes_up=None if values is None else values * job.aggregation.bits // 8,
+            warning=warning,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Of one client that takes part in every round.
+
+    `epsilon` is by each accountant, an upper bound each: None without privacy. `trained_values` and
+    `bytes_up` (of one update, without what secure aggregation adds) are None where the data is not
+    known.
+    """
+
+    recipe: str
+    rounds: int
+    delta: float
+    noise_multiplier: float | None
+    epsilon: dict[str, float] | None
+    secure_aggregation: bool
+    trained_values: int | None
+    bytes_up: int | None
+    warning: str | None
+
+    def __str__(self) -> str:
+        lines = [self.recipe]
+        if self.epsilon is None:
+            lines.append("NOT PRIVATE: neither clip nor noise")
+        else:
+            bounds = ", ".join(f"{v:.3f} ({name.upper()})" for name, v in self.epsilon.items())
+            whom = "against the server, other clients and all who see a model: the noise is each"
+            lines += [
+                f"noise multiplier {self.noise_multiplier:.4g}",
+                f"epsilon {bounds} at delta {self.delta:g}, per record, over {self.rounds} rounds",
+                f"{whom} client's own",
+            ]
+        lines.append(
+            "the server sees sums of updates alone"
+            if self.secure_aggregation
+            else "NOT SEALED: the server can read every client's update"
+        )
+        if self.bytes_up is not None:
+            lines.append(
+                f"{self.trained_values:,} trained values, {self.bytes_up / 1e6:.3g} MB up for each "
+                "client and round"
+            )
+        return "\n".join([*lines, *([self.warning] if self.warning else [])])
+
+    def _repr_html_(self) -> str:
+        from fedaipc.report.markup import escape
+
+        return "<pre>" + escape(str(self)) + "</pre>"

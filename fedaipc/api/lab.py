@@ -1,0 +1,107 @@
+"""`fedaipc.privacy` for researchers: plan a budget, attack a job, bound epsilon from below."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedaipc.config import DPSGD
+from fedaipc.errors import ConfigError, PrivacyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedaipc.api.data import Data
+    from fedaipc.api.job import Job
+    from fedaipc.lab.audit.bound import Bound
+    from fedaipc.lab.audit.report import AuditReport
+    from fedaipc.lab.planner import Plan
+
+
+def plan(
+    *,
+    epsilon: float | None = None,
+    noise_multiplier: float | None = None,
+    delta: float = 1e-5,
+    records: int = 1000,
+    batch: float | None = None,
+    sampling_rate: float | None = None,
+    rounds: int = 30,
+    steps: int = 1,
+) -> Plan:
+    """The noise that a budget takes, or the epsilon that a noise costs: give one of the two.
+
+    `records` are a client's; its public size class counts. `batch` is how many a step draws on
+    average, in place of `sampling_rate` (1 without both). `steps` are those of one round. Met by
+    RDP, as a ledger charges it. Raises ConfigError, or PrivacyError where nothing meets it.
+    """
+    from fedaipc.lab.planner import Plan, solve
+    from fedaipc.privacy.budget import size_class
+
+    if (epsilon is None) == (noise_multiplier is None):
+        raise ConfigError("give one of epsilon and noise_multiplier")
+    if batch is not None and sampling_rate is not None:
+        raise ConfigError("give one of batch and sampling_rate, not both")
+    public = size_class(records)
+    rate = sampling_rate if batch is None else batch / public
+    mechanism = DPSGD(
+        noise_multiplier=1.0 if noise_multiplier is None else noise_multiplier,
+        sampling_rate=1.0 if rate is None else rate,
+        delta=delta,
+    )
+    if rounds < 1 or steps < 1:
+        raise ConfigError("rounds and steps are 1 at least")
+    asked = Plan(
+        epsilon=epsilon or 0.0, mechanism=mechanism, steps=steps, rounds=rounds, records=public
+    )
+    return solve("epsilon" if epsilon is None else "noise", asked)
+
+
+def audit(
+    job: Job,
+    data: Data | None = None,
+    *,
+    epsilons: Sequence[float | None] | None = None,
+    canaries: int = 400,
+    shadow_runs: int = 0,
+    inversion: bool = False,
+) -> AuditReport:
+    """Attack real runs of `job`: what is reached beside what is promised.
+
+    `canaries` are planted over all clients; `epsilons` are the budgets that are tried (None: no
+    privacy), else the job's own. `shadow_runs` adds membership inference, `inversion` reads words
+    from gradients. Takes minutes to hours. Raises FedaipcError.
+    """
+    from fedaipc.lab.audit.report import run_audit
+
+    settings = job.with_data(data)
+    if epsilons is None:
+        own = settings.privacy
+        if not isinstance(own, DPSGD) or own.epsilon is None:
+            raise PrivacyError("name the budgets to attack in epsilons: the job has no target")
+        epsilons = [own.epsilon]
+    each = max(1, canaries // settings.federation.clients)
+    with tempfile.TemporaryDirectory(prefix="fedaipc-") as folder:
+        return run_audit(
+            settings, list(epsilons), Path(folder), canaries=each, runs=shadow_runs,
+            inversion=inversion,
+        )  # fmt: skip
+
+
+def lower_bound(
+    scores_in: Any, scores_out: Any, *, delta: float, confidence: float = 0.95
+) -> Bound:
+    """The epsilon that an attack has reached, from its scores alone, of any system.
+
+    Each canary was in or out of the data by a fair coin; its score should be higher where it was
+    in. Steinke, Nasr and Jagielski (NeurIPS 2023), theorem 5.2. Raises PrivacyError.
+    """
+    from fedaipc.lab.audit.bound import audit_bound
+
+    inside, outside = np.asarray(scores_in, float).ravel(), np.asarray(scores_out, float).ravel()
+    scores = np.concatenate([inside, outside])
+    included = np.arange(len(scores)) < len(inside)
+    return audit_bound(scores, included, delta, confidence)

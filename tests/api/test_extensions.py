@@ -1,0 +1,141 @@
+"""What others can add, by the examples: each in a process of its own, as its reader runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedaipc as fa
+from fedaipc.errors import ConfigError, LedgerError
+from fedaipc.secagg.keys import SigningKey
+
+EXAMPLES = Path(__file__).parents[2] / "simulations" / "extend"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+def load(name: str) -> object:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_runs_as_it_stands(name: str, minilm: Path, tmp_path: Path) -> None:
+    del minilm
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")], capture_output=True, text=True, check=False,
+        cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert "accuracy" in said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_short_and_uses_public_names(name: str) -> None:
+    text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 40
+    imports = [line for line in text.splitlines() if "fedaipc" in line and "import" in line]
+    assert set(imports) <= {"import fedaipc as fa", "from fedaipc.errors import DataError"}
+    assert f"({name}.py)" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_method_says_what_is_trained_and_toml_knows_it(minilm: Path, tmp_path: Path) -> None:
+    del minilm
+    load("norms_only")
+    (tmp_path / "job.toml").write_text('[model]\ntrain = "norms-only"\n')
+    job = fa.Job.from_toml(tmp_path / "job.toml")
+    assert job.model.train.model_dump() == {"kind": "norms-only", "layers": 2}
+    from fedaipc.model.classifier import Classifier
+
+    names = [name for name, _ in Classifier(job.model, ("no", "yes")).trainable()]
+    body = [name for name in names if "classifier" not in name]
+    assert body
+    assert all("LayerNorm" in name for name in body)
+    assert {int(name.split(".layer.")[1].split(".")[0]) for name in body} == {4, 5}
+
+
+def test_a_mechanism_is_charged_by_its_own_event(tmp_path: Path) -> None:
+    module = load("two_coins")
+    from fedaipc.config import Schedule
+    from fedaipc.privacy.accountant import epsilon_pld, epsilon_prv, epsilon_rdp
+    from fedaipc.privacy.ledger import Charge, Ledger
+
+    coins = Schedule(mechanism=module.TwoCoins(noise_multiplier=2.0, sampling_rate=0.5), steps=30)
+    poisson = Schedule(mechanism=fa.DPSGD(noise_multiplier=2.0, sampling_rate=0.25), steps=30)
+    for bound in (epsilon_rdp, epsilon_pld):
+        assert bound([coins], 1e-5) == pytest.approx(bound([poisson], 1e-5), rel=0.01)
+    assert epsilon_prv([coins], 1e-5) == epsilon_pld([coins], 1e-5)
+    ledger = Ledger.create(
+        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
+    )
+    ledger.charge(Charge(run="r", round=1, attempt=1, schedule=coins))
+    assert Ledger(ledger.path).schedules == (coins,)
+
+
+def test_a_ledger_with_a_mechanism_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+    module = load("two_coins")
+    from fedaipc.config import Privacy, Schedule
+    from fedaipc.privacy.ledger import Charge, Ledger
+
+    coins = Schedule(mechanism=module.TwoCoins(noise_multiplier=2.0), steps=1)
+    ledger = Ledger.create(
+        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
+    )
+    ledger.charge(Charge(run="r", round=1, attempt=1, schedule=coins))
+    kind = Privacy.kinds.pop("two-coins")
+    try:
+        with pytest.raises(LedgerError, match=r"two-coins.*not installed"):
+            Ledger(ledger.path)
+    finally:
+        Privacy.kinds["two-coins"] = kind
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lora: .* has this name already"):
+
+        @fa.register
+        class Mine(fa.TrainingMethod):
+            kind: str = "lora"
+
+    with pytest.raises(ConfigError, match=r"two letters"):
+        fa.register_source("c")
+    with pytest.raises(ConfigError, match=r"hf: .* reads these already"):
+        fa.register_source("hf")(lambda name, columns: [])
+    with pytest.raises(ConfigError, match=r"output.trackers: nobody is not known here"):
+        fa.simulate(fa.Job(output={"trackers": ["nobody"]}), progress=False)
+
+
+def test_a_method_that_trains_what_it_calls_frozen_is_refused(minilm: Path) -> None:
+    del minilm
+    from fedaipc.errors import ModelError
+    from fedaipc.model.classifier import Classifier
+
+    class Liar(fa.TrainingMethod):
+        kind: str = "liar"
+
+        def frozen_layers(self, depth: int) -> int:
+            return depth
+
+        def trains(self, name: str, part: str) -> bool:
+            return True
+
+    with pytest.raises(ModelError, match=r"frozen"):
+        Classifier(fa.TextClassifier("minilm-l6", train=Liar()), ("no", "yes"))
+
+
+def test_json_of_a_job_names_its_kinds() -> None:
+    job = fa.Job(model=fa.TextClassifier(train=fa.LoRA()), server=fa.FedAvgM())
+    tree = json.loads(job.model_dump_json())
+    kinds = [tree["model"]["train"], tree["privacy"], tree["aggregation"], tree["server"]]
+    assert [one["kind"] for one in kinds] == ["lora", "dp-sgd", "secagg", "fedavgm"]
