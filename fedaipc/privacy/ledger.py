@@ -316,7 +316,8 @@ def _locked(path: Path) -> Iterator[None]:
 def _check_installed(entries: Iterable[dict[str, Any]]) -> None:
     """Raise LedgerError where a charge is of a mechanism that nobody here can account for."""
     for entry in entries:
-        kind = entry["mechanism"].get("kind") if entry["kind"] == "charge" else None
+        mechanism = entry["mechanism"] if entry["kind"] == "charge" else None
+        kind = mechanism.get("kind") if isinstance(mechanism, dict) else None
         if kind is not None and kind not in Privacy.kinds and kind not in Privacy.known():
             raise LedgerError(
                 f'a charge is of the mechanism "{kind}", which is not installed here: install the '

@@ -52,8 +52,7 @@ def test_both_engines_give_the_same_model_and_the_same_ledgers(
         results[engine] = simulate(run, engine, told.append)
         assert tuple(told) == results[engine].rounds
         charges[engine] = [
-            [(c.round, c.attempt, c.mechanism) for c in own.charges]
-            for own in ledgers(run).values()
+            [(c.round, c.attempt, c.schedule) for c in own.charges] for own in ledgers(run).values()
         ]
     one, other = results["in-process"], results["flower"]
     assert (one.engine, other.engine) == ("in-process", "flower")

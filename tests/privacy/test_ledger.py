@@ -360,6 +360,26 @@ def test_a_signed_line_that_lacks_something_is_one_line(three: Path, what: str) 
         Ledger(three)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mechanism": None}, {"mechanism": 7}, {"mechanism": []}, {"mechanism": "dp-sgd"},
+        {"mechanism": {"kind": "dp-sgd", "epsilon": 8.0}}, {"mechanism": {"kind": 7}},
+        {"mechanism": {"kind": "dp-sgd", "noise_multiplier": 0.01}}, {"steps": -1}, {"steps": 0},
+        {"steps": True}, {"steps": None}, {"mechanism": {"kind": "of another package"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_signed_charge_that_is_none_is_one_line(three: Path, change: dict[str, object]) -> None:
+    """Not even the PC's own key makes one that would give budget back."""
+    lines = [json.loads(line) for line in three.read_bytes().splitlines()]
+    lines[2] |= change
+    three.write_bytes(relinked(lines, signed))
+    with pytest.raises(LedgerError) as caught:
+        Ledger(three)
+    assert "\n" not in str(caught.value)
+
+
 def test_each_signature_can_be_checked_alone(three: Path) -> None:
     """The last one vouches for all; an auditor may ask for every one."""
     lines = [json.loads(line) for line in three.read_bytes().splitlines()]
