@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 # Set before torch, transformers or rich are imported, none of which happens above.
@@ -26,6 +26,26 @@ for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "RAY_ADDRESS"):
 # The same examples on every machine and every day: a failure can be repeated.
 settings.register_profile("fedaipc", deadline=None, derandomize=True, database=None)
 settings.load_profile("fedaipc")
+
+
+@pytest.fixture(autouse=True)
+def _no_extension_stays() -> Iterator[None]:
+    """What a test registers is known in that test alone."""
+    from fedaipc import config
+    from fedaipc.config.family import FAMILIES
+    from fedaipc.data.registry import SOURCES
+    from fedaipc.report.tracking import TRACKERS
+
+    choices = (
+        config.TrainingMethod, config.Privacy, config.Aggregation, config.ServerOptimizer,
+        config.Partition,
+    )  # fmt: skip
+    registries = [FAMILIES, SOURCES, TRACKERS, *(choice.kinds for choice in choices)]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, known in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(known)
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ from fedaipc.config.section import (
     Choice,
     Frozen,
     Section,
+    kind_fault,
     register,
 )
 from fedaipc.config.server import FedAdam, FedAvg, FedAvgM, ServerOptimizer
@@ -118,6 +119,7 @@ __all__ = [
     "WarmUpSettings",
     "describe_fields",
     "for_labels",
+    "kind_fault",
     "load_owner",
     "load_settings",
     "owner_from",

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from fedaipc.config.section import NAME, Choice, Section
+from fedaipc.config.section import NAME, Choice, Section, kind_fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +73,9 @@ def explain(model: type[Section], detail: ErrorDetails, tree: object) -> str:
     given = detail.get("input")
     if detail["type"] == "unknown_kind":
         return _unknown_kind(parent, path, given)
+    if detail["type"] == "other_version":
+        assert issubclass(parent, Choice)  # noqa: S101 - only a choice has this error
+        return f"{path}: {kind_fault(parent, given)}, or leave the version out"
     if detail["type"] == "value_error":  # of a section; our own words name the keys
         return detail["msg"].removeprefix("Value error, ")
     if field is None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 
-from fedaipc.config.section import ENTRY_POINTS
+from fedaipc.config.section import load_extensions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +39,7 @@ def register_family(family: ModelFamily) -> ModelFamily:
 
 def known_families() -> tuple[str, ...]:
     """By model_type, those of installed packages among them."""
-    for entry in entry_points(group=ENTRY_POINTS):
-        entry.load()
+    load_extensions()
     return tuple(FAMILIES)
 
 

@@ -101,6 +101,9 @@ class Choice(Section):
     A class directly below this one is the thing, as `TrainingMethod`; `usual` is the kind that is
     meant where none is named. A class below that is a kind; `register` makes it known. A name alone
     stands for a kind with its defaults: `train = "lora"`.
+
+    A kind of another package has a `version` as well: what it computes. A job or a ledger that
+    names another version than the installed one is refused.
     """
 
     usual: ClassVar[str]
@@ -116,9 +119,14 @@ class Choice(Section):
     @classmethod
     def known(cls) -> dict[str, type[Choice]]:
         """All kinds of this thing by name, those of installed packages among them."""
-        for entry in entry_points(group=ENTRY_POINTS):
-            entry.load()
+        load_extensions()
         return dict(cls.kinds)
+
+    @classmethod
+    def kind_version(cls) -> str | None:
+        """What the kind computes; None for one of fedaipc itself, which a job's format covers."""
+        field = cls.model_fields.get("version")
+        return None if field is None else str(field.default)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -131,9 +139,37 @@ class Choice(Section):
         kind = cls.kinds.get(name) or cls.known().get(name)
         if kind is None:
             raise PydanticCustomError("unknown_kind", "is not known here")
+        version = given.get("version", kind.kind_version())
+        if version != kind.kind_version():
+            raise PydanticCustomError("other_version", "is here in another version")
         made = kind.model_validate({"kind": name, **given})
         assert isinstance(made, cls)  # noqa: S101 - `register` saw to it
         return made
+
+
+def load_extensions() -> None:
+    """Import the modules that installed packages name, so that what they register is known."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def kind_fault(family: type[Choice], given: object) -> str:
+    """Why a kind that was written down, as in a job or a ledger, cannot be run here; "" if it can.
+
+    What was written down names its version, and is run by that version alone.
+    """
+    name = given.get("kind") if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping) or not isinstance(name, str):
+        return ""  # of another shape: whoever reads all of it says so
+    kind = family.kinds.get(name) or family.known().get(name)
+    if kind is None:
+        return f'"{name}" is not installed here: install the package that it comes from'
+    if given.get("version") == kind.kind_version():
+        return ""
+    return (
+        f'"{name}" is installed here in version {kind.kind_version() or "-"}, and version '
+        f"{str(given.get('version', '-'))[:40]} is asked for: install that one"
+    )
 
 
 Kind = TypeVar("Kind", bound=type[Choice])
@@ -143,11 +179,16 @@ def register(kind: Kind) -> Kind:
     """Make a kind known by the default of its field `kind`; to be used as a decorator.
 
     The same class may be registered again, as a notebook does. Raises ConfigError where the name is
-    taken.
+    taken, or a kind of another package has no `version`.
     """
     family: Any = next(base for base in kind.__mro__ if Choice in base.__bases__)
     own: Any = kind
     name = str(own.model_fields["kind"].default)
+    if not kind.__module__.startswith("fedaipc.") and not kind.kind_version():
+        raise ConfigError(
+            f'{name}: give it a version, as in `version: Literal["1"] = "1"`, and another one '
+            "whenever it computes something else"
+        )
     taken = family.kinds.get(name)
     if taken is not None and _place(taken) != _place(kind):
         raise ConfigError(f"{name}: {_place(taken)} has this name already; choose another")

@@ -87,10 +87,18 @@ class FedAdam(ServerOptimizer):
     def direction(self, mean: Vector, state: State) -> Vector:
         import numpy as np
 
-        first = state.get("first", np.zeros_like(mean))
-        second = state.get("second", np.full_like(mean, self.tau**2))
-        first = self.beta1 * first + (1 - self.beta1) * mean
-        second = self.beta2 * second + (1 - self.beta2) * mean * mean
-        state.update(first=first, second=second)
-        moved: Any = first / (np.sqrt(second) + self.tau)
-        return moved  # type: ignore[no-any-return]
+        if not state:
+            state.update(first=np.zeros_like(mean), second=np.full_like(mean, self.tau**2))
+        first, second = state["first"], state["second"]
+        # One vector beside the moments, for all that lies between: a model's may be large.
+        room = mean * (1 - self.beta1)
+        first *= self.beta1
+        first += room
+        np.multiply(mean, 1 - self.beta2, out=room)
+        room *= mean
+        second *= self.beta2
+        second += room
+        np.sqrt(second, out=room)
+        room += self.tau
+        np.divide(first, room, out=room)
+        return room

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
-from fedaipc.config.section import ENTRY_POINTS
+from fedaipc.config.section import load_extensions
 from fedaipc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class DataSource(Protocol):
     def __call__(self, name: str, columns: Sequence[str]) -> Sequence[Iterable[object]]: ...
 
 
-_SOURCES: dict[str, DataSource] = {}
+SOURCES: dict[str, DataSource] = {}
 
 
 def register_source(scheme: str) -> Callable[[DataSource], DataSource]:
@@ -35,10 +34,12 @@ def register_source(scheme: str) -> Callable[[DataSource], DataSource]:
         raise ConfigError(f"{scheme}: name a data source by two letters or more")
 
     def add(source: DataSource) -> DataSource:
-        taken = _SOURCES.get(scheme)
+        from fedaipc.data import sources  # noqa: F401 - registers those of fedaipc first
+
+        taken = SOURCES.get(scheme)
         if taken is not None and _place(taken) != _place(source):
             raise ConfigError(f"{scheme}: {_place(taken)} reads these already; choose another")
-        _SOURCES[scheme] = source
+        SOURCES[scheme] = source
         return source
 
     return add
@@ -49,10 +50,9 @@ def find_source(source: str) -> tuple[DataSource, str] | None:
     scheme, colon, name = source.partition(":")
     if not colon:
         return None
-    if scheme not in _SOURCES:
-        for entry in entry_points(group=ENTRY_POINTS):
-            entry.load()
-    return (_SOURCES[scheme], name) if scheme in _SOURCES else None
+    if scheme not in SOURCES:
+        load_extensions()
+    return (SOURCES[scheme], name) if scheme in SOURCES else None
 
 
 def _place(source: object) -> str:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from fedaipc import bounds, strict_json
-from fedaipc.config import Privacy, Schedule
+from fedaipc.config import Privacy, Schedule, kind_fault
 from fedaipc.errors import BudgetExhausted, LedgerError
 from fedaipc.files import append_durable, write_atomic
 from fedaipc.privacy.accountant import (
@@ -317,12 +317,8 @@ def _check_installed(entries: Iterable[dict[str, Any]]) -> None:
     """Raise LedgerError where a charge is of a mechanism that nobody here can account for."""
     for entry in entries:
         mechanism = entry["mechanism"] if entry["kind"] == "charge" else None
-        kind = mechanism.get("kind") if isinstance(mechanism, dict) else None
-        if kind is not None and kind not in Privacy.kinds and kind not in Privacy.known():
-            raise LedgerError(
-                f'a charge is of the mechanism "{kind}", which is not installed here: install the '
-                "package that it comes from"
-            )
+        if fault := kind_fault(Privacy, mechanism):
+            raise LedgerError(f"a charge is of the mechanism {fault}")
 
 
 def _charge(entry: dict[str, Any]) -> Charge:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from fedaipc import strict_json
 from fedaipc.config import (
     DPSGD,
     RUN,
@@ -17,14 +18,16 @@ from fedaipc.config import (
     Privacy,
     Schedule,
     TextClassifier,
+    TrainingMethod,
     TrainingSettings,
+    kind_fault,
 )
 from fedaipc.errors import RoundError
 from fedaipc.privacy.budget import round_schedule
 from fedaipc.secagg.keys import SigningKey, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from fedaipc.config import Settings
 
@@ -71,11 +74,28 @@ class Job(Frozen):
 
     @classmethod
     def parse(cls, text: str) -> Job:
-        """Raises RoundError on anything that is not a job of this version."""
+        """Raises RoundError on anything that is not a job of this version, and names what it asks
+        for that is not installed here.
+        """
         try:
-            return cls.from_json(text)
+            tree = strict_json.parse(text)
+            for fault in _faults(tree):
+                raise RoundError(f"the job cannot be run: {fault}")
+            return cls.model_validate(tree)
         except ValueError:
             raise RoundError("the job cannot be read: both sides need the same fedaipc") from None
+
+
+def _faults(tree: object) -> Iterator[str]:
+    if not isinstance(tree, dict):
+        return
+    model = tree.get("model")
+    train = model.get("train") if isinstance(model, dict) else None
+    asked = ((TrainingMethod, train), (Privacy, tree.get("privacy")),
+             (Aggregation, tree.get("aggregation")))  # fmt: skip
+    for family, given in asked:
+        if fault := kind_fault(family, given):
+            yield fault
 
 
 def make_job(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
-from fedaipc.config.section import ENTRY_POINTS
+from fedaipc.config.section import load_extensions
 from fedaipc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-_TRACKERS: dict[str, Callable[[Path], Tracker]] = {}
+TRACKERS: dict[str, Callable[[Path], Tracker]] = {}
 
 
 def register_tracker(
@@ -39,7 +38,7 @@ def register_tracker(
     """Make a tracker known by `name`; to be used as a decorator. The last one of a name counts."""
 
     def add(tracker: Callable[[Path], Tracker]) -> Callable[[Path], Tracker]:
-        _TRACKERS[name] = tracker
+        TRACKERS[name] = tracker
         return tracker
 
     return add
@@ -77,13 +76,12 @@ class Trackers:
 
 
 def _find(name: str) -> Callable[[Path], Tracker]:
-    if name not in _TRACKERS:
+    if name not in TRACKERS:
         from fedaipc.report import tensorboard  # noqa: F401 - registers itself
 
-        for entry in entry_points(group=ENTRY_POINTS):
-            entry.load()
-    if name not in _TRACKERS:
+        load_extensions()
+    if name not in TRACKERS:
         raise ConfigError(
-            f"output.trackers: {name} is not known here (known: {', '.join(sorted(_TRACKERS))})"
+            f"output.trackers: {name} is not known here (known: {', '.join(sorted(TRACKERS))})"
         )
-    return _TRACKERS[name]
+    return TRACKERS[name]

@@ -8,6 +8,7 @@ import fedaipc as fa
 @fa.register
 class NormsOnly(fa.TrainingMethod):
     kind: Literal["norms-only"] = "norms-only"
+    version: Literal["1"] = "1"
     layers: int = 2
 
     def frozen_layers(self, depth: int) -> int:

@@ -10,6 +10,7 @@ import fedaipc as fa
 @fa.register
 class SignMomentum(fa.ServerOptimizer):
     kind: Literal["sign-momentum"] = "sign-momentum"
+    version: Literal["1"] = "1"
     learning_rate: float = 0.02
     momentum: float = 0.9
 

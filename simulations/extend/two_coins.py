@@ -14,6 +14,7 @@ import fedaipc as fa
 @fa.register
 class TwoCoins(fa.DPSGD):
     kind: Literal["two-coins"] = "two-coins"  # type: ignore[assignment]
+    version: Literal["1"] = "1"
 
     def sample(self, draw: Any) -> Any:
         return draw.poisson(self.sampling_rate**2)

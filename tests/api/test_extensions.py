@@ -55,7 +55,9 @@ def test_a_method_says_what_is_trained_and_toml_knows_it(minilm: Path, tmp_path:
     load("norms_only")
     (tmp_path / "job.toml").write_text('[model]\ntrain = "norms-only"\n')
     job = fa.Job.from_toml(tmp_path / "job.toml")
-    assert job.model.train.model_dump() == {"kind": "norms-only", "layers": 2}
+    assert job.model.train.model_dump() == {
+        "kind": "norms-only", "version": "1", "layers": 2,
+    }  # fmt: skip
     from fedaipc.model.classifier import Classifier
 
     names = [name for name, _ in Classifier(job.model, ("no", "yes")).trainable()]
@@ -94,11 +96,58 @@ def test_a_ledger_with_a_mechanism_that_is_not_installed_is_refused(tmp_path: Pa
     )
     ledger.charge(Charge(run="r", round=1, attempt=1, schedule=coins))
     kind = Privacy.kinds.pop("two-coins")
-    try:
-        with pytest.raises(LedgerError, match=r"two-coins.*not installed"):
-            Ledger(ledger.path)
-    finally:
-        Privacy.kinds["two-coins"] = kind
+    with pytest.raises(LedgerError, match=r"two-coins.*not installed"):
+        Ledger(ledger.path)
+
+    class Later(kind):
+        version: str = "2"
+
+    Privacy.kinds["two-coins"] = Later
+    with pytest.raises(LedgerError, match=r"installed here in version 2, and version 1 is asked"):
+        Ledger(ledger.path)
+
+
+def _job_text(privacy: dict[str, object]) -> str:
+    job = {"version": 1, "privacy": privacy, "model": {"train": {"kind": "head"}}}
+    return json.dumps(job)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"kind": "two-coins", "version": "2"}, "installed here in version 1, and version 2 is"),
+        ({"kind": "two-coins"}, "installed here in version 1, and version - is"),
+        ({"kind": "dp-sgd", "version": "7"}, "installed here in version -, and version 7 is"),
+        ({"kind": "three-coins", "version": "1"}, '"three-coins" is not installed here'),
+    ],
+)
+def test_what_was_written_down_is_run_in_its_version_alone(
+    asked: dict[str, object], words: str
+) -> None:
+    from fedaipc.errors import RoundError
+    from fedaipc.protocol.job import Job
+
+    load("two_coins")
+    with pytest.raises(RoundError, match=words):
+        Job.parse(_job_text(asked))
+
+
+def test_a_settings_file_may_leave_the_version_out_and_not_name_another_one(tmp_path: Path) -> None:
+    load("two_coins")
+    path = tmp_path / "job.toml"
+    path.write_text('[privacy]\nkind = "two-coins"\n')
+    assert fa.Job.from_toml(path).privacy.model_dump()["version"] == "1"
+    path.write_text('[privacy]\nkind = "two-coins"\nversion = "2"\n')
+    with pytest.raises(ConfigError, match=r"privacy: .* version 1, and version 2 is asked for"):
+        fa.Job.from_toml(path)
+
+
+def test_a_kind_of_another_package_has_a_version() -> None:
+    with pytest.raises(ConfigError, match=r"mine: give it a version, as in"):
+
+        @fa.register
+        class Mine(fa.ServerOptimizer):
+            kind: str = "mine"
 
 
 def test_a_name_that_is_taken_is_refused() -> None:
@@ -107,6 +156,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
         @fa.register
         class Mine(fa.TrainingMethod):
             kind: str = "lora"
+            version: str = "1"
 
     with pytest.raises(ConfigError, match=r"two letters"):
         fa.register_source("c")
