@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -20,31 +20,53 @@ if TYPE_CHECKING:
     from fedaipc.lab.audit.report import AuditReport
     from fedaipc.lab.planner import Plan
 
+Unknown = Literal["noise", "epsilon", "rounds", "rate"]
+_ROUNDS = 30
+_NEEDS: dict[Unknown, tuple[str, ...]] = {
+    "noise": ("epsilon",), "epsilon": ("noise",), "rounds": ("epsilon", "noise"),
+    "rate": ("epsilon", "noise"),
+}  # fmt: skip
+
 
 def plan(
     *,
+    find: Unknown | None = None,
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
     delta: float = 1e-5,
     records: int = 1000,
     batch: float | None = None,
     sampling_rate: float | None = None,
-    rounds: int = 30,
+    rounds: int | None = None,
     steps: int = 1,
 ) -> Plan:
-    """The noise that a budget takes, or the epsilon that a noise costs: give one of the two.
+    """One unknown of a schedule from the others: "noise", "epsilon", "rounds" or "rate".
 
-    `records` are a client's; its public size class counts. `batch` is how many a step draws on
-    average, in place of `sampling_rate` (1 without both). `steps` are those of one round. Met by
-    RDP, as a ledger charges it. Raises ConfigError, or PrivacyError where nothing meets it.
+    Without `find` it is the noise where epsilon is given, and epsilon where the noise is. For
+    rounds or the rate give both. `records` are a client's; its public size class counts. `batch` is
+    how many a step draws on average, in place of `sampling_rate` (1 without both). `rounds` are 30
+    where nobody says, and `steps` are those of one round. Met by RDP, as a ledger charges it.
+    Raises ConfigError, or PrivacyError where nothing meets it.
     """
     from fedaipc.lab.planner import Plan, solve
     from fedaipc.privacy.budget import size_class
 
-    if (epsilon is None) == (noise_multiplier is None):
-        raise ConfigError("give one of epsilon and noise_multiplier")
+    if find is None and (epsilon is None) == (noise_multiplier is None):
+        raise ConfigError("give one of epsilon and noise_multiplier, or say what to find")
+    unknown: Unknown = find or ("epsilon" if epsilon is None else "noise")
+    if unknown not in get_args(Unknown):
+        raise ConfigError(f"find = {unknown!r}: give one of {', '.join(get_args(Unknown))}")
     if batch is not None and sampling_rate is not None:
         raise ConfigError("give one of batch and sampling_rate, not both")
+    given = {
+        "epsilon": epsilon, "noise": noise_multiplier, "rounds": rounds,
+        "rate": sampling_rate if batch is None else batch,
+    }  # fmt: skip
+    if given[unknown] is not None:
+        raise ConfigError(f"{unknown} is what is to be found: leave it out, or find another one")
+    for needed in _NEEDS[unknown]:
+        if given[needed] is None:
+            raise ConfigError(f"to find the {unknown}, give the {needed} as well")
     public = size_class(records)
     rate = sampling_rate if batch is None else batch / public
     mechanism = DPSGD(
@@ -52,12 +74,16 @@ def plan(
         sampling_rate=1.0 if rate is None else rate,
         delta=delta,
     )
-    if rounds < 1 or steps < 1:
+    if (rounds is not None and rounds < 1) or steps < 1:
         raise ConfigError("rounds and steps are 1 at least")
     asked = Plan(
-        epsilon=epsilon or 0.0, mechanism=mechanism, steps=steps, rounds=rounds, records=public
+        epsilon=epsilon or 0.0,
+        mechanism=mechanism,
+        steps=steps,
+        rounds=_ROUNDS if rounds is None else rounds,
+        records=public,
     )
-    return solve("epsilon" if epsilon is None else "noise", asked)
+    return solve(unknown, asked)
 
 
 def audit(

@@ -67,11 +67,7 @@ def plan(
     from fedaipc.lab.planner import (
         GROUPS,
         Plan,
-        by_accountant,
-        curve,
-        group_epsilon,
         solve,
-        trade_offs,
     )
     from fedaipc.privacy.budget import size_class
 
@@ -113,8 +109,8 @@ def plan(
         records=public,
     )
     found = solve(unknown, asked)
-    points, others = curve(found), trade_offs(found)
-    groups = {str(m): group_epsilon(found, m) for m in (*GROUPS, public)}
+    points, others = found.curve(), found.trade_offs()
+    groups = {str(m): found.group_epsilon(m) for m in (*GROUPS, public)}
     report: dict[str, Any] = {
         "found": unknown,
         "schedule": {
@@ -127,7 +123,7 @@ def plan(
             "records": found.records,
             "relative_noise": found.relative_noise,
         },
-        "epsilon": by_accountant(found),
+        "epsilon": found.by_accountant(),
         "unit": "one record of one PC added or removed",
         "curve": [{"rounds": r, "epsilon": e} for r, e in points],
         "trade_offs": [

@@ -81,6 +81,49 @@ class Plan:
         """Standard deviation of the noise on the mean gradient, in clip bounds, per coordinate."""
         return self.noise / (self.rate * self.records)
 
+    def by_accountant(self) -> dict[str, float | None]:
+        """Epsilon of the whole schedule, by each accountant; upper bounds all of them.
+
+        None where one is so large that PRV and PLD would take more memory than the answer is worth.
+        """
+        steps = [self.schedule]
+        dear = is_dear(steps)
+        return {
+            "rdp": epsilon_rdp(steps, self.delta),
+            "prv": None if dear else epsilon_prv(steps, self.delta),
+            "pld": None if dear else epsilon_pld(steps, self.delta),
+        }
+
+    def curve(self, points: int = _CURVE) -> list[tuple[int, float]]:
+        """(rounds, epsilon by RDP) from one round to all of them."""
+        count = min(points, self.rounds)
+        rounds = sorted({max(1, round(self.rounds * n / count)) for n in range(1, count + 1)} | {1})
+        return [(r, _epsilon(replace(self, rounds=r))) for r in rounds]
+
+    def trade_offs(self, targets: Sequence[float] | None = None) -> list[Plan]:
+        """The same schedule for other budgets, else TARGETS: each has the noise that it takes."""
+        targets = TARGETS if targets is None else targets
+        return [solve("noise", replace(self, epsilon=target)) for target in targets]
+
+    def group_epsilon(self, records: int) -> float | None:
+        """Epsilon at the schedule's delta for somebody who has this many of the PC's records.
+
+        By privacy loss distributions: how many of the records a Poisson sample holds is binomial,
+        and each moves the sum by a clip at most, so a step is a mixture of Gaussians (Ganesh 2024,
+        arXiv 2401.10294; computed by dp-accounting). Upper bound. Without sampling all are in each
+        step, which is one Gaussian of so many clips: exact. For more than 50 sampled
+        records, where a mixture takes too long, by group privacy of one record's curve. None where
+        there is no bound.
+        """
+        if records == 1:
+            steps = [self.schedule]
+            return _epsilon(self) if is_dear(steps) else epsilon_pld(steps, self.delta)
+        if self.rate == 1:  # a mixture of one part is more than dp-accounting can do
+            return _group_epsilon_unsampled(self, records)
+        if records > _MAX_IN_MIXTURE:
+            return _group_by_curve(self, records)
+        return _group_epsilon_by_mixture(self, records)
+
 
 def solve(find: Unknown, given: Plan) -> Plan:
     """`given` with its unknown field set: what it holds there does not count.
@@ -99,53 +142,6 @@ def solve(find: Unknown, given: Plan) -> Plan:
     else:
         found = given
     return replace(found, epsilon=_epsilon(found))
-
-
-def by_accountant(plan: Plan) -> dict[str, float | None]:
-    """Epsilon of the whole schedule, by each accountant; upper bounds all of them.
-
-    None where one is so large that PRV and PLD would take more memory than the answer is worth.
-    """
-    steps = [plan.schedule]
-    dear = is_dear(steps)
-    return {
-        "rdp": epsilon_rdp(steps, plan.delta),
-        "prv": None if dear else epsilon_prv(steps, plan.delta),
-        "pld": None if dear else epsilon_pld(steps, plan.delta),
-    }
-
-
-def curve(plan: Plan, points: int = _CURVE) -> list[tuple[int, float]]:
-    """(rounds, epsilon by RDP) from one round to all of them."""
-    count = min(points, plan.rounds)
-    rounds = sorted({max(1, round(plan.rounds * n / count)) for n in range(1, count + 1)} | {1})
-    return [(r, _epsilon(replace(plan, rounds=r))) for r in rounds]
-
-
-def trade_offs(plan: Plan, targets: Sequence[float] | None = None) -> list[Plan]:
-    """The same schedule for other budgets, else TARGETS: each has the noise that it takes."""
-    targets = TARGETS if targets is None else targets
-    return [solve("noise", replace(plan, epsilon=target)) for target in targets]
-
-
-def group_epsilon(plan: Plan, records: int) -> float | None:
-    """Epsilon at the schedule's delta for somebody who has this many of the PC's records.
-
-    By privacy loss distributions: how many of the records a Poisson sample holds is binomial, and
-    each moves the sum by a clip at most, so a step is a mixture of Gaussians (Ganesh 2024,
-    arXiv 2401.10294; computed by dp-accounting). Upper bound. Without sampling all are in each
-    step, which is one Gaussian of so many clips: exact. For more than 50 sampled
-    records, where a mixture takes too long, by group privacy of one record's curve. None where
-    there is no bound.
-    """
-    if records == 1:
-        steps = [plan.schedule]
-        return _epsilon(plan) if is_dear(steps) else epsilon_pld(steps, plan.delta)
-    if plan.rate == 1:  # a mixture of one part is more than dp-accounting can do
-        return _group_epsilon_unsampled(plan, records)
-    if records > _MAX_IN_MIXTURE:
-        return _group_by_curve(plan, records)
-    return _group_epsilon_by_mixture(plan, records)
 
 
 def _group_epsilon_unsampled(plan: Plan, records: int) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from page import Page
 
 from fedaipc.config import DPSGD
-from fedaipc.lab.planner import Plan, by_accountant, group_epsilon, solve, trade_offs
+from fedaipc.lab.planner import Plan, solve
 
 HERE = Path(__file__).parent
 JOB = Plan(epsilon=2.0, mechanism=DPSGD(noise_multiplier=1.0), steps=1, rounds=30, records=1024)
@@ -32,8 +32,8 @@ def main() -> None:
     page.say("## The main task: 30 rounds, every text in every step, up to 1,024 texts on a PC")
     rows = [
         (f"{one.epsilon:.2f}", f"{one.noise:.2f}", f"{one.relative_noise:.4f}",
-         f"{by_accountant(one)['pld']:.2f}")
-        for one in trade_offs(JOB, (0.5, 1.0, 2.0, 4.0, 8.0))
+         f"{one.by_accountant()['pld']:.2f}")
+        for one in JOB.trade_offs((0.5, 1.0, 2.0, 4.0, 8.0))
     ]  # fmt: skip
     page.table(
         (
@@ -76,7 +76,7 @@ def people(page: Page) -> None:
     found = solve("noise", JOB)
     rows = []
     for count in (1, 2, 5, 10):
-        value = group_epsilon(found, count)
+        value = found.group_epsilon(count)
         rows.append((count, "nothing is promised" if value is None else f"{value:.2f}"))
     page.table(("texts", "epsilon"), rows)
 

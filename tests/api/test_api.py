@@ -236,10 +236,29 @@ def test_a_plan_of_a_budget_is_what_the_ledger_charges() -> None:
         noise_multiplier=found.noise, delta=1e-6, records=1000, batch=50, rounds=40
     )
     assert again.epsilon == found.epsilon
+    assert found.by_accountant()["rdp"] == found.epsilon
+    assert found.curve()[-1] == (40, found.epsilon)
     with pytest.raises(ConfigError, match="one of epsilon and noise"):
         fa.privacy.plan(records=10)
     with pytest.raises(PrivacyError, match="size class"):
         fa.privacy.plan(epsilon=1, delta=1e-2 / 2, records=1000)
+
+
+def test_any_one_number_of_a_budget_is_found() -> None:
+    job = {"epsilon": 2.0, "noise_multiplier": 1.0, "delta": 1e-6, "records": 1000}
+    rounds = fa.privacy.plan(find="rounds", sampling_rate=0.05, **job)
+    assert rounds.epsilon <= 2
+    assert rounds.rounds > 1
+    rate = fa.privacy.plan(find="rate", rounds=rounds.rounds, **job)
+    assert rate.rate >= 0.05
+    for unknown, needed in (("noise", "epsilon"), ("epsilon", "noise"), ("rate", "noise")):
+        given = {"epsilon": 2.0} if needed == "noise" and unknown == "rate" else {}
+        with pytest.raises(ConfigError, match=f"to find the {unknown}, give the {needed} as well"):
+            fa.privacy.plan(find=unknown, **given)
+    with pytest.raises(ConfigError, match="rounds is what is to be found"):
+        fa.privacy.plan(find="rounds", epsilon=1, noise_multiplier=1, rounds=7)
+    with pytest.raises(ConfigError, match="give one of noise, epsilon, rounds, rate"):
+        fa.privacy.plan(find="delta", epsilon=1)
 
 
 def test_a_lower_bound_of_any_scores() -> None:

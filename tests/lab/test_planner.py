@@ -21,11 +21,7 @@ from fedaipc.lab import planner
 from fedaipc.lab.planner import (
     Plan,
     Unknown,
-    by_accountant,
-    curve,
-    group_epsilon,
     solve,
-    trade_offs,
 )
 from fedaipc.privacy.accountant import filter_budget
 from fedaipc.privacy.budget import covered_rounds, filter_order
@@ -100,7 +96,7 @@ def test_each_number_is_found_again_from_the_others() -> None:
 def test_without_sampling_it_is_the_closed_form(noise: float, rounds: int) -> None:
     found = solve("epsilon", replace(PLAN, rate=1.0, noise=noise, steps=1, rounds=rounds))
     exact = gaussian(noise, rounds, PLAN.delta)
-    bounds = by_accountant(found)
+    bounds = found.by_accountant()
     assert bounds["rdp"] == pytest.approx(found.epsilon, rel=1e-6)
     assert exact <= bounds["pld"] <= exact * 1.01 + 1e-3
     assert exact <= bounds["prv"] <= exact + 0.01
@@ -111,10 +107,10 @@ def test_without_sampling_it_is_the_closed_form(noise: float, rounds: int) -> No
 def test_a_group_without_sampling_is_the_closed_form_of_a_larger_step(records: int) -> None:
     found = solve("epsilon", replace(PLAN, rate=1.0, noise=20.0, steps=1, rounds=10))
     exact = gaussian(20.0 / records, 10, PLAN.delta)
-    assert group_epsilon(found, records) == pytest.approx(exact, rel=1e-6)
+    assert found.group_epsilon(records) == pytest.approx(exact, rel=1e-6)
     accountant = PLDAccountant(value_discretization_interval=1e-3)
     accountant.compose(dp_event.GaussianDpEvent(20.0 / records), 10)
-    assert group_epsilon(found, records) == pytest.approx(
+    assert found.group_epsilon(records) == pytest.approx(
         accountant.get_epsilon(PLAN.delta), rel=0.01
     )
 
@@ -126,11 +122,11 @@ def test_at_no_rate_and_noise_a_number_is_missing_that_is_reckoned_with(
     rate: float, noise: float, rounds: int
 ) -> None:
     found = solve("epsilon", replace(PLAN, rate=rate, noise=noise, steps=1, rounds=rounds))
-    bounds = by_accountant(found)
+    bounds = found.by_accountant()
     known = [value for value in bounds.values() if value is not None]
-    one = group_epsilon(found, 1)
+    one = found.group_epsilon(1)
     assert one == pytest.approx(bounds["rdp"] if bounds["pld"] is None else bounds["pld"])
-    groups = [group_epsilon(found, m) for m in (2, 3, 2000)]
+    groups = [found.group_epsilon(m) for m in (2, 3, 2000)]
     finite = [group for group in groups if group is not None]
     assert all(math.isfinite(value) for value in (*known, *finite))
     assert finite == sorted(finite)
@@ -138,22 +134,22 @@ def test_at_no_rate_and_noise_a_number_is_missing_that_is_reckoned_with(
 
 def test_sampled_nearly_always_is_as_without_sampling() -> None:
     almost = replace(PLAN, noise=20.0, rate=1 - 2**-53, steps=1)
-    always = group_epsilon(replace(almost, rate=1.0), 3)
-    assert group_epsilon(almost, 3) == pytest.approx(always, rel=0.01)
+    always = replace(almost, rate=1.0).group_epsilon(3)
+    assert almost.group_epsilon(3) == pytest.approx(always, rel=0.01)
 
 
 def test_a_group_of_one_is_one_record_by_another_way() -> None:
     found = solve("noise", PLAN)
     by_mixture = planner._group_epsilon_by_mixture(found, 1)
-    assert by_mixture == pytest.approx(by_accountant(found)["pld"], rel=0.01)
+    assert by_mixture == pytest.approx(found.by_accountant()["pld"], rel=0.01)
 
 
 def test_a_group_has_more_than_that_many_times_the_epsilon() -> None:
     """At the same delta: m epsilon would hold for another one only."""
     found = solve("noise", replace(PLAN, epsilon=1.0))
-    one = group_epsilon(found, 1)
+    one = found.group_epsilon(1)
     assert one is not None
-    groups = [group_epsilon(found, m) for m in (2, 3, 5)]
+    groups = [found.group_epsilon(m) for m in (2, 3, 5)]
     for m, group in zip((2, 3, 5), groups, strict=True):
         assert group is not None
         assert m * one < group
@@ -176,28 +172,28 @@ def test_a_mixture_is_the_truth_of_one_sampled_step() -> None:
         return float(max(added, removed) - delta)
 
     truth = float(brentq(excess, 0.01, 10))
-    group = group_epsilon(found, 2)
+    group = found.group_epsilon(2)
     assert group is not None
     assert truth - 1e-6 <= group <= truth + 0.01
 
 
 def test_a_group_of_which_nothing_can_be_said_gets_no_number() -> None:
     found = solve("epsilon", replace(PLAN, noise=0.5, rounds=200))
-    assert group_epsilon(found, 1000) is None
+    assert found.group_epsilon(1000) is None
 
 
 def test_the_curve_grows_to_the_whole() -> None:
     whole = solve("noise", PLAN)
-    points = curve(whole)
+    points = whole.curve()
     assert points[0][0] == 1
     assert points[-1] == (30, whole.epsilon)
     values = [epsilon for _, epsilon in points]
     assert values == sorted(values)
-    assert curve(replace(whole, rounds=1))[0][0] == 1
+    assert replace(whole, rounds=1).curve()[0][0] == 1
 
 
 def test_a_smaller_budget_takes_more_noise() -> None:
-    rows = trade_offs(PLAN)
+    rows = PLAN.trade_offs()
     assert [row.noise for row in rows] == sorted((row.noise for row in rows), reverse=True)
     assert all(row.relative_noise == row.noise / (0.1 * 1024) for row in rows)
     for row, target in zip(rows, (0.5, 1, 2, 3, 4, 6, 8, 10), strict=True):
