@@ -42,7 +42,7 @@ def main() -> None:
             "defaults": defaults_line,
         },
         "docs/lab.md": {"budget": budget, "audit": audit, "broken": broken_builds},
-        "docs/secure-aggregation.md": {"sealing": costs},
+        "docs/secure-aggregation.md": {"secagg": costs},
         "docs/speed.md": {"clipping": clipping},
         "docs/operator.md": {"fleet": fleet},
         "docs/recipe.md": {"defaults": defaults},
@@ -147,8 +147,8 @@ def audit_line() -> str:
     found = _lab("audit")
     by = {one["epsilon"]: one["canary"] for one in found["settings"]}
     recall = {one["source"]: one["recall"] for one in found["inversion"]["readings"]}
-    plain, sealed = recall["its update, open and not private"], recall["its sealed upload"]
-    private = recall["its update, open, epsilon 8"]
+    plain, sealed = recall["its update, plain and not private"], recall["its sealed upload"]
+    private = recall["its update, plain, epsilon 8"]
     line = (
         "What an attack achieves: a server that gets every update unsealed, and knows all texts "
         f"but which of {found['pcs'] * found['canaries']} are there, shows an epsilon of at least "
@@ -156,7 +156,7 @@ def audit_line() -> str:
         f"promised, {at_least(by[2.0]['bound']['lower'], 2)} where "
         f"{at_most(by[2.0]['promised'], 2)} is, and without privacy "
         f"has {by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses right. Words "
-        f"of a PC's texts that it reads: {plain:.0%} from an open update without noise, "
+        f"of a PC's texts that it reads: {plain:.0%} from a plain update without noise, "
         f"{private:.0%} from one at epsilon 8, {sealed:.0%} from a sealed one."
     )
     return "\n".join(textwrap.wrap(line, 100))
@@ -189,13 +189,13 @@ def costs() -> str:
     """What sealing costs, as measured by scripts/bench."""
     masks, rounds, demo_, rings = (
         json.loads((BENCH / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("sealing", "sealed_round", "sealed_demo", "ring")
+        for name in ("secagg_cost", "secagg_round", "secagg_demo", "ring")
     )
     seconds, kib = masks["seconds"], 1 / 1024
     cores = masks.get("machine", masks)["cores"]  # files written before name no machine
     lines = [
         (
-            f"The 20-PC demo takes {demo_['median_ratio'] - 1:.1%} longer than in the open "
+            f"The 20-PC demo takes {demo_['median_ratio'] - 1:.1%} longer than without "
             f"(median of {len(demo_['ratios'])} pairs)."
         ),
         "",
@@ -215,7 +215,7 @@ def costs() -> str:
             "before they upload; all PCs in one process on one core, the coordinator on the other:"
         ),
         "",
-        "| PCs | groups | a PC seals | agrees | unmasks | coordinator adds | opens | memory |",
+        "| PCs | groups | a PC masks | agrees | unmasks | coordinator adds | unmasks | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in rounds["rounds"]:
@@ -223,7 +223,7 @@ def costs() -> str:
         lines.append(
             f"| {one['pcs']:,} | {one['groups']} | {pc['mask'] * 1000:.0f} ms "
             f"| {pc['query.agree'] * 1000:.0f} ms | {pc['query.unmask'] * 1000:.0f} ms "
-            f"| {own['add and keep uploads']:.2f} s | {own['agree, unmask, open']:.2f} s "
+            f"| {own['add and keep uploads']:.2f} s | {own['agree, unmask, sum']:.2f} s "
             f"| {one['coordinator_memory_over_idle_bytes'] / 2**20:.0f} MiB |"
         )
     lines += [

@@ -143,7 +143,7 @@ class KeyStore:
             self.forget_keys()
 
     def forget_keys(self) -> None:
-        """Delete the secret keys of the epoch; no round that used them can be opened here."""
+        """Delete the secret keys of the epoch; no sum that used them can be unmasked here."""
         path = self._folder / "epoch.json"
         path.unlink(missing_ok=True)
         _cache.pop(path, None)

@@ -160,7 +160,7 @@ class Trainer:
         return Admitted(job, terms, ledger, checked.keys, checked.classifier, head, vector)
 
     def train(self, admitted: Admitted) -> bytes:
-        """The sealed update as a frame, or the encoded one where the round is open.
+        """The masked update as a frame, or the encoded one where the round is plain.
 
         To fail or not to fail would be an answer without noise. So where the data or the training
         on it fails in a private mode, the update is that of a PC without data: noise alone, and

@@ -34,7 +34,7 @@ class Policy(Section):
 
     allow_not_private: bool = Field(False, description="train without clip and noise")
     allow_plain_updates: bool = Field(False, description="send updates that the server can read")
-    min_sum: int = Field(3, ge=3, description="fewest PCs whose sum may be opened")
+    min_sum: int = Field(3, ge=3, description="fewest PCs whose sum may be unmasked")
     max_share: Share = Field(
         0.5, description="of the honest PCs' weight in a sum that this PC's update may have"
     )

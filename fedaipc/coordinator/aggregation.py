@@ -1,6 +1,6 @@
-"""The sum of a round's updates, sealed or open: the coordinator's memory holds one vector.
+"""The sum of a round's updates, masked or plain: the coordinator's memory holds one vector.
 
-`accept` adds uploads as they arrive, `finish` opens the sum. A group of PCs that cannot be opened
+`accept` adds uploads as they arrive, `finish` unmasks it. A group of PCs that cannot be unmasked
 is taken out of the sum again and costs the others nothing.
 """
 
@@ -33,7 +33,7 @@ class PlainSum:
     """Over groups of PCs that share one encoding; the coordinator can read each update.
 
     `blamed` are PCs that were proved wrong, `disputes` pairs of which one is; `silent` members gave
-    no answer of use; `reasons` say why a group was not opened.
+    no answer of use; `reasons` say why a group was not unmasked.
     """
 
     def __init__(self, groups: Sequence[Terms]) -> None:
@@ -59,7 +59,7 @@ class PlainSum:
         self._inside.add(sender)
 
     def finish(self, ask: Ask) -> None:
-        """Open the sum; `ask` sends requests to PCs by identity."""
+        """Unmask the sum; `ask` sends requests to PCs by identity."""
 
     def mean(self) -> npt.NDArray[np.float32]:
         """Weighted mean, shape (size,). Raises EncodingError where nothing is in the sum."""

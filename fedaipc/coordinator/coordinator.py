@@ -150,9 +150,9 @@ class Coordinator:
         )
         self._collect(groups, number, total, outcome)
         collected = time.monotonic()
-        # 4. Open the sum: members agree on the updates, then release the shares of the masks.
-        self._open(total, outcome)
-        opened = time.monotonic()
+        # 4. Unmask the sum: members agree on the updates, then release the shares of the masks.
+        self._unmask(total, outcome)
+        unmasked = time.monotonic()
         # 5. Too few: the round is void and the model stays as it was. Else move the model.
         if outcome.why_void is None:
             mean = total.mean()
@@ -185,8 +185,8 @@ class Coordinator:
             phases={
                 "setup": ready - started,
                 "exchange": collected - ready,
-                "open": opened - collected,
-                "aggregate": aggregated - opened,
+                "unmask": unmasked - collected,
+                "aggregate": aggregated - unmasked,
                 "evaluate": evaluated - aggregated,
             },
             asked=len(outcome.asked),
@@ -340,7 +340,7 @@ class Coordinator:
             del reply  # before the next one comes: each holds a vector
         outcome.silent = outcome.charged - outcome.uploaded - outcome.declined
 
-    def _open(self, total: PlainSum, outcome: _Outcome) -> None:
+    def _unmask(self, total: PlainSum, outcome: _Outcome) -> None:
         def ask(
             stage: str, requests: Iterable[tuple[bytes, RecordDict]]
         ) -> Iterator[tuple[bytes, RecordDict]]:
@@ -348,7 +348,7 @@ class Coordinator:
 
         total.finish(ask)
         for reason in total.reasons:
-            _log.warning("a group's sum is not opened: %s", reason)
+            _log.warning("a group's sum is not unmasked: %s", reason)
         outcome.arrived = total.inside
         outcome.silent |= total.silent
         kept = self._checkpoint

@@ -62,7 +62,7 @@ class Unmasking:
         signers = [agreement.member for agreement in agreements]
         self._unmask(signers, [m for m in members if m not in signers], agreements)
         try:
-            aggregator.open()
+            aggregator.unmask()
         except BadUploader as error:
             self.blamed.add(error.uploader)
             raise

@@ -17,7 +17,7 @@ class UploadStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open: dict[bytes, BinaryIO] = {}  # of the group that is being opened
+        self._open: dict[bytes, BinaryIO] = {}  # of the group that is being unmasked
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(parents=True)

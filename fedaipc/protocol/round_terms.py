@@ -15,7 +15,7 @@ import numpy as np
 from fedaipc.config import DPSGD, SecAgg
 from fedaipc.errors import ConfigError, SecAggError
 from fedaipc.secagg.roster import MAX_IN_A_GROUP
-from fedaipc.secagg.terms import OPEN, Terms, capped, thresholds
+from fedaipc.secagg.terms import PLAIN, Terms, capped, thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ def check_class(job: Job, bundle: Bundle) -> None:
 def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds:
     """Of a group of `group` PCs of which `count` take part. Raises SecAggError."""
     if not isinstance(job.aggregation, SecAgg):
-        return OPEN
+        return PLAIN
     return _thresholds(job.aggregation, job.cohort, job.max_attempts, members, group, count)
 
 
@@ -88,7 +88,7 @@ def check_secagg(settings: Settings) -> Thresholds:
     """
     federation = settings.federation
     if not isinstance(settings.aggregation, SecAgg):
-        return OPEN
+        return PLAIN
     cohort = federation.cohort_size(federation.clients)
     group = cohort // -(-cohort // MAX_IN_A_GROUP)
     asked = group if federation.only is None else min(group, len(federation.only))

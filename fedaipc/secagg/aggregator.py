@@ -1,4 +1,4 @@
-"""The coordinator's side of a round: sum, propose a set, open the sum (SPEC.md, section 5).
+"""The coordinator's side of a round: sum, propose a set, unmask the sum (SPEC.md, section 5).
 
 All groups of a round add to one vector. Of an upload only header and signature stay in memory
 while uploads arrive; its lists are shown again (`recall`) when its group agrees, its vector where
@@ -114,7 +114,7 @@ class Aggregator:
         """
         least = self.terms.thresholds.least
         if len(self._headers) < least:
-            raise SecAggError(f"{len(self._headers)} updates; only sums of {least} are opened")
+            raise SecAggError(f"{len(self._headers)} updates; only sums of {least} are unmasked")
         place = self.terms.place(member)
         return Proposal(
             tuple(
@@ -149,7 +149,7 @@ class Aggregator:
             found[one.uploader] = b"".join(shares)
         self._shares[member] = found
 
-    def open(self) -> None:
+    def unmask(self) -> None:
         """Remove all masks of this group from the total; once (M27, M28).
 
         Raises SecAggError where too few members released, BadUploader where one shared parts of
@@ -171,7 +171,7 @@ class Aggregator:
         add_masks(self._total, plus, minus)
 
     def close(self) -> None:
-        """Forget all that opening took, but for whose uploads are in the sum."""
+        """Forget all that unmasking took, but for whose uploads are in the sum."""
         self._lists.clear()
         self._shares.clear()
 

@@ -296,7 +296,7 @@ def release(
         signers.add(agreement.member)
     if len(signers) < terms.thresholds.shares:
         raise SecAggError(
-            f"{len(signers)} members agreed; it takes {terms.thresholds.shares} to open the sum"
+            f"{len(signers)} members agreed; it takes {terms.thresholds.shares} to unmask the sum"
         )
     inside = {one.header.uploader for one in request.proposal.uploads}
     own, found = keys.identity.public, []
@@ -327,7 +327,7 @@ def _checked(terms: Terms, proposal: Proposal, recorded: bytes | None) -> bytes:
         verify(one.header.uploader, one.signature, one.header.signed_part(), "an upload of the set")
     digest = proposal.hash(terms)
     if recorded is not None and recorded != digest:
-        raise SecAggError("another set was agreed on in this round; only that one is ever opened")
+        raise SecAggError("another set was agreed on in this round; only that one is ever unmasked")
     return digest
 
 

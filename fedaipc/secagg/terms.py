@@ -34,7 +34,7 @@ class Thresholds:
     """Of a group of `count` PCs that take part; all of them hold shares (SPEC.md, section 2).
 
     `colluding` of them may work for the coordinator, `shares` rebuild a key, and `least` PCs are
-    in every sum that is opened.
+    in every sum that is unmasked.
     """
 
     count: int
@@ -58,7 +58,7 @@ class Thresholds:
             )
 
 
-OPEN = Thresholds(0, 0, 0, 0)  # of a round whose updates travel unsealed
+PLAIN = Thresholds(0, 0, 0, 0)  # of a round whose updates travel unmasked
 
 
 def capped(classes: Sequence[int], bounds: Thresholds) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ def capped(classes: Sequence[int], bounds: Thresholds) -> tuple[int, ...]:
     lightest `least` - 1 - `colluding` others are the least that can be left beside a PC; no weight
     is above theirs together, so none is more than half of what the honest PCs put into the sum.
     """
-    if bounds == OPEN:
+    if bounds == PLAIN:
         return tuple(classes)
     most = sum(sorted(classes)[: bounds.least - 1 - bounds.colluding])
     return tuple(min(size, most) for size in classes)
@@ -166,7 +166,7 @@ class Terms:
     @property
     def sealed(self) -> bool:
         """Whether updates are masked; else they travel as they are."""
-        return self.thresholds != OPEN
+        return self.thresholds != PLAIN
 
     @cached_property
     def participants(self) -> tuple[bytes, ...]:

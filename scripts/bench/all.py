@@ -21,11 +21,11 @@ HERE = Path(__file__).resolve().parent
 QUICK = {"clipping": ["--quick"]}
 FULL: dict[str, list[str]] = {
     "clipping": [],
-    "sealing": [],
-    "sealed_round": [],
+    "secagg_cost": [],
+    "secagg_round": [],
     "ring": [],
     "memory": [],
-    "sealed_demo": [],
+    "secagg_demo": [],
     "fleet": [],
     "accountants": [],
 }

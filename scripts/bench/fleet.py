@@ -266,7 +266,7 @@ def lora(fleet: Fleet) -> dict[str, Any]:
     rows = [computed(fleet, number) for number in range(fleet.pcs)]
     beside = []
     for index, one in enumerate(results.rounds):
-        whole = sum(one.phases[phase] for phase in ("setup", "exchange", "open"))
+        whole = sum(one.phases[phase] for phase in ("setup", "exchange", "unmask"))
         stages = ["train.mask", "query.agree", "query.unmask"]
         work = sum(max(row[stage][index] for row in rows) for stage in stages)
         beside.append(whole - work)

@@ -78,7 +78,7 @@ from fedaipc.protocol.round_terms import hash_vector, make_terms
 from fedaipc.secagg.committee import Agreement, Proposal, Release, Unmask, read_answer
 from fedaipc.secagg.keys import SigningKey
 from fedaipc.secagg.roster import ROSTER_FILE, Bundle, Roster, read_roster
-from fedaipc.secagg.terms import OPEN, Terms, capped
+from fedaipc.secagg.terms import PLAIN, Terms, capped
 from fedaipc.secagg.uploads import Upload
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.simulation.simulation import prepare
@@ -921,7 +921,7 @@ LIES: dict[str, tuple[str, Lie]] = {
     "nobody colludes": (DIFFERS, with_bounds(colluding=0)),
     "more collude": (DIFFERS, with_bounds(colluding=2)),
     "fewer than there are": (DIFFERS, with_bounds(count=4)),
-    "unsealed": (DIFFERS, lambda _, t: replace(t, thresholds=OPEN)),
+    "unsealed": (DIFFERS, lambda _, t: replace(t, thresholds=PLAIN)),
     "M32: a weight above all others": (
         DIFFERS,
         lambda _, t: replace(t, weights=(*t.weights[:-1], 4096)),

@@ -1,6 +1,6 @@
 """The coordinator among PCs that answer in any order, twice, wrongly, or never.
 
-Updates travel open here; what sealing adds is in test_sealed_round.py.
+Updates travel plain here; what secure aggregation adds is in test_sealed_round.py.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_one_update_too_few_and_the_round_is_void_and_says_so(tmp_path: Path, pc
     assert ran.error is None
     void, good = ran.rounds
     assert (void.void, void.arrived, good.void, good.attempt) == (True, 0, False, 2)
-    assert void.why_void == "6 updates; only sums of 7 are opened"
+    assert void.why_void == "6 updates; only sums of 7 are unmasked"
     assert void.validation is None
 
 

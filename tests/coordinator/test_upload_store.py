@@ -113,7 +113,7 @@ def test_a_sum_is_opened_from_the_disk_alone(store: UploadStore) -> None:
     for member, proposal in proposals.items():
         request = Unmask(proposal, tuple(agreements))
         aggregator.take(release(FOUR, KEYS[member], request, None)[1])
-    aggregator.open()
+    aggregator.unmask()
     expected = sum(FOUR.encoding.encode(update, 1, pc) for pc, update in UPDATES.items())
     assert np.array_equal(total, np.asarray(expected, FOUR.encoding.dtype))
 

@@ -30,7 +30,7 @@ from fedaipc.protocol.round_terms import (
 )
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
-from fedaipc.secagg.terms import OPEN, Terms
+from fedaipc.secagg.terms import PLAIN, Terms
 from fedaipc.simulation.flower_adapter import ensure_message_identity
 from tests.protocol.parts import ADMISSION, sent, signed, tiny_job
 
@@ -192,7 +192,7 @@ def test_without_sealing_there_are_no_thresholds() -> None:
     job = tiny_job(TEN, "aggregation.kind=plain")
     for missing in (0, 5, 9):
         found = terms(job, missing)
-        assert found.thresholds == OPEN == job_thresholds(job, 10, 10, 10 - missing)
+        assert found.thresholds == PLAIN == job_thresholds(job, 10, 10, 10 - missing)
         assert not found.sealed
         found.check(ROSTER, ROSTER.members, time.time())
     assert terms(tiny_job(TEN)).sealed

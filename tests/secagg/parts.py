@@ -86,7 +86,7 @@ class Sum:
     def open(self, releases: Iterable[Release]) -> np.ndarray:
         for one in releases:
             self.aggregator.take(one)
-        self.aggregator.open()
+        self.aggregator.unmask()
         return self.terms.encoding.decode(self.total)
 
 

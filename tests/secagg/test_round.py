@@ -97,7 +97,7 @@ def test_the_sum_is_the_plain_sum_for_every_set_of_survivors_and_none_below_the_
         for inside in itertools.combinations(PCS, size):
             summed = Sum(SEVEN, UPLOADS, inside[::-1])
             if size < SEVEN.thresholds.least:
-                with pytest.raises(SecAggError, match="are opened"):
+                with pytest.raises(SecAggError, match="are unmasked"):
                     summed.proposal(PCS[0])
                 continue
             total = opened(SEVEN, KEYS, summed, PCS[:5], PCS[2:])
@@ -131,7 +131,7 @@ def test_three_pcs_are_the_fewest() -> None:
     everyone = terms.participants
     total = opened(terms, keys, Sum(terms, found, everyone), everyone, everyone)
     assert np.array_equal(total, plain(terms, everyone))
-    with pytest.raises(SecAggError, match="are opened"):
+    with pytest.raises(SecAggError, match="are unmasked"):
         Sum(terms, found, everyone[:2]).proposal(everyone[0])
 
 

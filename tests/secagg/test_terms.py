@@ -14,7 +14,7 @@ from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
 from fedaipc.secagg.terms import (
-    OPEN,
+    PLAIN,
     Terms,
     Thresholds,
     capped,
@@ -269,4 +269,4 @@ def test_a_round_with_one_weight_above_all_others_is_refused() -> None:
 
 
 def test_weights_of_updates_that_are_not_sealed_stay_as_they_are() -> None:
-    assert capped((65536, 32, 32), OPEN) == (65536, 32, 32)
+    assert capped((65536, 32, 32), PLAIN) == (65536, 32, 32)

@@ -291,7 +291,7 @@ def test_every_committee_opens_the_recorded_sum(members: tuple[int, ...]) -> Non
     aggregator, total = summed()
     for place in members:
         aggregator.take(Release.decode(of("releases")[PCS[place]]))
-    aggregator.open()
+    aggregator.unmask()
     assert total.view("<i4").tolist() == ROUND["sum"]
     words = np.array([plain["words"] for plain in ROUND["plain"].values()], "<u4")
     assert np.array_equal(words.sum(axis=0, dtype="<u4"), total)

@@ -126,7 +126,7 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
     }
     for one in releases.values():
         aggregator.take(one)
-    aggregator.open()
+    aggregator.unmask()
     first = proposals[terms.participants[0]]
     blob = bytes([first.uploads[0].blob[0] ^ 1]) + first.uploads[0].blob[1:]
     damaged = Proposal((replace(first.uploads[0], blob=blob), *first.uploads[1:]))

@@ -10,7 +10,7 @@ real texts'. The score of a canary is the mean of its coin given all rounds, for
 prior of mean 1/2 and variance 1/4: least squares that do not blow up where canaries are alike.
 Without privacy PCs divide by how many texts there were, which the coins decide as well: that number
 is one more unknown. How much noise a round has is read off what is left when all that is known is
-explained, and not taken from the promise: a build with too little of it is then read like an open
+explained, and not taken from the promise: a build with too little of it is then read like a plain
 book. Several local steps are taken for one long one, which weakens the attack.
 """
 

@@ -1,8 +1,8 @@
 """A real run whose PCs hold canaries, each in or out by a coin, and what its server saw.
 
-The run is an ordinary one: the same coordinator, PCs, ledgers and messages. Updates are open, since
-what is promised does not count on sealing; everything is written down at the wire, where a
-curious server sits.
+The run is an ordinary one: the same coordinator, PCs, ledgers and messages. Updates are plain, as
+what is promised does not rest on secure aggregation; everything is written down at the wire, where
+a curious server sits.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ al., "Decepticons", ICLR 2023, go on from there to whole sentences). The attacke
 length of their rows' change and is told how many different words there are, which only helps it.
 
 The same is done with a private update, with a sealed upload read as if it were none, and with the
-sum that a sealed round opens. The order of the words is not recovered.
+sum that a round unmasks. The order of the words is not recovered.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Inversion:
 def inversion_attack(
     settings: Settings, data: SimulatedData, private: Mapping[str, Settings], folder: Path
 ) -> Inversion:
-    """Run one round open, open and private, and sealed, and read.
+    """Run one round plain, plain and private, and with secure aggregation, and read.
 
     `settings` is a job without privacy that trains all layers, `private` the same with it at some
     budgets, by name. Raises DataError where word embeddings are not trained.
@@ -74,7 +74,7 @@ def inversion_attack(
     if any(len(pc.real) < TEXTS for pc in pcs):
         raise DataError(f"each PC needs {TEXTS} texts")
     eye = _Eye(settings, data, pcs)
-    with_sum = "the sum of all PCs that a sealed round opens"
+    with_sum = "the sum of all PCs that a round unmasks"
     readings: list[Reading] = []
 
     def read(source: str, job: Settings, *, sealed: bool = False) -> None:
@@ -84,9 +84,9 @@ def inversion_attack(
         if sealed:
             readings.append(eye.read(with_sum, _sum(run), run.updates[0].pc))
 
-    read("its update, open and not private", settings)
+    read("its update, plain and not private", settings)
     for name, job in private.items():
-        read(f"its update, open, {name}", job)
+        read(f"its update, plain, {name}", job)
     read("its sealed upload", settings, sealed=True)
     return Inversion(pcs[eye.last].real.texts, tuple(readings))
 
@@ -138,5 +138,5 @@ def _sum(run: Audited) -> npt.NDArray[np.float64]:
     first = next(one.vector for one in run.updates if one.round == 1)
     second = next((one.vector for one in run.updates if one.round == 2), None)
     if second is None:
-        raise DataError("the opened sum shows in the second round: rounds = 2")
+        raise DataError("the unmasked sum shows in the second round: rounds = 2")
     return second.astype(np.float64) - first

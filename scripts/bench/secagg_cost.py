@@ -1,6 +1,6 @@
 """How fast a PC masks its update: against what AES allows, and against Flower's SecAgg+.
 
-    python scripts/bench/sealing.py           writes results/sealing.json beside this
+    python scripts/bench/secagg_cost.py       writes results/secagg_cost.json beside this
 
 10 million values, 15 masks (one of its own, 14 peers). The limit is what one thread needs for the
 same bytes of AES-256-CTR key stream and of in-place additions, each measured alone in the
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-RESULT = Path(__file__).resolve().parent / "results" / "sealing.json"
+RESULT = Path(__file__).resolve().parent / "results" / "secagg_cost.json"
 VALUES, PEERS, REPEATS = 10_000_000, 14, 7
 BUFFER = 1 << 18
 MIN_SHARE, MIN_SPEEDUP, MAX_BYTES = 0.8, 10.0, 0.5

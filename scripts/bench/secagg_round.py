@@ -1,6 +1,6 @@
 """Sealed rounds of 10, 100 and 1000 PCs: the coordinator's memory, time, and traffic per PC.
 
-    python scripts/bench/sealed_round.py      writes results/sealed_round.json beside this
+    python scripts/bench/secagg_round.py      writes results/secagg_round.json beside this
 
 The vector has the size of a LoRA adapter. A tenth of the PCs vanishes before it uploads. The PCs
 live in a process of their own, so the coordinator's process holds nothing but what it holds in a
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from flwr.app import RecordDict
 
-RESULT = Path(__file__).resolve().parent / "results" / "sealed_round.json"
+RESULT = Path(__file__).resolve().parent / "results" / "secagg_round.json"
 COUNTS, LORA, LOST = (10, 100, 1000), 78_594, 10  # every tenth PC is lost
 ALLOWED_GROWTH = 16 << 20
 
@@ -162,7 +162,7 @@ def measured(count: int) -> dict[str, Any]:
         "seconds_per_pc": per_pc,
         "coordinator_seconds": {
             "add and keep uploads": round(collected - started - waited, 3),
-            "agree, unmask, open": round(
+            "agree, unmask, sum": round(
                 ended - collected - (sum(seconds.values()) - waited), 3
             ),
         },
