@@ -237,13 +237,21 @@ class Embedding(Layer):
             sizes.append(norms.paired(equal, torch.bmm(g, g.mT), width + 8))
         return norms.joined(sizes)
 
-    def _sum(
-        self, factors: Tensor, wide: Callable[[Tensor], Tensor], inputs: Tensor, grads: Tensor
-    ) -> Tensor:
-        grads = wide(grads)
-        scaled = grads * factors.to(grads)[:, None, None]
-        whole = torch.zeros_like(self.module.weight, dtype=grads.dtype, device=grads.device)
-        return whole.index_add_(0, inputs.to(grads.device).flatten(), scaled.flatten(0, 1))
+    def _product(self, factors: Tensor, chosen: Tensor | slice, terms: int) -> Tensor:
+        """In float64 for the ids that are there, which are few: the others have no gradient.
+
+        Rounded to float32 once where anything may be in float32 at all, which is less than what
+        `rounding` has room for.
+        """
+        ids, grads = (one[chosen] for one in self._rows())
+        grads = norms.double(grads)
+        scaled = (grads * factors.to(grads)[:, None, None]).flatten(0, 1)
+        present, places = ids.to(grads.device).flatten().unique(return_inverse=True)
+        sums = grads.new_zeros(len(present), grads.shape[2]).index_add_(0, places, scaled)
+        dtype = torch.float32 if terms else torch.float64
+        whole = torch.zeros_like(self.module.weight, dtype=dtype, device=grads.device)
+        whole[present] = sums.to(dtype)
+        return whole
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """The padding id has no gradient."""
