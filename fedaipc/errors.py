@@ -16,6 +16,7 @@
     │   └── RunOver       and waiting will not help: every PC refuses, no attempt is left
     ├── EngineError       Flower's runtime did not start or did not finish
     ├── OutputError       a run folder cannot be written or read
+    ├── MissingExtra      what was asked for needs packages of an extra that is not installed
     └── AdmissionError    a federation's folder, token, member or certificate is not as it must be
 
 Every message is one line that says what was wrong and how to mend it, and never holds a text of a
@@ -93,6 +94,10 @@ class SecAggError(FedaipcError):
 
 class AdmissionError(FedaipcError):
     exit_code = 14
+
+
+class MissingExtra(FedaipcError):  # noqa: N818 - it names what is missing
+    exit_code = 16
 
 
 class BadUploader(SecAggError):  # noqa: N818 - it names who is at fault

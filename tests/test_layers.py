@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import fedaipc
+from fedaipc.extras import EXTRAS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,14 +22,15 @@ if TYPE_CHECKING:
 ROOT = Path(fedaipc.__file__).parent
 
 _GROUND = {
-    "bounds", "errors", "config", "files", "parent_watch", "machine", "stopping", "streams",
-    "strict_json", "surroundings", "terminal",
+    "bounds", "errors", "extras", "config", "files", "parent_watch", "machine", "stopping",
+    "streams", "strict_json", "surroundings", "terminal",
 }  # fmt: skip
 _LEARNING = _GROUND | {"results", "data", "model", "privacy"}
 ALLOWED: dict[str, set[str]] = {
     "": {"api", "config", "data", "privacy", "report", "opacus", "errors"},  # names, when asked for
     "bounds": set(),
     "errors": set(),
+    "extras": {"errors"},
     "files": set(),
     "parent_watch": set(),
     "machine": set(),
@@ -61,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 LIGHT = {"", *_GROUND, "results", "data", "report", "cli"}
 PLAIN = {"bounds", "files", "strict_json", "terminal"}  # the standard library alone
-HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "ray", "datasets", "dp_accounting"}
+HEAVY = {"torch", "transformers", "opacus", "peft", "flwr", "dp_accounting", *EXTRAS}
 FLOWER = {"protocol", "client", "coordinator", "simulation", "fleet"}  # may use its public API
 FLOWER_API = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 # What touches Flower's internals: a change of Flower's version is looked at here.
@@ -140,6 +144,8 @@ def complaints(module: str, source: str) -> list[str]:
             found.append(f"{module} imports {one.name}: Flower belongs to the round's two sides")
         elif top == "flwr" and one.name not in FLOWER_API and module not in INSIDE:
             found.append(f"{module} imports {one.name}: Flower's internals belong to the adapter")
+        elif one.at_once and EXTRAS.get(top, layer) != layer:
+            found.append(f"{module} imports {one.name} at once: the extra may not be there")
         elif top in HEAVY and one.at_once and layer in LIGHT:
             found.append(f"{module} imports {one.name} at once: import it where it is used")
     return found
@@ -207,6 +213,8 @@ def test_the_arrows_between_layers_make_no_circle() -> None:
         ("fedaipc.config", "import torch"),
         ("fedaipc.data.records", "class A:\n    import transformers.models"),
         ("fedaipc.report.plots", "if True:\n    from peft import PeftModel"),
+        ("fedaipc.data.sources", "import datasets"),
+        ("fedaipc.coordinator.exchange", "from httpx import Client"),
     ],
 )
 def test_the_checker_finds_a_forbidden_import(module: str, source: str) -> None:
@@ -224,6 +232,7 @@ def test_the_checker_finds_a_forbidden_import(module: str, source: str) -> None:
         ("fedaipc.client.client_app", "from flwr.clientapp import ClientApp"),
         ("fedaipc.simulation.flower_adapter", "from flwr.supercore.run import Run"),
         ("fedaipc.fleet.grid", "from flwr.supercore.run import Run"),
+        ("fedaipc.fleet.front", "import h11"),
     ],
 )
 def test_the_checker_lets_an_allowed_import_pass(module: str, source: str) -> None:
@@ -233,6 +242,20 @@ def test_the_checker_lets_an_allowed_import_pass(module: str, source: str) -> No
 def test_the_checker_refuses_relative_imports() -> None:
     with pytest.raises(ValueError, match="relative"):
         complaints("fedaipc.data.sources", "from .records import Records")
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in project["dependencies"]}
+    # What comes with one that cannot be had without it: Flower, transformers and pydantic.
+    declared |= {"google", "huggingface_hub", "pydantic_core", *EXTRAS}
+    used = {
+        one.name.partition(".")[0]
+        for path in _modules().values()
+        for one in imports(path.read_text(encoding="utf-8"))
+    }
+    assert used - sys.stdlib_module_names - {"fedaipc"} <= declared
+    assert set(EXTRAS) - {"ray", "tensorboard"} <= used  # those two: by Flower, by torch
 
 
 def test_help_loads_no_heavy_library() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.errors import ConfigError, OutputError
+from fedaipc.extras import need
 from fedaipc.results import Results
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class History:
         return rows
 
     def to_pandas(self) -> Any:
-        """A data frame. Raises ConfigError where pandas is not installed."""
+        """A data frame. Raises MissingExtra where pandas is not installed."""
         return _frame(self.rows())
 
     def __repr__(self) -> str:
@@ -221,7 +222,7 @@ class Comparison:
         ]
 
     def to_pandas(self) -> Any:
-        """A data frame. Raises ConfigError where pandas is not installed."""
+        """A data frame. Raises MissingExtra where pandas is not installed."""
         return _frame(self.rows())
 
     def __repr__(self) -> str:
@@ -254,8 +255,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def _frame(rows: list[dict[str, Any]]) -> Any:
-    try:
-        import pandas as pd
-    except ImportError:
-        raise ConfigError("to_pandas needs `pip install pandas`; rows() has the same") from None
+    need("to_pandas (rows() has the same)", "pandas")
+    import pandas as pd
+
     return pd.DataFrame(rows)

@@ -21,6 +21,7 @@ from fedaipc.data.csv_lines import CsvReader, fits
 from fedaipc.data.reading import Collector, Fault, Reading, Row
 from fedaipc.data.registry import find_source, register_source
 from fedaipc.errors import DataError
+from fedaipc.extras import need
 from fedaipc.files import expanded
 
 if TYPE_CHECKING:
@@ -353,10 +354,9 @@ def _read_folder(path: Path, how: TextSource, collector: Collector) -> Reading:
 def _read_hub(name: str, columns: Sequence[str]) -> list[list[object]]:
     """ID or ID:SPLIT of the hub; a split may be a slice, as test[:10%]."""
     source, (identifier, *split) = f"hf:{name}", name.split(":", 1)
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(f"{source}: needs `pip install 'fedaipc[hub]'`") from None
+    need(source, "datasets")
+    import datasets
+
     try:
         data: Any = datasets.load_dataset(identifier, split=split[0] if split else "train")
     except Exception as error:  # noqa: BLE001 - the library raises many kinds; each means this

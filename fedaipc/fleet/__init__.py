@@ -24,3 +24,9 @@ wire.py          messages in one piece or many, one copy of a vector in memory
 
 Nothing of the bundle that a SuperLink hands out is ever fetched or run.
 """
+
+from __future__ import annotations
+
+from fedaipc.extras import need
+
+need("a server or client process", "anyio", "h11", "httpx", "uvicorn")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.errors import ConfigError, OutputError
+from fedaipc.errors import OutputError
+from fedaipc.extras import need
 from fedaipc.report.tracking import register_tracker
 
 if TYPE_CHECKING:
@@ -22,12 +22,11 @@ class Scalars:
 
     @staticmethod
     def check() -> None:
-        """Raises ConfigError where the extra is not installed."""
-        if find_spec("tensorboard") is None:
-            raise ConfigError("the tracker tensorboard needs `pip install 'fedaipc[tensorboard]'`")
+        """Raises MissingExtra where TensorBoard is not installed."""
+        need("the tracker tensorboard", "tensorboard")
 
     def __init__(self, run_folder: Path) -> None:
-        """Raises ConfigError as `check`, OutputError where the folder is read-only."""
+        """Raises MissingExtra as `check`, OutputError where the folder is read-only."""
         self.check()
         from torch.utils.tensorboard import SummaryWriter
 

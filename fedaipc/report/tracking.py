@@ -45,7 +45,7 @@ def register_tracker(
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError where one is not known here, or what it needs is not installed."""
+    """Raise ConfigError where one is not known here, MissingExtra where one's package is not."""
     for name in names:
         check = getattr(_find(name), "check", None)
         if check is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import math
 import os
@@ -28,6 +27,7 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ import tomli_w
 
 import fedaipc
 from fedaipc.errors import EngineError
+from fedaipc.extras import need
 from fedaipc.simulation.processes import (
     alive,
     environment,
@@ -97,11 +98,10 @@ def run_on_flower_simulation(
     Whatever happens, also Ctrl-C and, in the main thread, SIGTERM, every process and folder of
     the job is gone when this returns or raises.
 
-    Raises EngineError if Ray is missing, the job cannot start, does not complete, or takes more
-    than `timeout` seconds; the end of the log is the error's note (`__notes__`).
+    Raises MissingExtra if Ray is missing, EngineError if the job cannot start, does not complete,
+    or takes more than `timeout` seconds; the end of the log is the error's note (`__notes__`).
     """
-    if importlib.util.find_spec("ray") is None:
-        raise EngineError("Flower's runtime needs Ray: pip install 'fedaipc[flower]'")
+    need("the engine flower", "ray")
     if num_pcs < 1:
         raise EngineError(f"num_pcs is {num_pcs}: give at least 1")
     cluster = uses_cluster()
@@ -353,7 +353,10 @@ def _checked_config(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
 def _command(name: str) -> str:
     found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if found is None:
-        raise EngineError(f"the command {name} is missing: pip install 'flwr>=1.41,<1.42'")
+        wanted = f"flwr=={version('flwr')}"
+        raise EngineError(
+            f"the command {name} is missing: pip install --force-reinstall --no-deps {wanted}"
+        )
     return found
 
 

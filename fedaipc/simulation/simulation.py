@@ -30,6 +30,7 @@ from fedaipc.errors import (
     RoundError,
     SecAggError,
 )
+from fedaipc.extras import need
 from fedaipc.federation.key import Admission
 from fedaipc.files import expanded, write_text
 from fedaipc.model.base import with_whole_base
@@ -213,7 +214,12 @@ def simulate(
 
 
 def check_engine(engine: Engine, pc_state: Path | None) -> None:
-    """Raise EngineError where the engine cannot work with PCs in `pc_state`, None for the run's."""
+    """Raise EngineError where the engine cannot work with PCs in `pc_state`, None for the run's.
+
+    Raises MissingExtra where Ray is not installed.
+    """
+    if engine == "flower":
+        need("the engine flower", "ray")
     if engine == "flower" and flower_engine.uses_cluster() and pc_state is None:
         raise EngineError(
             "RAY_ADDRESS is set: the PCs' state must lie in a folder that all machines of the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from fedaipc.config import TextSource
 from fedaipc.data.reading import label_name
 from fedaipc.data.records import Records
 from fedaipc.data.sources import read_records
-from fedaipc.errors import DataError
+from fedaipc.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,6 +293,11 @@ class _Dataset:
         return self.columns[name]
 
 
+def hub(load_dataset: object) -> SimpleNamespace:
+    """What stands for the package."""
+    return SimpleNamespace(load_dataset=load_dataset, __spec__=ModuleSpec("datasets", None))
+
+
 def test_the_hub_gives_class_names(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
     data = _Dataset()
@@ -300,7 +306,7 @@ def test_the_hub_gives_class_names(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((identifier, split))
         return data
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setitem(sys.modules, "datasets", hub(load_dataset))
     assert read("hf:someone/reviews", "who") == Records(("a", "b"), ("good", "bad"), ("x", "y"))
     assert read("hf:imdb:test[:10%]").labels == ("good", "bad")
     assert asked == [("someone/reviews", "train"), ("imdb", "test[:10%]")]
@@ -313,10 +319,11 @@ def test_a_hub_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(identifier: str, split: str) -> None:
         raise ConnectionError(SECRET)
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setitem(sys.modules, "datasets", hub(load_dataset))
     assert "hf:imdb: not to be had (ConnectionError)" in refused("hf:imdb")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "needs `pip install 'fedaipc[hub]'`" in refused("hf:imdb")
+    with pytest.raises(MissingExtra, match=r"hf:imdb needs the extra \[hub\]: pip install"):
+        read("hf:imdb")
 
 
 def test_records_show_nothing_and_come_back_from_their_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Why the sealing is not Flower's: two weaknesses of its SecAgg+, shown on flwr 1.41 as installed.
+"""Why the sealing is not Flower's: two weaknesses of its SecAgg+, shown on flwr 1.42 as installed.
 
 1. A mask is drawn by numpy's RandomState from a seed of 32 bits, into which the key is folded. The
    key of a pair is base64 text, of which no byte has its highest bit set: 28 bits are left, and

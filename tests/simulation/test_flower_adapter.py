@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedaipc.errors import EngineError
+from fedaipc.errors import EngineError, MissingExtra
 from fedaipc.simulation import flower_adapter, flower_engine, processes
 from fedaipc.simulation.flower_adapter import (
     CLIENT_CRASHED,
@@ -305,9 +307,16 @@ def test_run_in_process_gives_the_server_app_its_context_and_grid() -> None:
     assert seen == {"nodes": 2, "config": RUN_CONFIG}
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_missing_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(EngineError, match=rf"superlink is missing: pip .*=={version('flwr')}$"):
+        run_on_flower_simulation(run_config={}, num_pcs=1)
+
+
 def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(EngineError, match=r"pip install 'fedaipc\[flower\]'"):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'fedaipc\[flower\]'"):
         run_on_flower_simulation(run_config={}, num_pcs=1)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.errors import ConfigError, OutputError
+from fedaipc.extras import need
 from fedaipc.lab.sweep.cells import MAX_CELLS, Cell, Search, Space, Sweep, Values, cells_of
 from fedaipc.lab.sweep.table import Row, rows_of
 
@@ -41,7 +42,8 @@ def search(
     """Run trials until there are so many; all cells, and the best trial's values.
 
     A trial of which a cell fails counts as failed, and the tuner learns nothing from it. Raises
-    ConfigError where Optuna is not installed or the space is another one than before.
+    MissingExtra where Optuna is not installed, ConfigError where the space is another one than
+    before.
     """
     optuna = _optuna()
     try:
@@ -143,9 +145,8 @@ def _suggest(trial: Any, key: str, space: Space) -> Any:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise ConfigError("[search] needs `pip install 'fedaipc[search]'`") from None
+    need("[search]", "optuna")
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -1,0 +1,30 @@
+"""Packages that only some parts of fedaipc need, and the extra of pyproject.toml that brings each.
+
+Nothing else imports one of them before it has called `need`, and then only where it is used.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from fedaipc.errors import MissingExtra
+
+EXTRAS = {
+    "anyio": "fleet",
+    "datasets": "hub",
+    "h11": "fleet",
+    "httpx": "fleet",
+    "optuna": "lab",
+    "pandas": "lab",
+    "ray": "flower",
+    "tensorboard": "tensorboard",
+    "uvicorn": "fleet",
+}
+
+
+def need(what: str, *packages: str) -> None:
+    """Raise MissingExtra where a package that `what` needs is not installed. Imports none."""
+    for package in packages:
+        if find_spec(package) is None:
+            extra = EXTRAS[package]
+            raise MissingExtra(f"{what} needs the extra [{extra}]: pip install 'fedaipc[{extra}]'")
