@@ -64,10 +64,10 @@ def test_an_extra_brings_the_package_that_names_it(package: str) -> None:
     assert package in set().union(*map(brought, lines))
 
 
-def test_all_holds_every_extra_but_that_of_developers() -> None:
+def test_all_holds_every_extra_but_those_of_developers() -> None:
     (every,) = map(Requirement, OPTIONAL["all"])
     assert every.name == "fedaipc"
-    assert every.extras == set(OPTIONAL) - {"all", "dev"} == set(EXTRAS.values())
+    assert every.extras == set(OPTIONAL) - {"all", "dev", "docs"} == set(EXTRAS.values())
 
 
 def test_the_readme_lists_the_extras() -> None:
@@ -75,7 +75,7 @@ def test_the_readme_lists_the_extras() -> None:
         (ROOT.parent / "README.md").read_text(encoding="utf-8").split("## Install in parts")[1]
     )
     rows = re.findall(r"^\| `(\w+)` \|", section.partition("\n## ")[0], re.MULTILINE)
-    assert sorted(rows) == sorted(set(OPTIONAL) - {"dev"})
+    assert sorted(rows) == sorted(set(OPTIONAL) - {"dev", "docs"})
 
 
 def test_the_error_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

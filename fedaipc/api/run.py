@@ -41,10 +41,18 @@ class Run:
 
     @property
     def epsilon(self) -> float | None:
-        """The most that any client has spent over its life; None where nothing is promised."""
+        """The most that any client has spent over its life. None where nothing is promised, and
+        where it is not known: real PCs keep their ledgers to themselves (see `planned_epsilon`).
+        """
         from fedaipc.report.formatting import spent_epsilon
 
         return None if self.results.not_private else spent_epsilon(self.results)
+
+    @property
+    def planned_epsilon(self) -> float | None:
+        """What all rounds of this job cost a client that takes part in each, by RDP."""
+        planned = self.results.privacy.planned_epsilon
+        return None if planned is None or self.results.not_private else planned.rdp
 
     @property
     def delta(self) -> float:

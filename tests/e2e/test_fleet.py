@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+import fedaipc as fa
 from fedaipc.client.disclosure_log import read as read_sent
 from fedaipc.config import load_settings
 from fedaipc.privacy.ledger import Ledger
@@ -102,6 +103,26 @@ def test_killed_pcs_and_killed_servers_cost_time_and_nothing_else(fleet: Fleet) 
         attempts = [charge.attempt for charge in ledger.charges]
         assert len(attempts) == len(set(attempts))
         assert not ledger.unprotected
+
+
+def test_a_notebook_hands_its_job_to_a_fleet(fleet: Fleet) -> None:
+    """Without a test seed: noise is real, and every PC's ledger is charged."""
+    federation = fa.Federation(fleet.out / "acme")
+    assert len(federation.members) == PCS
+    job = fa.Job.from_toml(fleet.out / "job.toml")
+    signed = federation.sign(job, out=fleet.out / "own-job")
+    fleet.start_server()
+    for number in range(PCS):
+        fleet.start_client(number)
+    run = signed.submit(fleet.server, timeout=200)
+    assert (run.results.engine, run.results.status) == ("fleet", "finished")
+    assert len([row for row in run.history if not row.void]) == job.rounds
+    assert run.epsilon is None  # the PCs' ledgers stay with their owners
+    assert run.planned_epsilon is not None
+    for number in range(PCS):
+        ledger = fa.Ledger.open(fleet.out / f"pc-{number:04d}")
+        assert 0 < ledger.spent <= run.planned_epsilon * (1 + 1e-6)
+    assert run.predict(["what a lovely film"])[0] in run.model.labels
 
 
 def test_a_revoked_pc_is_shut_out_while_the_server_runs(fleet: Fleet) -> None:
