@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedaipc.api.data import as_frame
 from fedaipc.errors import ConfigError, OutputError
 from fedaipc.results import Results
 
@@ -53,6 +54,16 @@ class Run:
     def model_hash(self) -> str:
         """SHA-256 of the trained values, hex."""
         return self.results.model.vector_hash
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of its texts and its base: what was left out, what fits badly; a line each.
+
+        Holds labels and places, and no text.
+        """
+        from fedaipc.report.formatting import results_warnings
+
+        return (*self.results.data.notes, *results_warnings(self.results))
 
     @property
     def history(self) -> History:
@@ -133,7 +144,7 @@ class History:
 
     def to_pandas(self) -> Any:
         """A data frame. Raises ConfigError where pandas is not installed."""
-        return _frame(self.rows())
+        return as_frame(self.rows())
 
     def __repr__(self) -> str:
         return f"<History of {len(self)} attempts>"
@@ -222,7 +233,7 @@ class Comparison:
 
     def to_pandas(self) -> Any:
         """A data frame. Raises ConfigError where pandas is not installed."""
-        return _frame(self.rows())
+        return as_frame(self.rows())
 
     def __repr__(self) -> str:
         from rich.console import Console
@@ -251,11 +262,3 @@ def compare(runs: Sequence[Run]) -> Comparison:
     if not runs:
         raise ConfigError("give one run or more to compare")
     return Comparison([run.results for run in runs])
-
-
-def _frame(rows: list[dict[str, Any]]) -> Any:
-    try:
-        import pandas as pd
-    except ImportError:
-        raise ConfigError("to_pandas needs `pip install pandas`; rows() has the same") from None
-    return pd.DataFrame(rows)
