@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedaipc.api.data import Data, fetch, load_data
     from fedaipc.api.federation import Federation
     from fedaipc.api.job import Job
+    from fedaipc.api.lab import load_audit
     from fedaipc.api.run import Comparison, Run, compare, load_run
     from fedaipc.api.simulate import simulate
     from fedaipc.config import (
@@ -63,6 +64,7 @@ _HOMES = {
     "Tracker": "fedaipc.report.tracking",
     "compare": "fedaipc.api.run",
     "fetch": "fedaipc.api.data",
+    "load_audit": "fedaipc.api.lab",
     "load_data": "fedaipc.api.data",
     "load_run": "fedaipc.api.run",
     "register_family": "fedaipc.config.family",
@@ -104,6 +106,7 @@ __all__ = [
     "compare",
     "errors",
     "fetch",
+    "load_audit",
     "load_data",
     "load_run",
     "opacus",

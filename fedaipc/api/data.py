@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.api.scratch import Scratch
 from fedaipc.config import ByColumn, DataSettings, Iid, Partition
 from fedaipc.errors import ConfigError, DataError
+from fedaipc.extras import need
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from fedaipc.data.prepare import SimulatedData
 
 _CLIENTS = 20
+_SETTING = re.compile(r"--set data\.(\w+)=([\w-]+)")
+_OWN = {"text_column": "text", "label_column": "label", "true": "True", "false": "False"}
 
 
 class Data:
@@ -49,7 +56,8 @@ class Data:
         if by is not None and clients is None:
             from fedaipc.data.prepare import prepare_simulation
 
-            groups = prepare_simulation(settings, 1).train.groups or ()
+            with advice_in_python():
+                groups = prepare_simulation(settings, 1).train.groups or ()
             clients = min(len(set(groups)), _CLIENTS)
         return Data(settings, clients or _CLIENTS, self._keep)
 
@@ -63,6 +71,39 @@ class Data:
         """How many records each client holds. Reads the data; raises DataError."""
         return tuple(len(part) for part in self._read().parts)
 
+    @property
+    def records(self) -> list[tuple[str, str]]:
+        """Text and label of each record to train on. Reads the data; raises DataError."""
+        train = self._read().train
+        return list(zip(train.texts, train.labels, strict=True))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out and why, and what looks odd, a line each.
+
+        Holds labels and places, and no text. Reads the data; raises DataError.
+        """
+        return tuple(map(_as_python, self._read().notes))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The same records with the number of the client that holds each of them.
+
+        Where a column says whose a record is, its value is there under the column's name.
+        """
+        data, column = self._read(), self.settings.client_column
+        groups = data.train.groups if column is not None else None
+        rows: list[dict[str, Any]] = []
+        for client, part in enumerate(data.parts):
+            for index in part:
+                row = {"text": data.train.texts[index], "label": data.train.labels[index]}
+                own = {} if column is None or groups is None else {column: groups[index]}
+                rows.append({**row, **own, "client": client})
+        return rows
+
+    def to_pandas(self) -> Any:
+        """`rows` as a data frame. Raises MissingExtra where pandas is not installed."""
+        return as_frame(self.rows())
+
     def __len__(self) -> int:
         """How many records can be trained on: without those held back to validate and test."""
         return len(self._read().train)
@@ -75,7 +116,8 @@ class Data:
         from fedaipc.data.prepare import prepare_simulation
 
         if self._prepared is None:
-            self._prepared = prepare_simulation(self.settings, self.clients or 1)
+            with advice_in_python():
+                self._prepared = prepare_simulation(self.settings, self.clients or 1)
         return self._prepared
 
 
@@ -101,6 +143,31 @@ def fetch(asset: str) -> Path:
     from fedaipc.data.assets import fetch_asset
 
     return fetch_asset(asset)
+
+
+@contextmanager
+def advice_in_python() -> Iterator[None]:
+    """A DataError names what to give as `load_data` takes it, not as the command line does."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(_as_python(str(error))) from None
+
+
+def _as_python(text: str) -> str:
+    def own(found: re.Match[str]) -> str:
+        key, value = found.groups()
+        return f"{_OWN.get(key, key)}={_OWN.get(value, repr(value))}"
+
+    return _SETTING.sub(own, text)
+
+
+def as_frame(rows: list[dict[str, Any]]) -> Any:
+    """A pandas data frame. Raises MissingExtra where pandas is not installed."""
+    need("to_pandas (rows() has the same)", "pandas")
+    import pandas as pd
+
+    return pd.DataFrame(rows)
 
 
 def _columns(table: Any, text: str, label: str) -> Mapping[str, Iterable[object]]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fedaipc.api.data import Data
+    from fedaipc.model.classifier import Classifier
 
 _RECORDS = 1000  # of a client, where nobody said how many
 
@@ -54,20 +55,23 @@ class Job(Settings):
         """What this job will cost in privacy and traffic, before anything runs.
 
         With `data` the rounds follow from its labels where nobody gave them, the model is opened to
-        count what it trains, and too much noise is told. Raises PrivacyError where no noise meets
-        the target, DataError, ModelError.
+        count what it trains and how many texts it cuts, and too much noise is told. Raises
+        PrivacyError where no noise meets the target, DataError, ModelError.
         """
         from fedaipc.privacy.budget import planned_epsilon, round_schedule, size_class
         from fedaipc.privacy.signal import noise_warning
 
         job: Settings = self.with_data(data)
         values, warning = None, None
+        notes: tuple[str, ...] = ()
         if data is not None:
             from fedaipc.config import for_labels
             from fedaipc.model.classifier import Classifier
 
             job = for_labels(job, data.labels)
-            values = Classifier(job.model, data.labels).layout.size
+            classifier = Classifier(job.model, data.labels)
+            values = classifier.layout.size
+            notes = (*data.notes, *_fit_notes(classifier, data))
         once = round_schedule(job)
         if data is not None and values is not None:
             sizes = [size_class(size) for size in data.sizes]
@@ -83,7 +87,18 @@ class Job(Settings):
             trained_values=values,
             bytes_up=None if values is None else values * job.aggregation.bits // 8,
             warning=warning,
+            notes=notes,
         )
+
+
+def _fit_notes(classifier: Classifier, data: Data) -> list[str]:
+    """How many texts the model cuts, and how many tokens it does not know."""
+    from fedaipc.model.fit import measure_fit
+    from fedaipc.report.formatting import fit_text, fit_warnings
+
+    most = classifier.settings.max_length
+    fit = measure_fit(classifier.tokenizer, [text for text, _ in data.records], most)
+    return [f"{fit_text(fit)} at model.max_length = {most}", *fit_warnings(training=fit)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +107,7 @@ class Plan:
 
     `epsilon` is by each accountant, an upper bound each: None without privacy. `trained_values` and
     `bytes_up` (of one update, without what secure aggregation adds) are None where the data is not
-    known.
+    known. `notes` are of the texts: what was left out and why, what looks odd, what is cut.
     """
 
     recipe: str
@@ -104,6 +119,7 @@ class Plan:
     trained_values: int | None
     bytes_up: int | None
     warning: str | None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [self.recipe]
@@ -127,7 +143,7 @@ class Plan:
                 f"{self.trained_values:,} trained values, {self.bytes_up / 1e6:.3g} MB up for each "
                 "client and round"
             )
-        return "\n".join([*lines, *([self.warning] if self.warning else [])])
+        return "\n".join([*lines, *([self.warning] if self.warning else []), *self.notes])
 
     def _repr_html_(self) -> str:
         from fedaipc.report.markup import escape

@@ -117,6 +117,14 @@ def audit(
         )  # fmt: skip
 
 
+def load_audit(path: str | Path) -> AuditReport:
+    """The audit that `fedaipc privacy audit` left, by its folder or audit.json. OutputError."""
+    from fedaipc.lab.audit.report import load_report
+
+    place = Path(path)
+    return load_report(place / "audit.json" if place.is_dir() else place)
+
+
 def lower_bound(
     scores_in: Any, scores_out: Any, *, delta: float, confidence: float = 0.95
 ) -> Bound:

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedaipc.api.data import as_frame
 from fedaipc.errors import ConfigError, OutputError
-from fedaipc.extras import need
 from fedaipc.results import Results
 
 if TYPE_CHECKING:
@@ -62,6 +62,16 @@ class Run:
     def model_hash(self) -> str:
         """SHA-256 of the trained values, hex."""
         return self.results.model.vector_hash
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of its texts and its base: what was left out, what fits badly; a line each.
+
+        Holds labels and places, and no text.
+        """
+        from fedaipc.report.formatting import results_warnings
+
+        return (*self.results.data.notes, *results_warnings(self.results))
 
     @property
     def history(self) -> History:
@@ -142,7 +152,7 @@ class History:
 
     def to_pandas(self) -> Any:
         """A data frame. Raises MissingExtra where pandas is not installed."""
-        return _frame(self.rows())
+        return as_frame(self.rows())
 
     def __repr__(self) -> str:
         return f"<History of {len(self)} attempts>"
@@ -231,7 +241,7 @@ class Comparison:
 
     def to_pandas(self) -> Any:
         """A data frame. Raises MissingExtra where pandas is not installed."""
-        return _frame(self.rows())
+        return as_frame(self.rows())
 
     def __repr__(self) -> str:
         from rich.console import Console
@@ -260,10 +270,3 @@ def compare(runs: Sequence[Run]) -> Comparison:
     if not runs:
         raise ConfigError("give one run or more to compare")
     return Comparison([run.results for run in runs])
-
-
-def _frame(rows: list[dict[str, Any]]) -> Any:
-    need("to_pandas (rows() has the same)", "pandas")
-    import pandas as pd
-
-    return pd.DataFrame(rows)

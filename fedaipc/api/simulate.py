@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedaipc.api.data import advice_in_python
 from fedaipc.api.job import Job
 from fedaipc.api.run import Run
 from fedaipc.api.scratch import Scratch
@@ -54,7 +55,7 @@ def simulate(
     check_trackers(settings.output.trackers)
     simulation.check_engine(engine, None if pc_state is None else Path(pc_state))
     console = Console(quiet=not progress)
-    with WarmUpBar(console) as warm_up:
+    with advice_in_python(), WarmUpBar(console) as warm_up:
         run = simulation.prepare(
             with_saved(settings, processor()),
             pc_state=None if pc_state is None else Path(pc_state),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fedaipc import bounds
 from fedaipc.report import formatting
 from fedaipc.report.markup import escape, facts, folded, inline_svg, page, section, table
-from fedaipc.report.plot_style import drawing, figure_bytes
+from fedaipc.report.plot_style import SCREEN_DOTS, drawing, png_bytes
 from fedaipc.report.plots import figures, svg_plots, write_plots
 from fedaipc.results import write_file
 
@@ -78,7 +78,7 @@ def summary_html(results: Results) -> str:
     parts = [f"<p>{escape(formatting.headline(results))}</p>", facts(rows)]
     with drawing():
         for name, figure in figures(results).items():
-            picture = b64encode(figure_bytes(figure, ".png", name)).decode()
+            picture = b64encode(png_bytes(figure, SCREEN_DOTS)).decode()
             parts.append(
                 f'<img alt="{escape(_ALT[name])}" style="max-width: 48%" '
                 f'src="data:image/png;base64,{picture}">'

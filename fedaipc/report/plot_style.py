@@ -38,6 +38,7 @@ PALETTE = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", VERMILLION, "#b8a800")
 DASHES = ("-", "--", "-.", ":")
 WIDTH = 8.0  # inches; 1200 pixels in PNG, and still readable when shown at 800
 DOTS_PER_INCH = 150
+SCREEN_DOTS = 75  # of a picture in a notebook, beside text
 
 # Any: matplotlib's stubs name every key since 3.11 and none before.
 _STYLE: dict[Any, Any] = {
@@ -74,9 +75,16 @@ def drawing() -> Iterator[None]:
         yield
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows, also one in which nobody has imported pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(self, SCREEN_DOTS)
+
+
 def new_figure(height: float = 4.2) -> Figure:
     """An empty figure 8 inches wide; call inside `drawing()`."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return NotebookFigure(figsize=(WIDTH, height), layout="constrained")
 
 
 def plain(text: str, limit: int = 40) -> str:
@@ -110,11 +118,11 @@ def put_legend(figure: Figure, handles: Sequence[Artist]) -> None:
         )
 
 
-def png_bytes(figure: Figure) -> bytes:
+def png_bytes(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
     out = io.BytesIO()
     FigureCanvasAgg(figure)
     # The version in the metadata would make equal plots differ.
-    figure.savefig(out, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return out.getvalue()
 
 

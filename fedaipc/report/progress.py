@@ -1,8 +1,8 @@
-"""Progress of a run: a live bar on a terminal and in a notebook, a line per round elsewhere."""
+"""Progress of a run: a live bar on a terminal, a line that changes in a notebook, else lines."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -16,11 +16,39 @@ if TYPE_CHECKING:
     from fedaipc.results import RoundResult
 
 
+class NotebookLine:
+    """One line with a bar below a cell, replaced as the work goes on.
+
+    What Rich prints in a notebook would be an output of its own for each line.
+    """
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+
+    @classmethod
+    def of(cls, console: Console) -> NotebookLine | None:
+        """None where the console is no notebook, or quiet."""
+        return cls() if console.is_jupyter and not console.quiet else None
+
+    def show(self, text: str, done: int, total: int) -> None:
+        from IPython.display import display
+
+        from fedaipc.report.markup import escape
+
+        bar = f'<progress value="{done}" max="{total}"></progress>'
+        content = {"text/plain": text, "text/html": f"{bar} {escape(text)}"}
+        if self._shown is None:
+            self._shown = display(content, raw=True, display_id=True)
+        else:
+            self._shown.update(content, raw=True)
+
+
 class WarmUpBar:
     """Shows that the base is trained on public texts first, if it is."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._notebook = NotebookLine.of(console)
         self._said = False
         self._bar = Progress(
             TextColumn("warm-up on public texts"),
@@ -39,6 +67,9 @@ class WarmUpBar:
         self._bar.stop()
 
     def on_step(self, step: int, total: int) -> None:
+        if self._notebook is not None:
+            self._notebook.show(f"warm-up on public texts: step {step}/{total}", step, total)
+            return
         if not self._said:
             self._said = True
             self._console.print("warm-up: the base is trained on public texts, once", markup=False)
@@ -48,12 +79,16 @@ class WarmUpBar:
 
 
 class Display:
-    """A live bar on a terminal, a line per round elsewhere; both with the time that is left."""
+    """A live bar on a terminal, one line in a notebook, a line per round elsewhere.
+
+    All of them with the time that is left.
+    """
 
     def __init__(self, console: Console, settings: Settings) -> None:
         self._console = console
         self._rounds = settings.rounds
         self._live = console.is_terminal
+        self._notebook = NotebookLine.of(console)
         self._bar = Progress(
             TextColumn("rounds"),
             BarColumn(),
@@ -70,9 +105,7 @@ class Display:
     def __enter__(self) -> Self:
         self._bar.start()
         if not self._live:
-            self._console.print(
-                "round 1 takes longest: frozen layers are computed once for every text"
-            )
+            self._say("round 1 takes longest: frozen layers are computed once for every text", 0)
         return self
 
     def __exit__(
@@ -96,7 +129,13 @@ class Display:
         self._seconds.append(result.seconds)
         if not self._live:
             line += self._left(self._rounds - done)
-            self._console.print(f"round {result.round}/{self._rounds}: {line}", highlight=False)
+            self._say(f"round {result.round}/{self._rounds}: {line}", done)
+
+    def _say(self, line: str, done: int) -> None:
+        if self._notebook is None:
+            self._console.print(line, highlight=False)
+        else:
+            self._notebook.show(line, done, self._rounds)
 
     def _left(self, rounds: int) -> str:
         """Of the last rounds, since the first one takes longest."""

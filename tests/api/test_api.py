@@ -110,6 +110,9 @@ def test_a_plan_says_what_a_job_costs_before_it_runs(minilm: Path) -> None:
     known = small(privacy=fa.DPSGD(epsilon=0.5)).plan(fa.load_data(ROWS).partition(clients=4))
     assert known.trained_values == 2 * 384 + 2
     assert known.warning is not None  # so few records drown in noise
+    assert known.notes == ("0.0% of tokens unknown, 0.0% of texts cut at model.max_length = 16",)
+    short = small(model=fa.TextClassifier("minilm-l6", keep_layers=1, max_length=4))
+    assert "100% of the training texts are longer" in str(short.plan(fa.load_data(ROWS)))
     nothing = small(privacy=fa.NoPrivacy(), aggregation=fa.PlainAggregation()).plan()
     assert nothing.epsilon is None
     assert "NOT PRIVATE" in str(nothing)
@@ -143,6 +146,37 @@ def test_the_same_texts_are_the_same_from_wherever_they_come(kind: str, tmp_path
     if kind != "pairs":
         by = data.partition(by="shop")
         assert (by.clients, len(by.sizes)) == (4, 4)
+
+
+def test_data_shows_its_records_and_who_holds_them() -> None:
+    columns = {
+        "text": [text for text, _ in ROWS],
+        "label": [label for _, label in ROWS],
+        "shop": [text.split()[-1] for text, _ in ROWS],
+    }
+    data = fa.load_data(columns).partition(by="shop")
+    assert len(data.records) == len(data) == 192
+    assert set(data.records) <= set(ROWS)
+    table = data.to_pandas()
+    assert sorted(zip(table.text, table.label, strict=True)) == sorted(data.records)
+    assert tuple(table.groupby("client").size()) == data.sizes
+    assert set(table.groupby("client")["shop"].nunique()) == {1}
+    assert set(fa.load_data(ROWS).rows()[0]) == {"text", "label", "client"}
+
+
+def test_data_says_what_was_left_out_and_how_to_ask_for_it_in_python(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [*ROWS, ("", "no"), ROWS[0], (ROWS[1][0], "no")]
+    path.write_text("\n".join(json.dumps({"text": t, "label": lab}) for t, lab in rows))
+    with pytest.raises(DataError, match=r"line 241.*leave them out with skip_unusable=True$"):
+        fa.load_data(path).labels  # noqa: B018
+    with pytest.raises(DataError, match=r"skip_unusable=True$"):
+        fa.simulate(small(), fa.load_data(path), progress=False)
+    notes = fa.load_data(path, skip_unusable=True).notes
+    assert "1 of 243 records cannot be used: a text that is empty" in notes[0]
+    assert notes[1] == "3 duplicates and contradictions dropped"
+    odd = fa.load_data([*ROWS, ("a thing", "Yes")]).notes
+    assert any("differ only in case" in note for note in odd)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +216,7 @@ def test_a_run_shows_its_numbers_and_its_model_is_of_use(run: fa.Run, tmp_path: 
     with pytest.raises(DataError, match="none of them empty"):
         run.predict([" "])
     assert run.job.rounds == 2
+    assert run.notes == ()
 
 
 def test_a_notebook_shows_a_run_with_its_plots(run: fa.Run) -> None:
@@ -189,6 +224,7 @@ def test_a_notebook_shows_a_run_with_its_plots(run: fa.Run) -> None:
     assert page.count("data:image/png;base64,") == 3
     assert "Test accuracy" in page
     assert run.plot("epsilon").axes
+    assert run.plot("epsilon")._repr_png_()[:4] == b"\x89PNG"
     with pytest.raises(ConfigError, match="this run has accuracy, epsilon, examples"):
         run.plot("beauty")
     assert "<table" in run.history._repr_html_()
@@ -287,3 +323,24 @@ def test_a_job_is_attacked_in_one_call(minilm: Path) -> None:
     assert found.canary.promised is not None
     assert not report.contradictions
     assert found.canary.bound.canaries == 40
+    (row,) = report.rows()
+    assert (row["epsilon"], row["promised"]) == (4, found.canary.promised)
+    assert "promised" in report._repr_html_()
+
+
+def test_an_audit_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "simulations" / "results" / "audit" / "audit.json"
+    report = fa.load_audit(path.parent)
+    assert report.to_json() == path.read_text(encoding="utf-8")
+    assert [row["epsilon"] for row in report.rows()] == [None, 8, 4, 2, 1]
+    for content in (
+        "[]",
+        "{}",
+        '{"format": "fedaipc audit"}',
+        path.read_text().replace("pcs", "p"),
+    ):
+        (tmp_path / "audit.json").write_text(content)
+        with pytest.raises(OutputError, match="is not what `fedaipc privacy audit` writes"):
+            fa.load_audit(tmp_path)
+    with pytest.raises(OutputError, match="cannot be read"):
+        fa.load_audit(tmp_path / "nothing.json")

@@ -7,14 +7,18 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
+from fedaipc import bounds, strict_json
 from fedaipc.config import NoPrivacy, settings_from
-from fedaipc.errors import ConfigError
+from fedaipc.errors import ConfigError, OutputError
 from fedaipc.lab.audit.canary import CanaryAudit, canary_audit, check_sums_are_sent
 from fedaipc.lab.audit.canary_clients import plant, read_data, run_canaries
 from fedaipc.lab.audit.inversion import Inversion, inversion_attack
 from fedaipc.lab.audit.membership import Membership, membership_attack, membership_pools
 from fedaipc.privacy.budget import round_schedule
 from fedaipc.report.formatting import at_least, at_most
+from fedaipc.report.markup import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
 
 FORMAT = "fedaipc audit"
+_MAX_BYTES = 1 << 26  # an audit with curves of many budgets
 _INVERSION = {
     "model": {"train": "full", "keep_layers": 1, "max_length": 32},
     "training": {"local_steps": 1, "optimizer": "sgd", "learning_rate": 0.1},
@@ -61,6 +66,44 @@ class AuditReport:
     def to_json(self) -> str:
         content = {"format": FORMAT, "version": 1, **asdict(self)}
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each budget: what was promised, what the canaries prove, what membership finds.
+
+        `epsilon` is the target; `promised` is at most, `reached` at least what holds.
+        """
+        return [
+            {
+                "epsilon": one.epsilon,
+                "promised": one.canary.promised,
+                "reached": one.canary.bound.lower,
+                "right": one.canary.bound.right,
+                "guesses": one.canary.bound.guesses,
+                "membership_auc": one.membership and one.membership.likelihood_ratio.auc,
+                "test_accuracy": one.test_accuracy,
+            }
+            for one in self.settings
+        ]
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "no budget"
+
+
+def load_report(path: Path) -> AuditReport:
+    """What `to_json` wrote. Raises OutputError."""
+    no_audit = OutputError(f"{path}: is not what `fedaipc privacy audit` writes")
+    try:
+        content = dict(strict_json.parse(bounds.read_bytes(path, _MAX_BYTES), max_bytes=_MAX_BYTES))
+        known = content.pop("format", None), content.pop("version", None)
+        report = TypeAdapter(AuditReport).validate_python(content)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (TypeError, ValueError):  # also what pydantic refuses
+        raise no_audit from None
+    if known != (FORMAT, 1):
+        raise no_audit
+    return report
 
 
 def at_budget(settings: Settings, epsilon: float | None) -> Settings:
