@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from fedaipc.report.formatting import at_least, at_most
-from fedaipc.report.tables import summary
+from fedaipc.report.run_tables import summary
 from fedaipc.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -146,6 +146,6 @@ class Plan:
         return "\n".join([*lines, *([self.warning] if self.warning else []), *self.notes])
 
     def _repr_html_(self) -> str:
-        from fedaipc.report.markup import escape
+        from fedaipc.report.template import render
 
-        return "<pre>" + escape(str(self)) + "</pre>"
+        return render("plain.html.j2", text=str(self))

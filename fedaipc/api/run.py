@@ -96,11 +96,9 @@ class Run:
 
     def plot(self, name: str = "accuracy") -> Figure:
         """A matplotlib figure: "accuracy", "epsilon" or "examples". Raises ConfigError."""
-        from fedaipc.report.plot_style import drawing
         from fedaipc.report.plots import figures
 
-        with drawing():
-            found = figures(self.results)
+        found = figures(self.results)
         if name not in found:
             raise ConfigError(f"no plot {name}; this run has {', '.join(found) or 'none'}")
         return found[name]
@@ -158,12 +156,10 @@ class History:
         return f"<History of {len(self)} attempts>"
 
     def _repr_html_(self) -> str:
-        from fedaipc.report.markup import table
+        from fedaipc.report.table import Table
 
         rows = self.rows()
-        return (
-            table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "no round yet"
-        )
+        return Table.of_records(rows).__html__() if rows else "no round yet"
 
 
 class Model:
@@ -246,18 +242,17 @@ class Comparison:
     def __repr__(self) -> str:
         from rich.console import Console
 
-        from fedaipc.report.tables import compare as as_table
+        from fedaipc.report import run_tables
 
         console = Console(width=120)
         with console.capture() as captured:
-            console.print(as_table(self._runs))
+            console.print(run_tables.compare(self._runs))
         return captured.get()
 
     def _repr_html_(self) -> str:
-        from fedaipc.report.markup import table
+        from fedaipc.report.table import Table
 
-        rows = self.rows()
-        return table(list(rows[0]), [list(row.values()) for row in rows])
+        return Table.of_records(self.rows()).__html__()
 
 
 def load_run(folder: str | Path) -> Run:

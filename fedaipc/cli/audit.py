@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.cli.output import make_console
@@ -48,8 +47,9 @@ def audit(
 
     Example: fedaipc privacy audit simulations/audit.toml --epsilon none --epsilon 4
     """
-    from fedaipc.lab.audit.page import audit_page, write_plots
+    from fedaipc.lab.audit.page import audit_page, figures
     from fedaipc.lab.audit.report import run_audit
+    from fedaipc.report.plot_style import save_all
     from fedaipc.results import write_file
 
     settings = load_settings(config, overrides or ())
@@ -73,7 +73,7 @@ def audit(
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     write_file(result, report.to_json().encode())
-    write_plots(report, folder / "plots")
+    save_all(figures(report), folder / "plots")
     write_file(folder / "audit.html", audit_page(report).encode())
     _show(console, report)
     console.print(f"all of it: {folder / 'audit.html'}", markup=False)
@@ -99,35 +99,10 @@ def _budget(text: str) -> float | None:
 
 
 def _show(console: Console, report: AuditReport) -> None:
-    from fedaipc.lab.audit.page import REFUTED, rate_text, setting_name, verdict
+    from fedaipc.lab.audit.page import canary_table, membership_table, reading_table
 
-    table = Table("setting", "promised", "reached", "right guesses", "", box=None)
-    for one in report.settings:
-        bound, promised, said = one.canary.bound, one.canary.promised, verdict(one)
-        table.add_row(
-            setting_name(one),
-            "nothing" if promised is None else f"<= {at_most(promised)}",
-            f">= {at_least(bound.lower)}",
-            f"{bound.right:,} of {bound.guesses:,}",
-            said if said != REFUTED else f"[bold red]{said}[/]",
-        )  # fmt: skip
-    console.print(table)
+    console.print(canary_table(report.settings))
     if any(one.membership is not None for one in report.settings):
-        table = Table("setting", "attack", "AUC", "TPR at 0.1 %", "TPR at 1 %", "judged", box=None)
-        for one in report.settings:
-            if one.membership is None:
-                continue
-            both = {"ratio": one.membership.likelihood_ratio, "loss": one.membership.loss}
-            for kind, curve in both.items():
-                table.add_row(
-                    setting_name(one), kind, f"{curve.auc:.3f}",
-                    rate_text(curve.tpr_at_01_percent, 0.001, one.membership.outsiders),
-                    rate_text(curve.tpr_at_1_percent, 0.01, one.membership.outsiders),
-                    f"{one.membership.members:,} in, {one.membership.outsiders:,} out",
-                )  # fmt: skip
-        console.print(table)
+        console.print(membership_table(report.settings))
     if report.inversion is not None:
-        table = Table("words read from", "recovered", "by chance", box=None)
-        for reading in report.inversion.readings:
-            table.add_row(reading.source, f"{reading.recall:.0%}", f"{reading.chance:.1%}")
-        console.print(table)
+        console.print(reading_table(report.inversion))

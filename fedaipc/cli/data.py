@@ -70,9 +70,10 @@ def describe(
     data = prepare_simulation(settings.data, settings.federation.clients)
     rows = [_row(data, number) for number in range(len(data.parts))]
     if plot is not None:
-        from fedaipc.report.holdings import write_holdings
+        from fedaipc.report.bars import holdings_figure
+        from fedaipc.report.plot_style import save
 
-        write_holdings(data.labels, [row["labels"] for row in rows], plot)
+        save(holdings_figure(data.labels, [row["labels"] for row in rows]), plot)
     if as_json:
         say_json(rows)
         return

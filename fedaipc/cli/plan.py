@@ -63,13 +63,14 @@ def plan(
 
     Example: fedaipc privacy plan --epsilon 2 --delta 1e-6 --records 1000 --batch 50 --rounds 40
     """
-    from fedaipc.lab.chart import write_chart
+    from fedaipc.lab.chart import plan_figure
     from fedaipc.lab.planner import (
         GROUPS,
         Plan,
         solve,
     )
     from fedaipc.privacy.budget import size_class
+    from fedaipc.report.plot_style import save
 
     settings = load_settings(config, overrides or ())
     own = settings.privacy
@@ -135,7 +136,7 @@ def plan(
         "work": _work(settings, found) if work else None,
     }
     if plot is not None:
-        write_chart(plot, found, points, others)
+        save(plan_figure(found, points, others), plot)
     if as_json:
         say_json(report)
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedaipc.cli.output import make_console, say, say_json
-from fedaipc.report import tables
+from fedaipc.report import run_tables
 from fedaipc.results import Results
 
 
@@ -40,10 +40,11 @@ def report(
         for run, one in zip(runs, results, strict=True):
             written += write_all(one, run)
     if plot is not None:
-        from fedaipc.report.plots import write_comparison
+        from fedaipc.report.plot_style import save
+        from fedaipc.report.plots import comparison
 
         path = plot / "comparison.png" if plot.is_dir() else plot
-        write_comparison(results, path)
+        save(comparison(results), path)
         written.append(path)
     if as_json:
         trees = [one.model_dump(mode="json") for one in results]
@@ -61,8 +62,8 @@ def report(
 def _show(results: list[Results]) -> None:
     console = make_console()
     if len(results) > 1:
-        console.print(tables.compare(results))
+        console.print(run_tables.compare(results))
         return
-    console.print(tables.summary(results[0]))
+    console.print(run_tables.summary(results[0]))
     console.print()
-    console.print(tables.per_class(results[0]))
+    console.print(run_tables.classes(results[0]))

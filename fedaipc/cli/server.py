@@ -169,7 +169,7 @@ def _watch(run: Path, server: Path) -> None:
     from fedaipc.protocol.job_folder import CONFIG_FILE
     from fedaipc.report.html import write_all
     from fedaipc.report.progress import Display
-    from fedaipc.report.tables import per_class, summary
+    from fedaipc.report.run_tables import classes, summary
     from fedaipc.results import RESULTS_FILE, Results
 
     console, seen, told = make_console(), 0, None
@@ -194,7 +194,7 @@ def _watch(run: Path, server: Path) -> None:
         raise OutputError(f"{run}: halted: {why(run) or f'see {run / LOG_FILE}'}")
     console.print(summary(results))
     if results.test is not None:
-        console.print(per_class(results))
+        console.print(classes(results))
     show_noise(console, settings, results)
     if settings.output.plots:
         with as_server(server):

@@ -77,7 +77,7 @@ def simulate(
     from fedaipc.machine import processor
     from fedaipc.report.html import write_all
     from fedaipc.report.progress import Display, WarmUpBar
-    from fedaipc.report.tables import per_class, summary
+    from fedaipc.report.run_tables import classes, summary
     from fedaipc.report.tracking import Trackers, check_trackers
     from fedaipc.results import Results
     from fedaipc.simulation import simulation
@@ -142,7 +142,7 @@ def simulate(
     if stopped is not None and results.test is None:
         raise stopped
     console.print(summary(results))
-    console.print(per_class(results))
+    console.print(classes(results))
     show_noise(console, run.settings, results)
     if run.settings.output.plots:
         write_all(results, run.folder)

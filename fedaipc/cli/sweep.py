@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from fedaipc.cli.output import make_console
 from fedaipc.cli.source import as_given
@@ -49,10 +47,11 @@ def sweep(
     """
     from fedaipc.lab.sweep.cells import cells_of, read_sweep, shown
     from fedaipc.lab.sweep.page import majority_of, sweep_page, warning
-    from fedaipc.lab.sweep.plots import write_plots
+    from fedaipc.lab.sweep.plots import figures
     from fedaipc.lab.sweep.runner import Runner
     from fedaipc.lab.sweep.search import check_kind, search
     from fedaipc.lab.sweep.table import points_of, rows_of, to_csv, to_json
+    from fedaipc.report.plot_style import save_all
     from fedaipc.results import write_file
 
     wanted = read_sweep(file)
@@ -75,10 +74,9 @@ def sweep(
     rows = rows_of(folder, cells)
     if all(row.state == "done" for row in rows):
         runner.clear()
-    points = points_of(rows)
     write_file(folder / "sweep.csv", to_csv(rows).encode())
     write_file(folder / "sweep.json", to_json(wanted.name, rows).encode())
-    write_plots(points, majority_of(rows), folder / "plots")
+    save_all(figures(points_of(rows), majority_of(rows)), folder / "plots")
     write_file(folder / "sweep.html", sweep_page(wanted.name, rows).encode())
     _show(console, rows)
     if best is not None:
@@ -97,35 +95,20 @@ def sweep(
 def _list(console: Console, cells: Sequence[Cell], folder: Path) -> None:
     from fedaipc.lab.sweep.cells import shown
     from fedaipc.lab.sweep.runner import state_of
+    from fedaipc.report.table import Table
 
-    table = Table("cell", "seed", "state", box=None)
-    for cell in cells:
-        state = cell.error or state_of(folder, cell)
-        table.add_row(escape(shown(cell.values)), str(cell.seed), escape(state))
-    console.print(table)
+    rows = [(shown(one.values), one.seed, one.error or state_of(folder, one)) for one in cells]
+    console.print(Table(("cell", "seed", "state"), rows, words=(0, 2)))
     console.print(f"{len(cells)} cells, in {folder}", markup=False)
 
 
 def _show(console: Console, rows: Sequence[Row]) -> None:
     from fedaipc.lab.sweep.cells import shown
-    from fedaipc.lab.sweep.page import CUT_SHORT
-    from fedaipc.lab.sweep.table import points_of
-    from fedaipc.report.formatting import NOT_PRIVATE, UNKNOWN, count_text, epsilon_text
+    from fedaipc.lab.sweep.page import point_table
 
-    table = Table("settings", "runs", "test accuracy", "validation", "epsilon charged", box=None)
-    for point in points_of(rows):
-        deviation = "" if point.test_deviation is None else f" ± {point.test_deviation:.3f}"
-        spent = epsilon_text(point.epsilon) if point.private else f"[bold red]{NOT_PRIVATE}[/]"
-        table.add_row(
-            escape(shown(point.values)) or UNKNOWN,
-            f"{point.runs}" + f", {point.cut_short} cut short" * bool(point.cut_short),
-            f"{point.test_mean:.3f}{deviation}", f"{point.validation_mean:.3f}", spent,
-        )  # fmt: skip
-    if points_of(rows):
+    table = point_table(rows)
+    if table.rows:
         console.print(table)
-    short = sum(row.cut_short for row in rows)
-    if short:
-        console.print(f"{count_text(short, 'run')} {CUT_SHORT}", markup=False)
     for row in rows:
         if row.state == "failed":
             line = f"failed: {shown(row.values)}, seed {row.seed}: {row.error}"

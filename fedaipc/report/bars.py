@@ -1,4 +1,4 @@
-"""The two plots with one mark per PC, readable for five PCs and for a hundred thousand."""
+"""Plots with one mark per PC, readable for five PCs and, of a run, for a hundred thousand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fedaipc.report import formatting, plot_style
-from fedaipc.report.plot_style import new_figure, plain, put_legend, put_title
+from fedaipc.report.plot_style import (
+    count_along_x,
+    drawing,
+    new_axes,
+    plain,
+    put_legend,
+    put_title,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +42,7 @@ OTHER = "other groups"
 
 def epsilon_figure(results: Results) -> Figure:
     """Epsilon spent by each PC against its lifetime budget. Needs one PC with an epsilon."""
-    figure = new_figure()
-    axes = figure.add_subplot()
+    figure, axes = new_axes(y="epsilon spent over the PC's life")
     pcs = [pc for pc in results.pcs if pc.epsilon is not None]
     blocks = {state: [pc for pc in pcs if pc.state == state] for state in STATES}
     handles: list[Artist] = []
@@ -63,7 +69,6 @@ def epsilon_figure(results: Results) -> Figure:
         pcs, edges = _sorted_blocks(axes, blocks)
         axes.set_xlabel(f"{_total(results)} PCs, sorted by state and by what they have spent")
     handles += _lifetime(axes, edges, pcs)
-    axes.set_ylabel("epsilon spent over the PC's life")
     _finish(figure, axes, handles)
     delta = formatting.delta_text(results.privacy.delta)
     put_title(axes, f"Epsilon per PC at delta {delta}: {plain(results.name)}", [results])
@@ -91,8 +96,7 @@ def _sorted_blocks(
 
 def examples_figure(results: Results) -> Figure:
     """Examples on each PC, coloured by its group. Needs one PC whose number is known."""
-    figure = new_figure()
-    axes = figure.add_subplot()
+    figure, axes = new_axes()
     pcs = [pc for pc in results.pcs if pc.examples is not None]
     groups = _groups(pcs)
     colors = {
@@ -127,6 +131,25 @@ def examples_figure(results: Results) -> Figure:
     named = [Patch(facecolor=colors[group], label=plain(group)) for group in colors if group]
     _finish(figure, axes, named)
     put_title(axes, f"Examples per PC: {plain(results.name)}", [results])
+    return figure
+
+
+@drawing()
+def holdings_figure(labels: Sequence[str], counts: Sequence[Mapping[str, int]]) -> Figure:
+    """What simulated PCs hold before a run: stacked bars, records per PC by label."""
+    figure, axes = new_axes(
+        "Records per PC by label", f"{len(counts)} simulated PCs", "records (texts)"
+    )
+    bottom = np.zeros(len(counts))
+    for number, label in enumerate(labels):
+        heights = np.array([row[label] for row in counts], dtype=float)
+        color = plot_style.PALETTE[number % len(plot_style.PALETTE)]
+        axes.bar(range(len(counts)), heights, bottom=bottom, color=color, width=0.9,
+                 label=plain(label))  # fmt: skip
+        bottom += heights
+    count_along_x(axes)
+    if len(labels) <= 12:
+        put_legend(figure)
     return figure
 
 

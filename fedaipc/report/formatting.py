@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedaipc.results import Results, Score, TextFit
+    from fedaipc.results import PlannedEpsilon, Results, Score, TextFit
 
 NOT_PRIVATE = "NOT PRIVATE"
 NOT_SEALED = "NOT SEALED: the server can read every PC's update"
@@ -113,6 +113,13 @@ def count_text(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def number_text(value: float | None) -> str:
+    """A whole number with commas, any other with six digits."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
 def reasons_text(results: Results) -> str:
     return "; ".join(results.not_private)
 
@@ -204,6 +211,29 @@ def base_text(results: Results) -> str:
     if warm is None:
         return results.model.base
     return f"{warm.base}, warmed up on {warm.texts:,} public texts of {warm.source}"
+
+
+def cost_text(results: Results) -> str:
+    """The epsilon that the run promises, as an upper bound."""
+    return NOT_PRIVATE if results.not_private else epsilon_text(spent_epsilon(results))
+
+
+def planned_text(planned: PlannedEpsilon) -> str:
+    """Of the job's schedule, by each accountant."""
+    by = {"RDP": planned.rdp, "PRV": planned.prv, "PLD": planned.pld}
+    return ", ".join(f"{epsilon_text(value)} ({name})" for name, value in by.items())
+
+
+def key_figures(results: Results) -> list[tuple[str, str]]:
+    """What one looks for first."""
+    return [
+        ("test accuracy", test_text(results)),
+        ("test macro-F1", UNKNOWN if results.test is None else f"{results.test.macro_f1:.3f}"),
+        ("epsilon, at most", cost_text(results)),
+        ("PCs", f"{pc_count(results):,}"),
+        ("rounds", f"{done_rounds(results):,}"),
+        ("time", duration_text(results.seconds)),
+    ]
 
 
 _UNFINISHED = {

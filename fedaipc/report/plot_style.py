@@ -1,4 +1,6 @@
-"""One look for all plots, and figures as bytes. No pyplot, no display, no state left behind.
+"""One look for all plots, and figures as files. No pyplot, no display, no state left behind.
+
+A function that makes figures is decorated with `@drawing()` and starts with `new_axes`.
 
 Colours are Okabe and Ito's, which readers with any colour vision can tell apart; marks and line
 styles differ as well. SVG output is the same bytes for the same figure.
@@ -7,21 +9,26 @@ styles differ as well. SVG output is the same bytes for the same figure.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+from markupsafe import Markup, escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedaipc.errors import OutputError
 from fedaipc.report import formatting
+from fedaipc.results import write_file
 from fedaipc.terminal import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -64,6 +71,10 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+_TAG = re.compile(r"<[^<>]*>")
+_STYLE_ELEMENT = re.compile(r"<style[^>]*>.*?</style>", re.DOTALL)
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
     """Draw with our style, whatever the user's matplotlibrc says; put everything back after."""
@@ -79,12 +90,27 @@ class NotebookFigure(Figure):
     """A figure that a notebook shows, also one in which nobody has imported pyplot."""
 
     def _repr_png_(self) -> bytes:
-        return png_bytes(self, SCREEN_DOTS)
+        return figure_bytes(self, ".png", "", SCREEN_DOTS)
 
 
 def new_figure(height: float = 4.2) -> Figure:
     """An empty figure 8 inches wide; call inside `drawing()`."""
     return NotebookFigure(figsize=(WIDTH, height), layout="constrained")
+
+
+def new_axes(
+    title: str = "", x: str = "", y: str = "", *, height: float = 4.2
+) -> tuple[Figure, Axes]:
+    """A figure with one plot: its title and what its axes count; call inside `drawing()`."""
+    figure = new_figure(height)
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def count_along_x(axes: Axes) -> None:
+    """Ticks at whole numbers only: rounds, PCs."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def plain(text: str, limit: int = 40) -> str:
@@ -106,8 +132,10 @@ def put_title(axes: Axes, title: str, runs: Sequence[Results]) -> None:
         axes.set_title(title)
 
 
-def put_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """The legend below the plot, where it hides nothing."""
+def put_legend(figure: Figure, handles: Sequence[Artist] | None = None) -> None:
+    """The legend below the plot, where it hides nothing: of all that has a label, or `handles`."""
+    if handles is None:
+        handles = [one for axes in figure.axes for one in axes.get_legend_handles_labels()[0]]
     if handles:
         figure.legend(
             handles=handles,
@@ -118,32 +146,74 @@ def put_legend(figure: Figure, handles: Sequence[Artist]) -> None:
         )
 
 
-def png_bytes(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
-    out = io.BytesIO()
-    FigureCanvasAgg(figure)
-    # The version in the metadata would make equal plots differ.
-    figure.savefig(out, format="png", dpi=dots_per_inch, metadata={"Software": None})
-    return out.getvalue()
+@drawing()
+def figure_bytes(
+    figure: Figure, ending: str, name: str, dots_per_inch: int = DOTS_PER_INCH
+) -> bytes:
+    """The figure in the format that a file's `ending` names, without date or version.
 
-
-def svg_bytes(figure: Figure, salt: str) -> bytes:
-    """SVG without date or version; `salt` sets the ids, so that plots on one page do not share."""
+    `name` sets the ids in an SVG, so that plots on one page do not share them. Raises OutputError
+    where the ending is neither .png nor .svg.
+    """
     out = io.BytesIO()
-    FigureCanvasSVG(figure)
-    with mpl.rc_context({"svg.hashsalt": f"fedaipc {salt}"}):
+    if ending.lower() == ".png":
+        FigureCanvasAgg(figure)
+        # The version in the metadata would make equal plots differ.
+        figure.savefig(out, format="png", dpi=dots_per_inch, metadata={"Software": None})
+    elif ending.lower() == ".svg":
+        FigureCanvasSVG(figure)
+        mpl.rcParams["svg.hashsalt"] = f"fedaipc {name}"
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=nothing)
+    else:
+        shown = f'"{ending}"' if ending else "no ending"
+        raise OutputError(f"a plot is written as .png or .svg, and this name has {shown}")
     return out.getvalue()
 
 
-def check_ending(ending: str) -> None:
-    """Raises OutputError where `ending` is neither .png nor .svg."""
-    if ending.lower() not in {".png", ".svg"}:
-        shown = f'"{ending}"' if ending else "no ending"
-        raise OutputError(f"a plot is written as .png or .svg, and this name has {shown}")
+def save(figure: Figure, path: Path) -> None:
+    """Write a .png or .svg. Raises OutputError: another ending, or the file cannot be written."""
+    write_file(path, figure_bytes(figure, path.suffix, path.stem))
 
 
-def figure_bytes(figure: Figure, ending: str, salt: str) -> bytes:
-    """The figure in the format that a file's `ending` names. Raises OutputError: another one."""
-    check_ending(ending)
-    return png_bytes(figure) if ending.lower() == ".png" else svg_bytes(figure, salt)
+def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write PNG and SVG of each, by its name; return the paths. Raises OutputError."""
+    paths = [folder / f"{name}{ending}" for name in figures for ending in (".png", ".svg")]
+    for path in paths:
+        save(figures[path.stem], path)
+    return paths
+
+
+def inline_all(
+    figures: Mapping[str, Figure], alt: Mapping[str, str] | None = None
+) -> dict[str, Markup]:
+    """Each as a part of a page; `alt` says in words what one shows, by its name."""
+    said = {name: f"Plot: {name}" for name in figures} | dict(alt or {})
+    return {
+        name: _inline(figure_bytes(figure, ".svg", name).decode(), name, said[name])
+        for name, figure in figures.items()
+    }
+
+
+def _inline(svg: str, name: str, alt: str) -> Markup:
+    """Own ids, the page's colours and font, no namespaces.
+
+    Matplotlib has escaped all text; only tags are touched here, never the text between them.
+    """
+    svg = _STYLE_ELEMENT.sub("", svg[svg.index("<svg") :])
+    svg = _TAG.sub(lambda match: _fit_tag(match.group(), name), svg)
+    box = re.search(r'viewBox="[-0-9. ]+"', svg)
+    opening = f'<svg role="img" aria-label="{escape(printable(alt))}" {box.group() if box else ""}>'
+    svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1).strip()
+    return Markup(f"<figure>{svg}</figure>")  # noqa: S704 - escaped by matplotlib
+
+
+def _fit_tag(tag: str, name: str) -> str:
+    # Several plots share one page: equal ids would let one plot use another one's marks.
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = tag.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
+    tag = re.sub(r"font: ((?:\w+ )*\d+px) [^;\"]*", r"font: \1 sans-serif", tag)
+    tag = tag.replace(f"fill: {PAPER}", "fill: none")
+    tag = tag.replace(INK, "currentColor").replace(GRID, "var(--line)")
+    return tag.replace(ALARM, "var(--alarm)")

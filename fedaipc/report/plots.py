@@ -8,12 +8,18 @@ from matplotlib.ticker import MaxNLocator
 
 from fedaipc.report import formatting, plot_style
 from fedaipc.report.bars import epsilon_figure, examples_figure
-from fedaipc.report.plot_style import drawing, new_figure, plain, put_legend, put_title
-from fedaipc.results import write_file
+from fedaipc.report.plot_style import (
+    count_along_x,
+    drawing,
+    new_axes,
+    new_figure,
+    plain,
+    put_legend,
+    put_title,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -21,43 +27,9 @@ if TYPE_CHECKING:
     from fedaipc.results import Results
 
 
-def write_plots(results: Results, folder: Path) -> list[Path]:
-    """Write PNG and SVG of every plot that the results have data for; return the paths.
-
-    Raises OutputError: the folder cannot be written.
-    """
-    paths = []
-    with drawing():
-        for name, figure in figures(results).items():
-            for ending in (".png", ".svg"):
-                path = folder / f"{name}{ending}"
-                write_file(path, plot_style.figure_bytes(figure, ending, name))
-                paths.append(path)
-    return paths
-
-
-def write_comparison(runs: Sequence[Results], path: Path) -> None:
-    """Write one plot of all `runs` (at least one) to `path`, which ends in .png or .svg.
-
-    Raises OutputError: another ending, or the file cannot be written.
-    """
-    plot_style.check_ending(path.suffix)
-    with drawing():
-        content = plot_style.figure_bytes(_comparison(runs), path.suffix, "comparison")
-    write_file(path, content)
-
-
-def svg_plots(results: Results) -> dict[str, str]:
-    """The plots of one run as SVG text by name, for a page that holds them inline."""
-    with drawing():
-        return {
-            name: plot_style.svg_bytes(figure, name).decode()
-            for name, figure in figures(results).items()
-        }
-
-
+@drawing()
 def figures(results: Results) -> dict[str, Figure]:
-    """Figures by name; a plot without data is left out. Call inside `plot_style.drawing()`."""
+    """Figures by name; a plot without data is left out."""
     out = {}
     if any(one.validation for one in results.rounds):
         out["accuracy"] = accuracy_figure(results)
@@ -70,8 +42,7 @@ def figures(results: Results) -> dict[str, Figure]:
 
 def accuracy_figure(results: Results) -> Figure:
     """Validation accuracy per round; at its end the test accuracy with its standard error."""
-    figure = new_figure()
-    axes = figure.add_subplot()
+    figure, axes = new_axes()
     numbers, values = _curve(results)
     axes.plot(
         numbers,
@@ -104,13 +75,14 @@ def accuracy_figure(results: Results) -> Figure:
         )
     _mark_void(axes, results)
     _label_rounds(axes)
-    put_legend(figure, axes.get_legend_handles_labels()[0])
+    put_legend(figure)
     put_title(axes, f"Accuracy per round: {plain(results.name)}", [results])
     return figure
 
 
-def _comparison(runs: Sequence[Results]) -> Figure:
-    """Left: validation accuracy per round. Right: test accuracy with its standard error."""
+@drawing()
+def comparison(runs: Sequence[Results]) -> Figure:
+    """Of one run or more; left: validation accuracy per round, right: test accuracy and error."""
     figure = new_figure(height=max(4.2, 1.8 + 0.32 * len(runs)))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     names = []
@@ -173,6 +145,5 @@ def _mark_void(axes: Axes, results: Results) -> None:
 
 def _label_rounds(axes: Axes) -> None:
     axes.margins(y=0.12)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("round")
-    axes.set_ylabel("accuracy (share of texts)")
+    count_along_x(axes)
+    axes.set(xlabel="round", ylabel="accuracy (share of texts)")

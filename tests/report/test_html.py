@@ -166,7 +166,7 @@ def test_config_is_shown_as_it_stands_or_said_to_be_missing(tmp_path: Path) -> N
     assert "no readable config.toml" in write_report(results, tmp_path).read_text()
     (tmp_path / "config.toml").write_text("[a]\n\tb = '<é>'\n", encoding="utf-8")
     text = write_report(results, tmp_path).read_text(encoding="utf-8")
-    assert "<pre>[a]\n    b = &#x27;&lt;é&gt;&#x27;</pre>" in text
+    assert "<pre>[a]\n    b = &#39;&lt;é&gt;&#39;</pre>" in text
 
 
 def test_a_run_that_has_just_begun_has_a_page() -> None:

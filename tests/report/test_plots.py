@@ -13,8 +13,8 @@ from matplotlib.font_manager import fontManager
 from fedaipc.errors import OutputError
 from fedaipc.report import formatting
 from fedaipc.report.bars import OTHER
-from fedaipc.report.plot_style import drawing
-from fedaipc.report.plots import figures, svg_plots, write_comparison, write_plots
+from fedaipc.report.plot_style import figure_bytes, save, save_all
+from fedaipc.report.plots import comparison, figures
 from tests.report.factory import make_results
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ HOSTILE = '_<b>&"x"$\\frac{1}$ \N{RIGHT-TO-LEFT OVERRIDE}\x00</text><script>'
 
 
 def _titles(results: Results) -> dict[str, str]:
-    with drawing():
-        return {
-            name: figure.axes[0].get_title(loc="left") for name, figure in figures(results).items()
-        }
+    return {name: figure.axes[0].get_title(loc="left") for name, figure in figures(results).items()}
+
+
+def svg_plots(results: Results) -> dict[str, str]:
+    found = figures(results)
+    return {name: figure_bytes(one, ".svg", name).decode() for name, one in found.items()}
 
 
 def _texts(svg: str) -> str:
@@ -37,7 +39,7 @@ def _texts(svg: str) -> str:
 
 
 def test_png_and_svg_of_each_plot(tmp_path: Path) -> None:
-    paths = write_plots(make_results(pcs=5, rounds=4), tmp_path / "plots")
+    paths = save_all(figures(make_results(pcs=5, rounds=4)), tmp_path / "plots")
     assert [path.name for path in paths] == [
         f"{name}{ending}"
         for name in ("accuracy", "epsilon", "examples")
@@ -50,8 +52,8 @@ def test_png_and_svg_of_each_plot(tmp_path: Path) -> None:
 
 def test_same_results_same_bytes_and_no_date(tmp_path: Path) -> None:
     results = make_results(pcs=5, rounds=4)
-    first = write_plots(results, tmp_path / "a")
-    second = write_plots(results, tmp_path / "b")
+    first = save_all(figures(results), tmp_path / "a")
+    second = save_all(figures(results), tmp_path / "b")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     for path in first:
         assert b"<dc:date>" not in path.read_bytes()
@@ -155,7 +157,7 @@ def test_hostile_strings_are_only_shown() -> None:
 def test_scripts_that_the_font_lacks_do_not_warn(tmp_path: Path) -> None:
     assert fontManager  # the font list is built before warnings count
     results = _with_pcs(make_results(pcs=3, rounds=2, name="评论"), groups=("ความเห็น",))
-    write_plots(results, tmp_path)
+    save_all(figures(results), tmp_path)
     assert "评论" in (tmp_path / "accuracy.svg").read_text(encoding="utf-8")
 
 
@@ -163,27 +165,27 @@ def test_scripts_that_the_font_lacks_do_not_warn(tmp_path: Path) -> None:
 def test_comparison(tmp_path: Path, count: int) -> None:
     runs = [make_results(name=f"run-{number}", rounds=3) for number in range(count)]
     path = tmp_path / "new" / "comparison.svg"
-    write_comparison(runs, path)
+    save(comparison(runs), path)
     text = _texts(path.read_text(encoding="utf-8"))
     assert all(run.name in text for run in runs)
     assert formatting.NOT_PRIVATE not in text
-    write_comparison([*runs, make_results(private=False, name="open")], path)
+    save(comparison([*runs, make_results(private=False, name="open")]), path)
     assert f"SOME RUNS {formatting.NOT_PRIVATE}" in path.read_text(encoding="utf-8")
 
 
 def test_comparison_of_a_run_without_scores(tmp_path: Path) -> None:
     bare = {"test": None, "standard_error": None, "rounds": (), "pcs": ()}
-    write_comparison([make_results().model_copy(update=bare)], tmp_path / "c.png")
+    save(comparison([make_results().model_copy(update=bare)]), tmp_path / "c.png")
     assert (tmp_path / "c.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["comparison", "comparison.jpeg"])
 def test_comparison_refuses_other_formats(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match=r"\.png or \.svg"):
-        write_comparison([make_results()], tmp_path / name)
+        save(comparison([make_results()]), tmp_path / name)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(OutputError, match=r"taken: cannot write accuracy\.png"):
-        write_plots(make_results(pcs=2, rounds=2), tmp_path / "taken")
+        save_all(figures(make_results(pcs=2, rounds=2)), tmp_path / "taken")

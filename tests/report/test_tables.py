@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fedaipc.cli.report import report
 from fedaipc.errors import OutputError
-from fedaipc.report import formatting, tables
+from fedaipc.report import formatting, run_tables
 from fedaipc.results import Score, WarmUpFacts
 from tests.report.factory import begun_results, make_results
 
@@ -34,7 +34,7 @@ def _shown(thing: RenderableType, width: int = 120, *, color: bool = False) -> s
 
 
 def test_summary_states_accuracy_with_its_error_and_epsilon() -> None:
-    text = _shown(tables.summary(make_results()))
+    text = _shown(run_tables.summary(make_results()))
     assert "0.768 ± 0.009" in text
     assert "epsilon 7.97 at delta 1e-5, per record" in text
     assert formatting.NOT_PRIVATE not in text
@@ -53,7 +53,7 @@ def test_a_model_that_is_no_better_than_the_commonest_label_is_called_so(
         "ccuracy is within the standard error of always guessing the commonest label "
         f"({majority:.3f}): the model learned almost nothing"
     )
-    assert (f"a{line}" in " ".join(_shown(tables.summary(run)).split())) == said
+    assert (f"a{line}" in " ".join(_shown(run_tables.summary(run)).split())) == said
     assert (f"A{line}." in formatting.headline(run)) == said
 
 
@@ -69,21 +69,21 @@ def test_what_was_noticed_about_the_texts_stands_in_the_summary() -> None:
     run = make_results()
     notes = ("left out: a.csv: 3 of 90 records cannot be used",)
     run = run.model_copy(update={"data": run.data.model_copy(update={"notes": notes})})
-    assert notes[0] in _shown(tables.summary(run))
+    assert notes[0] in _shown(run_tables.summary(run))
 
 
 def test_not_private_is_bold_red_and_hides_the_epsilon() -> None:
     run = make_results(not_private=("insecure test seed",))
-    for thing in (tables.summary(run), tables.compare([run, make_results(name="other")])):
+    for thing in (run_tables.summary(run), run_tables.compare([run, make_results(name="other")])):
         assert f"{BOLD_RED}NOT PRIVATE" in _shown(thing, color=True)
-    assert "insecure test seed" in _shown(tables.summary(run))
-    assert "7.97" not in _shown(tables.summary(run))
+    assert "insecure test seed" in _shown(run_tables.summary(run))
+    assert "7.97" not in _shown(run_tables.summary(run))
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_compare_keeps_numbers_whole(width: int) -> None:
     runs = [make_results(name=f"run-{number}") for number in range(3)]
-    text = _shown(tables.compare(runs), width)
+    text = _shown(run_tables.compare(runs), width)
     assert text.count("0.768 ± 0.009") == 3
     assert "on minilm-l6" in text
 
@@ -91,15 +91,15 @@ def test_compare_keeps_numbers_whole(width: int) -> None:
 def test_compare_tells_runs_of_one_name_apart_and_warns() -> None:
     runs = [make_results(run_id="first"), make_results(run_id="second")]
     assert formatting.run_names(runs) == ["demo (first)", "demo (second)"]
-    assert "different test sets" not in _shown(tables.compare(runs))
+    assert "different test sets" not in _shown(run_tables.compare(runs))
     data = runs[0].data.model_copy(update={"test": 17})
-    assert "different test sets" in _shown(tables.compare([runs[0], make_results(data=data)]))
+    assert "different test sets" in _shown(run_tables.compare([runs[0], make_results(data=data)]))
 
 
 def test_strings_cannot_steer_the_terminal() -> None:
     hostile = "\x1b[2J[bold]x[/bold]\n\N{RIGHT-TO-LEFT OVERRIDE}"
     run = make_results(name=hostile, not_private=(hostile,))
-    for thing in (tables.summary(run), tables.compare([run])):
+    for thing in (run_tables.summary(run), run_tables.compare([run])):
         text = _shown(thing, 200)
         assert "\x1b" not in text
         assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in text
@@ -108,9 +108,9 @@ def test_strings_cannot_steer_the_terminal() -> None:
 
 def test_a_run_without_scores_can_be_shown() -> None:
     run = begun_results()
-    assert "not measured yet" in _shown(tables.summary(run))
-    assert "No test scores yet" in _shown(tables.per_class(run))
-    assert "[running]" in _shown(tables.compare([run]))
+    assert "not measured yet" in _shown(run_tables.summary(run))
+    assert "No test scores yet" in _shown(run_tables.classes(run))
+    assert "[running]" in _shown(run_tables.compare([run]))
     assert "What the PCs have spent is in their ledgers" in formatting.headline(run)
 
 
@@ -206,15 +206,15 @@ def test_command_refuses_a_folder_without_results(tmp_path: Path, app: typer.Typ
 def test_a_warm_up_is_told_with_where_it_left_the_model() -> None:
     warm = WarmUpFacts(base="minilm-l6", source="short-reviews", texts=2031, seconds=125.0)
     start = Score(accuracy=0.765, macro_f1=0.76, loss=0.5, examples=2000)
-    text = _shown(tables.summary(make_results(warm_up=warm, start=start)))
+    text = _shown(run_tables.summary(make_results(warm_up=warm, start=start)))
     assert "minilm-l6, warmed up on 2,031 public texts of short-reviews" in text
     took = formatting.duration_text(125.0)
     assert f"{took}; validation accuracy 0.765 before round 1" in text
-    assert "warmed up" not in _shown(tables.summary(make_results()))
+    assert "warmed up" not in _shown(run_tables.summary(make_results()))
 
 
 def test_a_fleets_epsilon_is_that_of_the_run() -> None:
     """Ledgers of real PCs are their owners'."""
     run = make_results(engine="fleet").model_copy(update={"pcs": ()})
     spent = formatting.epsilon_text(run.rounds[-1].epsilon)
-    assert f"epsilon {spent} in this run at delta" in _shown(tables.summary(run))
+    assert f"epsilon {spent} in this run at delta" in _shown(run_tables.summary(run))

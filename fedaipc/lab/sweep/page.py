@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from fedaipc.lab.sweep.cells import shown
@@ -9,14 +10,15 @@ from fedaipc.lab.sweep.cost import composed_epsilon, selected_epsilon
 from fedaipc.lab.sweep.plots import figures
 from fedaipc.lab.sweep.table import points_of
 from fedaipc.report import formatting, plot_style
-from fedaipc.report.markup import escape, folded, inline_svg, page, section, table
+from fedaipc.report.table import Alarm, Table
+from fedaipc.report.template import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedaipc.lab.sweep.table import Row
+    from fedaipc.lab.sweep.table import Point, Row
 
-CUT_SHORT = (
+_CUT_SHORT = (
     "ended before the last round: a round that was interrupted is charged like any other, so the "
     "budget was spent earlier"
 )
@@ -34,50 +36,47 @@ _SHOWN_ONCE = (
 
 def sweep_page(name: str, rows: Sequence[Row]) -> str:
     """The whole page, also of a sweep that has not ended."""
-    points = points_of(rows)
-    counts = {state: sum(row.state == state for row in rows) for state in ("done", "open")}
-    failed = [row for row in rows if row.state == "failed"]
-    with plot_style.drawing():
-        drawn = [
-            inline_svg(plot_style.svg_bytes(figure, key).decode(), key, f"Plot: {key}")
-            for key, figure in figures(points, majority_of(rows)).items()
-        ]
-    lead = f"{formatting.count_text(len(rows), 'cell')}: {counts['done']} done"
-    lead += f", {counts['open']} open" if counts["open"] else ""
-    lead += f", {len(failed)} failed" if failed else ""
-    best = table(
-        ("settings", "runs", "cut short", "test accuracy", "deviation", "validation",
-         "epsilon charged"),
-        [
-            (
-                shown(p.values), p.runs, p.cut_short, f"{p.test_mean:.4f}",
-                formatting.UNKNOWN if p.test_deviation is None else f"{p.test_deviation:.4f}",
-                f"{p.validation_mean:.4f}",
-                formatting.epsilon_text(p.epsilon) if p.private else formatting.NOT_PRIVATE,
-            )
-            for p in points
-        ],
-    )  # fmt: skip
-    parts = [section("Results", *(drawn or ["<p>Nothing measured yet.</p>"]), best)]
-    short = sum(row.cut_short for row in rows)
-    if short:
-        parts.append(f"<p>{escape(formatting.count_text(short, 'run'))} {CUT_SHORT}.</p>")
-    if failed:
-        parts.append(
-            section(
-                "Failed cells",
-                table(
-                    ("settings", "seed", "why"),
-                    [(shown(row.values), row.seed, row.error) for row in failed],
-                    words_in=(0, 2),
-                ),
-            )
+    counts = Counter(row.state for row in rows)
+    states = ", ".join(f"{counts[s]} {s}" for s in ("done", "open", "failed")
+                       if counts[s] or s == "done")  # fmt: skip
+    return render(
+        "sweep.html.j2",
+        name=name,
+        lead=f"{formatting.count_text(len(rows), 'cell')}: {states}",
+        plots=plot_style.inline_all(figures(points_of(rows), majority_of(rows))),
+        points=point_table(rows),
+        failed=Table(
+            ("settings", "seed", "why"),
+            [(shown(row.values), row.seed, row.error) for row in rows if row.state == "failed"],
+            words=(0, 2),
+        ),
+        warning=warning(rows),
+        cells=_cells(rows),
+    )
+
+
+def point_table(rows: Sequence[Row]) -> Table:
+    """Each point over its seeds; what had not all of its rounds is said."""
+
+    def accuracy(point: Point) -> str:
+        deviation = "" if point.test_deviation is None else f" ± {point.test_deviation:.4f}"
+        return f"{point.test_mean:.4f}{deviation}"
+
+    lines = [
+        (
+            shown(point.values) or formatting.UNKNOWN,
+            f"{point.runs}" + f", {point.cut_short} cut short" * bool(point.cut_short),
+            accuracy(point), f"{point.validation_mean:.4f}",
+            formatting.epsilon_text(point.epsilon)
+            if point.private else Alarm(formatting.NOT_PRIVATE),
         )
-    parts.append(section("What choosing costs", *(f"<p>{escape(s)}</p>" for s in warning(rows))))
-    parts.append(section("Cells", _cells(rows)))
-    title = f"sweep {name}"
-    head = f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header>'
-    return page(f"{title} | fedaipc", head, *parts)
+        for point in points_of(rows)
+    ]  # fmt: skip
+    short = sum(row.cut_short for row in rows)
+    return Table(
+        ("settings", "runs", "test accuracy ± deviation", "validation", "epsilon charged"), lines,
+        notes=[f"{formatting.count_text(short, 'run')} {_CUT_SHORT}"] if short else [],
+    )  # fmt: skip
 
 
 def warning(rows: Sequence[Row]) -> list[str]:
@@ -112,15 +111,16 @@ def majority_of(rows: Sequence[Row]) -> float | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _cells(rows: Sequence[Row]) -> str:
+def _cells(rows: Sequence[Row]) -> Table:
+    def number(value: float | None, digits: int) -> str:
+        return formatting.UNKNOWN if value is None else f"{value:.{digits}f}"
+
     lines = [
         (
-            row.cell, row.status or row.state, row.seed,
-            formatting.UNKNOWN if row.test_accuracy is None else f"{row.test_accuracy:.4f}",
-            formatting.UNKNOWN if row.noise_multiplier is None else f"{row.noise_multiplier:.3f}",
-            formatting.UNKNOWN if row.seconds is None else f"{row.seconds:.0f}",
+            row.cell, row.status or row.state, row.seed, number(row.test_accuracy, 4),
+            number(row.noise_multiplier, 3), number(row.seconds, 0),
         )
         for row in rows
     ]  # fmt: skip
-    head = ("cell", "state", "seed", "test accuracy", "noise multiplier", "seconds")
-    return folded(f"{len(rows)} cells", table(head, lines, words_in=(0, 1)))
+    columns = ("cell", "state", "seed", "test accuracy", "noise multiplier", "seconds")
+    return Table(columns, lines, words=(0, 1))

@@ -11,12 +11,10 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from fedaipc.lab.sweep.cells import EPSILON, Values, shown
 from fedaipc.report import plot_style
-from fedaipc.report.plot_style import drawing, new_figure, plain, put_legend
-from fedaipc.results import write_file
+from fedaipc.report.plot_style import drawing, new_axes, plain, put_legend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,8 +24,9 @@ if TYPE_CHECKING:
 _MAX_LINES, _MAX_MAPS = 7, 3
 
 
+@drawing()
 def figures(points: Sequence[Point], majority: float | None) -> dict[str, Figure]:
-    """By name; those without data are left out. Call inside `plot_style.drawing()`."""
+    """By name; those without data are left out."""
     out: dict[str, Figure] = {}
     if len({p.values[EPSILON] for p in points if _has_epsilon(p)}) > 1:
         out["utility"] = utility_figure(points, majority)
@@ -37,26 +36,13 @@ def figures(points: Sequence[Point], majority: float | None) -> dict[str, Figure
     return out
 
 
-def write_plots(points: Sequence[Point], majority: float | None, folder: Path) -> list[str]:
-    """PNG and SVG of each; returns the SVG texts' names. Raises OutputError."""
-    with drawing():
-        found = figures(points, majority)
-        for name, figure in found.items():
-            for ending in (".png", ".svg"):
-                write_file(
-                    folder / f"{name}{ending}", plot_style.figure_bytes(figure, ending, name)
-                )
-    return list(found)
-
-
 def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
     """Test accuracy by epsilon: mean over the seeds, with their standard deviation.
 
     A dashed line for the same settings without privacy; a dotted one for the commonest label, where
     that is near.
     """
-    figure = new_figure()
-    axes = figure.add_subplot()
+    figure, axes = new_axes("what a privacy budget costs", "epsilon of one record", "test accuracy")
     groups: dict[str, list[Point]] = {}
     for point in points:
         rest = {key: value for key, value in point.values.items() if key != EPSILON}
@@ -80,10 +66,7 @@ def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
     if majority is not None and majority > low - (high - low):  # else it would press all else flat
         axes.axhline(majority, color=plot_style.GREY, linestyle=":", label="commonest label")
     _epsilon_axis(axes, sorted({p.values[EPSILON] for p in points if _has_epsilon(p)}))
-    axes.set_ylabel("test accuracy")
-    axes.set_title("what a privacy budget costs")
-    handles, _ = axes.get_legend_handles_labels()
-    put_legend(figure, handles)
+    put_legend(figure)
     return figure
 
 
@@ -100,8 +83,7 @@ def heat_map(points: Sequence[Point], first: str, second: str) -> Figure:
         for row in rows
     ]  # fmt: skip
     means = [[statistics.mean(cell) if cell else math.nan for cell in line] for line in values]
-    figure = new_figure(height=1.4 + 0.55 * len(rows))
-    axes = figure.add_subplot()
+    figure, axes = new_axes("test accuracy", second, first, height=1.4 + 0.55 * len(rows))
     image = axes.imshow(means, cmap="cividis", aspect="auto")
     finite = [value for line in means for value in line if math.isfinite(value)]
     middle = (min(finite) + max(finite)) / 2 if finite else 0.0
@@ -111,10 +93,7 @@ def heat_map(points: Sequence[Point], first: str, second: str) -> Figure:
             axes.text(x, y, f"{means[y][x]:.3f}", ha="center", va="center", color=ink)
     axes.set_xticks(range(len(columns)), [plain(shown(value), 16) for value in columns])
     axes.set_yticks(range(len(rows)), [plain(shown(value), 16) for value in rows])
-    axes.set_xlabel(second)
-    axes.set_ylabel(first)
     axes.grid(visible=False)
-    axes.set_title("test accuracy")
     figure.colorbar(image, ax=axes)
     return figure
 
@@ -124,7 +103,6 @@ def _epsilon_axis(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_xticks(ticks)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("epsilon of one record")
 
 
 def _has_epsilon(point: Point) -> bool:

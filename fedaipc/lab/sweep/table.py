@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from dataclasses import asdict, dataclass
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedaipc.config import DPSGD, Schedule
 from fedaipc.lab.sweep.cells import RUN_FOLDER, Values
 from fedaipc.lab.sweep.runner import cell_folder, error_of, state_of
+from fedaipc.report.table import Table
 from fedaipc.results import Results
 
 if TYPE_CHECKING:
@@ -102,16 +101,12 @@ def points_of(rows: Iterable[Row]) -> list[Point]:
 def to_csv(rows: Sequence[Row]) -> str:
     """One line for each cell; settings that vary have a column each."""
     keys = list(dict.fromkeys(key for row in rows for key in row.values))
-    file = io.StringIO(newline="")
-    table = csv.writer(file)
-    measured = [name for name in asdict(rows[0]) if name != "values"] if rows else []
-    table.writerow([*keys, *measured])
+    records = []
     for row in rows:
-        content = asdict(row)
-        table.writerow(
-            [*(row.values.get(key, "") for key in keys), *(content[name] for name in measured)]
-        )
-    return file.getvalue()
+        measured = asdict(row)
+        values = measured.pop("values")
+        records.append({**{key: values.get(key, "") for key in keys}, **measured})
+    return Table.of_records(records).to_csv()
 
 
 def to_json(name: str, rows: Sequence[Row]) -> str:

@@ -1,0 +1,40 @@
+"""Pages from templates: whatever is put into one is made printable and escaped."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from fedaipc.report import formatting
+from fedaipc.report.table import facts
+from fedaipc.terminal import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(template: str, **values: object) -> str:
+    """The text of `report/templates/TEMPLATE` with these values.
+
+    A template has all that is public in formatting.py, and `facts`. A name that is not given raises
+    jinja2.UndefinedError: it is a mistake in the template.
+    """
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("fedaipc.report"), autoescape=True, undefined=StrictUndefined,
+        finalize=_shown, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    public = {name: one for name, one in vars(formatting).items() if not name.startswith("_")}
+    made.globals |= {**public, "facts": facts}
+    return made
+
+
+def _shown(value: Any) -> Any:
+    """Every value on its way into a page; autoescaping follows."""
+    return value if hasattr(value, "__html__") else printable(str(value))
