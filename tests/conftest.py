@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import random
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -14,8 +11,12 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.support.commands import Ran
+
+pytest.register_assert_rewrite("tests.support")
 
 # Set before torch, transformers or rich are imported, none of which happens above.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "120"}
@@ -26,6 +27,17 @@ for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "RAY_ADDRESS"):
 # The same examples on every machine and every day: a failure can be repeated.
 settings.register_profile("fedaipc", deadline=None, derandomize=True, database=None)
 settings.load_profile("fedaipc")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny models only wait for a second thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -52,36 +64,13 @@ def spam() -> Path:
     return fetch_asset("sms-spam")
 
 
-def write_reviews(path: Path, rows: int = 90, customers: int = 3) -> Path:
-    """Someone's own CSV with other column names: id, body, stars (1 or 5), customer."""
-    draw = random.Random(rows)
-    words = {"1": ("awful", "dull", "broken", "sad"), "5": ("great", "lovely", "superb", "kind")}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["id", "body", "stars", "customer"])
-        for number in range(rows):
-            stars = draw.choice("15")
-            thing = draw.choice(("film", "meal", "book", "trip"))
-            body = f"number {number}: the {thing} was {draw.choice(words[stars])}"
-            out.writerow([number, body, stars, f"customer {number % customers}"])
-    return path
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command gave back."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def fedaipc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ran]:
     """The console command, run in this process within `tmp_path`."""
     from fedaipc.cli import main
+    from tests.support.commands import Ran
 
     monkeypatch.chdir(tmp_path)
 
