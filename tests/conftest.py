@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -21,6 +21,8 @@ pytest.register_assert_rewrite("tests.support")
 # Set before torch, transformers or rich are imported, none of which happens above.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "120"}
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Several tests share the cores: a thread that has nothing to do must not hold one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 
@@ -74,7 +76,7 @@ def fedaipc(
 
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: object) -> Ran:
+    def call(*words: Any) -> Ran:
         monkeypatch.setattr(sys, "argv", ["fedaipc", *map(str, words)])
         capsys.readouterr()
         try:
