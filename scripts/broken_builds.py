@@ -3,8 +3,8 @@
 
     .venv/bin/python scripts/broken_builds.py
 
-Runs every check of tests/broken_builds on every fault, and the canary audit of a real run on those
-that it could see. Writes scripts/bench/results/broken_builds.json, from which
+Runs every check of tests/support/broken_builds on every fault, and the canary audit of a real run
+on those that it could see. Writes scripts/bench/results/broken_builds.json, from which
 scripts/readme_table.py makes the table of docs/lab.md. A few minutes.
 """
 
@@ -21,9 +21,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.broken_builds import faults  # noqa: E402
-from tests.broken_builds.audited import audited  # noqa: E402
-from tests.broken_builds.table import ALL_CHECKS, ALL_FAULTS, CATCHES  # noqa: E402
+from tests.support.broken_builds import faults  # noqa: E402
+from tests.support.broken_builds.audited import audited  # noqa: E402
+from tests.support.broken_builds.table import ALL_CHECKS, ALL_FAULTS, CATCHES  # noqa: E402
 
 OUT = ROOT / "scripts" / "bench" / "results" / "broken_builds.json"
 AUDITED = (

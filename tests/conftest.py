@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import random
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -17,9 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.support.commands import Ran
+
+pytest.register_assert_rewrite("tests.support")
+
 # Set before torch, transformers or rich are imported, none of which happens above.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "120"}
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Several tests share the cores: a thread that has nothing to do must not hold one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 
@@ -48,6 +51,17 @@ def _no_extension_stays() -> Iterator[None]:
         registry.update(known)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny models only wait for a second thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """Folder of the real default model."""
@@ -72,40 +86,17 @@ def spam() -> Path:
     return fetch_asset("sms-spam")
 
 
-def write_reviews(path: Path, rows: int = 90, customers: int = 3) -> Path:
-    """Someone's own CSV with other column names: id, body, stars (1 or 5), customer."""
-    draw = random.Random(rows)
-    words = {"1": ("awful", "dull", "broken", "sad"), "5": ("great", "lovely", "superb", "kind")}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["id", "body", "stars", "customer"])
-        for number in range(rows):
-            stars = draw.choice("15")
-            thing = draw.choice(("film", "meal", "book", "trip"))
-            body = f"number {number}: the {thing} was {draw.choice(words[stars])}"
-            out.writerow([number, body, stars, f"customer {number % customers}"])
-    return path
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command gave back."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def fedaipc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ran]:
     """The console command, run in this process within `tmp_path`."""
     from fedaipc.cli import main
+    from tests.support.commands import Ran
 
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: object) -> Ran:
+    def call(*words: Any) -> Ran:
         monkeypatch.setattr(sys, "argv", ["fedaipc", *map(str, words)])
         capsys.readouterr()
         try:

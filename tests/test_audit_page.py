@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedaipc.privacy import bookkeeping, dp_sgd
 from fedaipc.privacy.ledger import Ledger
-from tests.broken_builds import faults
+from tests.support.broken_builds import faults
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "audit-us.md").read_text(encoding="utf-8")

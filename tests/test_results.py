@@ -16,7 +16,7 @@ from pydantic import ValidationError
 import fedaipc.results as module
 from fedaipc.errors import OutputError
 from fedaipc.results import LOCK_FILE, RESULTS_FILE, Results
-from tests.report.factory import begun_results, make_results
+from tests.support.results import begun_results, make_results
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,7 @@ from fedaipc.stopping import STOPPED, Stop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 TALKS = """
 import logging, sys, time

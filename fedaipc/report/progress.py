@@ -31,14 +31,15 @@ class NotebookLine:
         return cls() if console.is_jupyter and not console.quiet else None
 
     def show(self, text: str, done: int, total: int) -> None:
-        from IPython.display import display
+        from IPython.display import display as show
+        from markupsafe import escape
 
-        from fedaipc.report.markup import escape
+        from fedaipc.terminal import printable
 
         bar = f'<progress value="{done}" max="{total}"></progress>'
-        content = {"text/plain": text, "text/html": f"{bar} {escape(text)}"}
+        content = {"text/plain": text, "text/html": f"{bar} {escape(printable(text))}"}
         if self._shown is None:
-            self._shown = display(content, raw=True, display_id=True)
+            self._shown = show(content, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._shown.update(content, raw=True)
 

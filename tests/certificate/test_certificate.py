@@ -37,15 +37,15 @@ from fedaipc.privacy.chain import signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey, fingerprint
 from fedaipc.simulation.simulation import Run, prepare, simulate
-from tests.cli.test_commands import refused
-from tests.e2e.runs import quiet
-from tests.protocol.parts import TINY, tiny
+from tests.support.commands import refused
+from tests.support.jobs import TINY, tiny
+from tests.support.runs import quiet
 from tests.support.schedules import dp_sgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 
 @pytest.fixture(scope="module")

@@ -11,46 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import typer.main
 
-from fedaipc.cli.main import app
 from fedaipc.config import Settings
-from tests.conftest import write_reviews
-from tests.model.tiny import make_folder
+from tests.support.commands import all_commands, refused
+from tests.support.reviews import write_reviews
+from tests.support.tiny_models import make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    import click
-
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 FEW = ("--set", "data.limit=600")
 REVIEWS = ("reviews.csv", "--text", "body", "--label", "stars")
 
 
-def _commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from _commands(command, *path, name)
-        else:
-            yield (*path, name), command
-
-
-COMMANDS = dict(_commands(typer.main.get_command(app)))
-
-
-def refused(ran: Ran, code: int) -> str:
-    """The one line on stderr of a command that was refused."""
-    assert ran.code == code
-    assert ran.out == ""
-    assert ran.err.startswith("fedaipc: ")
-    assert ran.err.count("\n") == 1
-    return ran.err
-
-
 def test_the_commands_are_those_that_the_documents_name() -> None:
-    assert {" ".join(path) for path in COMMANDS} == {
+    assert {" ".join(path) for path in all_commands()} == {
         "simulate", "doctor", "report", "predict", "config show", "config check", "data describe",
         "assets list", "assets fetch", "privacy ledger show", "privacy ledger verify",
         "privacy ledger export", "privacy certificate issue", "privacy certificate verify",
@@ -62,26 +39,26 @@ def test_the_commands_are_those_that_the_documents_name() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("path", all_commands(), ids=" ".join)
 def test_help_says_what_a_command_does_and_gives_an_example(
     fedaipc: Callable[..., Ran], path: tuple[str, ...]
 ) -> None:
     ran = fedaipc(*path, "--help")
     assert ran.code == 0
     assert f"Example: fedaipc {' '.join(path)}" in ran.out
-    assert str(COMMANDS[path].help).splitlines()[0] in " ".join(ran.out.split())
+    assert str(all_commands()[path].help).splitlines()[0] in " ".join(ran.out.split())
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("path", all_commands(), ids=" ".join)
 def test_every_option_is_explained(path: tuple[str, ...]) -> None:
-    options = [one for one in COMMANDS[path].params if one.param_type_name == "option"]
+    options = [one for one in all_commands()[path].params if one.param_type_name == "option"]
     assert [one.name for one in options if not one.help] == []
 
 
 def test_every_argument_is_explained() -> None:
     bare = [
         (path, one.name)
-        for path, command in COMMANDS.items()
+        for path, command in all_commands().items()
         for one in command.params
         if one.param_type_name == "argument" and not one.help
     ]

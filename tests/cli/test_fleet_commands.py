@@ -17,14 +17,14 @@ from fedaipc.federation import authority
 from fedaipc.federation.authority import issue_server
 from fedaipc.protocol.enrollment import Invite
 from fedaipc.protocol.server_folder import Nodes, server_until
-from tests.cli.test_commands import refused
-from tests.model.tiny import make_folder
-from tests.privacy.test_edges import Kernels
+from tests.support.batch_invariance import Kernels
+from tests.support.commands import refused
+from tests.support.tiny_models import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 
 @pytest.fixture

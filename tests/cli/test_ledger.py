@@ -16,13 +16,13 @@ from fedaipc.config import NoPrivacy, Schedule
 from fedaipc.privacy.chain import key_line, signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey, fingerprint
-from tests.cli.test_commands import refused
+from tests.support.commands import refused
 from tests.support.schedules import dp_sgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 STEP = dp_sgd(1.0, 0.1, 5)
 PLAIN = Schedule(mechanism=NoPrivacy(), steps=5)

@@ -13,13 +13,13 @@ from fedaipc.lab import planner
 from fedaipc.privacy.accountant import epsilon_rdp
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey
-from tests.cli.test_commands import refused
+from tests.support.commands import refused
 from tests.support.schedules import dp_sgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 ROUNDS, RATE = ("--rounds", "10"), ("--rate", "0.1")
 SMALL = ("--delta", "1e-6", *ROUNDS, *RATE, "--json")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fedaipc.config import load_settings
-from tests.cli.test_commands import COMMANDS, refused
+from tests.support.commands import all_commands, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 ROWS = [f"straße {n},{('no', 'yes')[n % 2]}" for n in range(60)]
 TEXT = "\n".join(("text,label", *ROWS, ""))
@@ -60,7 +60,7 @@ def remedies(said: str) -> list[list[str]]:
 def accepted(path: tuple[str, ...], words: tuple[str, ...], remedy: list[str]) -> list[str]:
     """The words of `remedy`, which the command and the settings must take."""
     extra = [word for one in remedy for word in one.split()]
-    COMMANDS[path].make_context("fedaipc", [*words, *extra])
+    all_commands()[path].make_context("fedaipc", [*words, *extra])
     load_settings(None, [word for word in extra if "=" in word])
     return extra
 

@@ -17,12 +17,12 @@ import pytest
 
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.results import Results
-from tests.conftest import write_reviews
+from tests.support.reviews import write_reviews
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 COLUMNS = ("--text", "body", "--label", "stars")
 # One layer, head only: a run takes a second or two.

@@ -21,7 +21,7 @@ import fedaipc
 from fedaipc.cli import main
 from fedaipc.files import write_atomic
 from fedaipc.terminal import Formatter, printable
-from tests.report.factory import make_results
+from tests.support.results import make_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable

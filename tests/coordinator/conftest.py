@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.coordinator.fakes import FakePc
+from tests.support.coordinator import FakePc
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,8 @@ from fedaipc.coordinator import exchange, membership
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.errors import BudgetExhausted, RoundError, RunOver
 from fedaipc.protocol.messages import EXHAUSTED, REFUSED, UNABLE, encode_refusal, encode_update
-from tests.coordinator import fakes
-from tests.coordinator.fakes import SIZE, Answer, FakeGrid, Ran, attempt, roster_of
+from tests.support import coordinator as fakes
+from tests.support.coordinator import SIZE, Answer, FakeGrid, Ran, attempt, roster_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,9 +25,9 @@ from fedaipc.protocol.messages import (
     encode_refusal,
 )
 from fedaipc.secagg.terms import Terms
-from tests.coordinator import fakes
-from tests.coordinator.fakes import Answer, FakeGrid, FakePc, Ran, attempt
-from tests.protocol.parts import LABELS, tiny
+from tests.support import coordinator as fakes
+from tests.support.coordinator import Answer, FakeGrid, FakePc, Ran, attempt
+from tests.support.jobs import LABELS, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

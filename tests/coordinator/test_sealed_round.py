@@ -34,7 +34,7 @@ from fedaipc.secagg import tree, uploads
 from fedaipc.secagg.committee import Release
 from fedaipc.secagg.roster import Bundle
 from fedaipc.secagg.uploads import Upload, list_hash
-from tests.coordinator.fakes import SIZE, Answer, FakeGrid, FakePc, Ran, attempt, roster_of, run
+from tests.support.coordinator import SIZE, Answer, FakeGrid, FakePc, Ran, attempt, roster_of, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

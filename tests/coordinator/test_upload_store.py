@@ -15,7 +15,7 @@ from fedaipc.errors import OutputError
 from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.committee import Agreement, Unmask, agree, release
 from fedaipc.secagg.uploads import Upload, mask_and_share, open_shares
-from tests.secagg.parts import HEAD, blob_of, federation
+from tests.support.secagg import HEAD, blob_of, federation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,7 @@ from fedaipc.config import settings_from
 from fedaipc.doctor import probe as module
 from fedaipc.doctor.machine import PowerMeter, this_machine
 from fedaipc.doctor.probe import Speed, _micro_batch, _threads, probe
-from tests.model.tiny import TEXTS, shared_folder
+from tests.support.tiny_models import TEXTS, shared_folder
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.fleets import CONFIG, ROUNDS, Fleet, running
+from tests.support.fleets import CONFIG, ROUNDS, Fleet, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

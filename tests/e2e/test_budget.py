@@ -25,8 +25,8 @@ from fedaipc.protocol import job_folder
 from fedaipc.results import Results
 from fedaipc.simulation import simulated_pc, simulation
 from fedaipc.simulation.simulation import Run, pc_folder, prepare, reopen, simulate
-from tests.e2e.runs import allow, job_of, ledger, ledgers, quiet
-from tests.protocol.parts import tiny
+from tests.support.jobs import tiny
+from tests.support.runs import allow, job_of, ledger, ledgers, quiet
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,9 +17,9 @@ from fedaipc.privacy.budget import planned_epsilon, round_schedule
 from fedaipc.protocol.job_folder import TEST_FILE
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
-from tests.e2e.runs import ledgers, quiet
-from tests.e2e.victim import TRACE, kill
-from tests.protocol.parts import tiny
+from tests.support.jobs import tiny
+from tests.support.killed_run import TRACE, kill
+from tests.support.runs import ledgers, quiet
 
 if TYPE_CHECKING:
     from pathlib import Path

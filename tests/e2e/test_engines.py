@@ -13,8 +13,8 @@ from fedaipc.errors import BudgetExhausted, EngineError
 from fedaipc.results import Results, RoundResult
 from fedaipc.simulation import flower_engine, processes
 from fedaipc.simulation.simulation import prepare, reopen, simulate
-from tests.e2e.runs import allow, ledgers, quiet
-from tests.protocol.parts import tiny
+from tests.support.jobs import tiny
+from tests.support.runs import allow, ledgers, quiet
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"

@@ -18,7 +18,7 @@ from fedaipc.privacy.ledger import Ledger
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, simulate
 from scripts import fleet_demo
-from tests.e2e.fleets import CONFIG, PCS, ROUNDS, Fleet, wait_for_line
+from tests.support.fleets import CONFIG, PCS, ROUNDS, Fleet, wait_for_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

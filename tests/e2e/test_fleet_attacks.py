@@ -44,7 +44,7 @@ from fedaipc.protocol.job_folder import read_job
 from fedaipc.protocol.messages import MASK
 from fedaipc.secagg.keys import SigningKey
 from fedaipc.secagg.terms import Terms
-from tests.e2e.fleets import PCS, ROUNDS, Fleet, wait_for_line
+from tests.support.fleets import PCS, ROUNDS, Fleet, wait_for_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 NAMES = [f"pc-{number:04d}" for number in range(PCS)]

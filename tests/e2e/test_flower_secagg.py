@@ -50,7 +50,7 @@ from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.shares import combine
 from fedaipc.secagg.uploads import Upload, mask_and_share, pair_key
 from fedaipc.simulation.flower_adapter import InProcessGrid
-from tests.secagg.parts import HEAD, Sum, federation
+from tests.support.secagg import HEAD, Sum, federation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

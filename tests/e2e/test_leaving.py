@@ -14,9 +14,9 @@ from fedaipc.fleet.answers import push
 from fedaipc.fleet.wire import pack
 from fedaipc.simulation.flower_adapter import ensure_message_identity
 from scripts import fleet_demo
-from tests.e2e.declared import CALLS, HEADERS, Seen, complaints
-from tests.e2e.fleets import CONFIG, Fleet
-from tests.e2e.recorder import Call, Recorder
+from tests.support.declared import CALLS, HEADERS, Seen, complaints
+from tests.support.fleets import CONFIG, Fleet
+from tests.support.recorder import Call, Recorder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_kill_9_at_random_times_costs_one_charge_each_at_most(
     tmp_path: Path, minilm: Path, kills: int
 ) -> None:
-    command = [sys.executable, "-m", "tests.e2e.mortal", str(tmp_path), str(kills)]
+    command = [sys.executable, "-m", "tests.support.killed_client", str(tmp_path), str(kills)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)

@@ -12,15 +12,15 @@ from fedaipc.client.key_store import FOLDER as KEYS
 from fedaipc.client.key_store import KeyStore
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.simulation.simulation import prepare, simulate
-from tests.e2e.runs import quiet
-from tests.protocol.parts import tiny
+from tests.support.jobs import tiny
+from tests.support.runs import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from fedaipc.results import Results
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 PC = "pc-0003"
 

@@ -10,8 +10,8 @@ import pytest
 from fedaipc.errors import ConfigError
 from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, simulate
-from tests.e2e.runs import quiet
-from tests.protocol.parts import tiny
+from tests.support.jobs import tiny
+from tests.support.runs import quiet
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -28,7 +28,7 @@ from fedaipc.secagg.roster import Bundle
 from fedaipc.secagg.uploads import Upload, blob_bytes
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.simulation.simulation import prepare, simulate
-from tests.protocol.parts import on_the_wire, tiny
+from tests.support.jobs import on_the_wire, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,7 @@ from fedaipc.protocol.enrollment import Invite, Request
 from fedaipc.protocol.server_folder import SERVER_FILES, Facts, Nodes
 from fedaipc.secagg.keys import SigningKey
 from fedaipc.secagg.roster import read_roster
-from tests.federation.parts import node_key
+from tests.support.node_keys import node_key
 
 
 @pytest.fixture

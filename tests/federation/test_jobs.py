@@ -18,14 +18,14 @@ from fedaipc.privacy.accountant import epsilon_rdp
 from fedaipc.protocol.enrollment import Request
 from fedaipc.protocol.job_folder import FILES, read_facts, read_job
 from fedaipc.secagg.keys import SigningKey
-from tests.federation.parts import node_key
-from tests.model.tiny import shared_folder
+from tests.support.node_keys import node_key
+from tests.support.tiny_models import shared_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fedaipc.config import Settings
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 
 @pytest.fixture

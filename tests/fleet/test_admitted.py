@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedaipc.fleet.admitted import Admitted
 from fedaipc.fleet.node_auth import NodeAuth
 from fedaipc.protocol.server_folder import NODES_FILE
-from tests.federation.parts import node_key
-from tests.fleet.test_node_auth import key_file
+from tests.support.node_keys import key_file, node_key
 
 
 def headers(folder: Path, number: int) -> dict[bytes, bytes]:

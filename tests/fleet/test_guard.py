@@ -21,7 +21,7 @@ from fedaipc.fleet.registry import CONTROL_HEADER, control_mark
 from fedaipc.fleet.superlink import UPLOAD_FILE
 from fedaipc.protocol.node_key import pem
 from fedaipc.protocol.server_folder import NODES_FILE, Node, Nodes
-from tests.federation.parts import node_key
+from tests.support.node_keys import node_key
 
 SECRET = b"s" * 64
 

@@ -22,7 +22,7 @@ from fedaipc.fleet import node as module
 from fedaipc.fleet.node import FleetNode
 from fedaipc.fleet.wire import pack, unpack
 from fedaipc.simulation.flower_adapter import ensure_message_identity
-from tests.fleet.test_node_auth import key_file
+from tests.support.node_keys import key_file
 
 ensure_message_identity()
 

@@ -9,25 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 
 from fedaipc.errors import AdmissionError
 from fedaipc.fleet import node_auth
 from fedaipc.fleet.node_auth import NodeAuth
-
-
-def key_file(path: Path, key: object = None) -> Path:
-    key = key or ec.generate_private_key(ec.SECP384R1())
-    path.write_bytes(
-        key.private_bytes(  # type: ignore[attr-defined]
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )  # fmt: skip
-    return path
+from tests.support.node_keys import key_file
 
 
 class Server:

@@ -22,12 +22,12 @@ from fedaipc.fleet import server as module
 from fedaipc.fleet.runs import run_folder, running, submit, tell_why, unwant, waits_for, want, why
 from fedaipc.fleet.server import Server
 from fedaipc.protocol.job_folder import FILES
-from tests.fleet.test_server import FakeChild
+from tests.support.supervisor import FakeChild
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 if sys.platform == "win32":
     pytest.skip("rights are inherited from the folder there", allow_module_level=True)

@@ -22,9 +22,8 @@ from fedaipc.fleet.node import FleetNode
 from fedaipc.fleet.proxy import proxy_for
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.trouble import why
-from tests.fleet.test_http_client import Liar
-from tests.fleet.test_node import answer
-from tests.fleet.test_node_auth import key_file
+from tests.support.lying_server import Liar
+from tests.support.node_keys import key_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,7 +161,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line_without_its_password(
     with pytest.raises(AdmissionError, match="cannot be used: set https_proxy to") as caught:
         FleetNode(
             "fleet.test:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
-            tmp_path, answer, largest=1,
+            tmp_path, lambda message, _: message, largest=1,
         )  # fmt: skip
     assert str(caught.value).isprintable()
     assert "secret" not in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 
 from fedaipc.fleet.registry import CONTROL_HEADER, Registry, _ControlMark, is_marked
 from fedaipc.protocol.node_key import pem
-from tests.federation.parts import node_key
+from tests.support.node_keys import node_key
 
 
 class FakeControl:

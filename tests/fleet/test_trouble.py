@@ -15,7 +15,7 @@ from fedaipc.federation.federation import Federation
 from fedaipc.fleet.http_client import bounded_client
 from fedaipc.fleet.server import Server
 from fedaipc.fleet.trouble import why
-from tests.fleet.test_http_client import Liar
+from tests.support.lying_server import Liar
 
 
 class Clock(datetime):

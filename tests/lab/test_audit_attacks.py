@@ -21,14 +21,14 @@ from fedaipc.lab.audit.report import at_budget
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import make_inputs
 from fedaipc.privacy.budget import size_class
-from tests.cli.test_commands import refused
+from tests.support.commands import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fedaipc.config import Settings
     from fedaipc.lab.audit.canary import CanaryAudit
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 SMALL = (
     "model.keep_layers=1", "model.train.kind=head", "model.max_length=16", "data.limit=600",

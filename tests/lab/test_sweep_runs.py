@@ -23,14 +23,14 @@ from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.runner import Progress, Runner, error_of, state_of
 from fedaipc.lab.sweep.table import Row, points_of
 from fedaipc.results import Results
-from tests.cli.test_commands import refused
-from tests.conftest import write_reviews
+from tests.support.commands import refused
+from tests.support.reviews import write_reviews
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fedaipc.lab.sweep.cells import Cell
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 SMALL = """
 name = "small"

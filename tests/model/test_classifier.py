@@ -16,7 +16,7 @@ from fedaipc.model.classifier import Classifier, read_vector, write_vector
 from fedaipc.model.inputs import make_inputs
 from fedaipc.model.load import load_base
 from fedaipc.model.predict import logits
-from tests.model.tiny import (
+from tests.support.tiny_models import (
     FAMILIES,
     LABELS,
     METHODS,

@@ -27,7 +27,8 @@ from fedaipc.model.inputs import make_inputs
 from fedaipc.model.load import quiet
 from fedaipc.model.predict import logits, mean_loss
 from fedaipc.results import DataFacts
-from tests.model.tiny import (
+from tests.support.results import make_results
+from tests.support.tiny_models import (
     FAMILIES,
     LABELS,
     METHODS,
@@ -36,7 +37,6 @@ from tests.model.tiny import (
     settings,
     shared_folder,
 )
-from tests.report.factory import make_results
 
 LONG = " ".join(TEXTS)  # of more tokens than `max_length`
 

@@ -12,7 +12,7 @@ from fedaipc.model.fit import fit_of_base, measure_fit
 from fedaipc.model.load import load_tokenizer
 from fedaipc.report.formatting import fit_text, fit_warnings
 from fedaipc.results import TextFit
-from tests.model.tiny import TEXTS, WORDS, settings, shared_folder
+from tests.support.tiny_models import TEXTS, WORDS, settings, shared_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

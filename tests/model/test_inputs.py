@@ -13,7 +13,7 @@ import torch
 from fedaipc.model import inputs as module
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import Inputs, batch_rows, longest_input, make_inputs
-from tests.model.tiny import LABELS, TEXTS, settings, shared_folder
+from tests.support.tiny_models import LABELS, TEXTS, settings, shared_folder
 
 CPU = torch.device("cpu")
 

@@ -31,7 +31,7 @@ import fedaipc
 from fedaipc.errors import ModelError
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.load import quiet
-from tests.model.tiny import FAMILIES, LABELS, make_folder, settings, shared_folder
+from tests.support.tiny_models import FAMILIES, LABELS, make_folder, settings, shared_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

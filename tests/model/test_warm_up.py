@@ -18,7 +18,7 @@ from fedaipc.model.device import choose_device
 from fedaipc.model.inputs import make_inputs
 from fedaipc.model.predict import logits
 from fedaipc.model.warm_up import warmed_up
-from tests.model.tiny import LABELS, WORDS, settings, shared_folder
+from tests.support.tiny_models import LABELS, WORDS, settings, shared_folder
 
 TEXTS = tuple(
     f"{WORDS[number % 3]} {WORDS[5 + number % 7]} {WORDS[13 + number % 5]}" for number in range(90)

@@ -8,45 +8,28 @@ weights under which the last bits of a row, which follow the shape of its batch,
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-from fedaipc.config import TrainingSettings
 from fedaipc.model.classifier import Batch, Classifier, read_vector
 from fedaipc.model.inputs import Inputs, make_inputs
-from fedaipc.privacy import dp_sgd, norms, training
+from fedaipc.privacy import norms, training
 from fedaipc.privacy.bookkeeping import BookKeepingModule
-from fedaipc.privacy.randomness import SecureRandom
-from tests.model.tiny import FAMILIES, LABELS, WORDS, settings, shared_folder
-from tests.support.schedules import dp_sgd as once
+from tests.support.batch_invariance import CLIP, Weights, clipped_sum
+from tests.support.tiny_models import FAMILIES, LABELS, WORDS, settings, shared_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
-CLIP = 0.05
 COUNT = 40
-
-
-class Everything(SecureRandom):
-    """Draws every record."""
-
-    def poisson_sample(self, count: int, rate: float) -> np.ndarray:
-        return np.arange(count)
-
-
-@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 @cache
@@ -54,56 +37,6 @@ def model(family: str, method: str) -> tuple[Classifier, np.ndarray]:
     """And its weights as they come, which training overwrites."""
     classifier = Classifier(settings(shared_folder(family), method=method), LABELS)
     return classifier, read_vector(classifier)
-
-
-def clipped_sum(
-    classifier: Classifier,
-    weights: np.ndarray,
-    texts: Sequence[str],
-) -> np.ndarray:
-    """What the noise would be added to; the update itself is rounded to the weights' last bits."""
-    assert np.isfinite(weights).all()  # else the PC refuses the request
-    sums: list[np.ndarray] = []
-    real = dp_sgd.noisy
-
-    def watched(total: torch.Tensor, **known: Any) -> torch.Tensor:
-        sums.append(total.double().numpy().ravel())
-        return real(total, **known)
-
-    with mock.patch.object(dp_sgd, "noisy", watched):
-        _train(classifier, weights, texts)
-    return np.concatenate(sums)
-
-
-def _train(classifier: Classifier, weights: np.ndarray, texts: Sequence[str]) -> None:
-    training.train_round(
-        classifier,
-        make_inputs(classifier, texts, None),
-        np.zeros(len(texts), dtype=np.int64),
-        weights,
-        schedule=once(2.0, 1.0, clip_norm=CLIP),
-        training=TrainingSettings(learning_rate=1.0),
-        size_class=1,
-        micro_batch=0,
-        random=Everything(),
-    )
-
-
-class Weights:
-    """A vector of weights that a coordinator shapes tensor by tensor."""
-
-    def __init__(self, classifier: Classifier, start: np.ndarray) -> None:
-        self.vector = start.copy()
-        self._places: dict[str, np.ndarray] = {}
-        start = 0
-        for name, shape in zip(classifier.layout.names, classifier.layout.shapes, strict=True):
-            size = int(np.prod(shape))
-            self._places[name] = self.vector[start : start + size].reshape(shape)
-            start += size
-
-    def __getitem__(self, end: str) -> np.ndarray:
-        (name,) = [name for name in self._places if name.endswith(end)]
-        return self._places[name]
 
 
 # Weights under which padding overflows

@@ -13,13 +13,11 @@ import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel
 
 from fedaipc.config import TrainingSettings
@@ -27,27 +25,18 @@ from fedaipc.errors import ModelError
 from fedaipc.model import inputs as inputs_module
 from fedaipc.model import products
 from fedaipc.model.classifier import Classifier, read_vector
-from fedaipc.model.inputs import Inputs, longest_input, make_inputs
+from fedaipc.model.inputs import Inputs, longest_input
 from fedaipc.model.load import quiet
-from fedaipc.privacy import batch_invariance, dp_sgd, training
+from fedaipc.privacy import batch_invariance, training
 from fedaipc.privacy.randomness import SecureRandom
-from tests.model.tiny import LABELS, WORDS, _word_piece, settings, shared_folder
-from tests.privacy.test_batch_invariance import Everything, Weights
-from tests.support.schedules import dp_sgd as once
+from tests.support.batch_invariance import CLIP, ONCE, Kernels, Weights, clipped_sum, rehearse
+from tests.support.tiny_models import LABELS, WORDS, settings, word_piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-CLIP, COUNT, WIDTH = 0.05, 36, 128
-ONCE = once(2.0, 1.0, clip_norm=CLIP)
-
-
-@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+COUNT, WIDTH = 36, 128
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 @cache
@@ -61,7 +50,7 @@ def wide() -> tuple[Classifier, np.ndarray]:
     with torch.random.fork_rng(devices=[]), quiet():
         torch.random.manual_seed(0)
         BertModel(config).save_pretrained(folder)
-        _word_piece().save_pretrained(folder)
+        word_piece().save_pretrained(folder)
     classifier = Classifier(settings(folder, method="bitfit"), LABELS)
     return classifier, read_vector(classifier)
 
@@ -81,30 +70,13 @@ def rounding_alone() -> np.ndarray:
     return weights.vector
 
 
-def clipped_sum(texts: list[str], targets: np.ndarray, micro_batch: int) -> np.ndarray:
-    classifier = wide()[0]
-    sums: list[np.ndarray] = []
-    real = dp_sgd.noisy
-
-    def watched(total: torch.Tensor, **known: Any) -> torch.Tensor:
-        sums.append(total.double().numpy().ravel())
-        return real(total, **known)
-
-    with mock.patch.object(dp_sgd, "noisy", watched):
-        training.train_round(
-            classifier, make_inputs(classifier, texts, None), targets, rounding_alone(),
-            schedule=ONCE, training=TrainingSettings(learning_rate=1.0), size_class=1,
-            micro_batch=micro_batch, random=Everything(),
-        )  # fmt: skip
-    return np.concatenate(sums)
-
-
 def check_removal(micro_batch: int) -> None:
     """One text, many times; labels tell the last row of each micro-batch apart."""
     texts = [" ".join(WORDS[:3])] * COUNT
     targets = np.where(np.arange(COUNT) % micro_batch == micro_batch - 1, 0, 1)
-    whole = clipped_sum(texts, targets, micro_batch)
-    part = clipped_sum(texts[1:], targets[1:], micro_batch)
+    classifier, weights = wide()[0], rounding_alone()
+    whole = clipped_sum(classifier, weights, texts, targets, micro_batch)
+    part = clipped_sum(classifier, weights, texts[1:], targets[1:], micro_batch)
     assert np.linalg.norm(whole - part) <= CLIP
 
 
@@ -135,15 +107,6 @@ def test_with_one_row_more_than_the_micro_batch_it_would(monkeypatch: pytest.Mon
 
 
 # The guard
-
-
-def rehearse(method: str, micro_batch: int = 0, family: str = "bert", *, cached: bool) -> None:
-    classifier = Classifier(settings(shared_folder(family), method=method), LABELS)
-    training.rehearse(
-        classifier, longest_input(classifier, cached=cached), read_vector(classifier),
-        mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0),
-        micro_batch=micro_batch,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -187,26 +150,6 @@ def test_the_guard_refuses_a_machine_that_tells_rows_apart(
     monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     with pytest.raises(ModelError, match=r"by its place in the batch.*tried on cpu with"):
         rehearse(method, 8, cached=True)
-
-
-class Kernels(TorchDispatchMode):
-    """A processor whose kernels give the rows behind the half other last bits in some products.
-
-    As MKL has for SSE4.2 where a product has few columns, and on Intel for AVX2.
-    """
-
-    def __init__(self, faulty: Callable[[str, int], bool]) -> None:
-        super().__init__()
-        self._faulty = faulty
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in {"mm", "addmm", "bmm", "baddbmm"} and self._faulty(name, found.shape[-1]):
-            found = found.clone()
-            half = len(found) // 2
-            found[half:] = torch.nextafter(found[half:], torch.tensor(torch.inf))
-        return found
 
 
 def _few_columns(name: str, columns: int) -> bool:
@@ -284,7 +227,7 @@ def test_a_processor_without_avx_trains(cap: str) -> None:
     name, _, value = cap.partition("=")
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from tests.privacy.test_edges import rehearse\n"
+        "from tests.support.batch_invariance import rehearse\n"
         "for method in ('head', 'bitfit', 'lora', 'full'): rehearse(method, cached=True)\n"
     )
     done = subprocess.run(
@@ -327,7 +270,7 @@ def test_a_base_with_an_activation_that_tells_rows_apart_is_refused(tmp_path: Pa
     )  # fmt: skip
     with quiet():
         BertModel(config).save_pretrained(tmp_path)
-        _word_piece().save_pretrained(tmp_path)
+        word_piece().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"gelu_pytorch_tanh.* take a base with gelu or relu"):
         Classifier(settings(tmp_path), LABELS)
 

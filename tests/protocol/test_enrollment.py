@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedaipc.errors import AdmissionError
 from fedaipc.protocol.enrollment import Invite, Request
 from fedaipc.secagg.keys import SigningKey
-from tests.federation.parts import node_key
+from tests.support.node_keys import node_key
 
 KEY = SigningKey(b"k" * 32)
 NODE_KEY = node_key(7)

@@ -36,7 +36,7 @@ from fedaipc.protocol.messages import (
 )
 from fedaipc.secagg.keys import SigningKey
 from fedaipc.simulation.flower_adapter import ensure_message_identity
-from tests.protocol.parts import ADMISSION, sent, signed, tiny_job
+from tests.support.jobs import ADMISSION, sent, signed, tiny_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable

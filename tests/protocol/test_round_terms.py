@@ -32,7 +32,7 @@ from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
 from fedaipc.secagg.terms import PLAIN, Terms
 from fedaipc.simulation.flower_adapter import ensure_message_identity
-from tests.protocol.parts import ADMISSION, sent, signed, tiny_job
+from tests.support.jobs import ADMISSION, sent, signed, tiny_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

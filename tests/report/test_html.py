@@ -10,7 +10,7 @@ import pytest
 
 from fedaipc.report import formatting
 from fedaipc.report.html import report_page, write_all, write_report
-from tests.report.factory import begun_results, make_results
+from tests.support.results import begun_results, make_results
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from fedaipc.report import formatting
 from fedaipc.report.bars import OTHER
 from fedaipc.report.plot_style import figure_bytes, save, save_all
 from fedaipc.report.plots import comparison, figures
-from tests.report.factory import make_results
+from tests.support.results import make_results
 
 if TYPE_CHECKING:
     from pathlib import Path

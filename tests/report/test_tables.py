@@ -14,7 +14,7 @@ from fedaipc.cli.report import report
 from fedaipc.errors import OutputError
 from fedaipc.report import formatting, run_tables
 from fedaipc.results import Score, WarmUpFacts
-from tests.report.factory import begun_results, make_results
+from tests.support.results import begun_results, make_results
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedaipc.report.tensorboard import FOLDER, Scalars
-from tests.report.factory import make_results
+from tests.support.results import make_results
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own imports

@@ -23,7 +23,7 @@ from fedaipc.secagg.committee import (
     release,
 )
 from fedaipc.secagg.uploads import LedgerHead, Upload, list_hash, mask_and_share, open_shares
-from tests.secagg.parts import HEAD, Sum, blob_of, federation
+from tests.support.secagg import HEAD, Sum, blob_of, federation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

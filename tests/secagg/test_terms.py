@@ -23,7 +23,7 @@ from fedaipc.secagg.terms import (
     commitments,
     thresholds,
 )
-from tests.secagg.parts import usual
+from tests.support.secagg import usual
 
 ADMISSION = SigningKey(bytes(range(32)))
 PCS = [SigningKey(bytes([number]) * 32) for number in range(1, 8)]

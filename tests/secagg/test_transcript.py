@@ -37,7 +37,7 @@ from fedaipc.secagg.shares import combine
 from fedaipc.secagg.terms import Terms, Thresholds, check_value
 from fedaipc.secagg.uploads import Keys, Upload, pair_key
 from fedaipc.secagg.wire import VERSION
-from tests.secagg.parts import blob_of
+from tests.support.secagg import blob_of
 
 ROUND: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "round.json").read_text()

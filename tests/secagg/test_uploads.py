@@ -15,7 +15,7 @@ from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.shares import combine
 from fedaipc.secagg.terms import check_value
 from fedaipc.secagg.uploads import HEADER_BYTES, Upload, mask_and_share, open_shares, pair_key
-from tests.secagg.parts import HEAD, blob_of, federation
+from tests.support.secagg import HEAD, blob_of, federation
 
 SEVEN, KEYS = federation(7)
 

@@ -25,7 +25,7 @@ from fedaipc.secagg import keys, tree
 from fedaipc.secagg.keys import ExchangeKey, SigningKey, derive, seal, verify
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.uploads import mask_and_share, open_shares
-from tests.secagg.parts import HEAD, blob_of, federation
+from tests.support.secagg import HEAD, blob_of, federation
 
 PUBLISHED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "published.json").read_text()

@@ -18,7 +18,6 @@ from fedaipc.lab.audit.inversion import Inversion, inversion_attack
 from fedaipc.lab.audit.membership import Membership, membership_attack, membership_pools
 from fedaipc.privacy.budget import round_schedule
 from fedaipc.report.formatting import at_least, at_most
-from fedaipc.report.markup import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,8 +85,10 @@ class AuditReport:
         ]
 
     def _repr_html_(self) -> str:
+        from fedaipc.report.table import Table
+
         rows = self.rows()
-        return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "no budget"
+        return Table.of_records(rows).__html__() if rows else "no budget"
 
 
 def load_report(path: Path) -> AuditReport:

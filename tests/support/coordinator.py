@@ -35,7 +35,7 @@ from fedaipc.secagg.roster import Roster
 from fedaipc.secagg.terms import Terms
 from fedaipc.secagg.uploads import LedgerHead, mask_and_share
 from fedaipc.simulation.flower_adapter import ensure_message_identity
-from tests.protocol.parts import ADMISSION, LABELS, sent, tiny
+from tests.support.jobs import ADMISSION, LABELS, sent, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

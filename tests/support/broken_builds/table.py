@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from tests.broken_builds import checks, faults
-from tests.privacy import test_training as steps
+from tests.support import private_rounds as steps
+from tests.support.broken_builds import checks, faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable

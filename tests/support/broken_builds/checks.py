@@ -1,7 +1,7 @@
 """Checks of what is charged and what is said, as functions: true builds pass, broken ones fail.
 
-Those of training are in tests/privacy/test_training.py. Each makes its own folder, so that a script
-can run them as well.
+Those of training are in tests/support/private_rounds.py. Each makes its own folder, so that a
+script can run them as well.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.protocol.messages import SETUP, Description, SetupRequest
 from fedaipc.secagg.keys import SigningKey
 from fedaipc.secagg.roster import Bundle
-from tests.client.test_client import asker, charges, enrol, send
-from tests.privacy import test_training as steps
+from tests.support import private_rounds as steps
+from tests.support.clients import asker, charges, enrol, send
 from tests.support.schedules import dp_sgd
 
 DELTA, ORDER = 1e-5, 4.0

@@ -1,8 +1,8 @@
 """One PC that is killed in the midst of rounds, again and again: run by test_ledger_kills.py.
 
-`python -m tests.e2e.mortal FOLDER KILLS` makes a real PC, forks a process that answers one mask
-request after the other through the PC's own app, kills it with SIGKILL after a random time, and
-compares the ledger with what that process had begun and sent. Prints one line of JSON.
+`python -m tests.support.killed_client FOLDER KILLS` makes a real PC, forks a process that answers
+one mask request after the other through the PC's own app, kills it with SIGKILL after a random
+time, and compares the ledger with what that process had begun and sent. Prints one line of JSON.
 
 Forking spares the seconds that torch takes to load; the parent has one thread.
 """
@@ -25,7 +25,7 @@ from fedaipc.client import trainer
 from fedaipc.client.key_store import KeyStore
 from fedaipc.data.assets import fetch_asset
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
-from tests.client.test_client import asker, enrol, gave, owner
+from tests.support.clients import asker, enrol, gave, owner
 
 _LONGEST = 0.3  # seconds that a process lives
 

@@ -27,7 +27,7 @@ from fedaipc.protocol.messages import REFUSALS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.e2e.recorder import Call
+    from tests.support.recorder import Call
 
 # Extensions of a TLS 1.3 client hello (RFC 8446, 4.2), by number. Without 41 and 42 no session is
 # resumed: no ticket of the server's comes back, and nothing is sent before the handshake.

@@ -61,7 +61,7 @@ def make_folder(folder: Path, family: str, *, seed: int = 0, pooler: bool = True
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
         model.save_pretrained(folder)
-        (_bpe() if family == "roberta" else _word_piece()).save_pretrained(folder)
+        (_bpe() if family == "roberta" else word_piece()).save_pretrained(folder)
     return folder
 
 
@@ -84,7 +84,7 @@ def _model(family: str, *, pooler: bool) -> torch.nn.Module:
     )
 
 
-def _word_piece() -> PreTrainedTokenizerFast:
+def word_piece() -> PreTrainedTokenizerFast:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
     core = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))

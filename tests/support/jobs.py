@@ -1,4 +1,4 @@
-"""Small jobs and messages for the tests of this folder."""
+"""Small jobs and messages."""
 
 from __future__ import annotations
 

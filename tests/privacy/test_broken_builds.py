@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.broken_builds.audited import audited
-from tests.broken_builds.table import ALL_CHECKS, ALL_FAULTS, AUDIT_REFUTES, CATCHES
+from tests.support.broken_builds.audited import audited
+from tests.support.broken_builds.table import ALL_CHECKS, ALL_FAULTS, AUDIT_REFUTES, CATCHES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.broken_builds.table import Check, Fault
+    from tests.support.broken_builds.table import Check, Fault
 
 
 def name(function: object) -> str:

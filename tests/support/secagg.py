@@ -1,4 +1,4 @@
-"""A small federation with real keys, for the tests of this folder."""
+"""A small federation with real keys, for tests of secure aggregation."""
 
 from __future__ import annotations
 
