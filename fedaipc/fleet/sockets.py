@@ -91,6 +91,18 @@ class Peer:
     http: h11.Connection
     link: Peer | None = None
     used: float = 0
+    linger: float = LINGER  # seconds that closing may take
+
+    async def is_quiet(self) -> bool:
+        """Whether the peer neither left nor sent anything that was not read."""
+        try:
+            async with asyncio.timeout(0):
+                await self.reader.read(1)
+        except TimeoutError:
+            return True
+        except OSError:
+            pass
+        return False
 
     async def event(self) -> object:
         while (event := self.http.next_event()) is h11.NEED_DATA:
@@ -109,10 +121,13 @@ class Peer:
         if self.link:
             self.link.abort()
         self.writer.close()
-        with contextlib.suppress(OSError):  # TimeoutError is one
-            async with asyncio.timeout(LINGER):
+        try:
+            async with asyncio.timeout(self.linger):
                 await self.writer.wait_closed()
-        self.abort()
+        except OSError:  # TimeoutError is one
+            pass
+        finally:  # also where it is cancelled
+            self.abort()
 
     def abort(self) -> None:
         reset_on_close(self.sock)

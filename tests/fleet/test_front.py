@@ -9,8 +9,9 @@ import socket
 import ssl
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h11
 import pytest
@@ -18,136 +19,26 @@ from flwr.supernode import fleet_http_client
 
 from fedaipc.federation.authority import issue_server, make_authority
 from fedaipc.fleet import front as module
-from fedaipc.fleet import node
-from fedaipc.fleet.front import TARGETS, Front, Upstream
-from fedaipc.fleet.limits import Limits, source
-from fedaipc.fleet.sockets import Certificate, bind
+from fedaipc.fleet import node, sockets
+from fedaipc.fleet.front import TARGETS
+from fedaipc.fleet.limits import source
+from tests.support.front import (
+    HEADERS,
+    KEEP,
+    LIMITS,
+    OK,
+    PATH,
+    Running,
+    answer_of,
+    everything,
+    head,
+    post,
+    status,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-LIMITS = Limits(
-    body=100_000, head=4096, headers=20, connections=20, per_address=8, handshake=0.6,
-    head_time=0.6, idle=1.0, grace=0.6, rate=10**6, answer=2.0, stop=1.0,
-)  # fmt: skip
-PATH = b"/v1/fleet/pull-messages"
-HEADERS = b"Host: localhost\r\nContent-Type: application/protobuf\r\n"
-
-
-class Running:
-    """A front before a SuperLink that answers with what it saw, both in a thread."""
-
-    def __init__(self, folder: Path) -> None:
-        make_authority(folder, "test")
-        issue_server(folder, folder, ["localhost", "127.0.0.1"])
-        self.folder, self.log = folder, []
-        self.seen: list[tuple[bytes, dict[bytes, bytes], int]] = []
-        self.status = 200
-        self.is_member: Callable[[dict[bytes, bytes]], bool] = lambda _: True
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-
-    async def _serve(self) -> None:
-        upstream = await asyncio.start_server(self._superlink, "127.0.0.1", 0)
-        inner = upstream.sockets[0].getsockname()[1]
-        sock = bind("127.0.0.1", 0)
-        self.port = sock.getsockname()[1]
-        certificate = Certificate(
-            self.folder / "server.pem", self.folder / "server.key", self.log.append
-        )
-        upstream_of = Upstream("127.0.0.1", inner)
-        self.front = Front(certificate, upstream_of, self.log.append, LIMITS, self.is_member)
-        self._ready.set()
-        await self.front.serve(sock)
-        upstream.close()
-
-    async def _superlink(self, reader: Any, writer: Any) -> None:
-        http = h11.Connection(h11.SERVER)
-        with contextlib.suppress(Exception):
-            while True:
-                request, size = None, 0
-                while True:
-                    event = http.next_event()
-                    if event is h11.NEED_DATA:
-                        http.receive_data(await reader.read(65536))
-                        continue
-                    if isinstance(event, h11.Request):
-                        request = event
-                    elif isinstance(event, h11.Data):
-                        size += len(event.data)
-                    else:
-                        break
-                if request is None:
-                    break
-                self.seen.append((bytes(request.target), dict(request.headers), size))
-                body = b"x" * size
-                headers = [("content-length", str(len(body))), ("date", "now")]
-                writer.write(http.send(h11.Response(status_code=self.status, headers=headers)))
-                writer.write(http.send(h11.Data(data=body)))
-                writer.write(http.send(h11.EndOfMessage()))
-                await writer.drain()
-                http.start_next_cycle()
-        writer.close()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self.front.stop.set)
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-        self._loop.close()
-
-    def context(self, **changes: Any) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.folder / "authority.pem")
-        for name, value in changes.items():
-            setattr(context, name, value)
-        return context
-
-    def connect(self, **changes: Any) -> ssl.SSLSocket:
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=5)
-        try:
-            return self.context(**changes).wrap_socket(plain, server_hostname="localhost")
-        except OSError:
-            plain.close()
-            raise
-
-    def ask(self, content: bytes) -> bytes:
-        """What comes back for bytes as they are, until the front closes or falls silent."""
-        with self.connect() as sock:
-            sock.sendall(content)
-            return everything(sock)
-
-
-def everything(sock: socket.socket, seconds: float = 4.0) -> bytes:
-    sock.settimeout(seconds)
-    found = b""
-    with contextlib.suppress(OSError):
-        while part := sock.recv(65536):
-            found += part
-            head, end, body = found.partition(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head.lower())
-            if end and length and len(body) >= int(length[1]):
-                break
-    return found
-
-
-def post(
-    path: bytes = PATH, body: bytes = b"", extra: bytes = b"", method: bytes = b"POST"
-) -> bytes:
-    size = str(len(body)).encode()
-    return (
-        method + b" " + path + b" HTTP/1.1\r\n" + HEADERS + b"Content-Length: " + size
-        + b"\r\nConnection: close\r\n" + extra + b"\r\n" + body
-    )  # fmt: skip
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+    from asyncio import StreamReader, StreamWriter
+    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -215,15 +106,38 @@ def test_no_other_path_reaches_the_superlink(front: Running, path: bytes) -> Non
         (post(extra=b"".join(b"a%d: b\r\n" % n for n in range(30))), 431),
         (post(extra=b"a: " + b"b" * 10_000 + b"\r\n"), 431),
         (post().replace(b"Content-Length: 0", b"Content-Length: 100001"), 413),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"\x00\xff garbage\r\n\r\n", 400),
         (post().replace(b"Host: localhost\r\n", b""), 400),
+        (post(method=b"TRACE"), 405),
+        (post(method=b"HEAD"), 405),
+        (post(method=b"CONNECT"), 405),
+        (b"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (post().replace(b"Connection: close", b"Connection: upgrade"), 400),
+        (post().replace(b"Connection: close", b"Connection: close, flwr-public-key"), 400),
+        (post(extra=b"Connection: close\r\n"), 400),
+        (post(extra=b"Trailer: flwr-signature\r\n"), 400),
+        (post(extra=b"Transfer-Encoding: identity\r\n"), 501),
+        (post(extra=b"Transfer-Encoding : chunked\r\n"), 400),
+        (post(extra=b"Transfer-Encoding: \x0bchunked\r\n"), 400),
+        (post(extra=b"a: b\r\n Transfer-Encoding: chunked\r\nflwr-x: \0\r\n"), 400),
+        (post().replace(b"Content-Length", b" Content-Length"), 415),  # folded: of the type
+        (post().replace(b"Content-Length: 0", b"Content-Length: +0"), 400),
+        (post().replace(b"Content-Length: 0", b"Content-Length: -1"), 400),
+        (post().replace(b"Content-Length: 0", b"Content-Length: 0x0"), 400),
+        (post().replace(b"Content-Length: 0", b"Content-Length: 1_0"), 400),
+        (post().replace(b"Content-Length: 0", b"Content-Length: 0, 5"), 400),
+        (post().replace(b"Content-Length: 0", b"Content-Length: " + b"9" * 3000), 400),
+        (post().replace(b"Content-Length: 0", b"Content-Length:"), 400),
+        (post().replace(b" HTTP/1.1", b""), 400),
+        (post().replace(b" HTTP/1.1", b"  HTTP/1.1"), 400),
+        (post(extra=b"".join(b"a%d:\r\n" % n for n in range(2000))), 431),
     ],
     ids=str,
 )
 def test_what_no_pc_sends_is_refused(front: Running, request_: bytes, wanted: int) -> None:
     answer = front.ask(request_)
-    assert status(answer) in {wanted, 400, 505}
+    assert status(answer) == wanted
     assert front.seen == []
 
 
@@ -279,7 +193,7 @@ def test_who_is_slow_is_cut_off(front: Running, kind: str) -> None:
     assert status(front.ask(post())) == 200
 
 
-def _drip(sock: ssl.SSLSocket, content: bytes) -> None:
+def _drip(sock: socket.socket, content: bytes) -> None:
     with contextlib.suppress(OSError):
         for sign in content[:30]:
             sock.sendall(bytes([sign]))
@@ -310,7 +224,7 @@ def test_idle_connections_of_one_address_do_not_add_up(front: Running) -> None:
 def test_many_requests_share_a_connection(front: Running) -> None:
     with front.connect() as sock:
         for _ in range(20):
-            sock.sendall(post().replace(b"Connection: close\r\n", b""))
+            sock.sendall(KEEP)
             answer = b""
             while b"\r\n\r\n" not in answer:
                 answer += sock.recv(65536)
@@ -354,14 +268,15 @@ def test_a_full_disk_does_not_end_it(front: Running, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(front.front, "log", module.write_log)
     monkeypatch.setattr("sys.stdout", Full())
     held = [front.connect() for _ in range(LIMITS.per_address)]
-    with contextlib.suppress(OSError):
-        front.connect()  # turned away, and that cannot be logged
+    with contextlib.suppress(OSError):  # turned away, and that cannot be logged
+        socket.create_connection(("127.0.0.1", front.port), timeout=5).close()
+    end = time.monotonic() + 5
+    while not front.front.turned_away:
+        assert time.monotonic() < end
+        time.sleep(0.02)
     for one in held:
         one.close()
-    end = time.monotonic() + 5
-    while front.front.open:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    front.wait_until_all_left()
     assert status(front.ask(post())) == 200
 
 
@@ -381,6 +296,251 @@ def test_when_it_can_accept_no_more_the_process_ends(
 def test_the_log_holds_no_header_and_no_query(front: Running) -> None:
     front.ask(post(b"/v1/fleet/pull-messages?zq7", extra=b"flwr-signature: zq8\r\n"))
     assert "zq" not in str(front.log)
+
+
+def test_what_follows_a_request_in_one_packet_is_not_served(front: Running) -> None:
+    with front.connect() as sock:
+        sock.sendall(KEEP + KEEP)
+        assert status(everything(sock)) == 200
+        assert everything(sock) == b""
+    assert len(front.seen) == 1
+
+
+def test_a_request_within_a_body_stays_a_body(front: Running) -> None:
+    assert status(front.ask(post(body=post(b"/v1/control/start-run")))) == 200
+    assert [(target, size > 100) for target, _, size in front.seen] == [(PATH, True)]
+
+
+def test_a_refused_request_ends_its_connection(front: Running) -> None:
+    with front.connect() as sock:
+        sock.sendall(KEEP.replace(PATH, b"/docs"))
+        assert status(everything(sock)) == 404
+        with contextlib.suppress(OSError):
+            sock.sendall(KEEP)
+        assert everything(sock) == b""
+    assert front.seen == []
+
+
+def test_an_error_of_the_superlink_passes_and_the_connection_serves_on(front: Running) -> None:
+    with front.connect() as sock:
+        for front.status in (500, 403, 200):
+            sock.sendall(KEEP)
+            assert status(everything(sock)) == front.status
+    assert front.links == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "wanted"),
+    [
+        (b"", 502),
+        (OK + b"content-le", 502),
+        (b"\x00\xff garbage\r\n\r\n", 502),
+        (OK + b"a: " + b"b" * 300_000 + b"\r\n\r\n", 502),
+        (OK + b"content-length: 1\r\ncontent-length: 2\r\n\r\n12", 502),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\nConnection: upgrade\r\n\r\n", 502),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", 502),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + OK + b"content-length: 1\r\n\r\nz", 200),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_a_superlink_that_fails_makes_of_the_answer(
+    front: Running, sent: bytes, wanted: int
+) -> None:
+    async def superlink(reader: StreamReader, writer: StreamWriter) -> None:
+        await head(reader)
+        writer.write(sent)
+
+    front.superlink = superlink
+    assert status(front.ask(post())) == wanted
+    front.superlink = front._echo
+    assert status(front.ask(post())) == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"content-length: 10\r\n\r\nabc",
+        b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
+        b"content-length: 10\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    ],
+    ids=str,
+)
+def test_an_answer_that_breaks_off_never_looks_whole(front: Running, sent: bytes) -> None:
+    async def superlink(reader: StreamReader, writer: StreamWriter) -> None:
+        await head(reader)
+        writer.write(OK + sent)
+
+    front.superlink = superlink
+    with front.connect() as sock:
+        sock.sendall(KEEP)
+        reading = h11.Connection(h11.CLIENT)
+        reading.send(h11.Request(method="POST", target="/", headers=[("host", "x")]))
+        reading.send(h11.EndOfMessage())
+        reading.receive_data(everything(sock))
+        reading.receive_data(b"")
+        assert isinstance(reading.next_event(), h11.Response)
+        assert isinstance(reading.next_event(), h11.Data)
+        with pytest.raises(h11.RemoteProtocolError):
+            reading.next_event()
+
+
+@pytest.mark.parametrize("kind", ["says nothing", "reads nothing", "says 100 for ever"])
+def test_a_superlink_that_hangs_is_given_up(front: Running, kind: str) -> None:
+    async def superlink(reader: StreamReader, writer: StreamWriter) -> None:
+        while kind != "reads nothing" and await reader.read(65536):
+            while kind == "says 100 for ever":
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(60)
+
+    front.superlink = superlink
+    front.front.limits = replace(LIMITS, answer=0.4)
+    assert status(front.ask(post(body=b"y" * 90_000))) == 504
+    front.superlink = front._echo
+    assert status(front.ask(post())) == 200
+
+
+def test_where_the_superlink_hung_up_between_requests_a_new_connection_is_made(
+    front: Running,
+) -> None:
+    async def superlink(reader: StreamReader, writer: StreamWriter) -> None:
+        await head(reader)
+        writer.write(OK + b"content-length: 0\r\n\r\n")
+
+    front.superlink = superlink
+    with front.connect() as sock:
+        for _ in range(3):
+            sock.sendall(KEEP)
+            assert status(everything(sock)) == 200
+            time.sleep(0.1)
+    assert front.links == 3
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in one packet", "later"])
+def test_what_the_superlink_sends_unasked_answers_no_request(front: Running, late: bool) -> None:
+    async def superlink(reader: StreamReader, writer: StreamWriter) -> None:
+        while True:
+            await head(reader)
+            unasked = OK + b"content-length: 7\r\n\r\nunasked"
+            writer.write(OK + b"content-length: 5\r\n\r\nasked" + (b"" if late else unasked))
+            if late:
+                await asyncio.sleep(0.1)
+                writer.write(unasked)
+            said.set()
+
+    said = threading.Event()
+    front.superlink = superlink
+    with front.connect() as sock:
+        for _ in range(3):
+            sock.sendall(KEEP)
+            assert everything(sock).endswith(b"\r\n\r\nasked")
+            assert said.wait(5)
+            said.clear()
+            time.sleep(0.1)  # until the front has it
+
+
+def test_who_never_reads_is_cut_off(front: Running) -> None:
+    front.superlink = answer_of(20_000_000)
+    with front.connect() as sock:
+        sock.sendall(post())
+        front.wait_until_all_left()
+    assert any(entry.get("why") == "slow" for entry in front.log)
+
+
+def test_who_reads_slowly_gets_the_end_of_an_answer_too(
+    front: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of an answer waits in buffers when the front closes the connection."""
+    for place in (module, sockets):
+        monkeypatch.setattr(place, "LINGER", 0.1)
+    monkeypatch.setattr(sockets.Peer, "linger", 0.1)
+    front.front.limits = replace(LIMITS, grace=5.0)
+    size = 1_000_000
+    front.superlink = answer_of(size)
+    front.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    plain.settimeout(5)
+    plain.connect(("127.0.0.1", front.port))
+    with front.context().wrap_socket(plain, server_hostname="localhost") as sock:
+        sock.sendall(post())
+        read = 0
+        while part := sock.recv(16_384):
+            read += len(part)
+            time.sleep(0.02)
+    assert read > size
+
+
+@pytest.mark.parametrize("kind", ["close_notify", "FIN", "gone", "gone in its body"])
+def test_who_leaves_frees_its_place(front: Running, kind: str) -> None:
+    sock = front.connect()
+    sock.sendall(post(body=b"y" * 90_000)[: -40_000 if kind == "gone in its body" else None])
+    if kind == "close_notify":
+        with contextlib.suppress(OSError):
+            sock.unwrap()
+    if kind == "FIN":
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+    if "gone" in kind:
+        sock.close()
+    front.wait_until_all_left()
+    sock.close()
+    assert status(front.ask(post())) == 200
+
+
+@pytest.mark.parametrize("sent", [b"a", b"\r\n"], ids=["letters", "empty lines"])
+def test_a_later_request_has_no_more_time_for_its_head(front: Running, sent: bytes) -> None:
+    with front.connect() as sock:
+        sock.sendall(KEEP)
+        assert status(everything(sock)) == 200
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 10:
+                sock.sendall(sent)
+                time.sleep(0.05)
+        assert time.monotonic() - began < 8
+
+
+def test_a_handshake_that_drips_is_cut_off(front: Running) -> None:
+    hello = ssl.MemoryBIO()
+    talk = front.context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        talk.do_handshake()
+    with socket.create_connection(("127.0.0.1", front.port), timeout=5) as sock:
+        _drip(sock, hello.read())
+        with contextlib.suppress(ConnectionError):
+            assert sock.recv(1) == b""
+
+
+def test_who_was_served_and_falls_silent_is_let_go(front: Running) -> None:
+    held = [front.connect() for _ in range(LIMITS.per_address)]
+    for sock in held:
+        sock.sendall(KEEP)
+        assert status(everything(sock)) == 200
+    for sock in held:
+        assert sock.recv(1) == b""
+        sock.close()
+    front.wait_until_all_left()
+
+
+def test_an_answer_under_way_passes_when_the_front_is_told_to_stop(front: Running) -> None:
+    asked = threading.Event()
+
+    async def superlink(reader: StreamReader, writer: StreamWriter) -> None:
+        await head(reader)
+        asked.set()
+        await front.front.stop.wait()
+        writer.write(OK + b"content-length: 2\r\n\r\nok")
+        await writer.drain()
+
+    front.superlink = superlink
+    with front.connect() as sock, front.connect():  # the other says nothing, and is not waited for
+        sock.sendall(KEEP)
+        assert asked.wait(5)
+        front._loop.call_soon_threadsafe(front.front.stop.set)
+        answer = everything(sock)
+    assert b"connection: close" in answer.lower()
+    assert answer.endswith(b"ok")
 
 
 @pytest.mark.parametrize(
