@@ -61,9 +61,11 @@ from fedaipc.config.toml import (
     load_owner,
     load_settings,
     owner_from,
+    read_toml,
     settings_from,
     text_source,
     to_toml,
+    with_values,
 )
 
 __all__ = [
@@ -121,6 +123,7 @@ __all__ = [
     "load_owner",
     "load_settings",
     "owner_from",
+    "read_toml",
     "reasons",
     "recipe_text",
     "register",
@@ -129,4 +132,5 @@ __all__ = [
     "text_source",
     "to_toml",
     "unknown_key",
+    "with_values",
 ]
