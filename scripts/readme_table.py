@@ -18,6 +18,7 @@ from rich.console import Console
 
 from fedaipc.report.formatting import at_least, at_most
 from fedaipc.report.run_tables import summary
+from fedaipc.report.table import Table
 from fedaipc.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +70,7 @@ def between(text: str, name: str, content: str) -> str:
 
 def table() -> str:
     """A row per claim: mean and standard deviation over the seeds."""
-    rows = ["| what | privacy | test accuracy | macro-F1 |", "|---|---|---|---|"]
+    rows = []
     for claim in ORDER:
         result = json.loads((RESULTS / f"{claim}.json").read_text(encoding="utf-8"))
         privacy = result["runs"][0].get("privacy")
@@ -77,11 +78,9 @@ def table() -> str:
         if privacy is not None and privacy["planned_epsilon"] is not None:
             spent = max(run["epsilon_charged"] for run in result["runs"])
             promise = f"epsilon {spent:.2f}, delta {privacy['schedule']['mechanism']['delta']:g}"
-        rows.append(
-            f"| {result['what']} | {promise} | {result['test_accuracy_mean']:.3f} "
-            f"± {result['test_accuracy_deviation']:.3f} | {result['test_macro_f1_mean']:.3f} |"
-        )
-    return "\n".join(rows)
+        accuracy = f"{result['test_accuracy_mean']:.3f} ± {result['test_accuracy_deviation']:.3f}"
+        rows.append((result["what"], promise, accuracy, f"{result['test_macro_f1_mean']:.3f}"))
+    return Table(("what", "privacy", "test accuracy", "macro-F1"), rows).to_markdown()
 
 
 def _lab(name: str) -> Any:
@@ -97,11 +96,11 @@ def budget() -> str:
             f"{p['test_mean']:.3f} ± {p['test_deviation']:.3f}"
         for p in points
     }  # fmt: skip
-    rows = ["| epsilon | one domain on each PC | mixed |", "|---|---|---|"]
+    rows = []
     for epsilon in dict.fromkeys(p["values"]["privacy.epsilon"] for p in points):
         name = "not private" if epsilon == "inf" else f"{epsilon:g}"
-        rows.append(f"| {name} | {accuracy[epsilon, 'column']} | {accuracy[epsilon, 'iid']} |")
-    return "\n".join(rows)
+        rows.append((name, accuracy[epsilon, "column"], accuracy[epsilon, "iid"]))
+    return Table(("epsilon", "one domain on each PC", "mixed"), rows).to_markdown()
 
 
 def budget_line() -> str:
@@ -122,25 +121,23 @@ def budget_line() -> str:
 def audit() -> str:
     """Promise and attack, as audited."""
     found = _lab("audit")
-    rows = [
-        "| setting | promised at most | reached at least | right guesses | LiRA: TPR at 1 % FPR |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for one in found["settings"]:
         bound, promised = one["canary"]["bound"], one["canary"]["promised"]
         name = "not private" if one["epsilon"] is None else f"epsilon {one['epsilon']:g}"
         member = one["membership"]
         rate = "-" if member is None else f"{member['likelihood_ratio']['tpr_at_1_percent']:.1%}"
-        rows.append(
-            f"| {name} | {'nothing' if promised is None else at_most(promised, 2)} "
-            f"| {at_least(bound['lower'], 2)} | {bound['right']} of {bound['guesses']} | {rate} |"
-        )
-    rows += ["", "| words of one PC's texts, read from | recovered | by chance |", "|---|---|---|"]
-    rows += [
-        f"| {one['source']} | {one['recall']:.0%} | {one['chance']:.1%} |"
+        guesses = f"{bound['right']} of {bound['guesses']}"
+        upper = "nothing" if promised is None else at_most(promised, 2)
+        rows.append((name, upper, at_least(bound["lower"], 2), guesses, rate))
+    read = [
+        (one["source"], f"{one['recall']:.0%}", f"{one['chance']:.1%}")
         for one in found["inversion"]["readings"]
     ]
-    return "\n".join(rows)
+    columns = ("setting", "promised at most", "reached at least", "right guesses",
+               "LiRA: TPR at 1 % FPR")  # fmt: skip
+    words = ("words of one PC's texts, read from", "recovered", "by chance")
+    return f"{Table(columns, rows).to_markdown()}\n\n{Table(words, read).to_markdown()}"
 
 
 def audit_line() -> str:
@@ -166,23 +163,19 @@ def broken_builds() -> str:
     """Which check notices which wrong build."""
     found = json.loads((BENCH / "broken_builds.json").read_text(encoding="utf-8"))
     right = found["right_build"]
-    rows = [
-        (
-            f"With coins of one fixed seed the audit reaches {at_least(right['lower'], 2)} on the "
-            f"right build, which promises {at_most(right['promised'], 2)}."
-        ),
-        "",
-        "| wrong build | caught by | audit reaches |",
-        "|---|---|---|",
-    ]
+    line = (
+        f"With coins of one fixed seed the audit reaches {at_least(right['lower'], 2)} on the "
+        f"right build, which promises {at_most(right['promised'], 2)}."
+    )
+    rows = []
     for one in found["faults"]:
         checks = ", ".join(name.removeprefix("check_") for name in one["caught_by"])
         seen = one["audit"]
         proved = (
             "-" if seen is None else f"{at_least(seen['lower'], 2)}{', refuted' * seen['refuted']}"
         )
-        rows.append(f"| {one['fault'].replace('_', ' ')} | {checks} | {proved} |")
-    return "\n".join(rows)
+        rows.append((one["fault"].replace("_", " "), checks, proved))
+    return f"{line}\n\n{Table(('wrong build', 'caught by', 'audit reaches'), rows).to_markdown()}"
 
 
 def costs() -> str:
@@ -215,89 +208,84 @@ def costs() -> str:
             "before they upload; all PCs in one process on one core, the coordinator on the other:"
         ),
         "",
-        "| PCs | groups | a PC masks | agrees | unmasks | coordinator adds | unmasks | memory |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    rows = []
     for one in rounds["rounds"]:
         pc, own = one["seconds_per_pc"], one["coordinator_seconds"]
-        lines.append(
-            f"| {one['pcs']:,} | {one['groups']} | {pc['mask'] * 1000:.0f} ms "
-            f"| {pc['query.agree'] * 1000:.0f} ms | {pc['query.unmask'] * 1000:.0f} ms "
-            f"| {own['add and keep uploads']:.2f} s | {own['agree, unmask, sum']:.2f} s "
-            f"| {one['coordinator_memory_over_idle_bytes'] / 2**20:.0f} MiB |"
-        )
+        rows.append((
+            f"{one['pcs']:,}", one["groups"], f"{pc['mask'] * 1000:.0f} ms",
+            f"{pc['query.agree'] * 1000:.0f} ms", f"{pc['query.unmask'] * 1000:.0f} ms",
+            f"{own['add and keep uploads']:.2f} s", f"{own['agree, unmask, sum']:.2f} s",
+            f"{one['coordinator_memory_over_idle_bytes'] / 2**20:.0f} MiB",
+        ))  # fmt: skip
+    columns = ("PCs", "groups", "a PC masks", "agrees", "unmasks", "coordinator adds", "unmasks",
+               "memory")  # fmt: skip
     lines += [
+        Table(columns, rows).to_markdown(),
         "",
         "Traffic of one PC in that round. Only as many members as are needed agree and unmask.",
         "",
-        "| PCs | vector | shares, up | agree, down | unmask, down | released shares, up |",
-        "|---|---|---|---|---|---|",
     ]
-    for one in rounds["rounds"]:
-        size = one["bytes_per_pc"]
-        names = ("vector", "shares and header, up", "agree, down", "unmask, down", "unmask, up")
-        cells = " | ".join(f"{size[name] * kib:,.0f} KiB" for name in names)
-        lines.append(f"| {one['pcs']:,} | {cells} |")
+    names = ("vector", "shares and header, up", "agree, down", "unmask, down", "unmask, up")
+    sizes = [
+        (f"{one['pcs']:,}", *(f"{one['bytes_per_pc'][name] * kib:,.0f} KiB" for name in names))
+        for one in rounds["rounds"]
+    ]
+    parts = ("PCs", "vector", "shares, up", "agree, down", "unmask, down", "released shares, up")
     lines += [
+        Table(parts, sizes).to_markdown(),
         "",
         (
             "Smaller rings, on the demo's job with one test seed: what rounding is beside the "
             "noise of one PC, how far the final model is from that of 32 bits, and its accuracy."
         ),
         "",
-        "| bits | bytes per value | rounding / noise | distance | test accuracy |",
-        "|---|---|---|---|---|",
     ]
-    for one in rings["rings"]:
-        lines.append(
-            f"| {one['bits']} | {one['bytes_per_value']} | {one['rounding_over_noise']:.1e} "
-            f"| {one['distance_to_32_bits']:.1e} | {one['test_accuracy']:.4f} |"
-        )
-    return "\n".join(lines)
+    smaller = [
+        (one["bits"], one["bytes_per_value"], f"{one['rounding_over_noise']:.1e}",
+         f"{one['distance_to_32_bits']:.1e}", f"{one['test_accuracy']:.4f}")
+        for one in rings["rings"]
+    ]  # fmt: skip
+    ring = ("bits", "bytes per value", "rounding / noise", "distance", "test accuracy")
+    return "\n".join([*lines, Table(ring, smaller).to_markdown()])
 
 
 def clipping() -> str:
     """What clipping costs, as measured by scripts/bench/clipping.py."""
     found = json.loads((BENCH / "clipping.json").read_text(encoding="utf-8"))
     ways = list(next(iter(found["subjects"].values()))["ways"])
-    lines = [
-        "| model, trained, batch x tokens | "
-        + " | ".join(ways)
-        + " | book-keeping in bfloat16 | memory |",
-        "|---|" + "---|" * (len(ways) + 2),
-    ]
+    rows = []
     for name, one in found["subjects"].items():
         cells = [_ratio(one["ways"][way]) for way in ways]
         memory = " / ".join(
             f"{one['ways'][way]['memory_ratio']:.2f}" if "memory_ratio" in one["ways"][way] else "-"
             for way in ways[:2]
         )
-        lines.append(
-            f"| {one['shape']}, {name} | {' | '.join(cells)} | {_ratio(one['bfloat16'])} "
-            f"| {memory} |"
-        )
+        rows.append((f"{one['shape']}, {name}", *cells, _ratio(one["bfloat16"]), memory))
+    columns = ("model, trained, batch x tokens", *ways, "book-keeping in bfloat16", "memory")
     seconds, values = found["noise"]["seconds"], found["noise"]["values"]
     noise = ", ".join(f"{what}: {value:.3f} s" for what, value in seconds.items())
-    lines += [
+    lines = [
+        Table(columns, rows).to_markdown(),
         "",
         (
             f"Memory: {ways[0]} / {ways[1]}, times that of ordinary training. Whole steps of "
             "MiniLM-L6, all parameters, with noise and plain SGD, by logical batch:"
         ),
         "",
-        "| logical batch | ordinary step | " + " | ".join(ways[:2]) + " |",
-        "|---|---|---|---|",
     ]
+    whole = []
     for logical in ("32", "256"):
         steps = [found["whole_steps"][f"{way}, {logical}"] for way in ways[:2]]
         cells = [f"{one['private_seconds']:.2f} s, {_ratio(one)}" for one in steps]
-        lines.append(f"| {logical} | {steps[0]['ordinary_seconds']:.2f} s | {' | '.join(cells)} |")
+        whole.append((logical, f"{steps[0]['ordinary_seconds']:.2f} s", *cells))
     exact = ", ".join(
         f"{found['subjects'][name]['shape']} {name}: {_ratio(one)}"
         for name, one in found["exact"].items()
     )
     torch_compile = found["compiled"]
     lines += [
+        Table(("logical batch", "ordinary step", *ways[:2]), whole).to_markdown(),
         "",
         taken_on(found),
         "",
@@ -328,16 +316,19 @@ def fleet() -> str:
     """What a fleet costs beside its computation, as measured by scripts/bench/fleet.py."""
     found = _fleet()
     exchange, idle, lora = found["exchange"], found["idle"], found["lora"]
-    rows = [
-        "| | seconds, median (worst) |",
-        "|---|---|",
-        f"| a message to {exchange['pcs']} PCs and back | {_seconds(exchange['seconds'])} |",
-        f"| the same on stock Flower | {_seconds(exchange['stock_flower_seconds'])} |",
-        (
-            f"| sealed round of {lora['trainable_parameters']:,} LoRA values | "
-            f"{_seconds(lora['round_seconds'])} |"
-        ),
-        f"| of it, beside computation | {_seconds(lora['seconds_beside_computation'])} |",
+    seconds = {
+        f"a message to {exchange['pcs']} PCs and back": exchange["seconds"],
+        "the same on stock Flower": exchange["stock_flower_seconds"],
+        f"sealed round of {lora['trainable_parameters']:,} LoRA values": lora["round_seconds"],
+        "of it, beside computation": lora["seconds_beside_computation"],
+    }
+    times = [(what, _seconds(one)) for what, one in seconds.items()]
+    rounds = [
+        (one["pcs"], f"{one['round_seconds']['median']:.0f} s", f"{one['growth_vectors']:.1f}")
+        for one in found["full"]
+    ]
+    lines = [
+        Table(("", "seconds, median (worst)"), times).to_markdown(),
         "",
         (
             f"Idle, the server takes {idle['server_cpu_percent']:.1f} % of one core, a client "
@@ -350,14 +341,9 @@ def fleet() -> str:
             "model loaded:"
         ),
         "",
-        "| clients | a round | memory, in vectors |",
-        "|---|---|---|",
+        Table(("clients", "a round", "memory, in vectors"), rounds).to_markdown(),
     ]
-    rows += [
-        f"| {one['pcs']} | {one['round_seconds']['median']:.0f} s | {one['growth_vectors']:.1f} |"
-        for one in found["full"]
-    ]
-    return "\n".join(rows)
+    return "\n".join(lines)
 
 
 def fleet_line() -> str:
@@ -379,17 +365,17 @@ def fleet_line() -> str:
 def defaults() -> str:
     """What the defaults reach, as measured by simulations/defaults.py."""
     names = max((list(one["recipes"]) for one in _defaults()), key=len)
-    rows = [f"| task | commonest label | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    rows = []
     for one in _defaults():
         majority = one["recipes"][names[0]]["runs"][0]["majority"]
-        cells = " | ".join(_default(one["recipes"].get(name)) for name in names)
-        rows.append(f"| {one['what']} | {majority:.3f} | {cells} |")
+        cells = [_default(one["recipes"].get(name)) for name in names]
+        rows.append((one["what"], f"{majority:.3f}", *cells))
     machine = _defaults()[0]["machine"]
     where = (
         f"On {machine['processor']} ({machine['instruction_sets']}), {machine['cores']} cores, "
         f"torch {machine['torch']}. In brackets: the noise ratio (below)."
     )
-    return "\n".join([*rows, "", where])
+    return f"{Table(('task', 'commonest label', *names), rows).to_markdown()}\n\n{where}"
 
 
 def defaults_line() -> str:

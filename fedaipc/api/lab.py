@@ -1,24 +1,27 @@
-"""`fedaipc.privacy` for researchers: plan a budget, attack a job, bound epsilon from below."""
+"""`fedaipc.privacy` for researchers: plan a budget, sweep, attack, bound epsilon from below."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from fedaipc.api.scratch import Scratch
 from fedaipc.config import DPSGD
 from fedaipc.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fedaipc.api.data import Data
     from fedaipc.api.job import Job
     from fedaipc.lab.audit.bound import Bound
     from fedaipc.lab.audit.report import AuditReport
     from fedaipc.lab.planner import Plan
+    from fedaipc.lab.sweep.run import SweepResult
 
 Unknown = Literal["noise", "epsilon", "rounds", "rate"]
 _ROUNDS = 30
@@ -84,6 +87,54 @@ def plan(
         records=public,
     )
     return solve(unknown, asked)
+
+
+def sweep(
+    job: Job | None = None,
+    data: Data | None = None,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    cells: Sequence[Mapping[str, Any]] = (),
+    search: Mapping[str, Any] | None = None,
+    rules: Sequence[Mapping[str, Any]] = (),
+    seeds: Sequence[int] = (1, 2, 3),
+    name: str = "sweep",
+    out: str | Path | None = None,
+    parallel: int | None = None,
+    progress: bool = True,
+) -> SweepResult:
+    """Run `job` with other settings over several seeds, and compare: `fedaipc privacy sweep`.
+
+    Give one of `grid`, {"privacy.epsilon": [1, 8, inf]}; `cells`, a list of such settings; and
+    `search`, {"trials": 20, "space": {"training.learning_rate": {"low": 0.1, "high": 2}}}. Where a
+    cell has all the settings of a rule's `when`, it gets those of its `set`. Each cell is a process
+    of its own, which knows what is installed but nothing that a notebook has registered; `parallel`
+    run at a time, else as many as there are cores. The same call with the same `out` goes on where
+    it was stopped, and runs nothing twice; without `out` the runs live as long as the result. A
+    cell that fails stops no other. Raises FedaipcError.
+    """
+    from rich.console import Console
+
+    from fedaipc.api.job import Job
+    from fedaipc.lab.sweep.cells import sweep_from
+    from fedaipc.lab.sweep.progress import Display
+    from fedaipc.lab.sweep.run import run_sweep
+    from fedaipc.machine import cpus
+
+    wanted = sweep_from(
+        {
+            "name": name, "seeds": seeds, "grid": dict(grid or {}), "cells": cells,
+            "rules": rules, "search": search,
+        }
+    )  # fmt: skip
+    scratch = Scratch() if out is None else None
+    folder = Path(str(out)) if scratch is None else scratch.folder / "sweep"
+    with Display(Console(quiet=not progress), parallel or cpus()) as display:
+        found = run_sweep(
+            wanted, (job or Job()).with_data(data), folder, parallel=parallel, plain_updates=True,
+            on_change=display.on_change,
+        )  # fmt: skip
+    return replace(found, keep=(scratch, data))
 
 
 def audit(

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from fedaipc import strict_json
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import CertificateError
 from fedaipc.report.formatting import at_most
+from fedaipc.report.table import Alarm, Table
 
 if TYPE_CHECKING:
     from fedaipc.certificate.document import Certificate
@@ -97,10 +96,8 @@ def verify(
         rows = [{"what": f.what, "holds": f.holds, "detail": f.detail} for f in found]
         say_json({"signer": signer, "findings": rows})
     else:
-        table = Table("checked", "", "", box=None)
-        for one in found:
-            verdict = "holds" if one.holds else "[bold red]FAILS[/]"
-            table.add_row(one.what, verdict, escape(one.detail))
+        lines = [(f.what, "holds" if f.holds else Alarm("FAILS"), f.detail) for f in found]
+        table = Table(("checked", "", ""), lines, words=(0, 1, 2))
         make_console(highlight=False).print(table)
         say(f"signed by {signer}" + (": compare it with what you were told" * (key is None)))
     if certificate.guarantee.claim is None:

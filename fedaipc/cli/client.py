@@ -8,13 +8,13 @@ from threading import Thread
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from fedaipc import bounds
 from fedaipc.cli import enroll
 from fedaipc.cli.enroll import DEFAULT_FOLDER, PcFolder
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import AdmissionError
+from fedaipc.report.table import Table
 from fedaipc.stopping import signals
 from fedaipc.terminal import log_to_stderr
 
@@ -95,14 +95,15 @@ def log(
         for entry in entries:
             say_json(entry.model_dump(mode="json"), indent=None)
         return
-    table = Table("time", "kind", "run", "round", "bytes", "SHA-256", "epsilon so far", box=None)
-    for entry in entries:
-        table.add_row(
-            entry.time, entry.kind, entry.run or "-", str(entry.number or "-"),
-            f"{entry.bytes:,}", entry.sha256[:16],
-            "" if entry.epsilon is None else f"{entry.epsilon:.3f}",
-        )  # fmt: skip
-    make_console(width_in_a_file=120).print(table)
+    rows = [
+        (
+            entry.time, entry.kind, entry.run or "-", entry.number or "-", f"{entry.bytes:,}",
+            entry.sha256[:16], "" if entry.epsilon is None else f"{entry.epsilon:.3f}",
+        )
+        for entry in entries
+    ]  # fmt: skip
+    columns = ("time", "kind", "run", "round", "bytes", "SHA-256", "epsilon so far")
+    make_console(width_in_a_file=120).print(Table(columns, rows, words=(0, 1, 2, 5)))
     say(f"{sum(e.bytes for e in entries):,} bytes in {len(entries)} answers")
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Column, Table
 
 from fedaipc.cli.output import make_console, say
 from fedaipc.config import (
@@ -21,6 +19,7 @@ from fedaipc.config import (
     rounds_warning,
     to_toml,
 )
+from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
     from fedaipc.data.prepare import HeldBack
@@ -51,9 +50,8 @@ def show(
         say(*(f"# {line}" for line in reasons(settings)), "")
         say(*to_toml(settings).rstrip("\n").split("\n"))
         return
-    table = Table(Column("key", no_wrap=True), "allowed", "meaning", box=None)
-    for row in describe_fields(Settings):
-        table.add_row(*(escape(cell) for cell in row))
+    rows = describe_fields(Settings)
+    table = Table(("key", "allowed", "meaning"), rows, words=(0, 1, 2), whole=(0,))
     make_console().print(table)
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from fedaipc.cli.config import Overrides
 from fedaipc.cli.output import make_console, say_json
@@ -26,6 +24,7 @@ from fedaipc.cli.source import (
     as_given,
     read_settings,
 )
+from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
@@ -109,16 +108,14 @@ def _fit_lines(settings: Settings, data: SimulatedData) -> list[str]:
 def _table(labels: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
     """A line per PC; with many labels only how many of them it holds."""
     shown = labels if len(labels) <= _MAX_LABELS else ()
-    names = [escape(label) for label in shown] or ["labels held"]
-    table = Table("PC", "records", *names, "groups", box=None)
+    lines = []
     for row in rows[:_MAX_ROWS]:
         counts = row["labels"]
-        cells = [str(counts[label]) for label in shown] or [
-            f"{sum(n > 0 for n in counts.values())}"
-        ]
+        cells = [counts[label] for label in shown] or [sum(n > 0 for n in counts.values())]
         groups = ", ".join(row["groups"][:6]) + (", ..." if len(row["groups"]) > 6 else "")
-        table.add_row(row["pc"], str(row["records"]), *cells, escape(groups))
-    return table
+        lines.append([row["pc"], row["records"], *cells, groups])
+    columns = ("PC", "records", *(shown or ("labels held",)), "groups")
+    return Table(columns, lines, words=(0, len(columns) - 1))
 
 
 def _row(data: SimulatedData, number: int) -> dict[str, Any]:

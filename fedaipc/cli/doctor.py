@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fedaipc.cli.config import Overrides
 from fedaipc.cli.output import make_console, say_json
 from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
+from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
@@ -145,18 +145,18 @@ def _show_machine(console: Console, machine: Machine) -> None:
 
 
 def _show_speeds(console: Console, speeds: list[Speed]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("device", "precision", "threads", "micro-batch", "frozen", "ordinary", "private"):
-        table.add_column(name, justify="left" if name in {"device", "precision"} else "right")
-    for speed in speeds:
-        frozen = "" if speed.frozen is None else f"{speed.frozen:,.0f}"
-        table.add_row(
-            speed.device, speed.precision, str(speed.threads), str(speed.micro_batch), frozen,
+    rows = [
+        (
+            speed.device, speed.precision, speed.threads, speed.micro_batch,
+            "" if speed.frozen is None else f"{speed.frozen:,.0f}",
             f"{speed.ordinary:,.0f}", f"{speed.private:,.0f}",
-        )  # fmt: skip
+        )
+        for speed in speeds
+    ]  # fmt: skip
+    columns = ("device", "precision", "threads", "micro-batch", "frozen", "ordinary", "private")
     console.print()
     console.print("texts per second (frozen layers once per text; then a step of training)")
-    console.print(table)
+    console.print(Table(columns, rows, words=(0, 1)))
     best = speeds[0]
     console.print(
         f"fastest: --set speed.device={best.device.split(':')[0]} "

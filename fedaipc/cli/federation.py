@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from fedaipc import bounds
 from fedaipc.cli import job
 from fedaipc.cli.output import agreed, make_console, say
 from fedaipc.errors import AdmissionError
+from fedaipc.report.table import Alarm, Table
 
 if TYPE_CHECKING:
     from fedaipc.protocol.enrollment import Request
@@ -137,12 +137,16 @@ def show(folder: Folder) -> None:
     from fedaipc.federation.federation import Federation
 
     federation = Federation(folder)
-    table = Table("PC", "state", "until", "records, at most", "fingerprint", box=None)
-    for member in federation.members.members:
-        until = datetime.fromtimestamp(member.not_after, UTC).date().isoformat()
-        state = member.state if member.state == "member" else f"[red]{member.state}[/]"
-        table.add_row(member.name, state, until, f"{member.size_class:,}", member.fingerprint)
-    make_console(width_in_a_file=120).print(table)
+    rows = [
+        (
+            member.name, member.state if member.state == "member" else Alarm(member.state),
+            datetime.fromtimestamp(member.not_after, UTC).date().isoformat(),
+            f"{member.size_class:,}", member.fingerprint,
+        )
+        for member in federation.members.members
+    ]  # fmt: skip
+    columns = ("PC", "state", "until", "records, at most", "fingerprint")
+    make_console(width_in_a_file=120).print(Table(columns, rows, words=(0, 1, 2, 4)))
     facts = federation.facts
     _say(f"server {facts.address}, certificate until {federation.server_until():%Y-%m-%d}")
 

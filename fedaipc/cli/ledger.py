@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from fedaipc import strict_json
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import LedgerError, OutputError
+from fedaipc.report.table import Alarm, Table
 
 if TYPE_CHECKING:
     from fedaipc.client.peer_heads import Copy
@@ -43,15 +42,16 @@ def show(
     if as_json:
         say_json(rows)
         return
-    table = Table("PC", "rounds", "charged", "lifetime", "RDP", "PRV", "delta", box=None)
+    lines = []
     for row in rows:
         if row["unprotected"]:
-            shown = ["[bold red]NOT PRIVATE[/]", f"{row['lifetime_epsilon']:g}", "-", "-"]
+            shown = [Alarm("NOT PRIVATE"), f"{row['lifetime_epsilon']:g}", "-", "-"]
         else:
             names = ("charged", "lifetime_epsilon", "rdp", "prv")
             shown = ["-" if row[name] is None else f"{row[name]:.3f}" for name in names]
-        table.add_row(row["pc"], str(row["charges"]), *shown, f"{row['delta']:g}")
-    make_console().print(table)
+        lines.append([row["pc"], row["charges"], *shown, f"{row['delta']:g}"])
+    columns = ("PC", "rounds", "charged", "lifetime", "RDP", "PRV", "delta")
+    make_console().print(Table(columns, lines))
 
 
 @app.command()
@@ -111,15 +111,13 @@ def verify(
         ]  # fmt: skip
         say_json(rows)
     else:
-        table = Table("PC", "lines", "charges", "signed by", "remembered by", "", box=None)
+        lines = []
         for v in verdicts:
-            good = f"[bold red]{v.word}[/]" if v.problem else v.word
-            good += ", half a line follows that a crash cut off" if v.torn else ""
-            table.add_row(
-                escape(v.pc), str(v.lines), str(v.charges), v.key or "nobody",
-                str(v.peers), good,
-            )  # fmt: skip
-        make_console().print(table)
+            word = v.word + ", half a line follows that a crash cut off" * bool(v.torn)
+            good = Alarm(word) if v.problem else word
+            lines.append((v.pc, v.lines, v.charges, v.key or "nobody", v.peers, good))
+        columns = ("PC", "lines", "charges", "signed by", "remembered by", "")
+        make_console().print(Table(columns, lines, words=(0, 3, 5)))
         if any(v.word == "consistent" for v in verdicts):
             say(
                 "consistent: whole in itself, but nothing here says whose it is; give --key with "

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.config import DPSGD, load_settings
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
 from fedaipc.report.formatting import duration_text, size_text
+from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
@@ -253,23 +253,24 @@ def _show(console: Console, report: dict[str, Any], found: Plan) -> None:
         f"({', '.join(others)}; "
         "upper bounds all three, RDP is what a ledger charges)"
     )
-    table = Table("epsilon", "noise multiplier", "noise on the mean gradient", box=None)
-    for row in report["trade_offs"]:
-        table.add_row(
-            f"{row['epsilon']:.2f}", f"{row['noise']:.3f}", f"{row['relative_noise']:.4g} clips"
-        )
+    rows = [
+        (f"{row['epsilon']:.2f}", f"{row['noise']:.3f}", f"{row['relative_noise']:.4g} clips")
+        for row in report["trade_offs"]
+    ]
+    columns = ("epsilon", "noise multiplier", "noise on the mean gradient")
     console.print()
     console.print("other budgets for the same rounds and rate")
-    console.print(table)
-    table = Table("records", "epsilon", box=None)
-    for records, value in report["records_of_one_person"].items():
-        table.add_row(f"{int(records):,}", "no bound" if value is None else f"{value:.2f}")
+    console.print(Table(columns, rows, words=()))
+    of_one = [
+        (f"{int(records):,}", "no bound" if value is None else f"{value:.2f}")
+        for records, value in report["records_of_one_person"].items()
+    ]
     console.print()
     console.print(
         "for somebody who has several of this PC's records (group privacy, same delta; by PLD "
         "or, without sampling, exact; for more than 50 sampled ones by a looser bound)"
     )
-    console.print(table)
+    console.print(Table(("records", "epsilon"), of_one, words=()))
     held, work = report["ledger"], report["work"]
     if held is not None:
         _show_ledger(console, held, found)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from fedaipc.cli.output import make_console, say
 from fedaipc.errors import OutputError
+from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
     from fedaipc.results import Results
@@ -104,7 +103,7 @@ def status(server: ServerFolder = Path()) -> None:
     members = len(Nodes.load(server).nodes)
     state = "not running" if found is None else f"running on port {found['port']}"
     say(f"server of federation {facts.federation}: {state}, {members} members")
-    table = Table("run", "state", "round", "PCs in the last", "accuracy", "why", box=None)
+    rows = []
     for run in sorted((server / RUNS_FOLDER).glob("*/")):
         cells, reason = ["", "", ""], why(run)
         try:
@@ -117,8 +116,9 @@ def status(server: ServerFolder = Path()) -> None:
             reason = waits_for(run, server, found)
             word = "waiting" if found is None else word
         reason = "" if word == "finished" else reason or ""
-        table.add_row(run.name, word, *cells, escape(reason))
-    make_console(width_in_a_file=200).print(table)
+        rows.append((run.name, word, *cells, reason))
+    columns = ("run", "state", "round", "PCs in the last", "accuracy", "why")
+    make_console(width_in_a_file=200).print(Table(columns, rows, words=(0, 1, 5)))
 
 
 @app.command()

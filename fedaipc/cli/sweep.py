@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fedaipc.cli.output import make_console
 from fedaipc.cli.source import as_given
@@ -17,12 +14,11 @@ from fedaipc.machine import cpus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
-    from typing import Self
+
+    from rich.console import Console
 
     from fedaipc.lab.sweep.cells import Cell
-    from fedaipc.lab.sweep.runner import Progress as Done
-    from fedaipc.lab.sweep.table import Row
+    from fedaipc.lab.sweep.run import SweepResult
 
 
 def sweep(
@@ -45,50 +41,28 @@ def sweep(
 
     Example: fedaipc privacy sweep simulations/sweeps/budget.toml
     """
-    from fedaipc.lab.sweep.cells import cells_of, read_sweep, shown
-    from fedaipc.lab.sweep.page import majority_of, sweep_page, warning
-    from fedaipc.lab.sweep.plots import figures
-    from fedaipc.lab.sweep.runner import Runner
-    from fedaipc.lab.sweep.search import check_kind, search
-    from fedaipc.lab.sweep.table import points_of, rows_of, to_csv, to_json
-    from fedaipc.report.plot_style import save_all
-    from fedaipc.results import write_file
+    from fedaipc.lab.sweep.cells import cells_of, read_sweep
+    from fedaipc.lab.sweep.progress import Display
+    from fedaipc.lab.sweep.run import run_sweep
 
     wanted = read_sweep(file)
     base = None if wanted.config is None else file.parent / wanted.config
-    cells = cells_of(wanted, base)
-    console = make_console(highlight=False)
     folder = out or Path("runs") / wanted.name
+    console = make_console(highlight=False)
     if dry:
-        _list(console, cells, folder)
+        _list(console, cells_of(wanted, base), folder)
         return
     count = parallel or cpus()
-    check_kind(folder, search=wanted.search is not None)
-    runner = Runner(folder, count, plain_updates=insecure_plain_updates)
-    best = None
-    with _Display(console, count) as display:
-        if wanted.search is None:
-            runner.run(cells, display.on_change)
-        else:
-            cells, best = search(wanted, wanted.search, base, folder, runner, display.on_change)
-    rows = rows_of(folder, cells)
-    if all(row.state == "done" for row in rows):
-        runner.clear()
-    write_file(folder / "sweep.csv", to_csv(rows).encode())
-    write_file(folder / "sweep.json", to_json(wanted.name, rows).encode())
-    save_all(figures(points_of(rows), majority_of(rows)), folder / "plots")
-    write_file(folder / "sweep.html", sweep_page(wanted.name, rows).encode())
-    _show(console, rows)
-    if best is not None:
-        console.print(f"best by validation accuracy: {shown(best)}", markup=False)
-    for sentence in warning(rows):
-        console.print(sentence, markup=False)
-    console.print(f"all of it: {folder / 'sweep.html'}", markup=False)
-    failed = [row for row in rows if row.state == "failed"]
-    if failed:
+    with Display(console, count) as display:
+        found = run_sweep(
+            wanted, base, folder, parallel=count, plain_updates=insecure_plain_updates,
+            on_change=display.on_change,
+        )  # fmt: skip
+    show(console, found)
+    if found.failed:
         raise RoundError(
-            f"{len(failed)} of {len(rows)} cells failed, the first because: "
-            + as_given(failed[0].error)
+            f"{len(found.failed)} of {len(found.rows)} cells failed, the first because: "
+            + as_given(found.failed[0].error)
         )
 
 
@@ -102,59 +76,14 @@ def _list(console: Console, cells: Sequence[Cell], folder: Path) -> None:
     console.print(f"{len(cells)} cells, in {folder}", markup=False)
 
 
-def _show(console: Console, rows: Sequence[Row]) -> None:
+def show(console: Console, found: SweepResult) -> None:
+    """The points, the cells that failed, and what choosing costs."""
     from fedaipc.lab.sweep.cells import shown
-    from fedaipc.lab.sweep.page import point_table
 
-    table = point_table(rows)
-    if table.rows:
-        console.print(table)
-    for row in rows:
-        if row.state == "failed":
-            line = f"failed: {shown(row.values)}, seed {row.seed}: {row.error}"
-            console.print(as_given(line), markup=False)
-
-
-class _Display:
-    """A live bar on a terminal, a line for each finished cell elsewhere; both with what is left."""
-
-    def __init__(self, console: Console, parallel: int) -> None:
-        self._console, self._parallel = console, parallel
-        self._started = time.monotonic()
-        self._bar = Progress(
-            TextColumn("cells"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.description}"), console=console, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def on_change(self, progress: Done, ended: Cell | None) -> None:
-        from fedaipc.lab.sweep.cells import shown
-
-        left = progress.remaining(self._parallel)
-        time_left = "" if left is None else f", about {_minutes(left)} left"
-        failed = f", {progress.failed} failed" if progress.failed else ""
-        words = f"{failed}{time_left}".removeprefix(", ")
-        self._bar.update(
-            self._task, total=progress.total, completed=progress.done + progress.failed,
-            description=words,
-        )  # fmt: skip
-        if not self._console.is_terminal:
-            what = "start" if ended is None else f"{shown(ended.values)}, seed {ended.seed}"
-            done = f"{progress.done + progress.failed}/{progress.total}"
-            self._console.print(f"{done} {what}{failed}{time_left}", markup=False)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    if found.points:
+        console.print(found.table)
+    lines = [f"failed: {shown(one.values)}, seed {one.seed}: {one.error}" for one in found.failed]
+    if found.best is not None:
+        lines.append(f"best by validation accuracy: {shown(found.best)}")
+    for line in (*lines, *found.cost(), f"all of it: {found.folder / 'sweep.html'}"):
+        console.print(as_given(line), markup=False)

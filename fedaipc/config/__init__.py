@@ -62,9 +62,11 @@ from fedaipc.config.toml import (
     load_owner,
     load_settings,
     owner_from,
+    read_toml,
     settings_from,
     text_source,
     to_toml,
+    with_values,
 )
 
 __all__ = [
@@ -123,6 +125,7 @@ __all__ = [
     "load_owner",
     "load_settings",
     "owner_from",
+    "read_toml",
     "reasons",
     "recipe_text",
     "register",
@@ -131,4 +134,5 @@ __all__ = [
     "text_source",
     "to_toml",
     "unknown_key",
+    "with_values",
 ]

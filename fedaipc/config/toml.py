@@ -12,7 +12,7 @@ from fedaipc import bounds
 from fedaipc.config.data import TextSource
 from fedaipc.config.explain import choices, explain
 from fedaipc.config.owner import OwnerSettings
-from fedaipc.config.section import Section
+from fedaipc.config.section import Choice, Section
 from fedaipc.config.settings import Settings
 from fedaipc.errors import ConfigError
 
@@ -32,17 +32,22 @@ def load_settings(
 
     Raises ConfigError: unreadable or broken file, unknown key, value out of range, clash.
     """
-    tree = _read_toml(path) if path is not None else {}
+    tree = read_toml(path) if path is not None else {}
     given = dict(flags or {})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {override}: write it as section.key=value")
         given[key.strip()] = _parse_value(text.strip())
-    _choose_kinds(tree, given)
-    for key, value in given.items():
-        _put(tree, key, value)
-    return settings_from(tree)
+    return _with_values(tree, given)
+
+
+def with_values(settings: Settings, values: Mapping[str, object]) -> Settings:
+    """`settings` with `values` ("section.key": value) on top, as flags are laid on a file.
+
+    What nobody gave follows anew from the values. Raises ConfigError.
+    """
+    return _with_values(_given(settings), dict(values))
 
 
 def settings_from(tree: Mapping[str, object]) -> Settings:
@@ -52,7 +57,7 @@ def settings_from(tree: Mapping[str, object]) -> Settings:
 
 def load_owner(path: Path) -> OwnerSettings:
     """Read a PC's owner.toml. Raises ConfigError."""
-    tree = _read_toml(path)
+    tree = read_toml(path)
     try:
         return _validated(OwnerSettings, tree)
     except ConfigError as error:
@@ -77,7 +82,8 @@ def to_toml(settings: Section, *, without: Collection[str] = ()) -> str:
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True, exclude=set(without)))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file. Raises ConfigError: unreadable or broken."""
     try:
         return tomllib.loads(bounds.read_text(path, bounds.MAX_SETTINGS))
     except FileNotFoundError:
@@ -90,6 +96,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not valid TOML: nested too deep") from None
+
+
+def _with_values(tree: dict[str, Any], given: dict[str, object]) -> Settings:
+    _choose_kinds(tree, given)
+    for key, value in given.items():
+        _put(tree, key, value)
+    return settings_from(tree)
+
+
+def _given(section: Section) -> dict[str, Any]:
+    """What somebody gave of a section, with the kind of every choice, as plain tables."""
+    names = section.model_fields_set | ({"kind"} if isinstance(section, Choice) else set())
+    found = {name: getattr(section, name) for name in names}
+    return {
+        name: _given(value) if isinstance(value, Section) else value
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def _parse_value(text: str) -> object:

@@ -11,7 +11,8 @@ bookkeeping.py      an Opacus module that clips with them, without forming them
 dp_sgd.py           a private step: sample, clip, sum, noise, divide, step
 training.py         one PC's local steps of one round
 
-Public are `plan`, `audit` and `lower_bound`; they stand above all of this, in `fedaipc.api`.
+Public are `plan`, `sweep`, `audit` and `lower_bound`; they stand above all of this, in
+`fedaipc.api`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["audit", "lower_bound", "plan"]
+__all__ = ["audit", "lower_bound", "plan", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -46,7 +46,8 @@ class Table:
 
     Columns hold numbers, which are set to the right and never broken, but for those in `words`,
     of which those in `whole` are not broken either. Cells are plain text: nothing in them is read
-    as markup by any of the outputs. Raises ValueError where a row has another length.
+    as markup by any of the outputs. `title` is for the terminal; pages have headings of their own.
+    Raises ValueError where a row has another length.
     """
 
     columns: Sequence[str]
@@ -65,7 +66,7 @@ class Table:
     @classmethod
     def of_records(cls, records: Sequence[Mapping[str, object]]) -> Table:
         """One row for each record, in the order of their keys, which all of them share."""
-        columns = tuple(records[0]) if records else ("",)
+        columns = tuple(records[0]) if records else ()
         return cls(columns, [[record[name] for name in columns] for record in records])
 
     def to_csv(self) -> str:

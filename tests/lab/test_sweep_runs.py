@@ -17,10 +17,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from fedaipc.cli.sweep import _show
+from fedaipc.cli.sweep import show
 from fedaipc.lab.sweep.cells import cells_of, read_sweep
 from fedaipc.lab.sweep.page import sweep_page
-from fedaipc.lab.sweep.runner import Progress, Runner, error_of, state_of
+from fedaipc.lab.sweep.progress import Progress
+from fedaipc.lab.sweep.run import SweepResult
+from fedaipc.lab.sweep.runner import Runner, error_of, state_of
 from fedaipc.lab.sweep.table import Row, points_of
 from fedaipc.results import Results
 from tests.support.commands import refused
@@ -208,7 +210,7 @@ def test_a_run_that_lost_a_round_is_told(capsys: pytest.CaptureFixture[str]) -> 
             Row(cell="c", values={"privacy.epsilon": 4.0}, seed=1, state="failed",
                 error="no noise reaches it")]  # fmt: skip
     assert [point.cut_short for point in points_of(rows)] == [1]
-    _show(Console(width=100), rows)
+    show(Console(width=100), SweepResult("s", Path("s"), rows))
     said = " ".join(capsys.readouterr().out.split())
     assert "2, 1 cut short" in said
     assert "1 run ended before the last round" in said

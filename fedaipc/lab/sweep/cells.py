@@ -11,19 +11,33 @@ import hashlib
 import itertools
 import json
 import math
-import tomllib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from fedaipc import bounds
-from fedaipc.config import NoPrivacy, Settings, load_settings, to_toml, unknown_key
+from fedaipc.config import (
+    NoPrivacy,
+    Settings,
+    load_settings,
+    read_toml,
+    to_toml,
+    unknown_key,
+    with_values,
+)
 from fedaipc.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 EPSILON, LIFETIME, KIND = "privacy.epsilon", "federation.lifetime_epsilon", "privacy.kind"
 SEED = "data.seed"
@@ -33,6 +47,38 @@ RUN_FOLDER, CELL_FILE, ERROR_FILE = "run", "cell.toml", "error.txt"  # in a cell
 _OWN = ("output.folder", "output.name", SEED)
 
 
+def _flat(tree: Any, *, spaces: bool = False, before: str = "") -> Any:
+    """`privacy.epsilon` and `[grid.privacy] epsilon` are the same.
+
+    With `spaces` a table that holds no other is a value. What is no table is left for the check.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    found: Values = {}
+    for key, value in tree.items():
+        held = value.values() if isinstance(value, dict) else ()
+        if isinstance(value, dict) and (not spaces or any(isinstance(v, dict) for v in held)):
+            found |= _flat(value, spaces=spaces, before=f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value
+    return found
+
+
+def _varied(values: Values) -> Values:
+    """Settings that a sweep may set, with values that a config file can hold."""
+    for key, value in values.items():
+        if key in _OWN:
+            raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
+        if not _is_plain(value):
+            raise ValueError(f"{value!r} is no value of a setting")
+    return values
+
+
+_When = Annotated[Values, BeforeValidator(_flat)]
+_Set = Annotated[Values, BeforeValidator(_flat), AfterValidator(_varied)]
+_Grid = Annotated[dict[str, list[Any]], BeforeValidator(_flat), AfterValidator(_varied)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,8 +86,8 @@ class _Part(BaseModel):
 class Rule(_Part):
     """Where a cell has all the values of `when`, it gets those of `set` as well."""
 
-    when: Values
-    set: Values
+    when: _When
+    set: _Set
 
 
 class Space(_Part):
@@ -69,7 +115,16 @@ class Search(_Part):
 
     trials: int = Field(ge=1, le=MAX_CELLS)
     seed: int = Field(0, ge=0)
-    space: dict[str, Space] = Field(min_length=1)
+    space: Annotated[
+        dict[str, Space],
+        BeforeValidator(lambda tree: _flat(tree, spaces=True)),
+        Field(min_length=1),
+    ]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _varied(dict.fromkeys(self.space, 0))
+        return self
 
 
 class Sweep(_Part):
@@ -78,9 +133,9 @@ class Sweep(_Part):
     config: str | None = None
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
-    set: Values = Field(default_factory=dict)
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
-    cells: tuple[Values, ...] = ()
+    set: _Set = Field(default_factory=dict)
+    grid: _Grid = Field(default_factory=dict)
+    cells: tuple[_Set, ...] = ()
     rules: tuple[Rule, ...] = ()
     search: Search | None = None
 
@@ -95,21 +150,6 @@ class Sweep(_Part):
         points = len(self.cells) or math.prod(map(len, self.grid.values()))
         if points * len(self.seeds) > MAX_CELLS:
             raise ValueError(f"more than {MAX_CELLS:,} cells")
-        values = [
-            value
-            for part in (self.set, *self.cells, *(rule.set for rule in self.rules))
-            for value in part.values()
-        ]
-        for value in [*values, *itertools.chain(*self.grid.values())]:
-            if not _is_plain(value):
-                raise ValueError(f"{value!r} is no value of a setting")
-        named = [self.set, *self.cells, *(part for rule in self.rules for part in (rule.set,))]
-        keys = {key for part in named for key in part} | set(self.grid)
-        if self.search is not None:
-            keys |= set(self.search.space)
-        for key in _OWN:
-            if key in keys:
-                raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
         return self
 
     @property
@@ -157,16 +197,14 @@ class Cell:
 def read_sweep(path: Path) -> Sweep:
     """Raises ConfigError."""
     try:
-        tree = tomllib.loads(bounds.read_text(path, bounds.MAX_SETTINGS))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid TOML: nested too deep") from None
-    _flatten(tree)
+        return sweep_from(read_toml(path))
+    except ConfigError as error:
+        said = str(error)
+        raise ConfigError(said if said.startswith(f"{path}: ") else f"{path}: {said}") from None
+
+
+def sweep_from(tree: Mapping[str, object]) -> Sweep:
+    """Raises ConfigError."""
     try:
         return Sweep.model_validate(tree)
     except ValidationError as error:
@@ -177,17 +215,20 @@ def read_sweep(path: Path) -> Sweep:
         if first["type"] == "extra_forbidden":
             part = [_PARTS[key] for key in first["loc"][:-1] if key in _PARTS][-1:] or [Sweep]
             said = unknown_key(where, str(first["loc"][-1]), list(part[0].model_fields))
-            raise ConfigError(f"{path}: {said}") from None
+            raise ConfigError(said) from None
         said = str(first["msg"]).removeprefix("Value error, ")
-        raise ConfigError(f"{path}: {where + ': ' if where else ''}{said}") from None
+        raise ConfigError(f"{where + ': ' if where else ''}{said}") from None
 
 
-def cells_of(sweep: Sweep, base: Path | None, points: list[Values] | None = None) -> list[Cell]:
-    """All cells: each point with each seed. `base` is the config file; raises ConfigError for it.
+def cells_of(
+    sweep: Sweep, base: Path | Settings | None, points: list[Values] | None = None
+) -> list[Cell]:
+    """All cells: each point with each seed, on top of a job or its config file.
 
-    A point whose settings do not fit is a cell with an error, and does not stop the others.
+    A point whose settings do not fit is a cell with an error, and does not stop the others. Raises
+    ConfigError for the base.
     """
-    load_settings(base)
+    _on_top(base, {})
     points = sweep.points if points is None else points
     found = [_cell(sweep, base, values, seed) for values in points for seed in sweep.seeds]
     names = [cell.name for cell in found]
@@ -216,7 +257,13 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _cell(sweep: Sweep, base: Path | None, values: Values, seed: int) -> Cell:
+def _on_top(base: Path | Settings | None, values: Values) -> Settings:
+    if isinstance(base, Settings):
+        return with_values(base, values)
+    return load_settings(base, (), values)
+
+
+def _cell(sweep: Sweep, base: Path | Settings | None, values: Values, seed: int) -> Cell:
     whole = {**sweep.set, **values}
     for rule in sweep.rules:
         if all(whole.get(key) == value for key, value in rule.when.items()):
@@ -228,7 +275,7 @@ def _cell(sweep: Sweep, base: Path | None, values: Values, seed: int) -> Cell:
         whole = {key: value for key, value in whole.items() if not _is_of_noise(key)}
         whole[KIND] = "none"
     try:
-        return Cell(values, seed, load_settings(base, (), {**whole, SEED: seed}))
+        return Cell(values, seed, _on_top(base, {**whole, SEED: seed}))
     except ConfigError as error:
         return Cell(values, seed, None, str(error))
 
@@ -236,43 +283,3 @@ def _cell(sweep: Sweep, base: Path | None, values: Values, seed: int) -> Cell:
 def _is_of_noise(key: str) -> bool:
     section, _, name = key.partition(".")
     return section == "privacy" and name not in NoPrivacy.model_fields
-
-
-def _flatten(tree: Values) -> None:
-    """Every table of settings, in place; what is no table is left for the check."""
-    rules = _entries(tree.get("rules"))
-    for part, keys in [(tree, ("set", "grid")), *((rule, ("when", "set")) for rule in rules)]:
-        for key in keys:
-            if isinstance(part.get(key), dict):
-                part[key] = _flat(part[key])
-    if isinstance(tree.get("cells"), list):
-        tree["cells"] = [_flat(c) if isinstance(c, dict) else c for c in tree["cells"]]
-    search = tree.get("search")
-    if isinstance(search, dict) and isinstance(search.get("space"), dict):
-        search["space"] = _spaces(search["space"])
-
-
-def _entries(value: object) -> list[Values]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _spaces(tree: Mapping[str, Any], before: str = "") -> Values:
-    """As `_flat`, down to the tables that describe a space."""
-    found: Values = {}
-    for key, value in tree.items():
-        name = f"{before}{key}"
-        leaf = not isinstance(value, dict) or not any(isinstance(v, dict) for v in value.values())
-        found |= {name: value} if leaf else _spaces(value, f"{name}.")
-    return found
-
-
-def _flat(tree: Mapping[str, Any], before: str = "") -> Values:
-    """`privacy.epsilon` and `[grid.privacy] epsilon` are the same."""
-    found: Values = {}
-    for key, value in tree.items():
-        name = f"{before}{key}"
-        if isinstance(value, dict):
-            found |= _flat(value, f"{name}.")
-        else:
-            found[name] = value
-    return found

@@ -20,6 +20,7 @@ from fedaipc.config import to_toml
 from fedaipc.errors import ConfigError, OutputError
 from fedaipc.files import write_atomic
 from fedaipc.lab.sweep.cells import CELL_FILE, ERROR_FILE, RUN_FOLDER
+from fedaipc.lab.sweep.progress import Progress
 from fedaipc.machine import cpus
 from fedaipc.protocol.job_folder import JOB_FILE
 from fedaipc.results import Results
@@ -34,27 +35,6 @@ if TYPE_CHECKING:
 CELLS_FOLDER, CACHE_FOLDER, LOG_FILE = "cells", "cache", "log.txt"
 State = Literal["open", "done", "failed"]
 _LOOK = 0.1  # seconds between looks at the processes
-
-
-@dataclass(slots=True)
-class Progress:
-    """`seconds` are those of cells that finished in this call; `running` how many run now."""
-
-    total: int
-    done: int
-    failed: int
-    running: int
-    seconds: list[float]
-
-    @property
-    def left(self) -> int:
-        return self.total - self.done - self.failed
-
-    def remaining(self, parallel: int) -> float | None:
-        """Seconds until the end at the pace so far; None before the first cell has finished."""
-        if not self.seconds:
-            return None
-        return self.left / parallel * sum(self.seconds) / len(self.seconds)
 
 
 @dataclass(slots=True)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fedaipc.lab.sweep.runner import Progress, Runner
+    from fedaipc.config import Settings
+    from fedaipc.lab.sweep.progress import Progress
+    from fedaipc.lab.sweep.runner import Runner
 
 _LOG_FILE, _RESULT, _FAILED = "search.log", "sweep.json", "failed"
 
@@ -34,7 +36,7 @@ def check_kind(folder: Path, *, search: bool) -> None:
 def search(
     sweep: Sweep,
     wanted: Search,
-    base: Path | None,
+    base: Path | Settings | None,
     folder: Path,
     runner: Runner,
     on_change: Callable[[Progress, Cell | None], None],

@@ -98,15 +98,19 @@ def points_of(rows: Iterable[Row]) -> list[Point]:
     return [_point(group) for group in groups.values()]
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line for each cell; settings that vary have a column each."""
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One for each cell; settings that vary have a column each."""
     keys = list(dict.fromkeys(key for row in rows for key in row.values))
-    records = []
+    found = []
     for row in rows:
         measured = asdict(row)
         values = measured.pop("values")
-        records.append({**{key: values.get(key, "") for key in keys}, **measured})
-    return Table.of_records(records).to_csv()
+        found.append({**{key: values.get(key, "") for key in keys}, **measured})
+    return found
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    return Table.of_records(records(rows)).to_csv()
 
 
 def to_json(name: str, rows: Sequence[Row]) -> str:
