@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "simulations" / "extend"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
-def load(name: str) -> object:
+def load(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
