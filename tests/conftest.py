@@ -43,7 +43,12 @@ def _no_extension_stays() -> Iterator[None]:
         config.TrainingMethod, config.Privacy, config.Aggregation, config.ServerOptimizer,
         config.Partition,
     )  # fmt: skip
-    registries = [FAMILIES, SOURCES, TRACKERS, *(choice.kinds for choice in choices)]
+    registries: list[dict[str, Any]] = [
+        FAMILIES,
+        SOURCES,
+        TRACKERS,
+        *(choice.kinds for choice in choices),
+    ]
     before = [dict(registry) for registry in registries]
     yield
     for registry, known in zip(registries, before, strict=True):

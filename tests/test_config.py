@@ -64,7 +64,9 @@ _NAME = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 
 def _values(field: FieldInfo) -> st.SearchStrategy[Any]:
     bounds: dict[str, Any] = {}
-    choices, kinds, named = [], set(), False
+    choices: list[Any] = []
+    kinds: set[Any] = set()
+    named = False
     queue: list[Any] = [field.annotation, *field.metadata]
     while queue:
         item = queue.pop()
@@ -87,8 +89,7 @@ def _values(field: FieldInfo) -> st.SearchStrategy[Any]:
     elif bool in kinds:
         drawn = st.booleans()
     elif float in kinds:
-        edge = {"exclude_min": "gt" in bounds, "exclude_max": "lt" in bounds}
-        drawn = st.floats(least, most, **edge)
+        drawn = st.floats(least, most, exclude_min="gt" in bounds, exclude_max="lt" in bounds)
     elif int in kinds:
         drawn = st.integers(least, most)
     else:
@@ -312,9 +313,15 @@ def test_an_impossible_combination_names_its_keys_in_full(
     )
 
 
+def dp_sgd(*overrides: str) -> DPSGD:
+    privacy = load_settings(overrides=overrides).privacy
+    assert isinstance(privacy, DPSGD)
+    return privacy
+
+
 def test_epsilon_8_is_the_default_only_where_nothing_else_was_said_of_noise() -> None:
-    assert load_settings(overrides=["privacy.clip_norm=2"]).privacy.epsilon == 8.0
-    assert load_settings(overrides=["privacy.noise_multiplier=1"]).privacy.epsilon is None
+    assert dp_sgd("privacy.clip_norm=2").epsilon == 8.0
+    assert dp_sgd("privacy.noise_multiplier=1").epsilon is None
     assert load_settings(overrides=["privacy.kind=none"]).privacy == NoPrivacy()
 
 
@@ -328,14 +335,15 @@ def test_the_default_trains_a_head_on_all_records_with_fedadam() -> None:
 @pytest.mark.parametrize("method", ["bitfit", "lora", "last-layers", "full"])
 def test_beyond_a_head_a_step_samples_unless_a_rate_is_given(method: str) -> None:
     settings = load_settings(overrides=[f"model.train.kind={method}"])
-    assert (settings.privacy.sampling_rate, settings.privacy.epsilon) == (0.1, 8.0)
+    privacy = dp_sgd(f"model.train.kind={method}")
+    assert (privacy.sampling_rate, privacy.epsilon) == (0.1, 8.0)
     assert (settings.server.kind, settings.server.learning_rate) == ("fedavg", 1.0)
     given = [
         "privacy.sampling_rate=0.5",
         f"model.train.kind={method}",
         "privacy.noise_multiplier=2",
     ]
-    privacy = load_settings(overrides=given).privacy
+    privacy = dp_sgd(*given)
     assert (privacy.sampling_rate, privacy.epsilon) == (0.5, None)
 
 

@@ -111,7 +111,7 @@ def test_a_folder_that_is_missing_is_told(tmp_path: Path) -> None:
 def test_a_line_is_appended_and_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger"
     path.write_bytes(b"one\n")
-    synced = []
+    synced: list[Any] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     append_durable(path, b"two\n")
     assert path.read_bytes() == b"one\ntwo\n"

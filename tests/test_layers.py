@@ -122,8 +122,8 @@ def _walk(node: ast.AST, *, at_once: bool) -> Iterator[Import]:
             yield from _walk(child, at_once=at_once)
     else:
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            yield from _walk(child, at_once=at_once and not inside)
+        for inner in ast.iter_child_nodes(node):
+            yield from _walk(inner, at_once=at_once and not inside)
 
 
 def complaints(module: str, source: str) -> list[str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -35,7 +36,7 @@ class Groups:
     def own(self, lines: str) -> None:
         self._own.write_text(lines)
 
-    def write(self, group: str, **files: object) -> None:
+    def write(self, group: str, **files: Any) -> None:
         folder = self.root / group
         folder.mkdir(parents=True, exist_ok=True)
         for name, value in files.items():

@@ -62,7 +62,11 @@ def trained(
 @pytest.mark.parametrize("memory", [None, 3])
 @pytest.mark.filterwarnings("ignore")
 def test_steps_are_those_of_opacus_hooks(reduction: str, memory: int | None) -> None:
-    same = {"poisson_sampling": False, "noise_multiplier": 0.0, "reduction": reduction}
+    same: dict[str, Any] = {
+        "poisson_sampling": False,
+        "noise_multiplier": 0.0,
+        "reduction": reduction,
+    }
     ours, _ = trained(fedaipc.opacus.PrivacyEngine(), memory=memory, **same)
     theirs, _ = trained(opacus.PrivacyEngine(), memory=memory, **same)
     start = torch.cat([p.detach().flatten() for p in network().parameters()])

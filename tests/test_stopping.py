@@ -125,7 +125,7 @@ def test_a_coordinator_that_does_not_end_by_itself_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     codes: list[int] = []
-    monkeypatch.setattr(coordinate.os, "_exit", codes.append)
+    monkeypatch.setattr("fedaipc.fleet.coordinate.os._exit", codes.append)
     monkeypatch.setattr(coordinate, "_LEAVE_SECONDS", 0.0)
     stop = Stop()
     stop.set()

@@ -36,15 +36,14 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
-
-import fleet_demo  # noqa: E402
-from stock_flower import running, stock_exchanges  # noqa: E402
+sys.path.insert(0, str(HERE.parent.parent))
 
 from fedaipc.config import load_owner, load_settings, to_toml  # noqa: E402
 from fedaipc.files import write_text  # noqa: E402
 from fedaipc.machine import facts  # noqa: E402
 from fedaipc.results import Results  # noqa: E402
+from scripts import fleet_demo  # noqa: E402
+from scripts.bench.stock_flower import running, stock_exchanges  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

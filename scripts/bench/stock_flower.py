@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent.parent))
 
-from fleet_demo import free_port  # noqa: E402
+from scripts.fleet_demo import free_port  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

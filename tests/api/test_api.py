@@ -16,17 +16,9 @@ from fedaipc.config import load_settings
 from fedaipc.errors import ConfigError, DataError, OutputError, PrivacyError
 from fedaipc.secagg.keys import SigningKey
 from tests.support.schedules import dp_sgd
+from tests.support.small import ROWS, small
 
-ROWS = [
-    (f"{'good' if n % 2 else 'bad'} thing number {n} of shop {n % 4}", ["no", "yes"][n % 2])
-    for n in range(240)
-]
-FAST = {"device": "cpu", "threads": 1}
-
-
-def small(**changes: Any) -> fa.Job:
-    model = fa.TextClassifier("minilm-l6", keep_layers=1, max_length=16)
-    return fa.Job(**{"model": model, "rounds": 2, "speed": FAST, **changes})
+FA: Any = fa  # for what the types refuse before the settings do
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +76,12 @@ def test_a_job_is_what_the_same_toml_is(tmp_path: Path) -> None:
     ("make", "said"),
     [
         (lambda: fa.LoRA(rank=0), r"^LoRA: rank = 0: .*\(allowed: from 1 to 1024\)$"),
-        (lambda: fa.LoRA(ranks=3), "^LoRA: ranks: unknown key of kind .lora.; did you mean rank"),
+        (lambda: FA.LoRA(ranks=3), "^LoRA: ranks: unknown key of kind .lora.; did you mean rank"),
         (lambda: fa.DPSGD(epsilon=1, noise_multiplier=1), "^DPSGD: give one of privacy.epsilon"),
         (lambda: fa.Job(privacy=fa.NoPrivacy(), aggregation=fa.SecAgg(bits=16)), "bits = 16"),
         (lambda: fa.Job(model={"train": {"kind": "lore"}}), "model.train.kind = 'lore': not known"),
-        (lambda: fa.Job(round=3), "^Job: round: unknown key; did you mean rounds"),
-        (lambda: fa.Job(3), "^Job: give its settings by name$"),
+        (lambda: FA.Job(round=3), "^Job: round: unknown key; did you mean rounds"),
+        (lambda: FA.Job(3), "^Job: give its settings by name$"),
         (lambda: fa.TextClassifier(base="a", max_length=True), "max_length = True"),
     ],
 )  # fmt: skip
@@ -224,7 +216,8 @@ def test_a_notebook_shows_a_run_with_its_plots(run: fa.Run) -> None:
     assert page.count("data:image/png;base64,") == 3
     assert "Test accuracy" in page
     assert run.plot("epsilon").axes
-    assert run.plot("epsilon")._repr_png_()[:4] == b"\x89PNG"
+    picture: Any = run.plot("epsilon")
+    assert picture._repr_png_()[:4] == b"\x89PNG"
     with pytest.raises(ConfigError, match="this run has accuracy, epsilon, examples"):
         run.plot("beauty")
     assert "<table" in run.history._repr_html_()

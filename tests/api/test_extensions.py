@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "simulations" / "extend"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
-def load(name: str) -> object:
+def load(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -95,7 +96,7 @@ def test_a_ledger_with_a_mechanism_that_is_not_installed_is_refused(tmp_path: Pa
         tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
     )
     ledger.charge(Charge(run="r", round=1, attempt=1, schedule=coins))
-    kind = Privacy.kinds.pop("two-coins")
+    kind: Any = Privacy.kinds.pop("two-coins")
     with pytest.raises(LedgerError, match=r"two-coins.*not installed"):
         Ledger(ledger.path)
 

@@ -12,12 +12,12 @@ import fedaipc as fa
 from fedaipc.config import load_settings, to_toml, with_values
 from fedaipc.errors import ConfigError
 from fedaipc.lab.sweep.cells import cells_of, sweep_from
-from tests.api.test_api import ROWS, small
+from tests.support.small import ROWS, small
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Ran
+    from tests.support.commands import Ran
 
 GRID = {"privacy.epsilon": [4, math.inf]}
 
@@ -37,7 +37,7 @@ def test_a_sweep_runs_its_cells_and_the_command_finds_them_done(
     assert "costs privacy: each run is charged" in found.cost()[0]
     assert "NOT PRIVATE" in found._repr_html_()
     run = fa.load_run(found.folder / "cells" / private["cell"] / "run")
-    assert run.job.privacy.epsilon == 4
+    assert run.job.privacy.model_dump()["epsilon"] == 4
     assert (found.folder / "sweep.html").is_file()
 
     job.with_data(data).to_toml(tmp_path / "job.toml")
@@ -67,7 +67,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(
     words: dict[str, object], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
-        fa.privacy.sweep(small(), out=tmp_path / "s", progress=False, **words)  # type: ignore[arg-type]
+        fa.privacy.sweep(small(), out=tmp_path / "s", progress=False, **words)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "s").exists()
 

@@ -40,7 +40,7 @@ from fedaipc.simulation.simulation import Run, prepare, simulate
 from tests.support.commands import refused
 from tests.support.jobs import TINY, tiny
 from tests.support.runs import quiet
-from tests.support.schedules import dp_sgd
+from tests.support.schedules import dp_sgd, mechanism_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,7 +281,7 @@ def test_a_schedule_that_would_cost_its_verifier_is_not_computed(
 ) -> None:
     """10,000,000 steps took 22 GB, and 1,000 steps of noise 0.1 took minutes."""
 
-    def computed(*_: object) -> float:
+    def computed(*_: Any) -> float:
         raise AssertionError("the accountant was asked")
 
     monkeypatch.setattr(checker, "_pld", computed)
@@ -452,8 +452,9 @@ def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
     bound = {"lower": 0.05, "guesses": 9, "right": 8, "canaries": 40, "confidence": 0.95}
     epsilon = run_certificate(run.folder, key).guarantee.epsilon
     assert epsilon is not None
-    setting = {
-        "noise_multiplier": step.mechanism.noise, "sampling_rate": step.mechanism.sampling_rate,
+    mechanism = mechanism_of(step)
+    setting: dict[str, Any] = {
+        "noise_multiplier": mechanism.noise, "sampling_rate": mechanism.sampling_rate,
         "steps": step.steps, "canary": {"bound": bound, "promised": epsilon.pld, "delta": 1e-5},
     }  # fmt: skip
     report = {"format": "fedaipc audit", "version": 1, "settings": [setting]}
@@ -461,7 +462,7 @@ def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
     words = ("privacy", "certificate", "issue", run.folder, "--out", tmp_path / "c", "--audit")
     delta = json.loads((run.folder / "job.json").read_text())["privacy"]["delta"]
     if delta != 1e-5:
-        setting["canary"]["delta"] = delta  # type: ignore[index]
+        setting["canary"]["delta"] = delta
         (tmp_path / "audit.json").write_text(json.dumps(report))
     assert fedaipc(*words, tmp_path / "audit.json").code == 0
     made = Certificate.load(tmp_path / "c" / "certificate.json")

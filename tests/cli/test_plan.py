@@ -32,7 +32,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "TARGETS", (1.0, 4.0))
 
 
-def planned(fedaipc: Callable[..., Ran], *words: object) -> dict[str, Any]:
+def planned(fedaipc: Callable[..., Ran], *words: Any) -> dict[str, Any]:
     ran = fedaipc("privacy", "plan", *words)
     assert ran.code == 0, ran.err
     return dict(json.loads(ran.out))
@@ -200,5 +200,5 @@ def test_what_cannot_be_planned_is_one_line(
     assert why in refused_plan(fedaipc, code, *words)
 
 
-def refused_plan(fedaipc: Callable[..., Ran], code: int, *words: object) -> str:
+def refused_plan(fedaipc: Callable[..., Ran], code: int, *words: Any) -> str:
     return refused(fedaipc("privacy", "plan", *words), code)

@@ -41,7 +41,7 @@ READERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("federation", "base"): ("job.toml", "--out", "base", *PUBLIC),
     ("client", "enroll"): ("invite.txt", "--data", "texts.csv", "--name", "pc", "--base", "later"),
 }
-WARM = {
+WARM: dict[tuple[str, ...], tuple[str, ...]] = {
     words: (
         "--clients" in given and ("good.csv", "--clients", "3", "--set", "warm_up.source=texts.csv")
     )

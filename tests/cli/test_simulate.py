@@ -40,7 +40,7 @@ def reviews(tmp_path: Path) -> Path:
 def simulate(fedaipc: Callable[..., Ran], minilm: Path) -> Callable[..., Ran]:
     """A quick run of three PCs on the reviews, without plots, into `out`."""
 
-    def call(*words: object, source: object = "reviews.csv", pcs: int = 3) -> Ran:
+    def call(*words: Any, source: object = "reviews.csv", pcs: int = 3) -> Ran:
         return fedaipc("simulate", source, *COLUMNS, "--clients", pcs, *BARE, *words)
 
     return call
@@ -78,7 +78,7 @@ def test_own_data_by_customer_gives_a_model_a_report_and_a_ledger(
     results = Results.load(run)
     assert results.status == "finished"
     assert [pc.groups for pc in results.pcs] == [(f"customer {n}",) for n in range(3)]
-    assert sum(pc.examples for pc in results.pcs) == 72
+    assert sum(pc.examples or 0 for pc in results.pcs) == 72
     fit = results.data.train_fit
     assert fit is not None
     assert (fit.unknown_tokens, fit.cut_texts) == (0, 0)

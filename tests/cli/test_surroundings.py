@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ pwd = pytest.importorskip("pwd")  # Windows has no such thing
 def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user id without an account finds, without HOME, as in a container."""
 
-    def unknown(*_: object) -> None:
+    def unknown(*_: Any) -> None:
         raise KeyError("getpwuid(): uid not found: 12345")
 
     for name in ("HOME", "XDG_CACHE_HOME", "FEDAIPC_CACHE", "HF_HOME", "MPLCONFIGDIR"):
@@ -65,7 +66,7 @@ def test_a_name_that_is_not_utf8_can_be_printed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "stdout", out)
     main._prepare()
     print(os.fsdecode(b"caf\xe9"), file=out, flush=True)
-    assert out.buffer.getvalue().strip() == b"caf\\udce9"  # type: ignore[attr-defined]
+    assert out.buffer.getvalue().strip() == b"caf\\udce9"
 
 
 def test_a_working_directory_that_is_gone_is_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -12,7 +13,7 @@ from fedaipc.client.availability import Availability
 from fedaipc.config import AvailabilitySettings
 
 
-def work(**settings: object) -> Availability:
+def work(**settings: Any) -> Availability:
     return Availability(AvailabilitySettings.model_validate({"low_priority": False, **settings}))
 
 

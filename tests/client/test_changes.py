@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedaipc.client import trainer
+from fedaipc.privacy.training import train_round
 from tests.support.clients import CANARY, exotic, gave, owner
 from tests.support.jobs import on_the_wire
 
@@ -30,7 +31,7 @@ def test_more_records_than_the_size_class_give_no_larger_update(
 ) -> None:
     """The divisor is the declared class, whatever the PC holds by now."""
     divisors = []
-    real = trainer.train_round
+    real = train_round
 
     def train(*args: Any, **named: Any) -> Any:
         divisors.append(named["size_class"])

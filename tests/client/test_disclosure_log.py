@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -71,6 +72,6 @@ def test_all_of_an_answer_is_counted() -> None:
     ids=str,
 )
 def test_what_was_asked_for_is_told_as_far_as_it_is_known(
-    ask: dict[str, object], found: tuple[str | None, int | None]
+    ask: dict[str, Any], found: tuple[str | None, int | None]
 ) -> None:
-    assert asked_for(RecordDict({"ask": ConfigRecord(ask)})) == found  # type: ignore[arg-type]
+    assert asked_for(RecordDict({"ask": ConfigRecord(ask)})) == found

@@ -9,6 +9,7 @@ import stat
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,10 +57,10 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def enrolled(folder: Path, invite: Invite, data: Path, **changes: object) -> Enrolled:
+def enrolled(folder: Path, invite: Invite, data: Path, **changes: Any) -> Enrolled:
     values = {"name": "office-1", "source": str(data), "text_column": "body",
               "label_column": "stars", **changes}  # fmt: skip
-    return enroll(folder, invite, **values)  # type: ignore[arg-type]
+    return enroll(folder, invite, **values)
 
 
 def test_a_pc_is_made_and_its_request_can_be_admitted(
@@ -117,7 +118,7 @@ def test_the_owners_own_choices_count(tmp_path: Path, invite: Invite, data: Path
     ids=str,
 )
 def test_what_cannot_be_leaves_no_folder(
-    tmp_path: Path, invite: Invite, data: Path, change: dict[str, object], kind: type[Exception]
+    tmp_path: Path, invite: Invite, data: Path, change: dict[str, Any], kind: type[Exception]
 ) -> None:
     with pytest.raises(kind):
         enrolled(tmp_path / "pc", invite, data, **change)
@@ -209,7 +210,7 @@ def test_labels_that_the_federation_does_not_train_are_named(
 
 @pytest.mark.parametrize("change", [{"name": "no name"}, {"encoding": "x"}, {"header": False}])
 def test_a_setting_that_cannot_be_is_one_line(
-    tmp_path: Path, invite: Invite, data: Path, change: dict[str, object]
+    tmp_path: Path, invite: Invite, data: Path, change: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         enrolled(tmp_path / "pc", invite, data, **change)
@@ -324,14 +325,15 @@ def test_a_leave_that_was_cut_off_can_be_done_again(
     folder = tmp_path / "pc"
     enrolled(folder, invite, data)
 
-    def fails(*_: object, **__: object) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
         if step == "owner.toml":
             patch.setattr(Path, "unlink", fails)
         else:
-            patch.setattr(*(Ledger, "_write") if step == "ledger" else (shutil, "rmtree"), fails)
+            owner, name = (Ledger, "_write") if step == "ledger" else (shutil, "rmtree")
+            patch.setattr(owner, name, fails)
         with pytest.raises(FedaipcError, match="Input/output error"):
             leave(folder)
     assert (folder / "owner.toml").exists()
@@ -395,7 +397,7 @@ def test_an_enrolment_that_was_cut_off_can_be_done_again(
     enrolled(folder, invite, data)
     leave(folder)
 
-    def fails(*_: object, **__: object) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     real = Path.replace
@@ -504,7 +506,7 @@ def test_a_move_that_fails_leaves_the_file_and_no_second_pc(
     move_out(tmp_path / "old", file)
     before = file.read_bytes()
 
-    def fails(*_: object) -> None:
+    def fails(*_: Any) -> None:
         raise OSError(30, "Read-only file system")
 
     with monkeypatch.context() as patch:

@@ -217,7 +217,7 @@ def test_a_server_cannot_fill_the_log_of_what_left(
     """Of what costs no budget only so many answers leave in an hour."""
     now = [1000.0]
     monkeypatch.setattr(client_app, "_free_answers", deque(maxlen=3))
-    monkeypatch.setattr(client_app.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("fedaipc.client.client_app.time.monotonic", lambda: now[0])
     owner(folder, server="localhost:1")
     request = SetupRequest(enrolled.job.run, 1, enrolled.roster.encode()).encode()
     assert not send(folder, SETUP, request).has_error()

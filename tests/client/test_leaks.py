@@ -24,6 +24,7 @@ from fedaipc.errors import DataError, ModelError
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.privacy import training
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
+from fedaipc.privacy.training import train_round
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.messages import AGREE, MASK, SETUP, UNMASK, MaskRequest, SetupRequest
 from tests.support.clients import (
@@ -108,7 +109,7 @@ def test_an_update_that_is_not_finite_becomes_noise_alone(
     ask: Any, folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     """It could not be encoded, and to fail would tell that some record does this."""
-    real = trainer.train_round
+    real = train_round
 
     def train(classifier: Any, inputs: Any, *args: Any, **named: Any) -> np.ndarray:
         update = real(classifier, inputs, *args, **named)
@@ -174,7 +175,7 @@ def test_a_job_cannot_choose_the_base_and_with_it_the_tokenizer(
 def test_two_true_counts_of_one_class_send_the_same_but_for_the_values(
     ask: Any, folder: Path, job: Job, tmp_path: Path, method: str
 ) -> None:
-    model = job.model.model_copy(update={"train": TrainingMethod.kinds[method]()})
+    model = job.model.model_copy(update={"train": TrainingMethod.kinds[method](kind=method)})
     classifier = Classifier(model, job.labels)
     changes = {"job_model": model, "layout_hash": classifier.layout.hash}
     wires = []

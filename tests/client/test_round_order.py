@@ -10,7 +10,7 @@ import pytest
 
 from fedaipc.client import trainer
 from fedaipc.client.key_store import KeyStore
-from fedaipc.data.records import Records
+from fedaipc.data.sources import read_records
 from fedaipc.errors import (
     BudgetExhausted,
     DataError,
@@ -56,10 +56,10 @@ def test_the_charge_is_on_the_disk_when_the_first_text_is_read(
     ask: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    real_sync, real_read = os.fsync, trainer.read_records
+    real_sync, real_read = os.fsync, read_records
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), real_sync(file))[1])
 
-    def read(*args: Any, **named: Any) -> Records:
+    def read(*args: Any, **named: Any) -> Any:
         assert charges(folder) == 1
         assert len(synced) >= 1
         return real_read(*args, **named)

@@ -369,12 +369,13 @@ def test_pcs_that_never_connect_do_not_hold_the_run_up_for_good(
     grid = FakeGrid(late_pcs)
     seen = grid.get_node_ids
     grid.pcs, late = dict(list(grid.pcs.items())[:1]), grid.pcs
-    grid.get_node_ids = lambda: (
-        (  # type: ignore[method-assign]
-            setattr(grid, "pcs", late) if clock.now > 5 else None
-        )
-        or seen()
-    )
+
+    def get_node_ids() -> Any:
+        if clock.now > 5:
+            grid.pcs = late
+        return seen()
+
+    grid.get_node_ids = get_node_ids
     ran = run(tmp_path, grid, members=[late_pcs[1], *pcs(7)])
     assert ran.error is None
     assert [r.asked for r in ran.rounds] == [2, 2]

@@ -270,11 +270,11 @@ def test_an_unknown_name_gets_a_hint() -> None:
 def test_without_pip_uv_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert assets._pip("toy") == [sys.executable, "-m", "pip"]
     monkeypatch.setattr(assets, "find_spec", lambda _: None)
-    monkeypatch.setattr(assets.shutil, "which", lambda _name, path: "/somewhere/uv")
+    monkeypatch.setattr("fedaipc.data.assets.shutil.which", lambda _name, path: "/somewhere/uv")
     assert assets._pip("toy") == [
         "/somewhere/uv", "tool", "run", "--python", sys.executable, "pip",
     ]  # fmt: skip
-    monkeypatch.setattr(assets.shutil, "which", lambda _name, path: None)
+    monkeypatch.setattr("fedaipc.data.assets.shutil.which", lambda _name, path: None)
     with pytest.raises(AssetError, match="needs pip or uv"):
         assets._pip("toy")
 

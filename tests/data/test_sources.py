@@ -165,7 +165,7 @@ def test_any_whole_number_is_one_label(number: int) -> None:
     assert {label_name(spelling) for spelling in spellings} == {str(number)}
 
 
-BAD_CSV = {
+BAD_CSV: dict[str, tuple[str | bytes, str]] = {
     "no column": ("text,labels,id\na,1,2\n",
                   "no column 'label'; did you mean 'labels'? there are: text, labels, id"),
     "twice": ("text,label,label\na,1,2\n", "column 'label' is there twice"),
@@ -289,7 +289,7 @@ class _Dataset:
             "who": 0,
         }
 
-    def __getitem__(self, name: str) -> list[Any]:
+    def __getitem__(self, name: str) -> Any:
         return self.columns[name]
 
 

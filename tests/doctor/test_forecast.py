@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ PRICES = Prices(
 )
 
 
-def made(speed: Speed = SPEED, watts: float | None = None, **privacy: object):
+def made(speed: Speed = SPEED, watts: float | None = None, **privacy: Any) -> Any:
     settings = settings_from(
         {
             "privacy": {"sampling_rate": 0.25, **privacy},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ def _threads_back() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def made(method: str, **privacy: object):
+def made(method: str, **privacy: Any) -> Any:
     return settings_from(
         {
             "model": {"base": str(shared_folder("bert")), "train": method, "max_length": 16},
@@ -78,7 +80,9 @@ def test_settings_that_are_given_are_kept() -> None:
 
 def test_the_fewest_threads_within_three_percent_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cpus", lambda: 8)
-    monkeypatch.setattr(module.psutil, "cpu_count", lambda *, logical: 8 if logical else 4)
+    monkeypatch.setattr(
+        "fedaipc.doctor.probe.psutil.cpu_count", lambda *, logical: 8 if logical else 4
+    )
     speeds = {1: 50.0, 2: 90.0, 4: 100.0, 8: 102.0}
     assert _threads(lambda: speeds[torch.get_num_threads()]) == 4
     assert torch.get_num_threads() == 4
@@ -110,7 +114,9 @@ def test_a_machine_says_what_it_has() -> None:
     assert machine.features[0] == torch.backends.cpu.get_cpu_capability()
 
 
-def test_power_is_read_where_the_system_tells(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_power_is_read_where_the_system_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fedaipc.doctor import machine
 
     monkeypatch.setattr(machine, "_RAPL", tmp_path)
@@ -119,13 +125,15 @@ def test_power_is_read_where_the_system_tells(tmp_path, monkeypatch: pytest.Monk
     package.mkdir()
     (package / "energy_uj").write_text("1000000\n")
     now = iter([10.0, 12.0])
-    monkeypatch.setattr(machine.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr("fedaipc.doctor.machine.time.monotonic", lambda: next(now))
     meter = PowerMeter()
     (package / "energy_uj").write_text("31000000\n")
     assert meter.watts() == pytest.approx(15.0)
 
 
-def test_what_was_saved_fills_what_a_job_leaves_open(tmp_path, monkeypatch) -> None:
+def test_what_was_saved_fills_what_a_job_leaves_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fedaipc.doctor.saved import save, with_saved
 
     monkeypatch.setenv("FEDAIPC_CACHE", str(tmp_path / "cache"))
@@ -143,7 +151,7 @@ def test_what_was_saved_fills_what_a_job_leaves_open(tmp_path, monkeypatch) -> N
     assert with_saved(settings, "mine") == settings
 
 
-def test_what_was_measured_for_a_pc_is_in_its_owners_file(tmp_path) -> None:
+def test_what_was_measured_for_a_pc_is_in_its_owners_file(tmp_path: Path) -> None:
     from fedaipc.config import OwnerSettings, load_owner, to_toml
     from fedaipc.doctor.saved import save_for_pc
 
@@ -162,7 +170,7 @@ def test_what_was_measured_for_a_pc_is_in_its_owners_file(tmp_path) -> None:
     assert (speed.precision, speed.threads, speed.micro_batch) == ("bfloat16", 2, 16)
 
 
-def test_what_a_pc_is_asked_to_measure_goes_before_its_owners_file(tmp_path) -> None:
+def test_what_a_pc_is_asked_to_measure_goes_before_its_owners_file(tmp_path: Path) -> None:
     from fedaipc.cli.doctor import _of_pc
     from fedaipc.config import OwnerSettings, SpeedSettings, to_toml
 
@@ -177,7 +185,9 @@ def test_what_a_pc_is_asked_to_measure_goes_before_its_owners_file(tmp_path) -> 
     assert _of_pc(settings_from({}), tmp_path).speed == owner.speed
 
 
-def test_of_what_was_not_measured_nothing_is_said_but_how_to(capsys) -> None:
+def test_of_what_was_not_measured_nothing_is_said_but_how_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from fedaipc.cli.doctor import _show_speeds
     from fedaipc.cli.output import make_console
 

@@ -11,6 +11,7 @@ import pytest
 from opacus.accountants import RDPAccountant
 
 from fedaipc.client.client import OWNER_FILE
+from fedaipc.client.client_app import pc_folder
 from fedaipc.config import load_owner, load_settings, settings_from, to_toml
 from fedaipc.errors import (
     BudgetExhausted,
@@ -24,7 +25,8 @@ from fedaipc.privacy.budget import charged_epsilon, filter_order, round_schedule
 from fedaipc.protocol import job_folder
 from fedaipc.results import Results
 from fedaipc.simulation import simulated_pc, simulation
-from fedaipc.simulation.simulation import Run, pc_folder, prepare, reopen, simulate
+from fedaipc.simulation.simulated_pc import join_run
+from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
 from tests.support.jobs import tiny
 from tests.support.runs import allow, job_of, ledger, ledgers, quiet
 
@@ -278,7 +280,7 @@ def test_a_crash_while_pcs_join_a_run_leaves_no_run_that_mixes_records(
     state = tmp_path / "state"
     first = prepare(settings(tmp_path), pc_state=state)
     joined: list[Path] = []
-    real = simulation.join_run
+    real = join_run
 
     def crash(folder: Path) -> None:
         if len(joined) == 2:
@@ -288,7 +290,8 @@ def test_a_crash_while_pcs_join_a_run_leaves_no_run_that_mixes_records(
 
     with monkeypatch.context() as patch:
         patch.setattr(simulation, "join_run", crash)
-        patch.setattr(simulation.shutil, "rmtree", lambda *_, **__: None)  # as after kill -9
+        # As after kill -9.
+        patch.setattr("fedaipc.simulation.simulation.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             prepare(settings(tmp_path, "data.seed=2"), pc_state=state)
     second = tmp_path / "run-2"

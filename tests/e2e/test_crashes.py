@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fedaipc.coordinator import server_app
+from fedaipc.coordinator.evaluation import Evaluation
 from fedaipc.errors import BudgetExhausted, OutputError, RoundError
 from fedaipc.model.export import Exported
 from fedaipc.privacy.budget import planned_epsilon, round_schedule
@@ -142,7 +143,7 @@ def test_a_run_that_dies_in_its_last_evaluation_has_its_model(
     class Killed(BaseException):
         pass
 
-    class Mortal(server_app.Evaluation):
+    class Mortal(Evaluation):
         def __init__(self, classifier: Classifier, path: Path, *rest: Any) -> None:
             if path.name == TEST_FILE:
                 raise Killed

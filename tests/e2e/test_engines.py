@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -98,7 +99,7 @@ def test_a_cluster_with_a_shared_folder_is_taken(
 ) -> None:
     asked = {}
 
-    def engine(**named: object) -> None:
+    def engine(**named: Any) -> None:
         asked.update(named)
         raise EngineError("that is enough")
 

@@ -21,6 +21,7 @@ from scipy import stats
 
 from fedaipc.client import trainer as trainer_module
 from fedaipc.privacy import training
+from fedaipc.privacy.training import train_round
 from fedaipc.protocol.messages import decode_answer, decode_update
 from fedaipc.secagg.committee import Agreement, Release
 from fedaipc.secagg.encoding import Encoding
@@ -106,7 +107,7 @@ def record(folder: Path, mode: str) -> Recorded:
     found.words = write_texts(folder / "texts.csv")
     with pytest.MonkeyPatch.context() as patch:
         real_reply, real_loss = InProcessGrid._run_client, training._loss
-        real_train, real_encode = trainer_module.train_round, Encoding.encode
+        real_train, real_encode = train_round, Encoding.encode
 
         def reply(self: InProcessGrid, message: Message) -> Message:
             answer = real_reply(self, message)
@@ -213,7 +214,7 @@ def test_every_byte_of_a_sealed_run_is_of_a_kind_that_the_specification_lists(
     names = {pc.name for pc in sealed.results.pcs}
     for reply in sealed.answers("query.setup"):
         assert set(reply.content) == {"pc"}
-        described = reply.content["pc"]
+        described: Any = reply.content["pc"]
         assert set(described) == {"name", "bundle"}
         assert described["name"] in names
         assert Bundle.decode(described["bundle"]).encode() == described["bundle"]
@@ -251,8 +252,14 @@ def test_every_byte_of_a_sealed_run_is_of_a_kind_that_the_specification_lists(
         assert len(frame) == 2 + 32 + 4 + inside * one
 
 
+def upload_of(reply: Message) -> Upload:
+    frame = decode_update(reply.content)
+    assert isinstance(frame, bytes)
+    return Upload.decode(frame)
+
+
 def test_what_is_masked_or_sealed_looks_like_noise(sealed: Recorded) -> None:
-    uploads = [Upload.decode(bytes(decode_update(r.content))) for r in sealed.answers("train.mask")]
+    uploads = [upload_of(r) for r in sealed.answers("train.mask")]
     for part in ("vector", "blobs"):
         content = b"".join(bytes(getattr(upload, part)) for upload in uploads)
         counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
@@ -261,7 +268,7 @@ def test_what_is_masked_or_sealed_looks_like_noise(sealed: Recorded) -> None:
 
 def test_no_count_is_a_word_of_a_vector(sealed: Recorded) -> None:
     for reply in sealed.answers("train.mask"):
-        words = np.frombuffer(Upload.decode(bytes(decode_update(reply.content))).vector, "<u4")
+        words = np.frombuffer(upload_of(reply).vector, "<u4")
         for count in {*sealed.counts, *sealed.sizes}:
             assert count not in words
 

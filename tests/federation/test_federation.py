@@ -7,6 +7,7 @@ import ssl
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -27,7 +28,7 @@ def federation(tmp_path: Path) -> Federation:
     return Federation.create(tmp_path / "acme", "fleet.example:8443", ["fleet.example", "10.0.0.7"])
 
 
-def request(to: Federation, number: int, **changes: object) -> Request:
+def request(to: Federation, number: int, **changes: Any) -> Request:
     values = {
         "federation": to.facts.federation,
         "issuer": SigningKey(bytes([number]) * 32).public.hex(),
@@ -188,9 +189,7 @@ def test_a_pc_may_ask_again_with_the_same_keys(federation: Federation) -> None:
     ],
     ids=str,
 )
-def test_who_cannot_be_admitted(
-    federation: Federation, change: dict[str, object], why: str
-) -> None:
+def test_who_cannot_be_admitted(federation: Federation, change: dict[str, Any], why: str) -> None:
     federation.admit([request(federation, 1)])
     before = members(federation)
     with pytest.raises(AdmissionError, match=why):
@@ -268,7 +267,7 @@ def test_a_name_that_no_certificate_holds_is_refused_before_anything_is_made(
     ids=str,
 )  # fmt: skip
 def test_a_request_with_a_key_that_the_server_cannot_read_is_no_request(
-    federation: Federation, change: dict[str, object]
+    federation: Federation, change: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match="1 validation error"):
         request(federation, 1, **change)

@@ -24,7 +24,7 @@ from fedaipc.fleet.runs import WANTED_FILE, why
 
 
 class FakeGrid:
-    def __init__(self, *_: object) -> None: ...
+    def __init__(self, *_: Any) -> None: ...
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +64,7 @@ def test_what_waiting_does_not_mend_is_not_wanted_any_more(
             raise error
 
     monkeypatch.setattr(sys, "argv", ["coordinate", str(run), str(state)])
-    monkeypatch.setattr(coordinate.parent_watch, "hold", lambda: None)
+    monkeypatch.setattr("fedaipc.parent_watch.hold", lambda: None)
     monkeypatch.setattr(coordinate, "_end_soon", lambda _: None)  # no thread stays
     monkeypatch.setattr(grid, "FleetGrid", FakeGrid)
     monkeypatch.setattr(server_app, "run_job", job)

@@ -108,7 +108,7 @@ def runtime() -> FakeRuntime:
 def grid(tmp_path: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> FleetGrid:
     made = FleetGrid("127.0.0.1:1", b"secret", tmp_path / "largest_upload")
     monkeypatch.setattr(made, "_client", runtime)
-    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    monkeypatch.setattr("fedaipc.fleet.grid.time.sleep", lambda _: None)
     made.allow_uploads(10**7)
     return made
 

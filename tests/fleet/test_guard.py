@@ -32,9 +32,10 @@ class Guard:
     def __init__(self, folder: Path) -> None:
         nodes = Nodes(nodes=(Node(name="pc-1", node_key=node_key(1)),))
         (folder / NODES_FILE).write_text(nodes.model_dump_json())
-        self.folder, self.seen, self.status = folder, [], 299
+        self.folder, self.status = folder, 299
+        self.seen: list[Any] = []
         self.member = {"flwr-public-key": b64encode(pem(node_key(1))).decode()}
-        self.app = guarded(self._app, SECRET, Admitted(folder), Uploads(folder / UPLOAD_FILE))
+        self.app: Any = guarded(self._app, SECRET, Admitted(folder), Uploads(folder / UPLOAD_FILE))
 
     async def _app(self, _: Any, receive: Any, send: Any) -> None:
         more = True

@@ -31,7 +31,9 @@ class FakeFleet:
     """Answers pulls with what is in `script`, one thing a call: an exception, or an answer."""
 
     def __init__(self, script: list[Any]) -> None:
-        self.script, self.pushed, self.raw = script, [], []
+        self.script = script
+        self.pushed: list[Any] = []
+        self.raw: list[bytes] = []
 
     def ActivateNode(self, _: Any) -> Any:  # noqa: N802 - Flower's name
         return ActivateNodeResponse(node_id=7)
@@ -64,6 +66,9 @@ def answer(message: Message, _: Any) -> Message:
     return Message(RecordDict({"answer": ConfigRecord({"y": 2})}), reply_to=message)
 
 
+ANSWERING: Any = answer  # all of an app that a node calls
+
+
 def refusal(status: int) -> httpx.HTTPStatusError:
     request = httpx.Request("POST", "https://localhost")
     return httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
@@ -87,7 +92,7 @@ def serve(
     fake = FakeFleet(script)
     monkeypatch.setattr(node, "_fleet", fake)
     monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.01)
-    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    monkeypatch.setattr("fedaipc.fleet.node.random.uniform", lambda *_: 0.01)
     thread = threading.Thread(target=node.serve, daemon=True)
     thread.start()
     end = time.monotonic() + 20
@@ -238,7 +243,7 @@ def test_within_a_slot_the_time_of_sending_does_not_tell_how_long_training_took(
 ) -> None:
     now, times = [1000.0], []
 
-    def train(message: Message, context: Any) -> Message:
+    def train(message: Message, context: Any) -> Any:
         now[0] += worked
         return answer(message, context)
 
@@ -263,7 +268,7 @@ def test_training_that_takes_longer_is_sent_at_the_end_of_a_later_slot(
     make_authority(tmp_path, "test")
     node = FleetNode(
         "localhost:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
-        tmp_path, answer, largest=1, answer_slot=60.0,
+        tmp_path, ANSWERING, largest=1, answer_slot=60.0,
     )  # fmt: skip
     slept: list[float] = []
     monkeypatch.setattr(
@@ -288,15 +293,16 @@ def test_a_pc_that_finishes_its_last_message_stays_online_until_it_is_answered(
         assert beats.wait(20)
         return answer(message, context)
 
+    app: Any = train
     make_authority(tmp_path, "test")
     node = FleetNode(
         "localhost:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
-        tmp_path, train, largest=10**6,
+        tmp_path, app, largest=10**6,
     )  # fmt: skip
     fake = FakeFleet([asked()])
     monkeypatch.setattr(FakeFleet, "SendNodeHeartbeat", lambda *_: beats.set(), raising=False)
     monkeypatch.setattr(node, "_fleet", fake)
-    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.001)
+    monkeypatch.setattr("fedaipc.fleet.node.random.uniform", lambda *_: 0.001)
     node.serve()
     (reply,) = fake.pushed
     assert not reply.has_error()

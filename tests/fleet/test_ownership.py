@@ -205,7 +205,7 @@ def test_whoever_is_not_root_is_refused(
     (folder / "state").mkdir()
     if IS_ROOT:
         give(folder, NOBODY)
-        monkeypatch.setattr(ownership.os, "setgroups", _may_not)
+        monkeypatch.setattr("fedaipc.fleet.ownership.os.setgroups", _may_not)
     else:
         monkeypatch.setattr(ownership, "server_user", lambda _: 0)
     with pytest.raises(OutputError, match="run this as that user, as in `sudo -u "):

@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,9 +23,9 @@ PYTHON = sys.executable
 HOLD = "from fedaipc import parent_watch; parent_watch.hold(); import time; time.sleep(600)"
 
 
-def wait_until(says: object, seconds: float = 20) -> None:
+def wait_until(says: Callable[[], object], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
-    while not says():  # type: ignore[operator]
+    while not says():
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -32,9 +34,9 @@ def test_a_process_that_dies_is_started_again_each_time_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(subprocesses.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("fedaipc.fleet.subprocesses.time.monotonic", lambda: now[0])
     said: list[str] = []
-    child = Child([PYTHON, "-c", "raise SystemExit(7)"], tmp_path / "child.log")
+    child: Any = Child([PYTHON, "-c", "raise SystemExit(7)"], tmp_path / "child.log")
     pauses = []
     for _ in range(9):
         child.keep(dict(os.environ), said.append)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from flwr.clientapp import ClientApp
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -43,7 +44,8 @@ class Proxy:
     """Takes CONNECT for any name, which only it can resolve, and joins it to `port`."""
 
     def __init__(self, port: int) -> None:
-        self.port, self.asked, self.refusal = port, [], b""
+        self.port, self.refusal = port, b""
+        self.asked: list[bytes] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -161,7 +163,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line_without_its_password(
     with pytest.raises(AdmissionError, match="cannot be used: set https_proxy to") as caught:
         FleetNode(
             "fleet.test:1", (tmp_path / "authority.pem").read_bytes(), key_file(tmp_path / "key"),
-            tmp_path, lambda message, _: message, largest=1,
+            tmp_path, ClientApp(), largest=1,
         )  # fmt: skip
     assert str(caught.value).isprintable()
     assert "secret" not in str(caught.value)

@@ -13,7 +13,7 @@ import pytest
 from fedaipc.errors import AdmissionError
 from fedaipc.federation.federation import Federation
 from fedaipc.fleet import server as module
-from fedaipc.fleet.runs import WANTED_FILE, run_folder, unwant, want, why
+from fedaipc.fleet.runs import WANTED_FILE, run_folder, run_status, unwant, want, why
 from fedaipc.fleet.server import Server
 from tests.support.supervisor import FakeChild
 
@@ -143,7 +143,7 @@ def test_two_complaints_that_take_turns_are_made_once_each(
     server: Server, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("fedaipc.fleet.server.time.monotonic", lambda: now[0])
     for _ in range(10):
         server._complain("one")
         server._complain("another")
@@ -158,12 +158,11 @@ def test_a_run_that_fails_for_a_reason_of_the_system_holds_up_no_other(
 ) -> None:
     bad = wanted(tmp_path, "bad", 1000)
     wanted(tmp_path, "good", 2000)
-    status = module.run_status
 
     def full(run: Path) -> str:
         if run == bad:
             raise OSError(28, "No space left on device", str(run / "results.json"))
-        return status(run)
+        return run_status(run)
 
     monkeypatch.setattr(module, "run_status", full)
     for _ in range(3):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +22,9 @@ ensure_message_identity()
 MOST = 10**9
 
 
-def message(values: int, **config: object) -> Message:
+def message(values: int, **config: Any) -> Message:
     vector = np.arange(values, dtype=np.float32)
-    records = RecordDict({"ask": ConfigRecord(dict(config))})  # type: ignore[arg-type]
+    records = RecordDict({"ask": ConfigRecord(dict(config))})
     if values:
         records["model"] = ArrayRecord({"vector": Array(vector)})
     return Message(records, dst_node_id=7, message_type="train.mask")
@@ -35,7 +37,7 @@ def objects(sent: Message) -> tuple[str, dict[str, bytes]]:
     return name, dict(parcel.take(found))
 
 
-def _walk(tree):
+def _walk(tree: Any) -> Iterator[Any]:
     yield tree
     for child in tree.children:
         yield from _walk(child)

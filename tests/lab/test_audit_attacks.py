@@ -13,6 +13,7 @@ from fedaipc.config import load_settings
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
 from fedaipc.lab.audit import report
+from fedaipc.lab.audit.canary import canary_audit
 from fedaipc.lab.audit.canary_clients import CanaryClient, plant, read_data, run_canaries
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.lab.audit.inversion import inversion_attack
@@ -95,7 +96,7 @@ def test_what_is_heard_is_what_each_pc_sent(tmp_path: Path, minilm: Path, sentim
 
 def test_gradients_are_clipped_row_by_row() -> None:
     rows = np.array([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], dtype=np.float32)
-    assert np.allclose(clipped(rows, 1.0), [[0.6, 0.8], [0.3, 0.4], [0, 0]])
+    assert np.allclose(clipped(rows, 1.0), [[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]])
 
 
 def test_example_gradients_add_up_to_the_batchs(minilm: Path) -> None:
@@ -243,7 +244,7 @@ def test_what_would_be_refused_is_refused_before_the_first_run(
     fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path, monkeypatch: pytest.MonkeyPatch,
     words: tuple[object, ...], message: str,
 ) -> None:  # fmt: skip
-    def run(*_: object, **__: object) -> None:
+    def run(*_: Any, **__: Any) -> None:
         raise AssertionError("a run was made")
 
     monkeypatch.setattr(report, "run_canaries", run)
@@ -257,7 +258,7 @@ def test_what_would_be_refused_is_refused_before_the_first_run(
 def test_an_audit_that_is_stopped_keeps_the_budgets_that_were_done(
     fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    audits = [report.canary_audit]
+    audits = [canary_audit]
 
     def audit(*given: Any) -> CanaryAudit:
         if not audits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,7 +201,7 @@ def test_a_smaller_budget_takes_more_noise() -> None:
         assert row.epsilon <= target
 
 
-def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path) -> None:
+def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path: Path) -> None:
     whole = solve("noise", PLAN)
     plan = whole.once
     order = filter_order(plan, whole.rounds, PLAN.epsilon)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedaipc.config import DPSGD
 from fedaipc.errors import ConfigError
 from fedaipc.lab.sweep.cells import Cell, Space, cells_of, read_sweep, shown
 
@@ -39,6 +40,7 @@ def test_a_grid_has_every_point_with_every_seed(tmp_path: Path) -> None:
         assert privacy.private != math.isinf(epsilon)
         if privacy.private:  # as `simulate --epsilon`
             lifetime = cell.settings.federation.lifetime_epsilon
+            assert isinstance(privacy, DPSGD)
             assert (privacy.epsilon, lifetime) == (epsilon, epsilon)
 
 
@@ -72,6 +74,7 @@ def test_a_list_has_its_own_points_and_the_config_counts(tmp_path: Path) -> None
     for cell in found:
         assert cell.settings is not None
         assert cell.settings.federation.clients == 7
+        assert isinstance(cell.settings.privacy, DPSGD)
         assert cell.settings.privacy.epsilon == 3.0
         assert cell.settings.model.train.kind == "head"
 

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -150,10 +150,10 @@ def test_a_process_that_dies_is_a_failed_cell(
     cells, out = cells_of(read_sweep(tmp_path / "s.toml"), None), tmp_path / "out"
     real = subprocess.Popen
 
-    def killed(*words: object, **more: object) -> subprocess.Popen[bytes]:
-        process = real(*words, **more)  # type: ignore[call-overload]
+    def killed(*words: Any, **more: Any) -> subprocess.Popen[bytes]:
+        process = real(*words, **more)
         process.kill()
-        return process  # type: ignore[no-any-return]
+        return process
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", killed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -63,12 +65,11 @@ def test_a_base_that_is_nowhere_is_said_to_be_so(name: str, said: str) -> None:
 def test_a_base_that_the_hub_does_not_know_is_said_to_be_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import httpx
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    def missing(*_: object, **__: object) -> None:
-        answer = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+    def missing(*_: Any, **__: Any) -> None:
+        answer: Any = SimpleNamespace(headers={}, request=None)
         raise RepositoryNotFoundError("404", response=answer)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)

@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,7 +209,7 @@ def one_line(error: pytest.ExceptionInfo[ModelError]) -> str:
     return text
 
 
-def refused(folder: Path | str, **changes: object) -> str:
+def refused(folder: Path | str, **changes: Any) -> str:
     with pytest.raises(ModelError) as error:
         Classifier(settings(folder, **changes), LABELS)
     return one_line(error)
@@ -266,7 +267,7 @@ def test_the_longest_text_a_model_takes_works_and_one_more_is_refused(
 def test_in_bfloat16_states_are_averaged_and_classified_in_float32() -> None:
     model = Classifier(settings(shared_folder("bert"), method="full"), LABELS)
     model.half_precision = True
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def note(_module: object, given: tuple[torch.Tensor, ...], logits: torch.Tensor) -> None:
         seen["kinds"] = {given[0].dtype, logits.dtype}

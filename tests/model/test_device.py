@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from fedaipc.model.device import choose_device
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch):
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A machine with just the devices named."""
 
     def has(*names: str) -> None:
@@ -33,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_the_best_device_present_is_taken_and_says_why(
-    machine, present: tuple[str, ...], taken: str, reason: str
+    machine: Any, present: tuple[str, ...], taken: str, reason: str
 ) -> None:
     machine(*present)
     device = choose_device(SpeedSettings())
@@ -42,7 +44,7 @@ def test_the_best_device_present_is_taken_and_says_why(
     assert "float32" in device.reason
 
 
-def test_a_device_asked_for_is_taken_even_where_a_better_one_is(machine) -> None:
+def test_a_device_asked_for_is_taken_even_where_a_better_one_is(machine: Any) -> None:
     machine("cuda")
     device = choose_device(SpeedSettings(device="cpu"))
     assert device.torch.type == "cpu"
@@ -50,13 +52,13 @@ def test_a_device_asked_for_is_taken_even_where_a_better_one_is(machine) -> None
 
 
 @pytest.mark.parametrize("name", ["cuda", "xpu", "mps"])
-def test_a_device_that_is_not_there_is_refused_in_one_line(machine, name: str) -> None:
+def test_a_device_that_is_not_there_is_refused_in_one_line(machine: Any, name: str) -> None:
     machine()
     with pytest.raises(ModelError, match=rf"^speed.device = {name}: .*\(has: cpu\)$"):
         choose_device(SpeedSettings(device=name))
 
 
-def test_threads_are_set_only_where_asked_for(machine) -> None:
+def test_threads_are_set_only_where_asked_for(machine: Any) -> None:
     machine()
     before = torch.get_num_threads()
     choose_device(SpeedSettings())
@@ -65,7 +67,7 @@ def test_threads_are_set_only_where_asked_for(machine) -> None:
     assert torch.get_num_threads() == before + 1
 
 
-def test_bfloat16_only_where_asked_for(machine) -> None:
+def test_bfloat16_only_where_asked_for(machine: Any) -> None:
     machine()
     assert choose_device(SpeedSettings()).dtype == "float32"
     device = choose_device(SpeedSettings(precision="bfloat16"))

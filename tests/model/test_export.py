@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ from tests.support.tiny_models import (
 LONG = " ".join(TEXTS)  # of more tokens than `max_length`
 
 
-def trained(folder: Path, base: Path, **changes: object) -> np.ndarray:
+def trained(folder: Path, base: Path, **changes: Any) -> np.ndarray:
     """Export a model with random values to `folder`; its probabilities."""
     classifier = Classifier(settings(base, **changes), LABELS)
     vector = np.random.default_rng(0).normal(0, 0.3, classifier.layout.size).astype(np.float32)
@@ -59,7 +60,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def by_pipeline(folder: Path, texts: list[str], **options: object) -> np.ndarray:
+def by_pipeline(folder: Path, texts: list[str], **options: Any) -> np.ndarray:
     """What the obvious call says, shape (texts, labels), by the labels' names."""
     with quiet():
         found = pipeline("text-classification", model=str(folder))(texts, top_k=None, **options)

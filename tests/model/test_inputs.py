@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,9 @@ def classifier(request: pytest.FixtureRequest) -> Classifier:
 
 
 def same(left: Inputs, right: Inputs) -> bool:
-    return np.array_equal(left.rows, right.rows) and (
-        (left.offsets is None) == (right.offsets is None)
-        and (left.offsets is None or np.array_equal(left.offsets, right.offsets))
-    )
+    if left.offsets is None or right.offsets is None:
+        return left.offsets is right.offsets and np.array_equal(left.rows, right.rows)
+    return np.array_equal(left.rows, right.rows) and np.array_equal(left.offsets, right.offsets)
 
 
 def test_tokens_are_the_tokenizers_own(classifier: Classifier) -> None:
@@ -98,9 +98,9 @@ def test_batches_hold_every_text_once(classifier: Classifier, tmp_path: Path) ->
         assert {len(batch.values) for _, batch in seen} == {8}
         assert max(len(indices) for indices, _ in seen) <= 7  # one row is padding
         chosen = np.array([7, 2, 11])
-        seen = [indices for indices, _ in inputs.batches(2, CPU, chosen)]
-        assert sorted(np.concatenate(seen)) == [2, 7, 11]
-        assert max(map(len, seen)) == 1
+        picked = [indices for indices, _ in inputs.batches(2, CPU, chosen)]
+        assert sorted(np.concatenate(picked)) == [2, 7, 11]
+        assert max(map(len, picked)) == 1
 
 
 @pytest.mark.parametrize(("size", "rows"), [(1, 2), (2, 2), (3, 4), (16, 16), (17, 32), (64, 64)])
@@ -114,7 +114,7 @@ def test_a_text_of_any_length_is_cut_before_it_is_tokenised(
     seen: list[int] = []
     real = type(classifier.tokenizer).__call__
 
-    def watched(self: object, texts: list[str], **named: object) -> object:
+    def watched(self: object, texts: list[str], **named: Any) -> object:
         seen.extend(map(len, texts))
         return real(self, texts, **named)
 
@@ -194,7 +194,8 @@ def test_a_half_written_cache_is_never_used(
     classifier: Classifier, tmp_path: Path, kind: str, kept: int
 ) -> None:
     whole = make_inputs(classifier, TEXTS, tmp_path)
-    expected = Inputs(np.array(whole.rows), whole.offsets)
+    rows: Any = np.array(whole.rows)
+    expected = Inputs(rows, whole.offsets)
     [file] = tmp_path.glob(f"*.{kind}.npy")
     content = file.read_bytes()
     assert kept < len(content)
@@ -209,7 +210,7 @@ def test_a_crash_while_freezing_leaves_nothing_behind(
     calls = []
     real = classifier.freeze_through
 
-    def crash(batch: object) -> object:
+    def crash(batch: Any) -> Any:
         calls.append(batch)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -231,7 +232,7 @@ def test_a_full_disk_costs_speed_and_not_the_round(
     if not hasattr(os, where):
         pytest.skip("not on this system")
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path if where == "replace" else os, where, full)

@@ -44,12 +44,12 @@ def folder(tmp_path: Path) -> Path:
     return shutil.copytree(shared_folder("bert"), tmp_path / "model")
 
 
-def change(file: Path, **values: object) -> None:
+def change(file: Path, **values: Any) -> None:
     tree = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**tree, **values}))
 
 
-def refused(base: Path, **changes: object) -> str:
+def refused(base: Path, **changes: Any) -> str:
     with pytest.raises(ModelError) as error:
         Classifier(settings(base, **changes), LABELS)
     said = str(error.value)
@@ -212,7 +212,7 @@ def test_nothing_is_asked_and_a_y_runs_no_planted_code(tmp_path: Path) -> None:
     ids=str,
 )  # fmt: skip
 def test_a_config_that_cannot_be_used_is_refused(
-    folder: Path, values: dict[str, object], said: str
+    folder: Path, values: dict[str, Any], said: str
 ) -> None:
     change(folder / "config.json", **values)
     assert said in refused(folder)
@@ -256,7 +256,7 @@ def test_what_does_not_shape_the_model_is_left_out(folder: Path) -> None:
     ids=lambda values: next(iter(values)),
 )
 def test_oddities_of_a_tokenizer_config_change_no_token(
-    folder: Path, values: dict[str, object]
+    folder: Path, values: dict[str, Any]
 ) -> None:
     change(folder / "tokenizer_config.json", **values)
     odd, plain = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDAIPC_CACHE", str(tmp_path / "cache"))
 
 
-def warm(family: str = "bert", records: Records = RECORDS, **changes: object) -> Path:
+def warm(family: str = "bert", records: Records = RECORDS, **changes: Any) -> Path:
     wanted = {"source": "x", "passes": 14, "learning_rate": 3e-3, **changes}
     model = settings(shared_folder(family), method="head")
     base = warmed_up(WarmUpSettings.model_validate(wanted), model, LABELS, records, DEVICE)
@@ -86,7 +87,7 @@ def test_the_same_texts_and_settings_find_the_model_again(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "change", [{"passes": 1}, {"seed": 5}, {"learning_rate": 1e-3}, {"batch": 7}], ids=str
 )
-def test_any_setting_gives_another_model(change: dict[str, object]) -> None:
+def test_any_setting_gives_another_model(change: dict[str, Any]) -> None:
     assert warm(passes=2) != warm(**{"passes": 2, **change})
 
 

@@ -26,7 +26,7 @@ from fedaipc.privacy.accountant import (
     noise_for,
     rdp,
 )
-from tests.support.schedules import dp_sgd
+from tests.support.schedules import dp_sgd, mechanism_of
 
 DELTA = 1e-5
 
@@ -53,7 +53,7 @@ def by_dp_accounting(schedule: list[Schedule], orders: tuple[float, ...]) -> Rdp
     accountant = RdpAccountant(orders=list(orders))
     for m in schedule:
         event = dp_event.PoissonSampledDpEvent(
-            m.mechanism.sampling_rate, dp_event.GaussianDpEvent(m.mechanism.noise_multiplier)
+            m.mechanism.sampling_rate, dp_event.GaussianDpEvent(mechanism_of(m).noise)
         )
         accountant.compose(event, m.steps)
     return accountant
@@ -65,7 +65,7 @@ def test_rdp_equals_opacus_and_dp_accounting(schedule: list[Schedule]) -> None:
     theirs = RDPAccountant()
     for m in schedule:
         for _ in range(m.steps):
-            own = m.mechanism
+            own = mechanism_of(m)
             theirs.step(noise_multiplier=own.noise, sample_rate=own.sampling_rate)
     ours = epsilon_rdp(schedule, DELTA)
     assert ours == pytest.approx(theirs.get_epsilon(DELTA, alphas=list(ORDERS)), rel=1e-9)

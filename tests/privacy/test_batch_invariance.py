@@ -8,7 +8,7 @@ weights under which the last bits of a row, which follow the shape of its batch,
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
@@ -184,9 +184,9 @@ def _fault_padded_to_the_longest(patch: pytest.MonkeyPatch) -> None:
 
 
 def _fault_mean_loss(patch: pytest.MonkeyPatch) -> None:
-    real = training.cross_entropy
+    real: Any = torch.nn.functional.cross_entropy
 
-    def mean(logits: torch.Tensor, truth: torch.Tensor, **named: object) -> torch.Tensor:
+    def mean(logits: torch.Tensor, truth: torch.Tensor, **named: Any) -> torch.Tensor:
         return real(logits, truth, **{**named, "reduction": "mean"})
 
     patch.setattr(training, "cross_entropy", mean)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -24,7 +26,8 @@ from fedaipc.privacy.norms import is_instantiated
 from fedaipc.privacy.rounding import EXACT, Rounding
 
 ROWS = 5
-WAYS = {
+Loss = Callable[..., torch.Tensor]
+WAYS: dict[str, dict[str, Any]] = {
     "kept": {"SMALL": 1 << 14},
     "by tokens": {"SMALL": -1, "KEPT": 0},
     "by tokens, a row at a time": {"SMALL": -1, "KEPT": 0, "SCRATCH": 1},
@@ -33,7 +36,7 @@ WAYS = {
 
 
 @pytest.fixture(params=WAYS)
-def _way(request: pytest.FixtureRequest):
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
     with mock.patch.multiple(norms, **WAYS[request.param]):
         yield
 
@@ -42,7 +45,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def one_at_a_time(module: nn.Module, inputs: tuple, loss) -> torch.Tensor:
+def one_at_a_time(module: nn.Module, inputs: tuple, loss: Loss) -> torch.Tensor:
     """Each example's whole gradient by autograd in float64, shape (B, parameters)."""
     slow = copy.deepcopy(module).double()
     rows = []
@@ -63,7 +66,7 @@ def one_at_a_time(module: nn.Module, inputs: tuple, loss) -> torch.Tensor:
 ROUGH = Rounding(records=1, terms=4096, room=EXACT.room, cancellation=EXACT.cancellation)
 
 
-def weigh(seed: int):
+def weigh(seed: int) -> Loss:
     """A loss that is a random linear function of what comes out, different for each row."""
 
     def loss(outputs: torch.Tensor, row: int | None = None) -> torch.Tensor:
@@ -74,7 +77,9 @@ def weigh(seed: int):
     return loss
 
 
-def backward(module: nn.Module, inputs: tuple, loss, reduction: str = "sum") -> BookKeepingModule:
+def backward(
+    module: nn.Module, inputs: tuple, loss: Loss, reduction: Any = "sum"
+) -> BookKeepingModule:
     module.train()
     wrapped = BookKeepingModule(module, loss_reduction=reduction, rounding=ROUGH)
     total = loss(wrapped(*inputs))
@@ -116,7 +121,7 @@ def assert_equal_to_autograd(module: nn.Module, inputs: tuple, seed: int = 0) ->
             assert alone.norm() <= bound
 
 
-def _only(loss, outputs: torch.Tensor, row: int) -> torch.Tensor:
+def _only(loss: Loss, outputs: torch.Tensor, row: int) -> torch.Tensor:
     """The loss of one row; all others count as nothing."""
     keep = torch.zeros(len(outputs), *[1] * (outputs.dim() - 1))
     keep[row] = 1
@@ -163,7 +168,7 @@ class Net(nn.Module):
     seed=st.integers(0, 1000),
 )
 def test_random_shapes_equal_one_example_at_a_time(
-    sizes, tokens, again, padding, frozen, seed
+    sizes: list[int], tokens: int, again: int, padding: bool, frozen: set[str], seed: int
 ) -> None:
     net = Net(sizes, again=again, padding=padding, seed=seed)
     for name, parameter in net.named_parameters():
@@ -195,9 +200,9 @@ def test_other_layers_and_other_numbers_of_dimensions(module: nn.Module, shape: 
 
 @pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_it_equals_opacus_hooks_for_both_kinds_of_loss(reduction: str) -> None:
+def test_it_equals_opacus_hooks_for_both_kinds_of_loss(reduction: Any) -> None:
     # Opacus' rule gives the padding id a gradient, which autograd does not.
-    net = Net([6, 7, 5], again=1, padding=False, seed=3)
+    net: Any = Net([6, 7, 5], again=1, padding=False, seed=3)
     ids, loss, bound = torch.randint(0, 11, (ROWS, 6), generator=seeded(3)), weigh(3), 0.7
     hooks = GradSampleModule(net, loss_reduction=reduction)
     with warnings.catch_warnings():
@@ -256,7 +261,9 @@ class Given(nn.Module):
         return torch.cat([m(p) for m, p in zip(self.parts, parts, strict=True)], -1)
 
 
-def clipped_sum_of(rows: torch.Tensor, bound: float, widths: tuple, signs=1.0) -> torch.Tensor:
+def clipped_sum_of(
+    rows: torch.Tensor, bound: float, widths: tuple, signs: Any = 1.0
+) -> torch.Tensor:
     return sums(backward(Given(*widths), (rows,), lambda out, _=None: (out * signs).sum()), bound)
 
 
@@ -293,7 +300,7 @@ def test_no_scale_of_gradient_contributes_more_than_the_clip_bound(
     seed=st.integers(0, 99),
 )
 def test_tokens_that_cancel_each_other_do_not_pass_the_bound(
-    scale, other, remain, tokens, bound, seed
+    scale: float, other: float, remain: float, tokens: int, bound: float, seed: int
 ) -> None:
     """|sum of G_t^T A_t| far below what its terms add up to: where float32 loses a norm."""
     rng = np.random.default_rng(seed)
@@ -504,13 +511,14 @@ def test_a_lower_precision_of_matrix_products_is_refused() -> None:
             wrapped(inputs)
     finally:
         torch.set_float32_matmul_precision("highest")
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
     try:
         with pytest.raises(ModelError, match="clip bound"):
             wrapped(inputs)
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        matmul.fp32_precision = before
     wrapped(inputs)
 
 

@@ -13,7 +13,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,15 @@ from fedaipc.model.inputs import Inputs, longest_input
 from fedaipc.model.load import quiet
 from fedaipc.privacy import batch_invariance, training
 from fedaipc.privacy.randomness import SecureRandom
-from tests.support.batch_invariance import CLIP, ONCE, Kernels, Weights, clipped_sum, rehearse
+from tests.support.batch_invariance import (
+    CLIP,
+    MECHANISM,
+    ONCE,
+    Kernels,
+    Weights,
+    clipped_sum,
+    rehearse,
+)
 from tests.support.tiny_models import LABELS, WORDS, settings, word_piece
 
 if TYPE_CHECKING:
@@ -120,12 +128,12 @@ class LastBit(torch.autograd.Function):
     """Gives the rows from `first` on other last bits, on the way there or on the way back."""
 
     @staticmethod
-    def forward(ctx, values, first, backwards):
+    def forward(ctx: Any, values: torch.Tensor, first: int, backwards: bool) -> torch.Tensor:
         ctx.first = first if backwards else None
         return values if backwards else _moved(values, first)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         return grad if ctx.first is None else _moved(grad, ctx.first), None, None
 
 
@@ -179,7 +187,7 @@ def test_a_machine_whose_kernels_tell_rows_apart_multiplies_otherwise_and_trains
     with Kernels(faulty):
         training.rehearse(
             classifier, longest_input(classifier, cached=True), start,
-            mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0), micro_batch=16,
+            mechanism=MECHANISM, training=TrainingSettings(learning_rate=1.0), micro_batch=16,
         )  # fmt: skip
     assert classifier.by_record == settled
     classifier.by_record = products.NARROW
@@ -193,7 +201,7 @@ def test_where_nothing_helps_the_message_names_what_was_tried() -> None:
     ):
         training.rehearse(
             classifier, longest_input(classifier, cached=True), start,
-            mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
+            mechanism=MECHANISM, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
         )  # fmt: skip
     assert "micro-batches of 16" in str(e.value)
     assert classifier.by_record == products.NARROW
@@ -240,7 +248,7 @@ def test_a_processor_without_avx_trains(cap: str) -> None:
 def test_the_guard_looks_at_frozen_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Classifier.freeze_through
 
-    def forward(self: Classifier, tokens):
+    def forward(self: Classifier, tokens: Any) -> Any:
         found = real(self, tokens)
         return type(found)(_moved(found.values, 5), found.mask)
 
@@ -259,7 +267,7 @@ def test_the_guard_finds_the_rows_that_the_attack_uses(monkeypatch: pytest.Monke
     with pytest.raises(ModelError, match="by its place"):
         training.rehearse(
             classifier, longest_input(classifier, cached=True), wide()[1],
-            mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
+            mechanism=MECHANISM, training=TrainingSettings(learning_rate=1.0), micro_batch=9,
         )  # fmt: skip
 
 

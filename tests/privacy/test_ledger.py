@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from dp_accounting import dp_event
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from fedaipc.config import DPSGD, NoPrivacy, Schedule
 from fedaipc.errors import BudgetExhausted, LedgerError
+from fedaipc.files import write_atomic
 from fedaipc.privacy.accountant import (
     best_order,
     epsilon_rdp,
@@ -34,7 +36,7 @@ from fedaipc.privacy.accountant import (
 from fedaipc.privacy.chain import check_chain, key_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey
-from tests.support.schedules import dp_sgd
+from tests.support.schedules import dp_sgd, mechanism_of
 
 DELTA = 1e-5
 KEY = SigningKey(bytes(range(32)))
@@ -101,14 +103,14 @@ def test_epsilon_equals_opacus_and_pld_composed_over_all_rounds(three: Path) -> 
     )
 )
 def test_spent_is_the_independent_composition_of_any_sequence(
-    entries: list[tuple[str]],
+    entries: list[tuple[str, Schedule]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ledger = new_ledger(Path(folder), epsilon=500.0, order=6.0)
         accountant = RdpAccountant(orders=[6.0])
         for attempt, (run, schedule) in enumerate(entries, start=1):
             ledger.charge(one(attempt, schedule, run))
-            gaussian = dp_event.GaussianDpEvent(schedule.mechanism.noise_multiplier)
+            gaussian = dp_event.GaussianDpEvent(mechanism_of(schedule).noise)
             event = dp_event.PoissonSampledDpEvent(schedule.mechanism.sampling_rate, gaussian)
             accountant.compose(event, schedule.steps)
         expected = accountant.get_epsilon(DELTA) if entries else 0.0
@@ -312,7 +314,7 @@ def test_a_byte_that_json_does_not_mind_is_found(three: Path) -> None:
             Ledger(three)
 
 
-def relinked(lines: list[dict], make) -> bytes:
+def relinked(lines: list[dict], make: Any) -> bytes:
     previous, out = "", b""
     for entry in lines:
         line = make({**entry, "previous": previous})
@@ -370,7 +372,7 @@ def test_a_signed_line_that_lacks_something_is_one_line(three: Path, what: str) 
     ],
     ids=str,
 )  # fmt: skip
-def test_a_signed_charge_that_is_none_is_one_line(three: Path, change: dict[str, object]) -> None:
+def test_a_signed_charge_that_is_none_is_one_line(three: Path, change: dict[str, Any]) -> None:
     """Not even the PC's own key makes one that would give budget back."""
     lines = [json.loads(line) for line in three.read_bytes().splitlines()]
     lines[2] |= change
@@ -531,11 +533,11 @@ def test_of_two_enrolments_at_once_the_second_is_refused(
     """The slow first one is between its look and its write when the second comes."""
     from fedaipc.privacy import ledger as module
 
-    write, results = module.write_atomic, []
+    results: list[Ledger | LedgerError] = []
 
     def slow(path: Path, content: bytes, *, private: bool) -> None:
         time.sleep(0.2)
-        write(path, content, private=private)
+        write_atomic(path, content, private=private)
 
     def enrol() -> None:
         try:
@@ -606,8 +608,8 @@ def test_a_full_disk_grants_nothing_and_leaves_a_usable_ledger(
     assert Ledger(three).last_attempt("run-1") == 4
 
 
-def _raising(number: int):
-    def fail(*_: object) -> None:
+def _raising(number: int) -> Any:
+    def fail(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail

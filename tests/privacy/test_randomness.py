@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_the_key_is_32_bytes_of_the_operating_systems_randomness(
         asked.append(count)
         return KEY[:count]
 
-    monkeypatch.setattr(randomness.secrets, "token_bytes", token_bytes)
+    monkeypatch.setattr("fedaipc.privacy.randomness.secrets.token_bytes", token_bytes)
     assert SecureRandom().uint64(2).astype("<u8").tobytes() == key_stream(KEY, 1)
     assert asked == [32]
 
@@ -83,7 +84,13 @@ def test_the_key_is_32_bytes_of_the_operating_systems_randomness(
 def test_test_streams_repeat_and_every_label_counts() -> None:
     first = SecureRandom.for_test(7, "pc-1", 3).uint64(4)
     assert np.array_equal(first, SecureRandom.for_test(7, "pc-1", 3).uint64(4))
-    others = [(8, "pc-1", 3), (7, "pc-2", 3), (7, "pc-1", 4), (7, "pc-1"), (7, "pc-13")]
+    others: list[tuple[Any, ...]] = [
+        (8, "pc-1", 3),
+        (7, "pc-2", 3),
+        (7, "pc-1", 4),
+        (7, "pc-1"),
+        (7, "pc-13"),
+    ]
     others += [(7 + 2**32, "pc-1", 3)]  # torch's CPU generator cannot tell these two apart
     for seed, *labels in others:
         assert not np.array_equal(first, SecureRandom.for_test(seed, *labels).uint64(4))
@@ -186,8 +193,9 @@ def test_the_first_and_last_random_words_give_finite_noise(word: int, radius: fl
         def update_into(self, zeros: memoryview, stream: memoryview) -> None:
             np.frombuffer(stream, "<u8")[: len(zeros) // 8] = np.uint64(word)
 
+    stream: Any = Given()
     result = np.empty(4)
-    randomness._NoiseBuffer(4).fill(Given(), np.zeros(4), result, 1.0, 2.0**-40)
+    randomness._NoiseBuffer(4).fill(stream, np.zeros(4), result, 1.0, 2.0**-40)
     assert np.hypot(result[0], result[2]) == pytest.approx(radius, abs=0.01)
 
 

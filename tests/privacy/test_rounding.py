@@ -41,7 +41,9 @@ def test_a_batch_is_cut_only_as_far_as_needed() -> None:
     assert not rounding_for(10, 512, 513).terms  # one text is longer than all of a product
 
 
-def clipped(inputs: torch.Tensor, grads: torch.Tensor, rounding: Rounding, *, exact: bool = False):
+def clipped(
+    inputs: torch.Tensor, grads: torch.Tensor, rounding: Rounding, *, exact: bool = False
+) -> torch.Tensor:
     """The clipped sum of a wide layer without bias, float64, and the bound 1."""
     layer = nn.Linear(inputs.shape[2], grads.shape[2], bias=False)
     layer.train()

@@ -9,6 +9,8 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +93,7 @@ def test_every_step_of_a_round_adds_noise() -> None:
 @pytest.mark.usefixtures("way")
 def test_in_bfloat16_the_bound_holds_and_the_update_is_close(method: str) -> None:
     classifier = model(method, "bert")[0]
-    total = {"method": method, "sampling_rate": 1.0, "size_class": 1}
+    total: dict[str, Any] = {"method": method, "sampling_rate": 1.0, "size_class": 1}
     exact = update(Scripted(EVERYTHING), clip_norm=1e4, **total)
     classifier.half_precision = True
     try:
@@ -214,9 +216,9 @@ def test_the_micro_batch_does_not_matter(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["head", "bitfit"])
-def test_states_from_the_cache_train_alike(method: str, tmp_path) -> None:
+def test_states_from_the_cache_train_alike(method: str, tmp_path: Path) -> None:
     classifier, start = model(method)
-    named = {
+    named: dict[str, Any] = {
         "schedule": ONCE, "training": TrainingSettings(), "size_class": CLASS, "micro_batch": 4,
     }  # fmt: skip
     updates = [
@@ -270,7 +272,7 @@ def test_each_step_draws_one_sample_and_then_one_noise_vector() -> None:
 
 def test_without_privacy_a_round_draws_no_noise_and_takes_the_mean_over_what_was_drawn() -> None:
     stream = Scripted([3, 4, 7], noise=1)
-    plain = {"schedule": Schedule(mechanism=NoPrivacy(sampling_rate=RATE), steps=1)}
+    plain: dict[str, Any] = {"schedule": Schedule(mechanism=NoPrivacy(sampling_rate=RATE), steps=1)}
     got = update(stream, micro_batch=2, **plain)
     assert [kind for kind, *_ in stream.log] == ["sample"]
     alone = [update(Scripted([text]), **plain) for text in (3, 4, 7)]
@@ -280,7 +282,7 @@ def test_without_privacy_a_round_draws_no_noise_and_takes_the_mean_over_what_was
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_test_seed_repeats_and_another_round_differs(optimizer: str) -> None:
-    named = {"steps": 2, "optimizer": optimizer, "rate": 0.01}
+    named: dict[str, Any] = {"steps": 2, "optimizer": optimizer, "rate": 0.01}
     first, second, other = (
         update(SecureRandom.for_test(1, "pc", number), **named) for number in (1, 1, 2)
     )
@@ -289,7 +291,7 @@ def test_a_test_seed_repeats_and_another_round_differs(optimizer: str) -> None:
 
 
 def test_training_touches_no_global_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a generator that is not cryptographic was asked")
 
     for name in ("normal", "randn", "rand", "randn_like", "randint", "randperm", "Generator"):

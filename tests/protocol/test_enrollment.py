@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ KEY = SigningKey(b"k" * 32)
 NODE_KEY = node_key(7)
 
 
-def invite(**changes: object) -> Invite:
+def invite(**changes: Any) -> Invite:
     values = {
         "federation": "0123456789abcdef", "issuer": KEY.public.hex(),
         "not_after": int(time.time()) + 1000, "address": "fleet.example.org:8443",
@@ -28,7 +29,7 @@ def invite(**changes: object) -> Invite:
     return Invite.model_validate({**values, **changes})
 
 
-def request(**changes: object) -> Request:
+def request(**changes: Any) -> Request:
     values = {
         "federation": "0123456789abcdef", "issuer": KEY.public.hex(),
         "not_after": int(time.time()) + 1000, "name": "office-1", "node_key": NODE_KEY,
@@ -122,7 +123,7 @@ def test_a_huge_letter_is_refused_before_it_is_read() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_an_invite_with_nonsense_is_refused(change: dict[str, object]) -> None:
+def test_an_invite_with_nonsense_is_refused(change: dict[str, Any]) -> None:
     good = invite()
     bad = good.model_construct(**{**good.model_dump(), **change})
     with pytest.raises(AdmissionError, match="changed or cut off"):

@@ -237,7 +237,7 @@ def test_records_of_the_wrong_kind_are_refused(decode: Callable[[RecordDict], An
 # The job
 
 
-def job_tree(**changes: object) -> str:
+def job_tree(**changes: Any) -> str:
     return json.dumps({**json.loads(tiny_job().model_dump_json()), **changes})
 
 

@@ -16,7 +16,7 @@ from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedaipc.config import DPSGD, NoPrivacy
+from fedaipc.config import DPSGD, NoPrivacy, SecAgg
 from fedaipc.errors import SecAggError
 from fedaipc.privacy.dp_sgd import private_step
 from fedaipc.protocol.job import Job, SignedJob
@@ -174,10 +174,10 @@ def test_who_is_missing_changes_neither_the_least_set_nor_how_many_may_collude()
 def test_a_tenth_of_the_federation_may_collude_or_what_the_job_says() -> None:
     """M1: of all members, whoever is asked in a round."""
     for members, expected in ((1, 1), (3, 1), (19, 1), (20, 2), (105, 10), (10_000, 1000)):
-        assert colluding_members(tiny_job().aggregation, members) == expected
-    job = tiny_job("aggregation.colluding=7").aggregation
-    assert colluding_members(job, 100) == 7
-    assert colluding_members(job, 5) == 5
+        assert colluding_members(SecAgg(), members) == expected
+    seven = SecAgg(colluding=7)
+    assert colluding_members(seven, 100) == 7
+    assert colluding_members(seven, 5) == 5
 
 
 def test_the_jobs_share_sets_the_least_sum() -> None:

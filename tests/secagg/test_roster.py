@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,12 @@ PCS = [SigningKey(bytes([number]) * 32) for number in range(1, 8)]
 NOW = 1_800_000_000.0
 
 
-def roster(keys: list[SigningKey] = PCS, **changes: object) -> Roster:
+def roster(keys: list[SigningKey] = PCS, **changes: Any) -> Roster:
     named = {"federation": "reviews", "version": 3, "beacon": bytes(32)}
     return Roster.sign(ADMISSION, **{**named, "members": [k.public for k in keys], **changes})
 
 
-def bundle(key: SigningKey = PCS[0], **changes: object) -> Bundle:
+def bundle(key: SigningKey = PCS[0], **changes: Any) -> Bundle:
     fields = {
         "federation": "reviews", "run": "run-1", "epoch": 1, "not_after": int(NOW) + 10,
         "identity": key.public, "size_class": 64, "mask_key": ExchangeKey().public,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -391,7 +391,7 @@ def test_frames_come_back_and_their_damage_is_refused_or_changes_nothing_quietly
     signed = agreements(SEVEN, KEYS, summed, PCS)
     proposal = summed.proposal(PCS[0])
     request = Unmask(proposal, signed)
-    frame = {
+    frame: Any = {
         "proposal": proposal,
         "agreement": signed[0],
         "complaint": Complaint(PCS[0], PCS[1], Reason.LEDGER, bytes(64)),

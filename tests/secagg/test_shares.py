@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from fedaipc.secagg import shares as module
 from fedaipc.secagg.shares import PRIME, combine, split_all
 
 SECRET = bytes(range(32))
+TOKEN_BYTES = "fedaipc.secagg.shares.secrets.token_bytes"
 
 
 def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
@@ -36,7 +38,7 @@ def test_every_set_of_threshold_size_recovers_and_none_below(threshold: int, cou
 
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 12), st.integers(0, 8), st.randoms())
 @settings(max_examples=50)
-def test_any_secret_comes_back(secret: bytes, threshold: int, more: int, random) -> None:
+def test_any_secret_comes_back(secret: bytes, threshold: int, more: int, random: Any) -> None:
     shares = split(secret, threshold, threshold + more)
     chosen = random.sample(range(len(shares)), threshold)
     assert combine({number: shares[number] for number in chosen}) == secret
@@ -57,10 +59,10 @@ def test_fewer_shares_than_the_threshold_fit_every_secret_equally(
     for secret in range(prime):
         for line in itertools.product(range(prime), repeat=2):
             draws = iter(value.to_bytes(48, "little") for value in line)
-            monkeypatch.setattr(module.secrets, "token_bytes", lambda _, draws=draws: next(draws))
+            monkeypatch.setattr(TOKEN_BYTES, lambda _, draws=draws: next(draws))
             shares = split(secret.to_bytes(32, "big"), 3, 3)
-            pair = tuple(int.from_bytes(share, "big") for share in shares[:2])
-            seen.setdefault(pair, Counter())[secret] += 1
+            one, two, _ = (int.from_bytes(share, "big") for share in shares)
+            seen.setdefault((one, two), Counter())[secret] += 1
     assert len(seen) == prime**2
     for counts in seen.values():
         assert set(counts.values()) == {1}
@@ -81,7 +83,7 @@ def test_many_keys_at_once_are_split_as_each_alone(
              for _ in range(threshold - 1)]  # fmt: skip
     left = iter(draws)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.secrets, "token_bytes", lambda _: next(left))
+        patch.setattr(TOKEN_BYTES, lambda _: next(left))
         found = split_all(keys, threshold, count)
     for place, key in enumerate(keys):
         line = [int.from_bytes(draw[:48], "little") for draw in draws]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ PCS = [SigningKey(bytes([number]) * 32) for number in range(1, 8)]
 NOW = 1_800_000_000.0
 
 
-def bundle(key: SigningKey, number: int, **changes: object) -> Bundle:
+def bundle(key: SigningKey, number: int, **changes: Any) -> Bundle:
     fields = {
         "federation": "reviews", "run": "run-1", "epoch": 1, "not_after": int(NOW) + 10,
         "identity": key.public, "size_class": 64,

@@ -28,7 +28,9 @@ def test_the_root_is_that_of_rfc_6962() -> None:
 
 
 @given(LISTS, st.data())
-def test_every_entry_can_be_proved_and_nothing_else(entries: list[bytes], data) -> None:
+def test_every_entry_can_be_proved_and_nothing_else(
+    entries: list[bytes], data: st.DataObject
+) -> None:
     number = data.draw(st.integers(0, len(entries) - 1))
     top, proof, count = root(entries), Tree(entries).path(number), len(entries)
     assert len(proof) <= max(1, (count - 1).bit_length())

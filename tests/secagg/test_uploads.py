@@ -13,26 +13,32 @@ from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg import tree
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.shares import combine
-from fedaipc.secagg.terms import check_value
-from fedaipc.secagg.uploads import HEADER_BYTES, Upload, mask_and_share, open_shares, pair_key
+from fedaipc.secagg.terms import Terms, check_value
+from fedaipc.secagg.uploads import HEADER_BYTES, Keys, Upload, mask_and_share, open_shares, pair_key
 from tests.support.secagg import HEAD, blob_of, federation
 
 SEVEN, KEYS = federation(7)
 
 
-def words(terms, number: int) -> np.ndarray:
+def words(terms: Terms, number: int) -> np.ndarray:
     rng = np.random.default_rng(number)
     return rng.integers(0, 2**terms.bits, terms.size).astype(terms.encoding.dtype)
 
 
-def uploads(terms, keys) -> dict[bytes, Upload]:
+def uploads(terms: Terms, keys: dict[bytes, Keys]) -> dict[bytes, Upload]:
     return {
         who: mask_and_share(terms, keys[who], words(terms, n), HEAD)
         for n, who in enumerate(terms.participants)
     }
 
 
-def rebuilt(terms, keys, found: dict[bytes, Upload], members: list[int], uploader: bytes) -> list:
+def rebuilt(
+    terms: Terms,
+    keys: dict[bytes, Keys],
+    found: dict[bytes, Upload],
+    members: list[int],
+    uploader: bytes,
+) -> list:
     """All keys of an uploader, from the shares of so many members."""
     opened = {}
     for number in members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ FIELDS = st.lists(
 )
 
 
-def written(fields: list[tuple[str, object]]) -> bytes:
+def written(fields: list[tuple[str, Any]]) -> bytes:
     writer = Writer(LABEL)
     for kind, value in fields:
         if kind == "items":
@@ -42,14 +43,14 @@ def read(reader: Reader, kinds: list[str]) -> list[tuple[str, object]]:
 
 
 @given(FIELDS)
-def test_what_was_written_is_read_back(fields: list[tuple[str, object]]) -> None:
+def test_what_was_written_is_read_back(fields: list[tuple[str, Any]]) -> None:
     kinds = [kind for kind, _ in fields]
     assert parsed(written(fields), LABEL, lambda reader: read(reader, kinds)) == fields
 
 
 @given(FIELDS, st.data())
 def test_a_shorter_or_longer_frame_is_refused(
-    fields: list[tuple[str, object]], data: st.DataObject
+    fields: list[tuple[str, Any]], data: st.DataObject
 ) -> None:
     content, kinds = written(fields), [kind for kind, _ in fields]
     cut = data.draw(st.integers(0, len(content) - 1))
@@ -60,7 +61,7 @@ def test_a_shorter_or_longer_frame_is_refused(
 
 @given(FIELDS, st.binary(max_size=80))
 def test_any_bytes_are_refused_or_are_the_one_form_of_what_they_say(
-    fields: list[tuple[str, object]], content: bytes
+    fields: list[tuple[str, Any]], content: bytes
 ) -> None:
     kinds = [kind for kind, _ in fields]
     try:

@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,9 +30,10 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedaipc.errors import EngineError, MissingExtra
-from fedaipc.simulation import flower_adapter, flower_engine, processes
+from fedaipc.simulation import flower_engine, processes
 from fedaipc.simulation.flower_adapter import (
     CLIENT_CRASHED,
     CLIENT_RAISED,
@@ -42,15 +44,15 @@ from fedaipc.simulation.flower_adapter import (
 )
 from fedaipc.simulation.flower_engine import run_on_flower_simulation
 
-RUN_CONFIG = {"rate": 0.5, "name": "a b", "flag": True}
+RUN_CONFIG: dict[str, str | float | bool] = {"rate": 0.5, "name": "a b", "flag": True}
 app = ClientApp()
 calls: list[int] = []
 
 
 @app.train("double")
-def double(message: Message, context: Context) -> Message:
+def double(message: Any, context: Any) -> Message:
     """Count the calls of this PC in its state; return twice the vector."""
-    calls.append(int(context.node_config["partition-id"]))
+    calls.append(int(str(context.node_config["partition-id"])))
     count = int(context.state["seen"]["n"]) + 1 if "seen" in context.state else 1
     context.state["seen"] = ConfigRecord({"n": count})
     vector = message.content["w"]["v"].numpy()
@@ -61,7 +63,7 @@ def double(message: Message, context: Context) -> Message:
 
 
 @app.query("vandalise")
-def vandalise(message: Message, context: Context) -> Message:
+def vandalise(message: Any, context: Context) -> Message:
     message.content["w"]["v"].data = b""
     message.content["w"]["v"] = Array(np.zeros(1, np.float32))
     message.content["c"]["list"].append(99)
@@ -73,12 +75,12 @@ def vandalise(message: Message, context: Context) -> Message:
 
 @app.query("configs")
 def configs(message: Message, context: Context) -> Message:
-    seen = {"node": json.dumps(context.node_config), "run": json.dumps(context.run_config)}
+    seen: Any = {"node": json.dumps(context.node_config), "run": json.dumps(context.run_config)}
     return Message(RecordDict({"c": ConfigRecord(seen)}), reply_to=message)
 
 
 @app.query("fail")
-def fail(message: Message, context: Context) -> Message | None:
+def fail(message: Message, context: Context) -> Any:
     """Change the state, then fail in the way that the message asks for."""
     context.state["seen"] = ConfigRecord({"n": 1000})
     how = message.content["c"]["how"]
@@ -115,9 +117,9 @@ def test_message_can_be_made_without_knowing_about_identities() -> None:
 
 
 def test_identity_that_flower_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flower_adapter.TaskIdentity, "_run_id", 42)
+    monkeypatch.setattr(TaskIdentity, "_run_id", 42)
     ensure_message_identity()
-    assert flower_adapter.TaskIdentity.run_id == 42
+    assert TaskIdentity.run_id == 42
     assert make_grid().run.run_id == 42
 
 
@@ -132,7 +134,7 @@ def test_clients_run_one_by_one_and_only_when_pulled() -> None:
         assert reply.metadata.reply_to_message_id == message_id
         assert reply.metadata.src_node_id == node
         assert reply.metadata.message_type == "train.double"
-        np.testing.assert_array_equal(reply.content["w"]["v"].numpy(), np.float32([2, 4]))
+        np.testing.assert_array_equal(reply.content["w"]["v"].numpy(), np.array([2, 4], np.float32))
     assert list(grid.pull_messages([])) == []
 
 
@@ -177,7 +179,7 @@ def test_client_cannot_reach_the_servers_or_anothers_records() -> None:
     for message_id in ids:
         (reply,) = grid.pull_messages([message_id])
         assert reply.has_content()
-    np.testing.assert_array_equal(reply.content["w"]["v"].numpy(), np.float32([2, 4]))
+    np.testing.assert_array_equal(reply.content["w"]["v"].numpy(), np.array([2, 4], np.float32))
     assert content["w"]["v"].data is before
     assert content["c"] == ConfigRecord({"list": [1, 2], "x": 1})
     (reply,) = grid.send_and_receive([Message(RecordDict(), first, "query.configs")])
@@ -200,17 +202,24 @@ def test_array_bytes_are_shared_not_copied() -> None:
 
 def test_later_change_of_a_pushed_message_is_not_sent() -> None:
     grid = make_grid(1)
-    content = vectors()
+    content: Any = vectors()
     ids = grid.push_messages([Message(content, grid.get_node_ids()[0], "train.double")])
-    content["w"]["v"] = Array(np.float32([100, 100]))
+    content["w"]["v"] = Array(np.array([100, 100], np.float32))
     (reply,) = grid.pull_messages(ids)
-    np.testing.assert_array_equal(reply.content["w"]["v"].numpy(), np.float32([2, 4]))
+    np.testing.assert_array_equal(reply.content["w"]["v"].numpy(), np.array([2, 4], np.float32))
 
 
 def test_values_come_out_as_after_a_real_transport() -> None:
     grid = make_grid(1)
     grid._client_app = lambda message, _: Message(message.content, reply_to=message)
-    sent = {"f": np.float64(1.5), "t": True, "u": 2**64 - 1, "b": b"\x00\xff", "e": [], "l": ["a"]}
+    sent: Any = {
+        "f": np.float64(1.5),
+        "t": True,
+        "u": 2**64 - 1,
+        "b": b"\x00\xff",
+        "e": [],
+        "l": ["a"],
+    }
     content = RecordDict({"c": ConfigRecord(sent), "m": MetricRecord({"x": [1.5], "n": 3})})
     (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], "query")])
     assert dict(reply.content["c"]) == sent
@@ -297,7 +306,7 @@ def test_grid_without_nodes_is_refused() -> None:
 
 def test_run_in_process_gives_the_server_app_its_context_and_grid() -> None:
     server = ServerApp()
-    seen: dict[str, object] = {}
+    seen: dict[str, Any] = {}
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
@@ -322,7 +331,7 @@ def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.parametrize(("config", "pcs"), [({"a": [1]}, 1), ({}, 0)])
-def test_bad_settings_start_nothing(config: dict[str, object], pcs: int) -> None:
+def test_bad_settings_start_nothing(config: dict[str, Any], pcs: int) -> None:
     before = leftovers()
     with pytest.raises(EngineError):
         run_on_flower_simulation(run_config=config, num_pcs=pcs)

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedaipc.config import TrainingSettings
+from fedaipc.config import DPSGD, Schedule, TrainingSettings
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import longest_input, make_inputs
 from fedaipc.privacy import dp_sgd, training
 from fedaipc.privacy.randomness import SecureRandom
-from tests.support.schedules import dp_sgd as schedule
 from tests.support.tiny_models import LABELS, settings, shared_folder
 
 CLIP = 0.05
-ONCE = schedule(2.0, 1.0, clip_norm=CLIP)
+MECHANISM = DPSGD(noise_multiplier=2.0, sampling_rate=1.0, clip_norm=CLIP)
+ONCE = Schedule(mechanism=MECHANISM, steps=1)
 
 
 class Everything(SecureRandom):
@@ -35,11 +35,11 @@ class Weights:
     def __init__(self, classifier: Classifier, start: np.ndarray) -> None:
         self.vector = start.copy()
         self._places: dict[str, np.ndarray] = {}
-        start = 0
+        place = 0
         for name, shape in zip(classifier.layout.names, classifier.layout.shapes, strict=True):
             size = int(np.prod(shape))
-            self._places[name] = self.vector[start : start + size].reshape(shape)
-            start += size
+            self._places[name] = self.vector[place : place + size].reshape(shape)
+            place += size
 
     def __getitem__(self, end: str) -> np.ndarray:
         (name,) = [name for name in self._places if name.endswith(end)]
@@ -84,7 +84,7 @@ def rehearse(method: str, micro_batch: int = 0, family: str = "bert", *, cached:
     classifier = Classifier(settings(shared_folder(family), method=method), LABELS)
     training.rehearse(
         classifier, longest_input(classifier, cached=cached), read_vector(classifier),
-        mechanism=ONCE.mechanism, training=TrainingSettings(learning_rate=1.0),
+        mechanism=MECHANISM, training=TrainingSettings(learning_rate=1.0),
         micro_batch=micro_batch,
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ class Kernels(TorchDispatchMode):
         super().__init__()
         self._faulty = faulty
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name in {"mm", "addmm", "bmm", "baddbmm"} and self._faulty(name, found.shape[-1]):

@@ -45,6 +45,7 @@ from fedaipc.secagg.terms import Terms, capped
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.simulation.simulation import prepare
 from tests.support.jobs import on_the_wire, tiny
+from tests.support.schedules import mechanism_of
 
 CANARY = "canary-5f3a-zebra"
 TEXT = f"the {CANARY} told nobody"
@@ -261,7 +262,7 @@ def failed(reply: Answer | Message) -> bool:
 
 def deviation(job: Job, noise: float, rate: float) -> float:
     """Of one step's noise on an update of the PC with size class 64."""
-    return noise * job.privacy.clip_norm * job.training.learning_rate / (rate * 64)
+    return noise * mechanism_of(job.schedule).clip_norm * job.training.learning_rate / (rate * 64)
 
 
 def exotic(folder: Path, count: int) -> Path:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import click
-
 
 @dataclass(frozen=True)
 class Ran:
@@ -31,7 +29,7 @@ def refused(ran: Ran, code: int) -> str:
 
 
 @cache
-def all_commands() -> dict[tuple[str, ...], click.Command]:
+def all_commands() -> dict[tuple[str, ...], Any]:
     """By their words."""
     import typer.main
 
@@ -40,7 +38,7 @@ def all_commands() -> dict[tuple[str, ...], click.Command]:
     return dict(_commands(typer.main.get_command(app)))
 
 
-def _commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def _commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from _commands(command, *path, name)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -84,7 +84,7 @@ class Fleet:
         name = f"pc-{number:04d}"
         self._start(name, "client", "start", "--folder", self.out / name)
 
-    def _start(self, name: str, *command: object) -> None:
+    def _start(self, name: str, *command: Any) -> None:
         with (self.out / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [*fleet_demo.FEDAIPC, *map(str, command)], stdout=log, stderr=log,
@@ -98,7 +98,7 @@ class Fleet:
         process.kill()
         process.wait()
 
-    def command(self, *words: object) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*fleet_demo.FEDAIPC, *map(str, words)], capture_output=True, text=True, check=False
         )

@@ -39,7 +39,8 @@ class Running:
     def __init__(self, folder: Path) -> None:
         make_authority(folder, "test")
         issue_server(folder, folder, ["localhost", "127.0.0.1"])
-        self.folder, self.log = folder, []
+        self.folder = folder
+        self.log: list[Any] = []
         self.seen: list[tuple[bytes, dict[bytes, bytes], int]] = []
         self.status = 200
         self.superlink: Handler = self._echo

@@ -85,7 +85,7 @@ def _answers(ask: Any, first: int, pipe: int) -> None:
         say("trains")
         return real(self, admitted)
 
-    trainer.Trainer.train = train  # type: ignore[method-assign]
+    trainer.Trainer.train = train
     while True:
         say("asks")
         if not gave(ask(attempt=attempt, number=1)):

@@ -12,7 +12,10 @@ from typing import Any
 
 from fedaipc.client import client_app, key_store, trainer
 from fedaipc.coordinator import checkpoint, membership, server_app
+from fedaipc.coordinator.coordinator import Coordinator
+from fedaipc.files import append_durable
 from fedaipc.privacy import dp_sgd, ledger
+from fedaipc.protocol.messages import encode_update
 from fedaipc.simulation.simulation import reopen, simulate
 
 # One line for each time a PC starts to train, each update that it sends, and each set that it is
@@ -24,9 +27,14 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def replace(owner: Any, name: str, new: Any) -> None:
+    """For the rest of this process's life."""
+    setattr(owner, name, new)
+
+
 def traced(folder: Path) -> None:
     """Let every PC note in the run folder when it starts to train and when it replies."""
-    real_train, real_encode = trainer.Trainer.train, client_app.encode_update
+    real_train, real_encode = trainer.Trainer.train, encode_update
     real_bind = key_store.Agreed.bind
     name = ""
 
@@ -49,8 +57,9 @@ def traced(folder: Path) -> None:
         note("sends")
         return real_encode(update)
 
-    trainer.Trainer.train, client_app.encode_update = train, encode
-    key_store.Agreed.bind = bind
+    replace(trainer.Trainer, "train", train)
+    replace(client_app, "encode_update", encode)
+    replace(key_store.Agreed, "bind", bind)
 
 
 def deadly(owner: Any, name: str, nth: int, *, before: bool) -> None:
@@ -69,12 +78,12 @@ def deadly(owner: Any, name: str, nth: int, *, before: bool) -> None:
             die()
         return result
 
-    setattr(owner, name, call)
+    replace(owner, name, call)
 
 
 def half_written(nth: int) -> None:
     """Kill this process when half of the nth charge is on the disk."""
-    real = ledger.append_durable
+    real = append_durable
     calls = 0
 
     def append(path: Path, line: bytes) -> None:
@@ -85,11 +94,11 @@ def half_written(nth: int) -> None:
             die()
         real(path, line)
 
-    ledger.append_durable = append
+    replace(ledger, "append_durable", append)
 
 
 def victim(folder: Path, point: str, nth: float) -> None:
-    server_app.planned_epsilon = lambda plan, rounds: {"rdp": 1.0, "prv": 1.0, "pld": 1.0}
+    replace(server_app, "planned_epsilon", lambda *_: {"rdp": 1.0, "prv": 1.0, "pld": 1.0})
     traced(folder)
     match point:
         case "while a charge is written":
@@ -119,15 +128,15 @@ def victim(folder: Path, point: str, nth: float) -> None:
         case "at the end":
             deadly(server_app, "export", int(nth), before=False)
         case "seconds after its start":
-            real = server_app.Coordinator.run
+            real = Coordinator.run
 
-            def run(self: server_app.Coordinator, grid: Any) -> Any:
+            def run(self: Coordinator, grid: Any) -> Any:
                 timer = threading.Timer(nth, die)
                 timer.daemon = True
                 timer.start()
                 return real(self, grid)
 
-            server_app.Coordinator.run = run
+            replace(Coordinator, "run", run)
     simulate(reopen(folder), "in-process", lambda _: None)
 
 

@@ -21,7 +21,9 @@ class Liar:
         issue_server(folder, folder, ["localhost"])
         self.authority = (folder / "authority.pem").read_bytes()
         self.parts: list[bytes] = []
-        self.pause, self.asked, self.resumed = 0.0, [], []
+        self.pause = 0.0
+        self.asked: list[bytes] = []
+        self.resumed: list[bool] = []
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(folder / "server.pem", folder / "server.key")
         self._socket = socket.create_server(("127.0.0.1", 0))

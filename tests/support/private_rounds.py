@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -32,8 +33,9 @@ ONCE = dp_sgd(NOISE, RATE, clip_norm=CLIP)
 class Scripted(SecureRandom):
     """Draws the samples it is given, and noise from a test stream or none; keeps a log."""
 
-    def __init__(self, *samples: object, noise: int | None = None) -> None:
-        self.samples, self.log = list(samples), []
+    def __init__(self, *samples: Any, noise: int | None = None) -> None:
+        self.samples = list(samples)
+        self.log: list[Any] = []
         self.noise = None if noise is None else SecureRandom.for_test(noise)
 
     def poisson_sample(self, count: int, rate: float) -> np.ndarray:
@@ -70,7 +72,8 @@ def all_inputs(method: str, family: str = "bert") -> Inputs:
 
 def only(inputs: Inputs, keep: list[int]) -> Inputs:
     """The PC that holds just these texts."""
-    rows = [inputs.rows[inputs.offsets[i] : inputs.offsets[i + 1]] for i in keep]
+    assert inputs.offsets is not None
+    rows: list[Any] = [inputs.rows[inputs.offsets[i] : inputs.offsets[i + 1]] for i in keep]
     return Inputs(np.concatenate(rows), np.cumsum([0, *map(len, rows)]), inputs.most)
 
 
@@ -85,7 +88,7 @@ def update(
     rate: float = 1.0,
     optimizer: str = "sgd",
     schedule: Schedule = ONCE,
-    **changes: object,
+    **changes: Any,
 ) -> np.ndarray:
     classifier, start = model(method, family)
     inputs, targets = all_inputs(method, family), TARGETS
@@ -109,7 +112,7 @@ def update(
 
 def check_neighbours(method: str = "bitfit", family: str = "bert") -> None:
     """Without noise, one record more moves the clipped sum by at most C."""
-    total = {
+    total: dict[str, Any] = {
         "method": method, "family": family, "sampling_rate": 1.0, "size_class": 1,
     }  # divisor 1: the plain sum  # fmt: skip
     whole = update(Scripted(EVERYTHING), **total)
@@ -152,7 +155,7 @@ def check_every_step() -> None:
 def check_fresh_noise() -> None:
     """The operating system's randomness never gives the same noise twice."""
     values = [update(SecureRandom(), keep=[0, 1], sampling_rate=1e-18) for _ in range(2)]
-    assert not np.array_equal(*values)
+    assert not np.array_equal(values[0], values[1])
     # Independent, so that their difference has twice the variance.
     spread = np.std(values[0] - values[1]) * 1e-18 * CLASS / (NOISE * CLIP)
     assert spread == pytest.approx(math.sqrt(2), rel=4.9 / math.sqrt(2 * len(values[0])))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedaipc.client.client_app import pc_folder
 from fedaipc.client.key_store import KeyStore
 from fedaipc.privacy.budget import charged_epsilon
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.job import Job
 from fedaipc.protocol.job_folder import JOB_FILE
-from fedaipc.simulation.simulation import pc_folder
 
 if TYPE_CHECKING:
     from fedaipc.simulation.simulation import Run

@@ -18,6 +18,12 @@ def dp_sgd(
     return Schedule(mechanism=mechanism, steps=steps)
 
 
+def mechanism_of(schedule: Schedule) -> DPSGD:
+    """The settings of its noise; fails where it has none."""
+    assert isinstance(schedule.mechanism, DPSGD)
+    return schedule.mechanism
+
+
 def changed(schedule: Schedule, **changes: Any) -> Schedule:
     """The same with other settings of the mechanism, or other `steps`; validated."""
     steps = changes.pop("steps", schedule.steps)

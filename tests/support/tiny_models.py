@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,10 +34,10 @@ TEXTS = [
 TARGETS = np.arange(len(TEXTS), dtype=np.int64) % len(LABELS)
 
 
-def settings(folder: Path, *, method: str = "bitfit", **changes: object) -> TextClassifier:
+def settings(folder: Path | str, *, method: str = "bitfit", **changes: Any) -> TextClassifier:
     """`changes` are of the model, or of its method where it has such a key."""
     kind = TrainingMethod.kinds[method]
-    train: dict[str, object] = {"kind": method}
+    train: dict[str, Any] = {"kind": method}
     for key, value in {"rank": 2, **changes}.items():
         if key in kind.model_fields:
             train[key] = changes.pop(key, value)
@@ -65,7 +66,7 @@ def make_folder(folder: Path, family: str, *, seed: int = 0, pooler: bool = True
     return folder
 
 
-def _model(family: str, *, pooler: bool) -> torch.nn.Module:
+def _model(family: str, *, pooler: bool) -> Any:
     if family == "distilbert":
         return DistilBertModel(
             DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32,

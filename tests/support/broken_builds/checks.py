@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from fedaipc.secagg.keys import SigningKey
 from fedaipc.secagg.roster import Bundle
 from tests.support import private_rounds as steps
 from tests.support.clients import asker, charges, enrol, send
-from tests.support.schedules import dp_sgd
+from tests.support.schedules import dp_sgd, mechanism_of
 
 DELTA, ORDER = 1e-5, 4.0
 STEP = dp_sgd(noise_multiplier=2.0, sampling_rate=0.1, steps=10)
@@ -52,10 +53,9 @@ def check_composition() -> None:
         for attempt in (1, 2, 3):
             ledger.charge(_charge(attempt))
         accountant = RdpAccountant(orders=[ORDER])
-        gaussian = dp_event.GaussianDpEvent(STEP.mechanism.noise)
-        accountant.compose(
-            dp_event.PoissonSampledDpEvent(STEP.mechanism.sampling_rate, gaussian), 30
-        )
+        step = mechanism_of(STEP)
+        gaussian = dp_event.GaussianDpEvent(step.noise)
+        accountant.compose(dp_event.PoissonSampledDpEvent(step.sampling_rate, gaussian), 30)
         expected = accountant.get_epsilon(DELTA)
         assert math.isclose(Ledger(ledger.path).spent_epsilon(), expected, rel_tol=1e-6)
 
@@ -79,7 +79,7 @@ def check_charge_before_training() -> None:
         federation = enrol(Path(folder), 260, "federation.clients=5")
         pc = federation.folders[federation.bundles[0].identity]
 
-        def dies(*_: object, **__: object) -> object:
+        def dies(*_: Any, **__: Any) -> object:
             raise SystemExit(1)
 
         patch.setattr(trainer, "train_round", dies)

@@ -30,6 +30,7 @@ def no_noise(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_tenth_of_the_noise(patch: pytest.MonkeyPatch) -> None:
+    stream: Any
     for stream in (SecureRandom, *SecureRandom.__subclasses__()):
         if "noisy" in vars(stream):
             real = stream.noisy
@@ -61,6 +62,7 @@ def clip_per_layer(patch: pytest.MonkeyPatch) -> None:
     ) -> Iterator:
         self._sizes()
         for layer in self._layers:
+            assert layer.sizes is not None
             factors = bookkeeping._factors(layer.sizes, bound, 1.0, self.rounding)[:rows]
             yield from layer.sums(factors, slice(rows), 0 if exact else self.rounding.terms)
             layer.forget()
@@ -109,14 +111,14 @@ def noise_in_the_first_step_only(patch: pytest.MonkeyPatch) -> None:
 def true_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
     real = training.train_round
 
-    def train_round(*args: object, **named: object) -> object:
+    def train_round(*args: Any, **named: Any) -> object:
         return real(*args, **{**named, "size_class": len(args[1])})
 
     patch.setattr(training, "train_round", train_round)
 
 
 def drawn_count_as_divisor(patch: pytest.MonkeyPatch) -> None:
-    real = dp_sgd.private_step
+    real: Any = dp_sgd.private_step
 
     def private_step(
         optimizer: Any, module: Any, losses: Iterable, *, divisor: float, **known: Any
@@ -150,9 +152,9 @@ def noise_in_round_0_only(patch: pytest.MonkeyPatch) -> None:
         rounds.append(self._request.round)
         return real_train(self, admitted)
 
-    def train_round(*args: object, **named: object) -> object:
+    def train_round(*args: Any, **named: Any) -> object:
         rounds.append(1 if not rounds else 2)
-        return real_round(*args, **named)  # type: ignore[arg-type]
+        return real_round(*args, **named)
 
     def noisy(total: torch.Tensor, *, noise_multiplier: float, **known: Any) -> torch.Tensor:
         noise = 0.0 if rounds[-1] > 1 else noise_multiplier
