@@ -9,8 +9,8 @@
     )
 
 Clipped sums are those of Opacus' hooks, to rounding, without a gradient for each example in memory
-(docs/speed.md has the times). Sampling, noise and accounting stay Opacus' own. Every input of the
-model needs one row for each example; layers whose gradients are not known are refused.
+(docs/explanation/speed.md has the times). Sampling, noise and accounting stay Opacus' own. Every
+input of the model needs one row for each example; layers whose gradients are not known are refused.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Runs every check of tests/support/broken_builds on every fault, and the canary audit of a real run
 on those that it could see. Writes scripts/bench/results/broken_builds.json, from which
-scripts/readme_table.py makes the table of docs/lab.md. A few minutes.
+scripts/readme_table.py makes the table of docs/how-to/lab.md. A few minutes.
 """
 
 from __future__ import annotations

@@ -42,12 +42,12 @@ def main() -> None:
             "audit": audit_line,
             "defaults": defaults_line,
         },
-        "docs/lab.md": {"budget": budget, "audit": audit, "broken": broken_builds},
-        "docs/secure-aggregation.md": {"secagg": costs},
-        "docs/speed.md": {"clipping": clipping},
-        "docs/operator.md": {"fleet": fleet},
-        "docs/recipe.md": {"defaults": defaults},
-        "docs/privacy.md": {"accountants": accountants},
+        "docs/how-to/lab.md": {"budget": budget, "audit": audit, "broken": broken_builds},
+        "docs/explanation/secure-aggregation.md": {"secagg": costs},
+        "docs/explanation/speed.md": {"clipping": clipping},
+        "docs/how-to/operator.md": {"fleet": fleet},
+        "docs/explanation/recipe.md": {"defaults": defaults},
+        "docs/explanation/privacy.md": {"accountants": accountants},
     }
     for name, found in parts.items():
         path = ROOT / name

@@ -7,7 +7,7 @@
 Each claim is one config in this folder. A seed decides which PC holds which record, so the
 deviation over seeds says what that and the noise do, which always comes from the operating system;
 training in one place only draws other batches. The test set is the same in all runs and was used
-for no choice: settings were tuned on the validation set (docs/recipe.md).
+for no choice: settings were tuned on the validation set (docs/explanation/recipe.md).
 """
 
 from __future__ import annotations

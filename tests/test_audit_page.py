@@ -10,7 +10,7 @@ from fedaipc.privacy.ledger import Ledger
 from tests.support.broken_builds import faults
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs" / "audit-us.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "audit-us.md").read_text(encoding="utf-8")
 
 
 def test_every_test_that_the_page_names_exists() -> None:

@@ -27,7 +27,7 @@ def test_figures_are_those_of_the_committed_results() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
 def test_every_command_and_option_named_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [

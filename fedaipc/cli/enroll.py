@@ -36,7 +36,7 @@ def enroll(
     ] = "auto",
     quoting: Annotated[
         Literal["auto", "csv", "line", "none"],
-        typer.Option(help="what quotation marks mean in a CSV or TSV; see docs/owner.md"),
+        typer.Option(help="what quotation marks mean in a CSV or TSV"),
     ] = "auto",
     no_header: NoHeader = False,
     skip_unusable: Annotated[

@@ -1,6 +1,7 @@
 """Defaults that follow from other settings. A value that was given always stands.
 
-They were measured on several tasks: docs/recipe.md, "The defaults". Only public facts decide.
+They were measured on several tasks (docs/explanation/recipe.md, "The defaults"). Only public facts
+decide.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def reasons(settings: Settings) -> list[str]:
     rounds = f"rounds: {_ROUNDS}; for more than {_FEW_LABELS} labels "
     rounds += f"{_MANY_LABELS_ROUNDS}, where it is not given"
     if settings.model.train.kind == "head":
-        recipe = "a head: all records in each step, FedAdam at 0.05 (measured: docs/recipe.md)"
+        recipe = "a head: all records in each step, FedAdam at 0.05 (measured)"
     else:
         recipe = "beyond a head: a tenth of the records in each step, FedAvg (not tuned)"
     return [f"what nobody gave is, for {recipe}", rounds]

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Schedule, Settings
 
-# From here on runs kept less than half of what they learn without noise (docs/recipe.md).
+# From here on runs kept less than half of what they learn without noise: see
+# docs/explanation/recipe.md.
 DROWNED = 0.2
 
 
