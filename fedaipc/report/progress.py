@@ -39,7 +39,7 @@ class NotebookLine:
         bar = f'<progress value="{done}" max="{total}"></progress>'
         content = {"text/plain": text, "text/html": f"{bar} {escape(printable(text))}"}
         if self._shown is None:
-            self._shown = show(content, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+            self._shown = show(content, raw=True, display_id=True)
         else:
             self._shown.update(content, raw=True)
 

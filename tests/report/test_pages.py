@@ -15,8 +15,8 @@ from fedaipc.lab.audit.report import AuditReport, Setting
 from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.table import Row
 from fedaipc.report.html import report_page
-from tests.report.factory import make_results
 from tests.report.test_html import HOSTILE, Page
+from tests.support.results import make_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
