@@ -38,6 +38,8 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in PLANTED:
         (folder / f"{name}.py").write_text(f"open({str(said)!r}, 'a').write({name!r} + chr(10))\n")
     monkeypatch.chdir(folder)
+    # A process whose coverage is measured imports much before anything of ours.
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
     return said
 
 
