@@ -101,8 +101,10 @@ def _budget(text: str) -> float | None:
 def _show(console: Console, report: AuditReport) -> None:
     from fedaipc.lab.audit.page import canary_table, membership_table, reading_table
 
-    console.print(canary_table(report.settings))
+    tables = [canary_table(report.settings)]
     if any(one.membership is not None for one in report.settings):
-        console.print(membership_table(report.settings))
+        tables.append(membership_table(report.settings))
     if report.inversion is not None:
-        console.print(reading_table(report.inversion))
+        tables.append(reading_table(report.inversion))
+    for table in tables:
+        console.print(table, "")

@@ -115,10 +115,12 @@ class Table:
         if self.columns and sum(least) + gaps > options.max_width:
             yield from self._row_by_row()
             return
-        whole = [widest(name, *own) for name, own in zip(names, cells, strict=True)]
-        fits = sum(whole) + 2 * gaps <= options.max_width
+        natural = [widest(name, *own) for name, own in zip(names, cells, strict=True)]
+        fits = sum(natural) + 2 * gaps <= options.max_width
+        broken = [natural[k] if k in self.words else least[k] for k in range(len(names))]
+        roomy = not self.columns or sum(broken) + 2 * gaps <= options.max_width
         grid = Grid(
-            box=None, pad_edge=False, padding=(0, 2 if fits or not self.columns else 1, 0, 0),
+            box=None, pad_edge=False, padding=(0, 2 if roomy else 1, 0, 0),
             show_header=bool(self.columns), title_justify="left",
             title=_text(self.title, "italic") if self.title else None,
         )  # fmt: skip
