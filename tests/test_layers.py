@@ -247,8 +247,8 @@ def test_the_checker_refuses_relative_imports() -> None:
 def test_every_package_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in project["dependencies"]}
-    # What comes with one that cannot be had without it: Flower, transformers and pydantic.
-    declared |= {"google", "huggingface_hub", "pydantic_core", *EXTRAS}
+    # What comes with one that cannot be had without it: Flower, transformers, pydantic, a notebook.
+    declared |= {"google", "huggingface_hub", "pydantic_core", "IPython", *EXTRAS}
     used = {
         one.name.partition(".")[0]
         for path in _modules().values()
