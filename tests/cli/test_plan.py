@@ -28,8 +28,14 @@ SMALL = ("--delta", "1e-6", *ROUNDS, *RATE, "--json")
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them take seconds each time, and are tested in tests/lab."""
-    monkeypatch.setattr(planner, "GROUPS", (1, 2))
+    monkeypatch.setattr(planner, "GROUPS", (1,))
     monkeypatch.setattr(planner, "TARGETS", (1.0, 4.0))
+
+
+@pytest.fixture
+def _two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two records of one person add up to, too."""
+    monkeypatch.setattr(planner, "GROUPS", (1, 2))
 
 
 def planned(fedaipc: Callable[..., Ran], *words: Any) -> dict[str, Any]:
@@ -38,6 +44,7 @@ def planned(fedaipc: Callable[..., Ran], *words: Any) -> dict[str, Any]:
     return dict(json.loads(ran.out))
 
 
+@pytest.mark.usefixtures("_two")
 def test_the_noise_for_a_budget_is_that_of_a_job(fedaipc: Callable[..., Ran]) -> None:
     found = planned(fedaipc, "--epsilon", 2, "--records", 1000, *SMALL)
     schedule = found["schedule"]
@@ -89,6 +96,7 @@ def test_a_config_is_planned_as_it_stands(fedaipc: Callable[..., Ran]) -> None:
     ],
     ids=["bare", "demo", "budget", "epsilon"],
 )
+@pytest.mark.usefixtures("_two")
 def test_every_record_in_each_step_is_planned(
     fedaipc: Callable[..., Ran], words: tuple[object, ...]
 ) -> None:
