@@ -79,7 +79,7 @@ class BudgetExhausted(PrivacyError):  # noqa: N818 - it names a state, not a fau
     """A PC's lifetime budget does not cover the next charge.
 
     The run so far is kept and can be used. A budget is fixed for life: plan shorter jobs or
-    larger noise (`fedaipc privacy plan --ledger`), or let the owner decide on a new enrollment.
+    larger noise (`fedaipc privacy plan --ledger`).
     """
 
     exit_code = 7

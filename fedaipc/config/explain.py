@@ -51,11 +51,11 @@ def _as_toml(value: Any) -> str:
 
 
 def _type_words(annotation: Any) -> str:
-    if get_origin(annotation) is tuple:
-        return f"list of {_type_words(get_args(annotation)[0])}"
-    kinds = [annotation, *get_args(annotation)]
     words = {str: "text", int: "whole number", float: "number"}
-    return next((words[kind] for kind in kinds if kind in words), "")
+    inner = [_type_words(kind) for kind in get_args(annotation)]
+    if get_origin(annotation) is tuple:
+        return f"list of {inner[0]}"
+    return words.get(annotation) or next(filter(None, inner), "")
 
 
 def describe_fields(model: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:

@@ -115,8 +115,10 @@ class NoPrivacy(Privacy):
 class Schedule(Section):
     """`steps` equal steps of a mechanism whose noise is fixed."""
 
-    mechanism: SerializeAsAny[Privacy]
-    steps: int = Field(ge=1, le=MAX_STEPS)
+    mechanism: SerializeAsAny[Privacy] = Field(
+        description="as [privacy] of a configuration, with its noise as a number"
+    )
+    steps: int = Field(ge=1, le=MAX_STEPS, description="how many, all alike")
 
     @model_validator(mode="after")
     def _is_fixed(self) -> Self:

@@ -120,7 +120,7 @@ class Search(_Part):
     space: Annotated[
         dict[str, Space],
         BeforeValidator(lambda tree: _flat(tree, spaces=True)),
-        Field(min_length=1),
+        Field(min_length=1, description="which settings the tuner chooses, and among what"),
     ]
 
     @model_validator(mode="after")
@@ -134,7 +134,7 @@ class Sweep(_Part):
 
     config: str | None = Field(
         None,
-        description="config file that all cells start from, relative to this file; else the defaults",
+        description="config file to start from, relative to this file; else the defaults",
     )
     name: str = Field(
         "sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the folder below runs/"
