@@ -242,7 +242,7 @@ def exit_codes() -> Iterator[str]:
     for kind in sorted(_errors(), key=lambda kind: kind.exit_code):
         meaning, _, remedy = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
         above = kind.__mro__[1].__name__
-        yield f"### {kind.__name__}\n"
+        yield f"## {kind.__name__}\n"
         yield f"**Exit code {kind.exit_code}.** {meaning}\n"
         yield f"{remedy}\n"
         if above not in ("Exception", "FedaipcError"):
