@@ -65,6 +65,7 @@ class DPSGD(Privacy):
     )
 
     def with_noise(self, noise_multiplier: float) -> Self:
+        """The same mechanism with this noise multiplier in place of a target."""
         return self.model_copy(update={"noise_multiplier": noise_multiplier, "epsilon": None})
 
     @property
@@ -74,7 +75,9 @@ class DPSGD(Privacy):
         return self.noise_multiplier
 
     def sample(self, draw: Any) -> Any:
-        """Which records join a step: their numbers, secret. `draw` is a privacy.dp_sgd.Draw."""
+        """Which records join a step: their numbers, ascending; secret. `draw` is a
+        `privacy.dp_sgd.Draw`.
+        """
         return draw.poisson(self.sampling_rate)
 
     def step(self, step: Any) -> None:
