@@ -1,13 +1,15 @@
 """The documentation is true: links lead somewhere, code runs, and the reference is whole.
 
-All Python blocks of a page are run in order, in an empty folder; `<!-- not run: why -->` on the
-line above a block leaves it out. Its names are checked in any case. `<!-- prints -->` above the
+All Python blocks of a page are run in order, in a folder that holds nothing but a small
+`reviews.csv` (body, stars, customer); `<!-- not run: why -->` on the line above a block leaves it
+out. Its names are checked in any case. `<!-- prints -->` above the
 block behind it holds that block to what was printed.
 """
 
 from __future__ import annotations
 
 import ast
+import csv
 import dataclasses
 import importlib
 import inspect
@@ -16,6 +18,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +41,7 @@ from fedaipc.lab.sweep.cells import Rule, Search, Space, Sweep, sweep_from
 from fedaipc.lab.sweep.table import Point, Row
 from tests.support.commands import all_commands
 from tests.support.pages import DOCS, ROOT, Block, anchors_of, blocks_of, links_of, pages, prose_of
+from tests.support.small import ROWS
 
 REFERENCE = DOCS / "reference"
 PUBLIC = ("fedaipc", "fedaipc.privacy", "fedaipc.opacus", "fedaipc.errors")
@@ -88,6 +92,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 # Commands.
 
 
+@cache
+def commands() -> Any:
+    return typer.main.get_command(app)
+
+
 SOURCES = [p for p in (ROOT / "fedaipc").rglob("*.py") if "`fedaipc " in p.read_text("utf-8")]
 
 
@@ -99,7 +108,7 @@ def test_every_command_and_option_named_exists(page: Path) -> None:
         *re.findall(r"`fedaipc ([a-z-][^`{}]*)`", text),
     ]
     for line in lines:
-        command: Any = typer.main.get_command(app)
+        command: Any = commands()
         words = line.partition("#")[0].split()
         while hasattr(command, "commands") and words and not words[0].startswith("-"):
             assert words[0] in command.commands, line
@@ -148,6 +157,10 @@ def test_python_runs(
 ) -> None:
     del minilm, sentiment
     monkeypatch.chdir(tmp_path)
+    with (tmp_path / "reviews.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("body", "stars", "customer"))
+        table.writerows((text, label, number // 12) for number, (text, label) in enumerate(ROWS))
     code = ["import warnings; warnings.simplefilter('ignore')"]
     wanted = []
     blocks = [one for one in blocks_of(page) if one.is_run or one.mark == "<!-- prints -->"]
