@@ -41,38 +41,44 @@ Amount = Annotated[float, Field(ge=0)]
 class Score(Frozen):
     """How a model does on one set of texts. `loss` is None where it was not finite."""
 
-    accuracy: Fraction
-    macro_f1: Fraction
-    loss: float | None
-    examples: Number
+    accuracy: Fraction = Field(description="share of texts whose likeliest label is right")
+    macro_f1: Fraction = Field(description="mean of the labels' F1, each label counted the same")
+    loss: float | None = Field(
+        description="mean cross-entropy per text, in nats; null where not finite"
+    )
+    examples: Number = Field(description="how many texts")
 
 
 class ClassScore(Frozen):
     """How a model does on the texts of one label; `support` is how many there are."""
 
-    label: str
-    precision: Fraction
-    recall: Fraction
-    f1: Fraction
-    support: Number
+    label: str = Field(description="one of data.labels")
+    precision: Fraction = Field(description="of the texts given this label, the share that has it")
+    recall: Fraction = Field(description="of the texts that have this label, the share given it")
+    f1: Fraction = Field(description="harmonic mean of precision and recall")
+    support: Number = Field(description="how many texts have this label")
 
 
 class PlannedEpsilon(Frozen):
     """Epsilon of the whole declared schedule, by three accountants. An upper bound each."""
 
-    rdp: Amount
-    prv: Amount
-    pld: Amount
+    rdp: Amount = Field(description="by Renyi DP, as ledgers charge")
+    prv: Amount = Field(description="by privacy random variables")
+    pld: Amount = Field(description="by privacy loss distributions")
 
 
 class PrivacyFacts(Frozen):
     """What was promised. `neighbours` is a phrase for a reader; `schedule` is of one round."""
 
-    neighbours: str
-    schedule: Schedule
-    rounds: Number
-    target_epsilon: Amount | None
-    planned_epsilon: PlannedEpsilon | None
+    neighbours: str = Field(description="in words: which data sets the promise compares")
+    schedule: Schedule = Field(description="mechanism and steps of one round")
+    rounds: Number = Field(description="planned")
+    target_epsilon: Amount | None = Field(
+        description="that was asked for; null where the noise was given"
+    )
+    planned_epsilon: PlannedEpsilon | None = Field(
+        description="of all planned rounds; null without privacy"
+    )
 
     @property
     def dp_sgd(self) -> DPSGD | None:
@@ -96,11 +102,15 @@ class AggregationFacts(Frozen):
     is on one value of a weighted update.
     """
 
-    kind: Literal["secagg", "plain"]
-    bits: Number
-    bound: Amount
-    colluding: Number | None
-    least: Number | None
+    kind: Literal["secagg", "plain"] = Field(description="secure aggregation, or in the open")
+    bits: Number = Field(description="of one value as it is sent")
+    bound: Amount = Field(description="on one value of a weighted update")
+    colluding: Number | None = Field(
+        description="PCs that may work for the coordinator; null with plain aggregation"
+    )
+    least: Number | None = Field(
+        description="fewest updates whose sum may be unmasked; null with plain aggregation"
+    )
 
 
 class ModelFacts(Frozen):
@@ -110,18 +120,18 @@ class ModelFacts(Frozen):
     and dtype were taken, `notes` what was done to the base.
     """
 
-    base: str
-    method: str
-    pooling: str
-    trainable_parameters: Number
-    total_parameters: Number
-    base_hash: str
-    layout_hash: str
-    vector_hash: str
-    device: str
-    dtype: str
-    reason: str
-    notes: tuple[str, ...] = ()
+    base: str = Field(description="as model.base names it")
+    method: str = Field(description="kind of model.train")
+    pooling: str = Field(description="as model.pooling")
+    trainable_parameters: Number = Field(description="values that are trained, and sent")
+    total_parameters: Number = Field(description="values of the whole model")
+    base_hash: str = Field(description="SHA-256 over the files of the base")
+    layout_hash: str = Field(description="SHA-256 over base, names and shapes of what is trained")
+    vector_hash: str = Field(description="SHA-256 of the trained values: one flat float32 vector")
+    device: str = Field(description="where passes were computed")
+    dtype: str = Field(description="of forward and backward passes")
+    reason: str = Field(description="why this device and dtype were taken")
+    notes: tuple[str, ...] = Field((), description="what was done to the base")
 
 
 class WarmUpFacts(Frozen):
@@ -130,17 +140,17 @@ class WarmUpFacts(Frozen):
     `seconds` is about 0 where the warmed-up base was there already.
     """
 
-    base: str
-    source: str
-    texts: Number
-    seconds: Amount
+    base: str = Field(description="that was trained")
+    source: str = Field(description="of the public texts")
+    texts: Number = Field(description="how many")
+    seconds: Amount = Field(description="that it took; about 0 where the warmed-up base was cached")
 
 
 class TextFit(Frozen):
     """How texts fit a model: shares of tokens not in its vocabulary, and of texts that are cut."""
 
-    unknown_tokens: Fraction
-    cut_texts: Fraction
+    unknown_tokens: Fraction = Field(description="share of tokens that are not in the vocabulary")
+    cut_texts: Fraction = Field(description="share of texts longer than model.max_length")
 
 
 class DataFacts(Frozen):
@@ -149,22 +159,24 @@ class DataFacts(Frozen):
     `train_fit` is of what all PCs hold together: known to a simulator only.
     """
 
-    source: str
-    labels: tuple[str, ...]
-    train: Number | None
-    validation: Number
-    test: Number
-    majority: Fraction | None
-    notes: tuple[str, ...] = ()
-    train_fit: TextFit | None = None
-    validation_fit: TextFit | None = None
+    source: str = Field(description="as data.source names it")
+    labels: tuple[str, ...] = Field(description="public label list, in order")
+    train: Number | None = Field(description="texts of all PCs; null over real PCs")
+    validation: Number = Field(description="texts")
+    test: Number = Field(description="texts")
+    majority: Fraction | None = Field(description="share of the commonest label in the test set")
+    notes: tuple[str, ...] = Field((), description="what was left out and why")
+    train_fit: TextFit | None = Field(
+        None, description="of what all PCs hold together; null over real PCs"
+    )
+    validation_fit: TextFit | None = Field(None, description="of the validation set")
 
 
 class Traffic(Frozen):
     """Bytes of all PCs together, from the coordinator (`down`) and to it (`up`)."""
 
-    down: Number
-    up: Number
+    down: Number = Field(description="bytes from the coordinator to all PCs")
+    up: Number = Field(description="bytes from all PCs to the coordinator")
 
 
 class RoundResult(Frozen):
@@ -176,23 +188,31 @@ class RoundResult(Frozen):
     and `epsilon` what they cost it.
     """
 
-    round: Number
-    attempt: Number
-    void: bool
-    why_void: str | None = None
-    blamed: tuple[str, ...] = ()
-    seconds: Amount
-    phases: dict[str, Amount]
-    asked: Number
-    arrived: Number
-    declined: Number
-    dropped: Number
-    bytes_down: Number
-    bytes_up: Number
-    traffic: dict[str, Traffic] = Field(default_factory=dict)
-    charged: Number | None = None  # unknown before it was kept
-    epsilon: Amount | None
-    validation: Score | None
+    round: Number = Field(description="number of the round, from 1")
+    attempt: Number = Field(
+        description="number of the attempt, from 1; a void round is tried again"
+    )
+    void: bool = Field(description="whether the model stayed as it was")
+    why_void: str | None = Field(None, description="in words")
+    blamed: tuple[str, ...] = Field(
+        (), description="identities of PCs whose uploads or shares were provably wrong"
+    )
+    seconds: Amount = Field(description="of the attempt")
+    phases: dict[str, Amount] = Field(description="seconds by name")
+    asked: Number = Field(description="PCs")
+    arrived: Number = Field(description="PCs whose update is in the sum")
+    declined: Number = Field(description="PCs that refused")
+    dropped: Number = Field(description="PCs that did not answer")
+    bytes_down: Number = Field(description="bytes from the coordinator to all PCs")
+    bytes_up: Number = Field(description="bytes from all PCs to the coordinator")
+    traffic: dict[str, Traffic] = Field(default_factory=dict, description="the same bytes by stage")
+    charged: Number | None = Field(
+        None, description="attempts of the run for which the PC charged most often was charged"
+    )  # unknown before it was kept
+    epsilon: Amount | None = Field(description="what these cost it; null without privacy")
+    validation: Score | None = Field(
+        description="of the model after the attempt; null where it was not measured"
+    )
 
 
 class PcResult(Frozen):
@@ -202,15 +222,21 @@ class PcResult(Frozen):
     the filter of order `filter_order`; None where the ledger can claim none.
     """
 
-    name: str
-    size_class: Number
-    examples: Number | None = None
-    groups: tuple[str, ...] = ()
-    epsilon: Amount | None
-    lifetime_epsilon: Amount | None
-    filter_order: Amount | None = None
-    charges: Number
-    state: Literal["active", "exhausted", "absent"]
+    name: str = Field(description="public name")
+    size_class: Number = Field(description="public upper end of its number of records")
+    examples: Number | None = Field(None, description="records it holds; null over real PCs")
+    groups: tuple[str, ...] = Field(
+        (), description="values of data.client_column it holds; empty over real PCs"
+    )
+    epsilon: Amount | None = Field(
+        description="charged over the PC's life, not this run alone; null where none can be claimed"
+    )
+    lifetime_epsilon: Amount | None = Field(description="its budget; null where not known")
+    filter_order: Amount | None = Field(None, description="RDP order of its budget filter")
+    charges: Number = Field(description="lines of its ledger")
+    state: Literal["active", "exhausted", "absent"] = Field(
+        description="exhausted: no budget for another round; absent: not seen at the end"
+    )
 
 
 class MachineFacts(Frozen):
@@ -219,16 +245,16 @@ class MachineFacts(Frozen):
     Cores and memory are those that its process could use. `instructions` are the processor's.
     """
 
-    cores: Number
-    threads: Number
-    memory_gb: Amount
-    processor: str
-    instructions: tuple[str, ...] = ()
-    python: str
-    torch: str
-    flwr: str
-    opacus: str
-    transformers: str
+    cores: Number = Field(description="that the process could use")
+    threads: Number = Field(description="that torch used")
+    memory_gb: Amount = Field(description="that the process could use, in GiB (2^30 bytes)")
+    processor: str = Field(description="name")
+    instructions: tuple[str, ...] = Field((), description="of the processor that matter for speed")
+    python: str = Field(description="version")
+    torch: str = Field(description="version")
+    flwr: str = Field(description="version")
+    opacus: str = Field(description="version")
+    transformers: str = Field(description="version")
 
 
 class Results(Frozen):
@@ -239,31 +265,41 @@ class Results(Frozen):
     works on the run any more.
     """
 
-    schema_version: Literal[1] = 1
-    fedaipc: str
-    name: str
-    run_id: str
-    engine: Engine
-    status: Literal["running", "interrupted", "finished", "stopped"]
-    started: UtcTime
-    finished: UtcTime | None
-    seconds: Amount
-    resumed: Number = 0
-    not_private: tuple[str, ...]
-    privacy: PrivacyFacts
-    aggregation: AggregationFacts
-    model: ModelFacts
-    warm_up: WarmUpFacts | None = None
-    data: DataFacts
-    rounds: tuple[RoundResult, ...] = ()
-    pcs: tuple[PcResult, ...] = ()
-    start: Score | None = None
-    validation: Score | None = None
-    test: Score | None = None
-    test_classes: tuple[ClassScore, ...] = ()
-    standard_error: Amount | None = None
-    machine: MachineFacts
-    peak_memory_bytes: Number | None = None
+    schema_version: Literal[1] = Field(1, description="of this file")
+    fedaipc: str = Field(description="version that wrote it")
+    name: str = Field(description="of the run")
+    run_id: str = Field(description="16 hex digits, drawn at random")
+    engine: Engine = Field(description="how PCs were driven")
+    status: Literal["running", "interrupted", "finished", "stopped"] = Field(
+        description="stopped: budgets ended; interrupted: not finished and no process works on it"
+    )
+    started: UtcTime = Field(description="UTC, ISO 8601")
+    finished: UtcTime | None = Field(description="UTC, ISO 8601; null before the end")
+    seconds: Amount = Field(description="of work, pauses between resumptions left out")
+    resumed: Number = Field(0, description="how often")
+    not_private: tuple[str, ...] = Field(
+        description="reasons why no promise can be made; empty: private"
+    )
+    privacy: PrivacyFacts = Field(description="what was promised")
+    aggregation: AggregationFacts = Field(description="what the coordinator could see")
+    model: ModelFacts = Field(description="which model was trained")
+    warm_up: WarmUpFacts | None = Field(None, description="null without a warm-up")
+    data: DataFacts = Field(description="labels, and sizes of the sets")
+    rounds: tuple[RoundResult, ...] = Field((), description="one entry an attempt, in order")
+    pcs: tuple[PcResult, ...] = Field((), description="one entry a PC, at the end")
+    start: Score | None = Field(None, description="on the validation set, before round 1")
+    validation: Score | None = Field(
+        None, description="on the validation set, after the last round"
+    )
+    test: Score | None = Field(None, description="on the test set, once, after the last round")
+    test_classes: tuple[ClassScore, ...] = Field((), description="on the test set, by label")
+    standard_error: Amount | None = Field(
+        None, description="of the test accuracy, from the number of test texts"
+    )
+    machine: MachineFacts = Field(description="where the coordinator or the simulation ran")
+    peak_memory_bytes: Number | None = Field(
+        None, description="of the process; null where not known"
+    )
 
     @property
     def charged(self) -> int:

@@ -1,17 +1,13 @@
-"""The README tells the truth: its figures come from result files, its commands exist."""
+"""The README tells the truth: its figures come from result files, its configs are valid."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from fedaipc.cli.main import app
 from fedaipc.config import load_settings
 from fedaipc.lab.sweep.cells import cells_of, read_sweep
 
@@ -27,25 +23,6 @@ def test_figures_are_those_of_the_committed_results() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
-def test_every_command_and_option_named_exists(page: Path) -> None:
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [
-        *re.findall(r"^(?:\.venv/bin/)?fedaipc (.*)$", text, re.MULTILINE),
-        *re.findall(r"`fedaipc ([^`]*)`", text),
-    ]
-    assert lines or page.name in {"architecture.md", "audit-us.md", "recipe.md"}
-    for line in lines:
-        command: Any = typer.main.get_command(app)
-        words = line.partition("#")[0].split()
-        while hasattr(command, "commands") and words:
-            assert words[0] in command.commands, line
-            command = command.commands[words.pop(0)]
-        known = {option for parameter in command.params for option in parameter.opts}
-        named = {word.partition("=")[0] for word in words if word.startswith("--")}
-        assert named <= known, line
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "simulations" / "sweeps").glob("*.toml")))
 def test_every_sweep_is_valid(path: Path) -> None:
     sweep = read_sweep(path)
@@ -53,11 +30,6 @@ def test_every_sweep_is_valid(path: Path) -> None:
     cells = cells_of(sweep, path.parent / sweep.config)
     assert cells
     assert not [cell.error for cell in cells if cell.settings is None]
-
-
-@pytest.mark.parametrize("path", re.findall(r"\]\(([a-z][\w./-]*)\)", README))
-def test_every_link_leads_somewhere(path: str) -> None:
-    assert (ROOT / path).exists()
 
 
 @pytest.mark.parametrize(

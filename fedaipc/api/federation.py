@@ -18,7 +18,7 @@ _LOOK = 1.0  # seconds between two looks at a run
 
 
 class Federation:
-    """The folder that `fedaipc federation create` made, with the admission key in it."""
+    """The folder that `fedaipc federation init` made, with the admission key in it."""
 
     def __init__(self, folder: str | Path) -> None:
         """Raises AdmissionError where it holds no federation, or not its key."""

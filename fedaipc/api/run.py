@@ -37,6 +37,7 @@ class Run:
 
     @property
     def validation(self) -> Score | None:
+        """How the model does on the validation set after the last round; None before the end."""
         return self.results.validation
 
     @property
@@ -56,6 +57,7 @@ class Run:
 
     @property
     def delta(self) -> float:
+        """At which every epsilon of this run holds."""
         return self.results.privacy.delta
 
     @property
@@ -174,6 +176,7 @@ class Model:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The public label list, in the order of `probabilities`' columns."""
         return self._exported.labels
 
     @property
@@ -216,6 +219,10 @@ class Comparison:
         self._runs = tuple(runs)
 
     def rows(self) -> list[dict[str, Any]]:
+        """One a run: method, clients, rounds, epsilon spent at delta, and test scores.
+
+        `epsilon` and the scores are None where they are not known, or nothing is promised.
+        """
         from fedaipc.report.formatting import done_rounds, pc_count, run_names, spent_epsilon
 
         return [

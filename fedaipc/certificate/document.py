@@ -54,17 +54,19 @@ TRUST = (
 class Epsilons(Frozen):
     """Of one schedule at one delta, by three accountants: an upper bound each."""
 
-    rdp: Amount
-    prv: Amount
-    pld: Amount
+    rdp: Amount = Field(description="by Renyi DP")
+    prv: Amount = Field(description="by privacy random variables")
+    pld: Amount = Field(description="by privacy loss distributions")
 
 
 class Filter(Frozen):
     """What counts against a PC's lifetime budget: RDP at one order, fixed for life."""
 
-    order: float = Field(gt=1, le=1024)  # the accountant takes as many terms
-    epsilon: Amount
-    lifetime_epsilon: Amount
+    order: float = Field(
+        gt=1, le=1024, description="RDP order, fixed for the life of the ledger"
+    )  # the accountant takes as many terms
+    epsilon: Amount = Field(description="charged so far")
+    lifetime_epsilon: Amount = Field(description="the budget")
 
 
 class Guarantee(Frozen):
@@ -75,18 +77,18 @@ class Guarantee(Frozen):
     is promised, and `not_private` says why.
     """
 
-    unit: str = UNIT
-    neighbours: str = NEIGHBOURS
-    mechanism: str = MECHANISM
-    sampling: str = SAMPLING
-    amplification: str = AMPLIFICATION
-    composition: str = COMPOSITION
-    delta: float = Field(gt=0, lt=1)
-    schedule: tuple[Schedule, ...]
-    claim: Amount | None
-    basis: str
-    epsilon: Epsilons | None
-    not_private: tuple[str, ...]
+    unit: str = Field(UNIT, description="what is protected")
+    neighbours: str = Field(NEIGHBOURS, description="which data sets are compared")
+    mechanism: str = Field(MECHANISM, description="in words")
+    sampling: str = Field(SAMPLING, description="in words")
+    amplification: str = Field(AMPLIFICATION, description="in words")
+    composition: str = Field(COMPOSITION, description="in words")
+    delta: float = Field(gt=0, lt=1, description="at which epsilon holds")
+    schedule: tuple[Schedule, ...] = Field(description="mechanisms with their numbers of steps")
+    claim: Amount | None = Field(description="the epsilon that holds; null: nothing is promised")
+    basis: str = Field(description="why it holds")
+    epsilon: Epsilons | None = Field(description="of the schedule, had it been fixed in advance")
+    not_private: tuple[str, ...] = Field(description="reasons why nothing is promised")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -98,64 +100,72 @@ class Guarantee(Frozen):
 class RunFacts(Frozen):
     """`job` is word for word what the admission key signed; `attempts` the coordinator counted."""
 
-    run: str
-    name: str
-    engine: str
-    status: str
-    rounds: Count
-    attempts: Count
-    pcs: Count
-    aggregation: str
-    job: str
-    job_signature: str
-    config_hash: Hex
-    vector_hash: str
-    test_accuracy: float | None
+    run: str = Field(description="identifier of the run")
+    name: str = Field(description="of the run")
+    engine: str = Field(description="how PCs were driven")
+    status: str = Field(description="of the run")
+    rounds: Count = Field(description="that were finished")
+    attempts: Count = Field(description="that the coordinator counted")
+    pcs: Count = Field(description="of the run")
+    aggregation: str = Field(description="kind")
+    job: str = Field(description="word for word what the admission key signed")
+    job_signature: str = Field(description="hex")
+    config_hash: Hex = Field(description="SHA-256 of config.toml")
+    vector_hash: str = Field(description="SHA-256 of the trained values")
+    test_accuracy: float | None = Field(description="null where not measured")
 
 
 class PcFacts(Frozen):
     """`ledger` are all its lines."""
 
-    name: str
-    size_class: int | None
-    charges: Count
-    filter: Filter
-    ledger: tuple[str, ...]
+    name: str = Field(description="public name")
+    size_class: int | None = Field(description="public upper end of its number of records")
+    charges: Count = Field(description="how many")
+    filter: Filter = Field(description="what counts against its budget")
+    ledger: tuple[str, ...] = Field(description="all of its lines")
 
 
 class AuditFacts(Frozen):
     """An attack on a run with these parameters: epsilon is at least `lower` with `confidence`."""
 
-    method: str
-    lower: Amount
-    confidence: float = Field(gt=0, lt=1)
-    promised: Amount | None
-    canaries: Count
-    result_hash: Hex
+    method: str = Field(description="of the attack")
+    lower: Amount = Field(description="epsilon is at least this")
+    confidence: float = Field(gt=0, lt=1, description="with which")
+    promised: Amount | None = Field(description="epsilon at most; null where nothing was")
+    canaries: Count = Field(description="how many")
+    result_hash: Hex = Field(description="SHA-256 of audit.json")
 
 
 class Software(Frozen):
     """`code` is a hash over the package's modules."""
 
-    fedaipc: str
-    code: Hex
-    packages: dict[str, str]
+    fedaipc: str = Field(description="version")
+    code: Hex = Field(description="SHA-256 over the package's modules")
+    packages: dict[str, str] = Field(description="versions by name")
 
 
 class Certificate(Frozen):
     """`signer` is the public key that answers for it: of the federation, or of the PC."""
 
-    format: Literal["fedaipc certificate"] = "fedaipc certificate"
-    version: Literal[1] = 1
-    issued: str
-    guarantee: Guarantee
-    trust: tuple[str, ...] = TRUST
-    software: Software
-    run: RunFacts | None = None
-    pc: PcFacts | None = None
-    audit: AuditFacts | None = None
-    signer: Hex
-    signature: str = Field("", pattern=r"^([0-9a-f]{128})?$")
+    format: Literal["fedaipc certificate"] = Field(
+        "fedaipc certificate", description="what this file is"
+    )
+    version: Literal[1] = Field(1, description="of the format")
+    issued: str = Field(description="UTC, ISO 8601")
+    guarantee: Guarantee = Field(description="what is claimed, and of what")
+    trust: tuple[str, ...] = Field(
+        TRUST, description="what has to be trusted, and what is not covered"
+    )
+    software: Software = Field(description="that issued it")
+    run: RunFacts | None = Field(None, description="of a certificate of a run")
+    pc: PcFacts | None = Field(None, description="of a certificate of a PC")
+    audit: AuditFacts | None = Field(None, description="an attack on the same schedule")
+    signer: Hex = Field(description="public key")
+    signature: str = Field(
+        "",
+        pattern=r"^([0-9a-f]{128})?$",
+        description="Ed25519, over all the rest in canonical form",
+    )
 
     @model_validator(mode="after")
     def _one_subject(self) -> Self:

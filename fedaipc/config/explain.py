@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from fedaipc.config.section import NAME, Choice, Section, kind_fault
 
@@ -13,6 +14,48 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
+
+
+class Key(NamedTuple):
+    """One setting in words; `default` is as in TOML, None where one has to be given.
+
+    `section` is what the key holds, where that has keys of its own.
+    """
+
+    name: str
+    allowed: str
+    default: str | None
+    meaning: str
+    section: type[Section] | None
+
+
+def keys_of(model: type[Section]) -> list[Key]:
+    """The keys of `model` itself; of a choice those that all of its kinds have."""
+    return [
+        Key(
+            name,
+            _allowed(field) or _type_words(field.annotation),
+            None if field.is_required() else _as_toml(field.get_default(call_default_factory=True)),
+            field.description or "",
+            _section(field),
+        )
+        for name, field in model.model_fields.items()
+    ]
+
+
+def _as_toml(value: Any) -> str:
+    """`value` as a settings file has it; "" for none, and for a section."""
+    if isinstance(value, bool | str | int | tuple | list):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else ""
+
+
+def _type_words(annotation: Any) -> str:
+    words = {str: "text", int: "whole number", float: "number"}
+    inner = [_type_words(kind) for kind in get_args(annotation)]
+    if get_origin(annotation) is tuple:
+        return f"list of {inner[0]}"
+    return words.get(annotation) or next(filter(None, inner), "")
 
 
 def describe_fields(model: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:

@@ -77,16 +77,22 @@ class OwnerSettings(TextSource):
 
     section: ClassVar[str] = remedy.OWNER_FILE
 
-    name: str = Field(max_length=80, pattern=NAME)
+    name: str = Field(max_length=80, pattern=NAME, description="public name of this PC")
     source: str = Field(min_length=1, description="where this PC's texts are")
     size_class: int = Field(ge=1, description="public upper end of the number of records")
     base: str = Field(min_length=1, description="the one base model that this PC trains")
-    admission: str = Field(pattern=r"^[0-9a-f]{64}$")
+    admission: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="the federation's public key, 64 hex digits"
+    )
     server: str | None = Field(None, description="host:port of the coordinator's server")
     policy: Policy = Policy()
     availability: AvailabilitySettings = AvailabilitySettings()
-    insecure_test_seed: Seed | None = None
-    dropout_rate: float = Field(0.0, ge=0, le=1)
-    dropout_stage: Stage = "mask"
-    dropout_seed: Seed = 0
+    insecure_test_seed: Seed | None = Field(
+        None, description="tests only: repeatable noise, which protects nothing"
+    )
+    dropout_rate: float = Field(
+        0.0, ge=0, le=1, description="simulation only: chance to vanish in a round"
+    )
+    dropout_stage: Stage = Field("mask", description="simulation only: when it vanishes")
+    dropout_seed: Seed = Field(0, description="simulation only: in which rounds")
     speed: SpeedSettings = SpeedSettings()

@@ -65,6 +65,7 @@ class DPSGD(Privacy):
     )
 
     def with_noise(self, noise_multiplier: float) -> Self:
+        """The same mechanism with this noise multiplier in place of a target."""
         return self.model_copy(update={"noise_multiplier": noise_multiplier, "epsilon": None})
 
     @property
@@ -74,7 +75,9 @@ class DPSGD(Privacy):
         return self.noise_multiplier
 
     def sample(self, draw: Any) -> Any:
-        """Which records join a step: their numbers, secret. `draw` is a privacy.dp_sgd.Draw."""
+        """Which records join a step: their numbers, ascending; secret. `draw` is a
+        `privacy.dp_sgd.Draw`.
+        """
         return draw.poisson(self.sampling_rate)
 
     def step(self, step: Any) -> None:
@@ -115,8 +118,10 @@ class NoPrivacy(Privacy):
 class Schedule(Section):
     """`steps` equal steps of a mechanism whose noise is fixed."""
 
-    mechanism: SerializeAsAny[Privacy]
-    steps: int = Field(ge=1, le=MAX_STEPS)
+    mechanism: SerializeAsAny[Privacy] = Field(
+        description="as [privacy] of a configuration, with its noise as a number"
+    )
+    steps: int = Field(ge=1, le=MAX_STEPS, description="how many, all alike")
 
     @model_validator(mode="after")
     def _is_fixed(self) -> Self:

@@ -109,7 +109,7 @@ class Choice(Section):
     usual: ClassVar[str]
     kinds: ClassVar[dict[str, type[Choice]]]
 
-    kind: str
+    kind: str = Field(description="which of its kinds")
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

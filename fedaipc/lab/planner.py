@@ -63,17 +63,21 @@ class Plan:
 
     @property
     def delta(self) -> float:
+        """At which epsilon holds."""
         return self.mechanism.delta
 
     @property
     def noise(self) -> float:
+        """The noise multiplier: standard deviation of the noise by clip norm."""
         return self.mechanism.noise
 
     @property
     def rate(self) -> float:
+        """The chance of a record to join a step (Poisson subsampling)."""
         return self.mechanism.sampling_rate
 
     def at_rate(self, rate: float) -> Plan:
+        """The same with another sampling rate; `epsilon` stays as it is."""
         return replace(self, mechanism=self.mechanism.model_copy(update={"sampling_rate": rate}))
 
     @property

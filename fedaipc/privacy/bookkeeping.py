@@ -109,6 +109,7 @@ class BookKeepingModule(AbstractGradSampleModule):
         self._module.zero_grad(set_to_none)
 
     def remove_hooks(self) -> None:
+        """Take all hooks off the wrapped module, which then trains as before."""
         while self._handles:
             self._handles.pop().remove()
         for layer in self._layers:

@@ -24,9 +24,11 @@ class Tracker(Protocol):
 
     def __init__(self, run_folder: Path) -> None: ...
 
-    def on_round(self, result: RoundResult) -> None: ...
+    def on_round(self, result: RoundResult) -> None:
+        """Called after every attempt, void ones included; fields as in results.json."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Called once, also where the run fails."""
 
 
 TRACKERS: dict[str, Callable[[Path], Tracker]] = {}

@@ -9,7 +9,7 @@ import pytest
 
 from fedaipc.report import formatting
 from fedaipc.report.html import report_page, write_all, write_report
-from tests.support.pages import HOSTILE, Page
+from tests.support.html_pages import HOSTILE, Page
 from tests.support.results import begun_results, make_results
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from fedaipc.lab.audit.report import AuditReport, Setting
 from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.table import Row
 from fedaipc.report.html import report_page
-from tests.support.pages import HOSTILE, Page
+from tests.support.html_pages import HOSTILE, Page
 from tests.support.results import make_results
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedaipc.report import template
 from fedaipc.report.table import Alarm, Caution, Table, facts
-from tests.support.pages import HOSTILE, Page
+from tests.support.html_pages import HOSTILE, Page
 
 NUMBERS = Table(
     ("run", "epsilon", "test accuracy"),

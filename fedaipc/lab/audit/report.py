@@ -63,6 +63,7 @@ class AuditReport:
         return [one for one in self.settings if not one.canary.holds]
 
     def to_json(self) -> str:
+        """As in audit.json; `load_report` reads it."""
         content = {"format": FORMAT, "version": 1, **asdict(self)}
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 

@@ -86,18 +86,20 @@ class _Part(BaseModel):
 class Rule(_Part):
     """Where a cell has all the values of `when`, it gets those of `set` as well."""
 
-    when: _When
-    set: _Set
+    when: _When = Field(description="settings that a cell must have")
+    set: _Set = Field(description="settings that it then gets")
 
 
 class Space(_Part):
     """Where a tuner may look for one setting: between two numbers, or among choices."""
 
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    integer: bool = False
-    choices: tuple[Any, ...] = ()
+    low: float | None = Field(None, description="least value")
+    high: float | None = Field(None, description="largest value")
+    log: bool = Field(False, description="look on a logarithmic scale")
+    integer: bool = Field(False, description="whole numbers only")
+    choices: tuple[Any, ...] = Field(
+        (), description="values to choose from, in place of low and high"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -113,12 +115,12 @@ class Space(_Part):
 class Search(_Part):
     """So many trials of a tuner, which maximises the mean validation accuracy over the seeds."""
 
-    trials: int = Field(ge=1, le=MAX_CELLS)
-    seed: int = Field(0, ge=0)
+    trials: int = Field(ge=1, le=MAX_CELLS, description="how many points the tuner tries")
+    seed: int = Field(0, ge=0, description="of the tuner")
     space: Annotated[
         dict[str, Space],
         BeforeValidator(lambda tree: _flat(tree, spaces=True)),
-        Field(min_length=1),
+        Field(min_length=1, description="which settings the tuner chooses, and among what"),
     ]
 
     @model_validator(mode="after")
@@ -130,14 +132,27 @@ class Search(_Part):
 class Sweep(_Part):
     """One sweep file. `config` is relative to it; the default job without one."""
 
-    config: str | None = None
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
-    set: _Set = Field(default_factory=dict)
-    grid: _Grid = Field(default_factory=dict)
-    cells: tuple[_Set, ...] = ()
-    rules: tuple[Rule, ...] = ()
-    search: Search | None = None
+    config: str | None = Field(
+        None,
+        description="config file to start from, relative to this file; else the defaults",
+    )
+    name: str = Field(
+        "sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the folder below runs/"
+    )
+    seeds: tuple[int, ...] = Field(
+        (1, 2, 3), min_length=1, description="each point runs once with each, as data.seed"
+    )
+    set: _Set = Field(
+        default_factory=dict, description='settings of all cells, as "privacy.epsilon" = 8'
+    )
+    grid: _Grid = Field(
+        default_factory=dict, description="settings with lists of values; all combinations are run"
+    )
+    cells: tuple[_Set, ...] = Field((), description="points one by one, in place of a grid")
+    rules: tuple[Rule, ...] = Field((), description="settings that follow from others")
+    search: Search | None = Field(
+        None, description="a tuner chooses the points, in place of a grid"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -50,6 +50,7 @@ class SweepResult:
 
     @property
     def failed(self) -> list[Row]:
+        """Cells that failed; `error` says why."""
         return [row for row in self.rows if row.state == "failed"]
 
     @property
