@@ -47,7 +47,7 @@ def main() -> None:
         "docs/explanation/speed.md": {"clipping": clipping},
         "docs/how-to/operator.md": {"fleet": fleet},
         "docs/explanation/recipe.md": {"defaults": defaults},
-        "docs/explanation/privacy.md": {"accountants": accountants},
+        "docs/explanation/numerics.md": {"accountants": accountants},
     }
     for name, found in parts.items():
         path = ROOT / name
