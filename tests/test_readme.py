@@ -34,7 +34,7 @@ def test_every_command_and_option_named_exists(page: Path) -> None:
         *re.findall(r"^(?:\.venv/bin/)?fedaipc (.*)$", text, re.MULTILINE),
         *re.findall(r"`fedaipc ([^`]*)`", text),
     ]
-    assert lines or page.name in {"architecture.md", "audit-us.md", "recipe.md"}
+    assert lines or page.name != "README.md"
     for line in lines:
         command: Any = typer.main.get_command(app)
         words = line.partition("#")[0].split()
