@@ -11,8 +11,9 @@ import io
 import json
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,6 +21,9 @@ from fedaipc.report.formatting import at_least, at_most
 from fedaipc.report.run_tables import summary
 from fedaipc.report.table import Table
 from fedaipc.results import Results
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "simulations" / "results"
@@ -30,24 +34,29 @@ ORDER = (
     "federated-iid", "private-8-iid", "private-3-iid", "private-1-iid",
     "private-8-bfloat16", "cold-open", "cold-8",
 )  # fmt: skip
+SHORT = (  # of the README
+    "public-only", "alone-by-domain", "central", "federated", "private-8", "private-3", "private-1",
+)  # fmt: skip
+SHOWN = ("run", "privacy", "updates", "test accuracy", "PCs", "rounds", "traffic", "time")
 
 
 def main() -> None:
     parts = {
         "README.md": {
-            "results": table,
-            "demo": lambda: f"```\n{demo()}\n```",
-            "fleet": fleet_line,
-            "budget": budget_line,
+            "results": lambda: table(SHORT),
+            "demo": lambda: f"```\n{demo(SHOWN)}\n```",
             "audit": audit_line,
-            "defaults": defaults_line,
         },
         "docs/how-to/lab.md": {"budget": budget, "audit": audit, "broken": broken_builds},
         "docs/explanation/secure-aggregation.md": {"secagg": costs},
         "docs/explanation/speed.md": {"clipping": clipping},
         "docs/how-to/operator.md": {"fleet": fleet},
-        "docs/explanation/recipe.md": {"defaults": defaults},
-        "docs/explanation/privacy.md": {"accountants": accountants},
+        "docs/explanation/recipe.md": {
+            "demo": lambda: f"```\n{demo()}\n```",
+            "results": table,
+            "defaults": defaults,
+        },
+        "docs/explanation/numerics.md": {"accountants": accountants},
     }
     for name, found in parts.items():
         path = ROOT / name
@@ -68,10 +77,10 @@ def between(text: str, name: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
-def table() -> str:
+def table(claims: Sequence[str] = ORDER) -> str:
     """A row per claim: mean and standard deviation over the seeds."""
     rows = []
-    for claim in ORDER:
+    for claim in claims:
         result = json.loads((RESULTS / f"{claim}.json").read_text(encoding="utf-8"))
         privacy = result["runs"][0].get("privacy")
         promise = "none"
@@ -103,21 +112,6 @@ def budget() -> str:
     return Table(("epsilon", "one domain on each PC", "mixed"), rows).to_markdown()
 
 
-def budget_line() -> str:
-    points = {
-        (p["values"]["privacy.epsilon"], p["values"]["data.partition"]): p
-        for p in _lab("budget")["points"]
-    }
-    best, tight = points["inf", "column"], points[0.5, "column"]
-    line = (
-        f"With one domain on each PC: {best['test_mean']:.3f} without privacy, "
-        f"{points[8, 'column']['test_mean']:.3f} at epsilon 8, "
-        f"{points[2, 'column']['test_mean']:.3f} at 2, {tight['test_mean']:.3f} at 0.5 "
-        f"({tight['runs']} seeds each)."
-    )
-    return "\n".join(textwrap.wrap(line, 100))
-
-
 def audit() -> str:
     """Promise and attack, as audited."""
     found = _lab("audit")
@@ -147,14 +141,14 @@ def audit_line() -> str:
     plain, sealed = recall["its update, plain and not private"], recall["its sealed upload"]
     private = recall["its update, plain, epsilon 8"]
     line = (
-        "What an attack achieves: a server that gets every update unsealed, and knows all texts "
-        f"but which of {found['pcs'] * found['canaries']} are there, shows an epsilon of at least "
+        "We attack our own runs. A server that gets every update without secure aggregation, and "
+        f"knows everything but which of {found['pcs'] * found['canaries']} canaries (records "
+        "planted for the test) are there, proves an epsilon of at least "
         f"{at_least(by[8.0]['bound']['lower'], 2)} where {at_most(by[8.0]['promised'], 2)} is "
-        f"promised, {at_least(by[2.0]['bound']['lower'], 2)} where "
-        f"{at_most(by[2.0]['promised'], 2)} is, and without privacy "
-        f"has {by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses right. Words "
-        f"of a PC's texts that it reads: {plain:.0%} from a plain update without noise, "
-        f"{private:.0%} from one at epsilon 8, {sealed:.0%} from a sealed one."
+        f"promised. Without privacy it has {by[None]['bound']['right']} of "
+        f"{by[None]['bound']['guesses']} guesses right. It reads {plain:.0%} of the words of a "
+        f"PC's texts from a plain update without noise, {private:.0%} from one at epsilon 8, and "
+        f"{sealed:.0%} from a masked one."
     )
     return "\n".join(textwrap.wrap(line, 100))
 
@@ -346,22 +340,6 @@ def fleet() -> str:
     return "\n".join(lines)
 
 
-def fleet_line() -> str:
-    """The same in two sentences."""
-    found = _fleet()
-    exchange, lora, full = found["exchange"], found["lora"], found["full"]
-    most = max(one["growth_vectors"] for one in full)
-    text = (
-        f"A message to {exchange['pcs']} PCs and back takes {exchange['seconds']['median']:.2f} s "
-        f"on loopback (stock Flower with the same imports: "
-        f"{exchange['stock_flower_seconds']['median']:.1f} s), a sealed LoRA round "
-        f"{lora['seconds_beside_computation']['median']:.2f} s beside its computation. Sealed "
-        f"updates of {full[0]['vector_bytes'] / 1e6:.0f} MB by {full[0]['pcs']} to "
-        f"{full[-1]['pcs']} PCs cost the server the memory of {most:.1f} vectors at most."
-    )
-    return textwrap.fill(text, 100)
-
-
 def defaults() -> str:
     """What the defaults reach, as measured by simulations/defaults.py."""
     names = max((list(one["recipes"]) for one in _defaults()), key=len)
@@ -376,20 +354,6 @@ def defaults() -> str:
         f"torch {machine['torch']}. In brackets: the noise ratio (below)."
     )
     return f"{Table(('task', 'commonest label', *names), rows).to_markdown()}\n\n{where}"
-
-
-def defaults_line() -> str:
-    """The same in a sentence or two."""
-    reached = "; ".join(
-        f"{one['what']}: {one['recipes']['epsilon 8']['test_accuracy_mean']:.2f} "
-        f"({one['recipes']['epsilon 8']['runs'][0]['majority']:.2f})"
-        for one in _defaults()
-    )
-    text = (
-        "Test accuracy of the defaults at epsilon 8 (in brackets: always the commonest label), by "
-        f"simulations/defaults.py: {reached}."
-    )
-    return textwrap.fill(text, 100)
 
 
 def _defaults() -> list[dict[str, Any]]:
@@ -437,11 +401,14 @@ def _ratio(one: dict[str, Any]) -> str:
     return f"{one['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def demo() -> str:
-    """What the demo printed, drawn again from its results."""
+def demo(shown: Sequence[str] = ()) -> str:
+    """What the demo printed, drawn again from its results; with `shown` those facts alone."""
     results = Results.model_validate_json((RESULTS / "demo.json").read_text(encoding="utf-8"))
+    found = summary(results)
+    if shown:
+        found = replace(found, rows=[row for row in found.rows if row[0] in shown])
     out = io.StringIO()
-    Console(file=out, width=80, color_system=None, force_terminal=False).print(summary(results))
+    Console(file=out, width=80, color_system=None, force_terminal=False).print(found)
     return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 

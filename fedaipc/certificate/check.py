@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         RunFacts,
     )
 
-# PRV may lie so far from PLD: docs/explanation/privacy.md says how far they were on 200 schedules.
+# PRV may lie so far from PLD: docs/explanation/numerics.md says how far they were on 200 schedules.
 _RELATIVE, _ABSOLUTE = 0.01, 0.005
 _PLD_DIGITS = 1e-6  # the same library and grid
 _RDP_DIGITS = 1e-3  # at orders between whole numbers RDP is a series, cut off here and there

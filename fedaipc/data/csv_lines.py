@@ -4,7 +4,7 @@ A record must not depend on another: it is the unit of privacy. So where a quota
 only the line in which it began is lost, and reading continues with the next line. A quoted text may
 go over several lines (`quoting = "csv"`) if its quotation ends where a field ends and the record
 then has just as many columns as the header. What a missing quotation mark can still do to the lines
-behind it is in docs/explanation/privacy.md; with `quoting` "line" or "none" it can do nothing.
+behind it is in docs/explanation/limits.md; with `quoting` "line" or "none" it can do nothing.
 """
 
 from __future__ import annotations
