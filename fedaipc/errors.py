@@ -9,18 +9,18 @@
     │   ├── BudgetExhausted  the PC's lifetime budget does not cover the next charge
     │   ├── LedgerError      the ledger is damaged, locked, out of order or cannot be written
     │   └── CertificateError a certificate cannot be issued or read, or does not hold
-    ├── SecAggError      a sealed message, key, share or signature is not what it should be
-    │   └── BadUploader     one PC's shares do not give the key that it used
+    ├── SecAggError      a sealed message, key, share or signature is not valid
+    │   └── BadUploader     one PC's shares do not rebuild the key that it used
     ├── EncodingError     an update has the wrong size, is not finite or does not fit the ring
-    ├── RoundError        a run cannot go on: nobody can take part, a checkpoint does not match
+    ├── RoundError        a run cannot continue: nobody can take part, a checkpoint does not match
     │   └── RunOver       and waiting will not help: every PC refuses, no attempt is left
     ├── EngineError       Flower's runtime did not start or did not finish
     ├── OutputError       a run folder cannot be written or read
     ├── MissingExtra      what was asked for needs packages of an extra that is not installed
-    └── AdmissionError    a federation's folder, token, member or certificate is not as it must be
+    └── AdmissionError    a federation's folder, token, member or certificate is not valid
 
 Every message is one line that says what was wrong and how to mend it, and never holds a text of a
-PC's data. A DataError may hold what whoever gave the data must know to mend it: lines, counts and
+PC's data. A DataError may hold what its reader must know to mend the data: lines, counts and
 labels that are not listed. It goes to their own terminal or the PC's own log. No other error holds
 such a value, and no error's text leaves a PC. `exit_code` is what the command line returns.
 """
@@ -111,5 +111,5 @@ class BadUploader(SecAggError):  # noqa: N818 - it names who is at fault
 
 
 def check_clock() -> str:
-    """What to do where a date does not fit, beside what its issuer can do."""
+    """What a reader can do about a date that does not fit, besides asking its issuer."""
     return f"check this machine's clock, which says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

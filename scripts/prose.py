@@ -112,8 +112,8 @@ def findings(texts: Sequence[Text]) -> list[Finding]:
 
 def sentences(words: str) -> list[str]:
     """A paragraph's sentences; a semicolon ends none, since it only hides the length."""
-    words = re.sub(r"\b(e\.g|i\.e|et al|cf|vs|No|Sec|Eq|Fig)\.", r"\1", words)
-    return re.split(r"(?<=[.!?:])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])", words)
+    words = re.sub(r"\b(e\.g|i\.e|et al|cf|vs)\.", r"\1", words)
+    return re.split(r"(?<=[.!?])[\"')\]]*\s+|(?<=:)\s+(?=[\"'(\[]?[A-Z0-9])", words)
 
 
 def undefined(texts: Sequence[Text]) -> list[Finding]:
