@@ -91,7 +91,7 @@ def test_who_is_left_out_shrinks_no_bound() -> None:
     fewer = thresholds(70, group=100, members=100, colluding=10, least=0.7, draws=1)
     assert (fewer.colluding, fewer.least) == (whole.colluding, whole.least)
     for count in (11, 69):
-        with pytest.raises(SecAggError, match="cannot be had"):
+        with pytest.raises(SecAggError, match="cannot be reached"):
             thresholds(count, group=100, members=100, colluding=10, least=0.7, draws=1)
 
 
