@@ -1,4 +1,4 @@
-"""Files of which somebody else may have made anything: no more is read than they may hold.
+"""Files that come from somebody else: no more is read than their format may hold.
 
 Each format has its own bound, beside the code that reads it; those that several share are here.
 """
@@ -33,7 +33,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > most:
             raise TooLarge(most)
-        content = file.read(most + 1)  # a pipe does not say
+        content = file.read(most + 1)  # a pipe has no size
     if len(content) > most:
         raise TooLarge(most)
     return content

@@ -1,7 +1,7 @@
 """What can go wrong, as one tree below `FedaipcError`.
 
 Every message is one line that says what was wrong and how to mend it, and never holds a text of a
-PC's data. A DataError may hold what whoever gave the data must know to mend it: lines, counts and
+PC's data. A DataError may hold what its reader must know to mend the data: lines, counts and
 labels that are not listed. It goes to their own terminal or the PC's own log. No other error holds
 such a value, and no error's text leaves a PC.
 
@@ -195,5 +195,5 @@ class BadUploader(SecAggError):  # noqa: N818 - it names who is at fault
 
 
 def check_clock() -> str:
-    """What to do where a date does not fit, beside what its issuer can do."""
+    """What a reader can do about a date that does not fit, besides asking its issuer."""
     return f"check this machine's clock, which says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

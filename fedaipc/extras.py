@@ -1,6 +1,6 @@
 """Packages that only some parts of fedaipc need, and the extra of pyproject.toml that brings each.
 
-Nothing else imports one of them before it has called `need`, and then only where it is used.
+No module imports one of them before it has called `need`, and then only where it is used.
 """
 
 from __future__ import annotations

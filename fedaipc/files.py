@@ -1,4 +1,4 @@
-"""Durable files: what was written survives a crash, or was never there."""
+"""Durable files: a file survives a crash complete, or was never there."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def append_durable(path: Path, line: bytes) -> None:
 
 
 def stamp(path: Path) -> Stamp:
-    """What shows that a file was replaced since. Raises OSError."""
+    """A mark that changes when a file is replaced. Raises OSError."""
     state = path.stat()
     return state.st_mtime_ns, state.st_size, state.st_ino
 

@@ -1,4 +1,4 @@
-"""What this process really has of its machine: memory, processors, and what they are.
+"""What this process may use of its machine: memory, processors, and what they are.
 
 The system's own figures are the host's. A service or a container has a control group whose limits
 are lower, and the lowest among a group and all those above it counts.

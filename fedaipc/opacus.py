@@ -10,7 +10,7 @@
 
 Clipped sums are those of Opacus' hooks, to rounding, without a gradient for each example in memory
 (docs/explanation/speed.md has the times). Sampling, noise and accounting stay Opacus' own. Every
-input of the model needs one row for each example; layers whose gradients are not known are refused.
+input of the model needs one row for each example; layers without a known rule are refused.
 """
 
 from __future__ import annotations

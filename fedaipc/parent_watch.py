@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it, however that ended.
+"""A process that ends when the one that started it ends, for whatever reason.
 
 The starter keeps one end of a pipe whose other end is the child's standard input. The operating
 system closes it when the starter dies, on Windows too, and even at `kill -9`.

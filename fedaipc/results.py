@@ -182,10 +182,10 @@ class Traffic(Frozen):
 class RoundResult(Frozen):
     """One attempt at one round. A void one left the model as it was, and says why.
 
-    `blamed` names PCs whose uploads or shares were provably wrong. `asked`, `arrived`, `declined`
-    and `dropped` count PCs; `phases` holds seconds by name, `traffic` bytes by stage;
-    `charged` is how many attempts of the run the PC was charged for that was charged most often,
-    and `epsilon` what they cost it.
+    `blamed` names PCs whose uploads or shares were provably wrong. `asked`, `arrived`,
+    `declined` and `dropped` count PCs; `phases` holds seconds by name, `traffic` bytes by stage.
+    `charged` is the largest number of attempts of the run that a PC was charged for, and
+    `epsilon` what they cost that PC.
     """
 
     round: Number = Field(description="number of the round, from 1")
@@ -374,7 +374,7 @@ def write_file(path: Path, content: bytes) -> None:
 def _is_worked_on(folder: Path) -> bool:
     """Whether a process holds the run; also where that cannot be found out."""
     path = folder / LOCK_FILE
-    if not path.is_file():  # and to look must not make it
+    if not path.is_file():  # and looking must not create it
         return False
     try:
         with FileLock(path, timeout=0):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 STOPPED = 143  # the exit code of what SIGTERM ended, as shells have it
-_NAMES = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last is Windows' own
+_NAMES = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last one exists on Windows only
 _LOOK = 0.5  # s between two looks at the flag
 
 

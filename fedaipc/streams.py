@@ -1,4 +1,4 @@
-"""Standard streams that nobody may read any more: what is printed then costs nothing else."""
+"""Standard streams that may have lost their reader: then only what is printed is lost."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FOR_GOOD = (errno.EPIPE, errno.EIO, errno.EBADF, errno.EINVAL)
 def forgiving() -> Iterator[None]:
     """Within the block, printing and logging to standard streams never fail.
 
-    Descriptors 0 to 2 that are closed lead nowhere from then on: the next file that is opened, a
-    ledger perhaps, would get the number of a closed one, and all that is printed.
+    Closed descriptors 0 to 2 then lead nowhere. Otherwise the next file that is opened, perhaps
+    a ledger, would get the number of a closed one, and with it all that is printed.
     """
     for number in range(3):
         try:

@@ -1,4 +1,4 @@
-"""What a program of fedaipc takes over from whoever starts it, and hands to its own processes.
+"""What a program of fedaipc takes over from its caller, and hands to its own processes.
 
 A working directory may hold anything: a file `flwr.py` or `multiprocessing.py` there must not run.
 An environment may hold what was meant for other programs.

@@ -1,4 +1,6 @@
-"""What a stranger wrote, made fit for a terminal: nothing in it steers, hides or turns anything."""
+"""What a stranger wrote, made safe for a terminal: it cannot move the cursor, hide text or reverse
+it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def printable(text: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """Of log lines, whose arguments may come from the other side of a connection."""
+    """Formats log lines, whose arguments may come from the other side of a connection."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         return printable(super().formatMessage(record))

@@ -2,7 +2,7 @@
 
     scripts/fleet-demo [N] [--rounds R] [--out FOLDER] [--config CONFIG] [--test-seed SEED]
 
-Every step is a `fedaipc` command that is printed as it is run: make a federation, invite, enrol N
+Every step is a `fedaipc` command that is printed as it is run: make a federation, invite, enroll N
 PCs with their share of the demo's texts, admit them, sign the job, start the server and N clients,
 train. All processes talk over TLS on loopback. At the end: where the time went.
 """
@@ -63,7 +63,7 @@ def demo(
     changes = [*changes, f"federation.clients={pcs}"]
     changes += [] if rounds is None else [f"rounds={rounds}"]
     job, port, server = give_out_texts(out, config, changes), free_port(), out / "acme" / "server"
-    enrol_all(out, job, pcs, port)
+    enroll_all(out, job, pcs, port)
     for number in range(pcs):
         path = out / f"pc-{number:04d}" / "owner.toml"
         owner = load_owner(path).model_copy(update={"insecure_test_seed": seed})
@@ -89,8 +89,8 @@ def demo(
     return results
 
 
-def enrol_all(out: Path, job: Path, pcs: int, port: int) -> None:
-    """Make a federation, enrol and admit `pcs` PCs, sign the job."""
+def enroll_all(out: Path, job: Path, pcs: int, port: int) -> None:
+    """Make a federation, enroll and admit `pcs` PCs, sign the job."""
     acme, base = out / "acme", []
     do("federation", "init", acme, "--address", f"localhost:{port}")
     do("federation", "invite", acme, "--config", job, "--out", out / "invite.txt")

@@ -47,8 +47,8 @@ def test_bytes_are_a_value_or_one_short_reason(content: bytes) -> None:
     [
         ('{"steps": 1, "steps": 1000}', "twice"),
         ('[{"a": {"b": 1, "\\u0062": 2}}]', "twice"),
-        ("NaN", "no number"),
-        ('{"clip_norm": -Infinity}', "no number"),
+        ("NaN", "not a JSON number"),
+        ('{"clip_norm": -Infinity}', "not a JSON number"),
         ("[1e999]", "not finite"),
         ("[" * 40 + "]" * 40, "too deep"),
         ("[" * 60_000, "too deep|not JSON"),

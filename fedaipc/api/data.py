@@ -32,7 +32,7 @@ class Data:
         self, settings: DataSettings, clients: int | None = None, keep: object = None
     ) -> None:
         self.settings, self.clients = settings, clients
-        self._keep = keep  # the folder of a table from memory, for as long as somebody has the data
+        self._keep = keep  # the folder of a table from memory, kept as long as this object
         self._prepared: SimulatedData | None = None
 
     def partition(
@@ -125,8 +125,8 @@ def load_data(source: Any, *, text: str = "text", label: str = "label", **settin
     """Labelled texts: an asset, a file (.csv, .tsv, .jsonl, .parquet), a folder with a sub-folder
     of .txt files for each label, "hf:ID", a pandas or datasets table, or (text, label) pairs.
 
-    `text` and `label` name columns; `settings` are further keys of [data], as encoding, labels or
-    test. Raises ConfigError or DataError.
+    `text` and `label` name columns; `settings` are further keys of [data], such as encoding,
+    labels or test. Raises ConfigError or DataError.
     """
     keep = None
     if not isinstance(source, str | Path):

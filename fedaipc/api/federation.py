@@ -29,7 +29,7 @@ class Federation:
 
     @property
     def fingerprint(self) -> str:
-        """Of the admission key: what owners of PCs compare."""
+        """Fingerprint of the admission key, which owners of PCs compare."""
         return self._opened.fingerprint
 
     @property
@@ -70,7 +70,7 @@ class Signed:
         until = None if timeout is None else time.monotonic() + timeout
         while (folder / WANTED_FILE).is_file():
             if until is not None and time.monotonic() > until:
-                raise OutputError(f"{folder}: not over yet; load_run shows it once it is")
+                raise OutputError(f"{folder}: not finished yet; load_run shows it once it is")
             time.sleep(_LOOK)
         word = run_status(folder)
         if word == "stopped":

@@ -30,7 +30,7 @@ class Job(Settings):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The same settings as a job; what nobody gave stays open."""
+        """The same settings as a job; what was not given stays open."""
         return cls(**{name: getattr(settings, name) for name in settings.model_fields_set})
 
     def to_toml(self, path: str | Path | None = None) -> str:
@@ -103,7 +103,7 @@ def _fit_notes(classifier: Classifier, data: Data) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Of one client that takes part in every round.
+    """What the job costs one client that takes part in every round.
 
     `epsilon` is by each accountant, an upper bound each: None without privacy. `trained_values` and
     `bytes_up` (of one update, without what secure aggregation adds) are None where the data is not

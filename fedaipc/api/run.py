@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A finished run, or as much of it as there is. `folder` holds its files.
+    """A finished run, or the part of it that has finished. `folder` holds its files.
 
-    `results` is all that it wrote (results.json); the properties are what one looks for first.
+    `results` is all that it wrote (results.json); the properties are the numbers that people look
+    for first.
     """
 
     def __init__(self, folder: Path, results: Results, keep: object = None) -> None:
         self.folder, self.results = folder, results
-        self._keep = keep  # a temporary folder, for as long as somebody has the run
+        self._keep = keep  # a temporary folder, kept as long as the Run object exists
 
     @property
     def test(self) -> Score | None:
@@ -168,7 +169,7 @@ class Model:
     """An ordinary model of transformers, or of peft, and its labels."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises OutputError where there is none."""
+        """Raises OutputError where the run has no model."""
         from fedaipc.model.export import Exported
 
         self._folder = folder
@@ -190,7 +191,9 @@ class Model:
         return [self.labels[int(row.argmax())] for row in chances]
 
     def probabilities(self, texts: Sequence[str]) -> Any:
-        """Of each label for each text, shape (texts, labels). Raises DataError on an empty text."""
+        """Probability of each label for each text, shape (texts, labels). Raises DataError on an
+        empty text.
+        """
         import numpy as np
 
         from fedaipc.errors import DataError

@@ -1,4 +1,4 @@
-"""A folder that lives as long as somebody has the object."""
+"""A folder that exists as long as an object does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Scratch:
-    """`folder` is gone once the object is, or the program ends."""
+    """`folder` is deleted once the object is, or when the program ends."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fedaipc-"))

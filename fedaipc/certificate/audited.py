@@ -22,7 +22,8 @@ _METHOD = "one-run canary audit (Steinke, Nasr and Jagielski 2023)"
 def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     """The canary audit in `path` whose schedule is that of `guarantee`.
 
-    Raises CertificateError where there is none: what another schedule withstands says nothing.
+    Raises CertificateError where the audit has none: an audit of another schedule proves nothing
+    here.
     """
     if len(guarantee.schedule) != 1 or guarantee.epsilon is None:
         raise CertificateError("an audit fits a private run of one kind of step")
@@ -61,5 +62,5 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
 
 
 def with_audit(certificate: Certificate, audit: AuditFacts, key: SigningKey) -> Certificate:
-    """The same certificate with an audit's result, signed anew by the `key` that signed it."""
+    """The same certificate with an audit's result, signed again by the `key` that signed it."""
     return certificate.model_copy(update={"audit": audit, "signature": ""}).signed_by(key)

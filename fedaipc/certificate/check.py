@@ -1,7 +1,7 @@
-"""Check a certificate as somebody would who does not trust fedaipc's accountants.
+"""Check a certificate without trusting fedaipc's accountants.
 
-Epsilon is computed anew by dp-accounting alone, from the schedule; the schedule from the signed job
-or from the ledger's signed lines. Nothing of fedaipc's accounting is imported here.
+Epsilon is computed again by dp-accounting alone, from the schedule; the schedule comes from the
+signed job or from the ledger's signed lines. Nothing of fedaipc's accounting is imported here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check(certificate: Certificate) -> list[Finding]:
                 break
     except (ArithmeticError, AttributeError, KeyError, MemoryError, TypeError, ValueError,
             RecursionError, FedaipcError) as error:  # fmt: skip
-        # A certificate comes from somebody who may want this program to stumble.
+        # A certificate may come from somebody who wants this program to fail.
         found.append(Finding("contents", False, f"cannot be read ({type(error).__name__})"))
     return found
 
@@ -199,7 +199,7 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
             math.isclose(told.epsilon, again, rel_tol=_RDP_DIGITS)
             and told.epsilon <= told.lifetime_epsilon,
             f"{told.epsilon:.4f} of {told.lifetime_epsilon:g} by RDP order {told.order:g}; "
-            f"computed anew {again:.4f}",
+            f"recomputed {again:.4f}",
         )
         yield Finding(
             "claim", guarantee.claim == told.lifetime_epsilon and guarantee.basis == LIFETIME,
@@ -208,7 +208,7 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
 
 
 def _charged(entry: dict[str, Any]) -> Schedule:
-    """What a charge says was spent. Raises ValueError where it is not a charge's: a negative
+    """What a charge says was spent. Raises ValueError where no charge can have spent it: a negative
     number, say, would give budget back.
     """
     schedule = {"mechanism": entry["mechanism"], "steps": entry["steps"]}
@@ -232,7 +232,7 @@ def _epsilons(guarantee: Guarantee, told: Epsilons) -> Iterator[Finding]:
     )  # fmt: skip
     yield Finding(
         "epsilon by PRV", abs(told.prv - pld) <= _RELATIVE * pld + min(_ABSOLUTE, pld / 2),
-        f"{told.prv:.4f}; computed anew by PLD {pld:.4f}",
+        f"{told.prv:.4f}; recomputed by PLD {pld:.4f}",
     )  # fmt: skip
     rdp = _rdp(guarantee.schedule, guarantee.delta)
     # RDP bounds differ by the orders that were looked at: another one can be a little higher.
@@ -285,7 +285,7 @@ def _composed(accountant: Any, schedule: Sequence[Schedule], delta: float) -> fl
 
     if not schedule:
         return 0.0
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of each order that it leaves out
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it reports each order that it leaves out
     for one in schedule:
         mechanism = one.mechanism
         if type(mechanism) is DPSGD:
@@ -293,7 +293,7 @@ def _composed(accountant: Any, schedule: Sequence[Schedule], delta: float) -> fl
             if mechanism.sampling_rate < 1:
                 event = dp_event.PoissonSampledDpEvent(mechanism.sampling_rate, event)
         elif isinstance(mechanism, DPSGD):
-            event = mechanism.event()  # of a mechanism that is installed here
+            event = mechanism.event()  # only mechanisms that are installed here
         else:
             raise ValueError("a schedule of what is not private")
         accountant.compose(event, one.steps)

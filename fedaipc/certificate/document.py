@@ -37,10 +37,11 @@ AMPLIFICATION = (
 )
 COMPOSITION = "of all steps as mechanisms, void and interrupted attempts included"
 # A schedule that was fixed in advance may be accounted for as a whole (PLD). Where somebody may
-# have stopped or gone on after looking at results it may not: then a bound that was fixed counts.
+# have stopped or continued after looking at results it may not: then a bound that was fixed in
+# advance counts.
 AS_DECLARED = "the run took the steps that its signed job declared: PLD of these"
 AT_MOST = "the run did not take the steps that its job declared: PLD of the most that it allows"
-LIFETIME = "whatever was asked for in its life, the RDP filter let no more pass than the budget"
+LIFETIME = "whatever was asked for in its life, the RDP filter never allowed more than the budget"
 NOTHING = "nothing is claimed"
 TRUST = (
     "The PC runs this code unchanged, and its operating system's randomness is secret.",
@@ -52,7 +53,7 @@ TRUST = (
 
 
 class Epsilons(Frozen):
-    """Of one schedule at one delta, by three accountants: an upper bound each."""
+    """Epsilon of one schedule at one delta: an upper bound by each of three accountants."""
 
     rdp: Amount = Field(description="by Renyi DP")
     prv: Amount = Field(description="by privacy random variables")
@@ -93,7 +94,7 @@ class Guarantee(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len({bool(self.not_private), self.epsilon is None, self.claim is None}) > 1:
-            raise ValueError("an epsilon, or the reasons why there is none")
+            raise ValueError("give an epsilon, or the reasons why it is missing")
         return self
 
 
@@ -174,12 +175,12 @@ class Certificate(Frozen):
         return self
 
     def signed_part(self) -> bytes:
-        """A label, and all but the signature in canonical form (keys sorted, no spaces)."""
+        """A label, then all except the signature in canonical form (keys sorted, no spaces)."""
         content = self.model_dump(mode="json", exclude={"signature"})
         return _LABEL + json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
     def signed_by(self, key: SigningKey) -> Certificate:
-        """With `key`'s signature, which must be of `signer`."""
+        """The certificate with a signature by `key`, which must be the key of `signer`."""
         signature = key.sign(self.signed_part()).hex()
         return self.model_copy(update={"signature": signature})
 

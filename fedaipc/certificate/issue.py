@@ -50,7 +50,7 @@ _PACKAGES = ("torch", "opacus", "transformers", "peft", "flwr", "cryptography", 
 
 
 def run_certificate(folder: Path, key: SigningKey) -> Certificate:
-    """Of the run in `folder`, signed by the admission key that signed its job.
+    """The certificate of the run in `folder`, signed by the admission key that signed its job.
 
     Raises CertificateError where the run has not ended or another key signed its job, OutputError
     or SecAggError where the folder cannot be read.
@@ -65,7 +65,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
         raise CertificateError(f"{folder}: its job was signed by another admission key")
     job = signed.job
     if job.run != results.run_id:
-        raise CertificateError(f"{folder}: results.json is of another run than job.json")
+        raise CertificateError(f"{folder}: results.json and job.json come from two different runs")
     attempts = results.charged
     schedule = [job.schedule.times(attempts)] if job.schedule.private and attempts else []
     return _signed(
@@ -100,7 +100,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
 
 
 def pc_certificate(folder: Path) -> Certificate:
-    """Of the life of the PC in `folder`, signed by its identity.
+    """The certificate of the life of the PC in `folder`, signed by its identity.
 
     Raises LedgerError or SecAggError where ledger or keys cannot be read.
     """
@@ -195,7 +195,7 @@ def _check_size(steps: Sequence[Schedule]) -> None:
     if is_dear(steps):
         raise CertificateError(
             "the schedule has too many kinds of steps, or so large an epsilon that it promises "
-            "next to nothing and nobody could check it: no certificate"
+            "almost nothing and nobody could check it: no certificate"
         )
 
 

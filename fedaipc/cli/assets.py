@@ -44,7 +44,7 @@ def fetch(
     again: Annotated[bool, typer.Option("--again", help="replace the cached copy")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the places as JSON")] = False,
 ) -> None:
-    """Download assets into the cache; what is there is checked and kept.
+    """Download assets into the cache; what is cached already is checked and kept.
 
     Example: fedaipc assets fetch minilm-l6 sentiment-4
     """

@@ -1,4 +1,4 @@
-"""`fedaipc privacy audit`: attack real runs, and put what that reaches beside what is promised."""
+"""`fedaipc privacy audit`: attack real runs, and put what that achieves beside what is promised."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def audit(
     overrides: Overrides = None,
     epsilon: Annotated[
         list[str] | None,
-        typer.Option(help=f"budget to attack, or {_NONE}; repeatable [default: none, 8, 2]"),
+        typer.Option(
+            help=f"budget to attack, or {_NONE}; repeat it for more [default: none, 8, 2]"
+        ),
     ] = None,
     canaries: Annotated[int, typer.Option(min=2, help="canaries on each PC")] = 40,
     runs: Annotated[
@@ -36,14 +38,14 @@ def audit(
         bool, typer.Option("--inversion/--no-inversion", help="read words out of updates")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(help="new folder for the result; else runs/audit")
+        Path | None, typer.Option(help="new folder for the result  [default: runs/audit]")
     ] = None,
 ) -> None:
     """Attack real runs of a job: a lower bound on epsilon beside the promise, and what leaks.
 
-    Takes its texts from the config, which must be yours to attack. Leaves audit.json, audit.html
-    and plots; a promise that an attack refutes is an error. Where it is stopped, audit.json holds
-    the budgets that were done.
+    Uses the texts that the config names: attack only texts that you may. Leaves audit.json,
+    audit.html and plots; a promise that an attack refutes is an error. If it is stopped, audit.json
+    holds the budgets that were finished.
 
     Example: fedaipc privacy audit simulations/audit.toml --epsilon none --epsilon 4
     """
@@ -82,7 +84,7 @@ def audit(
         raise PrivacyError(
             f"a promise is refuted: epsilon {at_most(first.promised or 0.0)} was promised, and it "
             f"is at least {at_least(first.bound.lower)} with confidence "
-            f"{first.bound.confidence:g}: noise or clip are not what they should be"
+            f"{first.bound.confidence:g}: the noise or the clipping is wrong"
         )
 
 

@@ -36,7 +36,7 @@ def issue(
         typer.Option(help="audit.json of the same schedule, which `fedaipc privacy audit` wrote"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for the two files; else the given one")
+        Path | None, typer.Option(help="folder for the two files  [default: the given one]")
     ] = None,
 ) -> None:
     """Write certificate.json, which is signed, and certificate.html, which people can read.
@@ -70,13 +70,14 @@ def issue(
 def verify(
     file: Annotated[Path, typer.Argument(help="certificate.json", show_default=False)],
     key: Annotated[
-        str | None, typer.Option(help="fingerprint that must have signed, as you were told it")
+        str | None,
+        typer.Option(help="fingerprint of the key that must have signed, as you were told it"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
-    """Check signatures, the schedule, and epsilon anew by dp-accounting alone.
+    """Check signatures and schedule, and compute epsilon again by dp-accounting alone.
 
-    Ends at the first check that fails. A schedule too large for the accountant fails, too.
+    Stops at the first check that fails. A schedule too large for the accountant fails, too.
 
     Example: fedaipc privacy certificate verify runs/demo/certificate.json
     """
@@ -105,12 +106,12 @@ def verify(
     wrong = [one.what for one in found if not one.holds]
     if wrong:
         raise CertificateError(
-            f"{file}: does not hold: {', '.join(wrong)}; what comes after it was not checked"
+            f"{file}: does not hold: {', '.join(wrong)}; the checks after it were not made"
         )
 
 
 def _admission_key(folder: Path, federation: Path | None) -> SigningKey:
-    """Of the given folder, or of the simulation whose run it is."""
+    """The key in the given folder, or in the folder of the simulation whose run it is."""
     from fedaipc.federation.key import KEY_FILE, Admission
 
     place = folder / "pc-state.json"

@@ -1,4 +1,4 @@
-"""`fedaipc client`: a PC at work, and what left it."""
+"""`fedaipc client`: run a PC, and see what left it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
         )
     owner = load_owner(folder / OWNER_FILE)
     if owner.server is None:
-        raise AdmissionError(f"{folder / OWNER_FILE}: names no server; enrol this PC anew")
+        raise AdmissionError(
+            f"{folder / OWNER_FILE}: names no server; enroll this PC again, in a new folder"
+        )
     pc = Client(folder)  # its keys can be read
     node = FleetNode(
         owner.server,
@@ -63,12 +65,12 @@ def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
         largest=4 * weights_bytes(owner.base) + _BESIDE_MODEL,
         answer_slot=owner.availability.answer_slot,
         may_work=Availability(owner.availability, lambda: local_path(Client(folder).source)),
-        each_hour=pc.key_store.expire,  # keys go when their time is over, asked or not
+        each_hour=pc.key_store.expire,  # deletes keys that have expired
     )
 
     def announce() -> None:
         node.await_stop()
-        say("stopping after the message at hand; once more stops at once")
+        say("stopping after the current message; press Ctrl-C again to stop immediately")
 
     with signals(node.stop):
         Thread(target=announce, daemon=True).start()

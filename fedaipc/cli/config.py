@@ -1,4 +1,4 @@
-"""`fedaipc config`: see what a config means before running it."""
+"""`fedaipc config`: see what a config does before you run it."""
 
 from __future__ import annotations
 

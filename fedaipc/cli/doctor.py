@@ -34,7 +34,7 @@ def doctor(
         Path | None, typer.Option(help="price table; a copy of fedaipc/doctor/prices.toml, edited")
     ] = None,
     save: Annotated[
-        bool, typer.Option("--save", help="later jobs with this model use what was found")
+        bool, typer.Option("--save", help="save the result for later jobs with this model")
     ] = False,
     folder: Annotated[
         Path | None,
@@ -104,7 +104,7 @@ def doctor(
 
 
 def _of_pc(settings: Settings, folder: Path) -> Settings:
-    """The job as the PC in `folder` would do it, but for what of [speed] is said here."""
+    """The job as the PC in `folder` would do it, except where [speed] is given here."""
     from fedaipc.client.client import OWNER_FILE
     from fedaipc.config import load_owner
 
@@ -192,7 +192,7 @@ def _show_forecast(console: Console, future: Forecast, pcs: int, *, warm_up: boo
     for gpu in future.gpus:
         line = f"GPU {gpu.name}: "
         if gpu.break_even is None:
-            line += "never cheaper than this PC's hours, which cost nothing"
+            line += "a rented GPU is never cheaper: this PC's hours cost nothing"
         else:
             line += f"cheaper than this PC's hours if R is above {gpu.break_even:,.0f}"
         if gpu.dollars is not None and gpu.hours is not None:

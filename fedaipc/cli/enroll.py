@@ -32,7 +32,11 @@ def enroll(
     text: Annotated[str, typer.Option(help="column with the text")] = "text",
     label: Annotated[str, typer.Option(help="column with the label")] = "label",
     encoding: Annotated[
-        str, typer.Option(help="of a text file, as cp1252; auto: UTF-8, or UTF-16 with its mark")
+        str,
+        typer.Option(
+            help="encoding of a text file, such as cp1252; auto: UTF-8, or UTF-16 "
+            "with a byte order mark"
+        ),
     ] = "auto",
     quoting: Annotated[
         Literal["auto", "csv", "line", "none"],
@@ -40,24 +44,24 @@ def enroll(
     ] = "auto",
     no_header: NoHeader = False,
     skip_unusable: Annotated[
-        bool, typer.Option("--skip-unusable", help="enroll though most records cannot be used")
+        bool, typer.Option("--skip-unusable", help="enroll even if most records cannot be used")
     ] = False,
-    base: Annotated[str | None, typer.Option(help="base model; else as the invite says")] = None,
+    base: Annotated[str | None, typer.Option(help="base model  [default: the invite's]")] = None,
     epsilon: Annotated[
         float | None,
-        typer.Option(min=1e-3, max=1e6, help="this PC's budget for life; else as the invite says"),
+        typer.Option(min=1e-3, max=1e6, help="this PC's lifetime budget  [default: the invite's]"),
     ] = None,
     folder: PcFolder = DEFAULT_FOLDER,
     out: Annotated[
-        Path | None, typer.Option(help="file for the request; else it is printed")
+        Path | None, typer.Option(help="file for the request  [default: print it]")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="only print the request again")] = False,
 ) -> None:
-    """Let this PC ask to belong to a federation: checks your data, makes keys and a ledger.
+    """Prepare this PC to join a federation: check your data, make keys, a ledger and a request.
 
-    Nothing is sent. Example: fedaipc client enroll invite.txt --data reviews.csv --name office-1
+    Sends nothing. Example: fedaipc client enroll invite.txt --data reviews.csv --name office-1
     """
-    from fedaipc.client.enrollment import enroll as enrol_pc
+    from fedaipc.client.enrollment import enroll as enroll_pc
     from fedaipc.client.enrollment import request_again
     from fedaipc.files import write_text
     from fedaipc.protocol.enrollment import Invite
@@ -71,7 +75,7 @@ def enroll(
         say(f"federation {token.federation} at {token.address}")
         say(f"its fingerprint {token.fingerprint}: compare it with what you were told")
         rehearsed = _rehearse(base or token.base, token.labels)
-        found = enrol_pc(
+        found = enroll_pc(
             folder, token, name=name, source=data, text_column=text, label_column=label,
             encoding=encoding, quoting=quoting, header=not no_header,
             skip_unusable=skip_unusable, base=base, lifetime_epsilon=epsilon,
@@ -92,7 +96,7 @@ def enroll(
 
 def leave(
     folder: PcFolder = DEFAULT_FOLDER,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask for confirmation")] = False,
 ) -> None:
     """Delete this PC's keys. Its ledger stays: what was spent stays spent.
 
@@ -103,7 +107,7 @@ def leave(
 
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(f"{folder}: no PC is enrolled here")
-    if not yes and not agreed(f"Delete the keys of the PC in {folder} for good?"):
+    if not yes and not agreed(f"Delete the keys of the PC in {folder}? This cannot be undone."):
         raise AdmissionError(f"{folder}: left as it is")
     leave_federation(folder)
     say(f"{folder}: keys deleted; ask the federation to revoke this PC, too")
@@ -113,7 +117,7 @@ def move_out(
     file: Annotated[Path, typer.Argument(help="the secret file to write", show_default=False)],
     folder: PcFolder = DEFAULT_FOLDER,
 ) -> None:
-    """Put this PC's identity and ledger into one file, for another machine.
+    """Move this PC's identity and ledger into one file, for another machine.
 
     Example: fedaipc client move-out office-1.pc
     """
@@ -121,13 +125,14 @@ def move_out(
 
     move(folder, file)
     say(
-        f"wrote {file}: whoever has it is this PC; carry it over and run `fedaipc client move-in` "
+        f"wrote {file}: whoever has this file can act as this PC; take it to the new machine and "
+        "run `fedaipc client move-in` "
         "once"
     )
 
 
 def move_in(
-    file: Annotated[Path, typer.Argument(help="what move-out wrote", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="the file that move-out wrote", show_default=False)],
     folder: PcFolder = DEFAULT_FOLDER,
 ) -> None:
     """Make this machine the PC that was moved out of another.
@@ -138,8 +143,8 @@ def move_in(
 
     move(file, folder)
     say(
-        f"{folder}: is the PC now, and {file} is deleted: two of one PC would spend its budget "
-        "twice; see that source in owner.toml finds your texts here"
+        f"{folder}: is the PC now, and {file} is deleted: two copies of one PC would spend its "
+        "budget twice; see that source in owner.toml finds your texts here"
     )
 
 
@@ -153,12 +158,12 @@ def _text(invite: str) -> str:
     except (OSError, UnicodeDecodeError):
         pass  # too long for a name, or no text
     if len(invite) < _SHORTEST_TOKEN and not invite.startswith("fedaipc-"):
-        raise AdmissionError(f"{invite}: no such file; give the invite's file, or its text")
+        raise AdmissionError(f"{invite}: no such file; give the file of the invite, or its text")
     return invite
 
 
 def _rehearse(base: str, labels: tuple[str, ...]) -> bool:
-    """Find out now, and not in a round that is charged, whether this PC can train privately."""
+    """Find out now, and not in a round that costs budget, whether this PC can train privately."""
     from fedaipc.config import SpeedSettings
     from fedaipc.doctor.rehearsal import rehearse_base
 
@@ -197,4 +202,7 @@ def _show(found: Enrolled, folder: Path) -> None:
         f"{request.name} will tell the federation its name, its keys, and that it holds at most "
         f"{request.size_class:,} records"
     )
-    say(f"this PC's fingerprint {request.fingerprint}: tell it to the federation yourself")
+    say(
+        f"this PC's fingerprint {request.fingerprint}: tell it to the federation in person or by "
+        "telephone"
+    )

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fedaipc.protocol.enrollment import Request
 
 app = typer.Typer(
-    help="Make a federation, invite and admit PCs, sign jobs. Done where the admission key is, not "
-    "on the server.",
+    help="Make a federation, invite and admit PCs, sign jobs. Run it where the admission key is, "
+    "not on the server.",
     no_args_is_help=True,
 )
 app.command("sign")(job.sign)
@@ -38,7 +38,7 @@ def init(
     ],
     name: Annotated[
         list[str] | None,
-        typer.Option(help="more host names or addresses of the server; repeat it"),
+        typer.Option(help="another host name or address of the server; repeat it for more"),
     ] = None,
 ) -> None:
     """Make a federation: its admission key, its TLS authority, its server's certificate.
@@ -59,12 +59,14 @@ def init(
 def invite(
     folder: Folder,
     config: Annotated[
-        Path | None, typer.Option(help="the job that is planned; else fedaipc's defaults")
+        Path | None, typer.Option(help="the job that is planned  [default: fedaipc's default job]")
     ] = None,
-    days: Annotated[int, typer.Option(min=1, max=365, help="how long it is good")] = 14,
-    out: Annotated[Path | None, typer.Option(help="file; else it is printed")] = None,
+    days: Annotated[int, typer.Option(min=1, max=365, help="how long the invite is valid")] = 14,
+    out: Annotated[
+        Path | None, typer.Option(help="file for the invite  [default: print it]")
+    ] = None,
 ) -> None:
-    """Write an invite, with which owners enroll their PCs; it holds no secret.
+    """Write an invite, which owners need to enroll their PCs. It holds no secret.
 
     Example: fedaipc federation invite acme --out invite.txt
     """
@@ -108,9 +110,11 @@ def admit(
         list[Path], typer.Argument(help="files with requests; - reads one", show_default=False)
     ],
     days: Annotated[int, typer.Option(min=1, max=3650, help="how long they belong")] = 365,
-    yes: Annotated[bool, typer.Option("--yes", help="the fingerprints were compared")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="do not ask: the fingerprints were compared")
+    ] = False,
 ) -> None:
-    """Sign PCs into the list of members, once their owners confirmed the fingerprints.
+    """Add PCs to the signed list of members, once their owners confirmed the fingerprints.
 
     Example: fedaipc federation admit acme office-1.txt office-2.txt
     """
@@ -128,7 +132,7 @@ def admit(
 
 @app.command("list")
 def show(folder: Folder) -> None:
-    """Show who belongs, who expired and who was revoked.
+    """Show current, expired and revoked members.
 
     Example: fedaipc federation list acme
     """
@@ -178,7 +182,7 @@ def renew(
         bool, typer.Option("--server", help="a new key and certificate for the server")
     ] = False,
 ) -> None:
-    """Let members stay for longer, or give the server a new certificate.
+    """Renew memberships, or make a new certificate for the server.
 
     Example: fedaipc federation renew acme office-1 --days 365
     """
@@ -189,7 +193,7 @@ def renew(
     federation = Federation(folder)
     federation.renew(names or [], days)
     if server:
-        _say(f"the server's certificate is good until {federation.renew_server():%Y-%m-%d}")
+        _say(f"the server's certificate is valid until {federation.renew_server():%Y-%m-%d}")
     _say(f"copy {folder / SERVER_FOLDER} to the server")
 
 
@@ -197,7 +201,7 @@ def _request(path: Path) -> Request:
     from fedaipc.protocol.enrollment import Request
 
     try:
-        # A longer text is not a request, and its check says so.
+        # A longer text is not a request; the check of the request says so.
         text = (
             sys.stdin.read(bounds.MAX_TOKEN + 1)
             if str(path) == "-"
@@ -206,7 +210,9 @@ def _request(path: Path) -> Request:
     except OSError as error:
         raise AdmissionError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise AdmissionError(f"{path}: is no text; give the request that the owner sent") from None
+        raise AdmissionError(
+            f"{path}: is not a text file; give the request that the owner sent"
+        ) from None
     try:
         return Request.read(text)
     except AdmissionError as error:

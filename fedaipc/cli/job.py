@@ -1,4 +1,6 @@
-"""`fedaipc federation sign` and `base`: sign what PCs will be asked for, away from the server."""
+"""`fedaipc federation sign` and `base`: sign the jobs that PCs will be asked to train, away from
+the server.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ def sign(
         typer.Option("--set", help="section.key=value; repeat it", show_default=False),
     ] = None,
 ) -> None:
-    """Sign a job for all present members. Copy the folder it makes to the server.
+    """Sign a job for all current members. Copy the folder it makes to the server.
 
     The model is measured on data.validation and data.test, public texts that you name.
 

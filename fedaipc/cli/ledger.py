@@ -1,4 +1,6 @@
-"""`fedaipc privacy ledger`: what PCs have spent, whether that is all, and copies for others."""
+"""`fedaipc privacy ledger`: what PCs have spent, whether their ledgers are complete, and copies for
+others.
+"""
 
 from __future__ import annotations
 
@@ -64,19 +66,22 @@ def verify(
     ],
     seen_by: Annotated[
         list[Path] | None,
-        typer.Option(help="folder of a peer, or of PCs, that may remember more; repeatable"),
+        typer.Option(
+            help="folder of a peer, or of PCs, that may remember more; repeat it for more"
+        ),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="fingerprint that must have signed, as the owner told it")
+        str | None,
+        typer.Option(help="fingerprint of the key that must have signed, as the owner told you"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
     """Check every line and signature, and that no peer remembers a line that is missing.
 
-    A ledger is good where the PC in whose folder it lies signs it, or the one that --key names;
-    else it is consistent at most, which anybody can make it. Peers remember the last state of each
-    ledger with which they shared a sealed round. Where nobody does, lines cut off at the end cannot
-    be noticed.
+    A ledger is "good" if it is signed by the PC in whose folder it lies, or by the key that
+    --key names. Otherwise it is at most "consistent", which anybody can forge. Peers remember
+    the last state of each ledger with which they shared a sealed round. Without such a peer,
+    lines that were cut off at the end cannot be noticed.
 
     Example: fedaipc privacy ledger verify runs/demo
     """
@@ -113,15 +118,15 @@ def verify(
     else:
         lines = []
         for v in verdicts:
-            word = v.word + ", half a line follows that a crash cut off" * bool(v.torn)
+            word = v.word + ", the last line is incomplete: a crash cut it off" * bool(v.torn)
             good = Alarm(word) if v.problem else word
             lines.append((v.pc, v.lines, v.charges, v.key or "nobody", v.peers, good))
         columns = ("PC", "lines", "charges", "signed by", "remembered by", "")
         make_console().print(Table(columns, lines, words=(0, 3, 5)))
         if any(v.word == "consistent" for v in verdicts):
             say(
-                "consistent: whole in itself, but nothing here says whose it is; give --key with "
-                "the fingerprint that its owner told you"
+                "consistent: complete in itself, but nothing here shows who its owner is; give "
+                "--key with the fingerprint that the owner told you"
             )
     if problems:
         raise LedgerError("; ".join(problems))
@@ -137,7 +142,7 @@ def export(
 ) -> None:
     """Write the ledgers into one file: JSON with every signed line, or the charges as CSV.
 
-    It tells of runs, rounds, noise and times, and nothing of texts or labels.
+    The file tells of runs, rounds, noise and times, and nothing of texts or labels.
 
     Example: fedaipc privacy ledger export runs/demo ledgers.json
     """
@@ -150,7 +155,7 @@ def export(
         raise OutputError(f"{file}: is there already; give a new name")
     paths = _ledgers(folder)
     for path in paths:
-        _open(path)  # what is damaged is not passed on
+        _open(path)  # a damaged ledger is not exported
     copies = [read_copy(path) for path in paths]
     content = write_export(copies) if file.suffix == ".json" else _csv(copies).encode()
     try:
@@ -211,7 +216,7 @@ _seen: dict[Any, float] = {}
 def _prv(schedules: tuple[Any, ...], delta: float) -> float | None:
     """PRV of a schedule; PCs of one run mostly share theirs, and it takes a second.
 
-    None where it would take minutes.
+    None where that would take minutes.
     """
     from fedaipc.privacy.accountant import epsilon_prv, is_dear
 

@@ -84,11 +84,11 @@ def _run() -> None:
         for note in getattr(error, "__notes__", ()):
             say(note, err=True)
         _fail(str(error), error.exit_code)
-    except SystemExit as end:  # how typer ends; 130 is its word for Ctrl-C
+    except SystemExit as end:  # how typer exits; it uses 130 for Ctrl-C
         if end.code == 130:
             _fail(
-                "stopped; what is finished is kept: simulate --resume, or the same sweep, goes on; "
-                "an audit begins anew",
+                "stopped; what is finished is kept: simulate --resume continues a run, and the "
+                "same command a sweep; an audit starts from the beginning",
                 130,
             )
         raise
@@ -109,7 +109,7 @@ def _prepare() -> None:
     try:
         Path.cwd()
     except OSError:
-        _fail("the working directory is gone or cannot be read; change to another", 1)
+        _fail("the working directory was deleted or cannot be read; change to another one", 1)
 
 
 def _fail(message: str, code: int) -> None:

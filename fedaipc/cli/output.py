@@ -1,7 +1,8 @@
 """All that a command prints. Nothing else in this layer writes to a terminal.
 
-Labels, names, paths and whole documents come from strangers. Here, on the way out, what in them
-could steer the terminal is spelt out (`terminal.printable`): no caller has to think of it.
+Labels, names, paths and whole documents come from strangers. Here, on the way out, control
+characters that could steer the terminal are spelt out (`terminal.printable`): no caller has to
+remember it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def agreed(question: str) -> bool:
 def make_console(
     *, stderr: bool = False, highlight: bool = True, width_in_a_file: int | None = None
 ) -> Console:
-    """For tables and progress. `width_in_a_file` counts where the output is no terminal."""
+    """For tables and progress. `width_in_a_file` is used where the output is not a terminal."""
     made = _Console(stderr=stderr, highlight=highlight)
     if width_in_a_file is not None and not made.is_terminal:
         made.width = width_in_a_file

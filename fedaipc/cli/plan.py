@@ -29,7 +29,7 @@ def plan(
     overrides: Overrides = None,
     find: Annotated[
         Literal["noise", "epsilon", "rounds", "rate"] | None,
-        typer.Option(help="the one unknown; else noise, or epsilon where the noise is given"),
+        typer.Option(help="the one unknown  [default: noise, or epsilon if the noise is given]"),
     ] = None,
     epsilon: Annotated[float | None, typer.Option(min=1e-3, max=1e6, help="of all rounds")] = None,
     delta: Annotated[float | None, typer.Option(help="of the PC's life")] = None,
@@ -38,28 +38,33 @@ def plan(
     steps: Annotated[int | None, typer.Option(min=1, help="local steps of a round")] = None,
     rate: Annotated[float | None, typer.Option(help="sampling rate of a step")] = None,
     batch: Annotated[
-        float | None, typer.Option(min=1e-9, help="texts of a step on average, instead of --rate")
+        float | None, typer.Option(min=1e-9, help="texts in a step on average, instead of --rate")
     ] = None,
     records: Annotated[
         int | None,
-        typer.Option(min=1, help="texts that the PC holds; else --ledger's size class, or 1000"),
+        typer.Option(
+            min=1, help="texts that the PC holds  [default: --ledger's size class, or 1000]"
+        ),
     ] = None,
     ledger: Annotated[
         Path | None,
-        typer.Option(help="a PC's folder: its size class, delta, and what its ledger leaves"),
+        typer.Option(
+            help="a PC's folder: use its size class, its delta and what is left in its ledger"
+        ),
     ] = None,
     work: Annotated[
         bool,
         typer.Option(
-            "--work", help="minutes and bytes too: measures this PC on the config's texts, a minute"
+            "--work",
+            help="show minutes and bytes too: measures this PC on the config's texts, for a minute",
         ),
     ] = False,
-    plot: Annotated[Path | None, typer.Option(help="write a .png or .svg")] = None,
+    plot: Annotated[Path | None, typer.Option(help="file for a plot, .png or .svg")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
-    """Find the noise for a budget, or the epsilon, rounds or rate that the others leave.
+    """Find the noise for a budget, or epsilon, rounds or sampling rate from the others.
 
-    Looks at no data. What a flag does not say, the config says, or fedaipc's defaults.
+    Reads no data. Values without a flag come from the config, or from fedaipc's defaults.
 
     Example: fedaipc privacy plan --epsilon 2 --delta 1e-6 --records 1000 --batch 50 --rounds 40
     """

@@ -18,7 +18,7 @@ _BATCH = 64  # texts in memory at once
 def predict(
     run: Annotated[Path, typer.Argument(help="run folder, or its model/", show_default=False)],
     texts: Annotated[
-        list[str] | None, typer.Argument(help="texts; without any, lines of stdin")
+        list[str] | None, typer.Argument(help="texts; without any, the lines of stdin")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print all probabilities, a JSON object per line")

@@ -1,4 +1,4 @@
-"""`fedaipc privacy`: what a budget buys, what PCs have spent, and the proof of it."""
+"""`fedaipc privacy`: what a budget buys, what PCs have spent, and proof of that."""
 
 from __future__ import annotations
 

@@ -38,11 +38,11 @@ def start(
         typer.Option(
             min=2,
             max=10_000,
-            help="connections from one address; raise it where many PCs share one",
+            help="most connections from one address; raise it where many PCs share one",
         ),
     ] = 64,
 ) -> None:
-    """Serve a federation until Ctrl-C or SIGTERM: PCs connect, and runs that are wanted go on.
+    """Serve a federation until Ctrl-C or SIGTERM: PCs connect, and wanted runs continue.
 
     Example: fedaipc server start acme-server --port 8443
     """
@@ -51,7 +51,7 @@ def start(
     def tell(line: str) -> None:
         say(f"{time.strftime('%H:%M:%S')} {line}")
 
-    os.umask(0o077)  # database and logs are nobody else's
+    os.umask(0o077)  # nobody else may read database and logs
     Server(folder, bind, port, per_address, tell).serve()
 
 
@@ -61,11 +61,13 @@ def train(
         Path | None, typer.Argument(help="what `federation sign` made", show_default=False)
     ] = None,
     server: ServerFolder = Path(),
-    name: Annotated[str | None, typer.Option(help="of the run; else the job's folder's")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="name of the run  [default: the name of the job's folder]")
+    ] = None,
     resume: Annotated[str | None, typer.Option(help="name of a run to continue")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for the end")] = False,
 ) -> None:
-    """Let the running server train a signed job; watch it. Ctrl-C ends the watching only.
+    """Let the running server train a signed job, and watch. Ctrl-C stops only the watching.
 
     Example: fedaipc server train first-job --server acme-server
     """
@@ -157,7 +159,7 @@ def _cells(results: Results) -> list[str]:
 
 
 def _watch(run: Path, server: Path) -> None:
-    """Show rounds as they are written, until the run is over or not wanted any more.
+    """Show rounds as they are written, until the run is finished or no longer wanted.
 
     Raises OutputError where it halted, BudgetExhausted where the PCs' budgets ended it.
     """

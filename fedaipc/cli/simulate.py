@@ -111,7 +111,7 @@ def simulate(
         check_trackers(settings.output.trackers)
         if settings.aggregation.kind == "plain" and not insecure_plain_updates:
             raise ConfigError(
-                'aggregation.kind = "plain" lets the server read every update: say so with '
+                'aggregation.kind = "plain" lets the server read every update: confirm with '
                 "--insecure-plain-updates"
             )
         simulation.check_engine(engine, pc_state)
@@ -190,7 +190,7 @@ def _announce(console: Console, run: Run) -> None:
 
 
 def show_noise(console: Console, settings: Settings, results: Results) -> None:
-    """Say in one line where the noise of a finished run drowned what it could learn."""
+    """Say in one line if the noise of a finished run drowned what it could learn."""
     from fedaipc.privacy.budget import round_schedule
     from fedaipc.privacy.signal import noise_warning
 

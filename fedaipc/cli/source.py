@@ -23,7 +23,7 @@ Source = Annotated[
     str | None,
     typer.Argument(
         help="a config (.toml), or data: a .csv, .tsv, .jsonl or .parquet file, a folder with a "
-        "sub-folder of .txt per label, hf:ID, an asset; the default task without one",
+        "sub-folder of .txt per label, hf:ID, or an asset  [default: the built-in task]",
         show_default=False,
     ),
 ]
@@ -31,11 +31,13 @@ Text = Annotated[str | None, typer.Option(help="column with the text", show_defa
 Label = Annotated[str | None, typer.Option(help="column with the label", show_default=False)]
 By = Annotated[
     str | None,
-    typer.Option(help="column whose values (users, speakers) are the PCs", show_default=False),
+    typer.Option(help="column whose values (users, speakers) become the PCs", show_default=False),
 ]
 Encoding = Annotated[
     str | None,
-    typer.Option(help="of a text file, as cp1252; else UTF-8", show_default=False),
+    typer.Option(
+        help="encoding of a text file, such as cp1252  [default: UTF-8]", show_default=False
+    ),
 ]
 Quoting = Annotated[
     Literal["auto", "csv", "line", "none"] | None,
@@ -101,7 +103,9 @@ def read_settings(
     no_header: bool = False,
     skip_unusable: bool = False,
 ) -> Settings:
-    """Settings of a job; a flag that is None was not given. Raises ConfigError or DataError."""
+    """Settings of a job; None stands for a flag that was not given. Raises ConfigError or
+    DataError.
+    """
     is_config = source is not None and source.endswith(".toml")
     given = {
         "data.source": None if is_config else source,
@@ -123,11 +127,12 @@ def read_settings(
 
 
 def _with_fewer_pcs(settings: Settings) -> Settings:
-    """No more PCs than the column has values: a user's records stay on one PC."""
+    """As many PCs as the column has values at most: a user's records stay on one PC."""
     from fedaipc.data.prepare import prepare_simulation
 
     groups = prepare_simulation(settings.data, 1).train.groups or ()
-    tree = settings.model_dump(exclude_none=True, exclude_unset=True)  # what nobody gave stays open
+    # What was not given stays open.
+    tree = settings.model_dump(exclude_none=True, exclude_unset=True)
     tree.setdefault("federation", {})["clients"] = min(
         len(set(groups)), settings.federation.clients
     )

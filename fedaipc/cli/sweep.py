@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 def sweep(
     file: Annotated[Path, typer.Argument(help="what to vary (TOML)", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(help="folder of the sweep; else runs/NAME, from where you are")
+        Path | None,
+        typer.Option(help="folder of the sweep  [default: runs/NAME in the working directory]"),
     ] = None,
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="cells at a time; else as many as there are cores")
+        int | None,
+        typer.Option(min=1, help="cells at a time  [default: as many as there are cores]"),
     ] = None,
     dry: Annotated[bool, typer.Option("--dry", help="only list the cells")] = False,
     insecure_plain_updates: Annotated[
@@ -36,7 +38,7 @@ def sweep(
 ) -> None:
     """Run a grid, a list or a search of settings over several seeds, and compare.
 
-    Each cell is a normal run folder. The same command again goes on where it was stopped, and
+    Each cell is a normal run folder. The same command again continues where it was stopped, and
     runs nothing twice. Leaves sweep.html, sweep.csv, sweep.json and plots.
 
     Example: fedaipc privacy sweep simulations/sweeps/budget.toml

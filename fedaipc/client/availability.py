@@ -1,7 +1,7 @@
-"""Whether a PC works now, and how modestly: its owner's wishes, by what psutil can tell.
+"""Whether a PC works now, and with what priority: its owner's wishes, by what psutil measures.
 
-The one module that asks the operating system for its load, power supply and priorities. Memory is
-what this process can still have, which under systemd's MemoryMax is less than what is free.
+The one module that asks the operating system for its load, power supply and priorities. Memory
+is what this process may still use, which under systemd's MemoryMax is less than what is free.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Availability:
     """Call it before each piece of work: None, or why not now.
 
-    `data` says where the PC's texts are, None where they are no file of its own. While they cannot
-    be found, as on a disk that is not plugged in, no budget is spent on training on nothing.
+    `data` says where the PC's texts are, None where they are not a file of its own. While they
+    cannot be found, as on a disk that is not plugged in, no budget is spent on training on nothing.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Availability:
     ) -> None:
         self._settings, self._data = settings, data
         self._own = psutil.Process()
-        psutil.cpu_percent()  # the first answer of each means nothing
+        psutil.cpu_percent()  # the first value of each is meaningless
         self._own.cpu_percent()
         if settings.low_priority:
             _give_way(self._own)
@@ -43,7 +43,7 @@ class Availability:
         """Cheap enough to ask often."""
         data = self._data()
         if data is not None and not os.path.exists(data):  # noqa: PTH110 - which never raises
-            return f"{data} is not there: put it back, or change source in owner.toml"
+            return f"{data} was not found: put it back, or change source in owner.toml"
         if self._settings.only_on_mains and _on_battery():
             return "on battery"
         free = machine.memory_available() / 2**30

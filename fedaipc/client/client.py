@@ -1,8 +1,9 @@
-"""A PC's side of a round but for the training: its keys, and its word as a member of its group.
+"""A PC's side of a round, except for the training: its keys, and what it signs as a member of its
+group.
 
 A `Client` is a folder that belongs to the owner: `owner.toml`, `ledger.jsonl`, `keys/`,
-`pc.log`, a cache. Nothing here loads torch, so that a PC that is only asked for its word answers
-at once.
+`pc.log`, a cache. Nothing here loads torch, so that a PC that only has to sign something answers
+immediately.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LOG_FILE = "pc.log"
 
 
 class SimulatedDropOut(Exception):  # noqa: N818 - an event that a test asked for, not a fault
-    """The PC vanishes here: whoever drives it must not let a reply leave."""
+    """The PC drops out here: the simulation must not let a reply leave."""
 
 
 class Client:
@@ -90,7 +91,9 @@ class Client:
         return released.encode()
 
     def vanish(self, stage: Stage, number: int) -> None:
-        """Raise SimulatedDropOut where the owner's settings want it: a draw for each `number`."""
+        """Raise SimulatedDropOut where the owner's settings ask for it, by a draw for each
+        `number`.
+        """
         owner = self.owner
         if stage != owner.dropout_stage:
             return
@@ -100,7 +103,7 @@ class Client:
             raise SimulatedDropOut
 
     def note(self, line: str) -> None:
-        """One line for the owner's eyes: it may tell of data, and so never leaves the folder."""
+        """A line that only the owner may read: it may tell of data, and stays in the folder."""
         path = self.folder / LOG_FILE
         with suppress(OSError):
             path.touch(mode=0o600)

@@ -50,13 +50,14 @@ if TYPE_CHECKING:
 
     from flwr.app import RecordDict
 
-PC_FAILED = 100  # the one code for whatever goes wrong: which error it was may depend on data
+PC_FAILED = 100  # the one code for every failure: which error it was may depend on data
 
-_PUBLIC = (PrivacyError, SecAggError, EncodingError, RoundError, ModelError)  # none tells of data
+# None of them depends on data.
+_PUBLIC = (PrivacyError, SecAggError, EncodingError, RoundError, ModelError)
 _HOUR = 3600.0
 _MAX_REMEMBERED = 1000
 _free_answers: deque[float] = deque(maxlen=2000)  # when they left, in this process
-_answered: dict[tuple[str, str | None, int | None], None] = {}  # what is asked again is free, too
+_answered: dict[tuple[str, str | None, int | None], None] = {}  # asking again costs nothing either
 
 app = ClientApp()
 _log = logging.getLogger(__name__)
@@ -76,13 +77,13 @@ def ready(message: Message, context: Context) -> Message:
 
 @app.train("mask")
 def mask(message: Message, context: Context) -> Message:
-    """One round's sealed update; a refusal on public grounds; else nothing but an error code."""
+    """One round's sealed update, or a refusal on public grounds, or only an error code."""
     return _reply("mask", message, context, lambda pc: _mask(pc, message))
 
 
 @app.query("agree")
 def agree(message: Message, context: Context) -> Message:
-    """A member's word on the set of updates to sum."""
+    """What a member signs about the set of updates to sum."""
     return _reply("agree", message, context, lambda pc: _member(pc, message, unmask=False))
 
 
@@ -138,9 +139,9 @@ def _mask(pc: Client, message: Message) -> RecordDict:
 
 
 def _refusal(pc: Client, error: FedaipcError) -> str:
-    """The word that the coordinator hears; the sentence stays in this PC's log.
+    """The code word that the coordinator gets; the explanation stays in this PC's log.
 
-    What is refused for good is not asked again, so that it costs the others nothing.
+    What is refused permanently is not asked again, so that the others lose nothing.
     """
     if isinstance(error, BudgetExhausted):
         _log.warning("%s: %s", pc.owner.name, error)
@@ -155,7 +156,7 @@ def _reply(
 ) -> Message:
     """The answer, or one fixed code: Flower would send an exception's text to the server.
 
-    A PC at a real server notes what leaves before it leaves.
+    A PC at a real server logs each answer before it leaves.
     """
     try:
         pc = _pc(context)
@@ -184,7 +185,7 @@ def _note(pc: Client, stage: str, message: Message, records: RecordDict) -> None
     if refused or stage in {"setup", "ready"} or again:
         _count_free()
     elif stage == "mask" and _free_answers:
-        _free_answers.pop()  # to be ready for it was not for nothing
+        _free_answers.pop()  # getting ready for it was useful
     _answered[stage, *about] = None
     if len(_answered) > _MAX_REMEMBERED:
         del _answered[next(iter(_answered))]
@@ -193,7 +194,7 @@ def _note(pc: Client, stage: str, message: Message, records: RecordDict) -> None
 
 
 def _count_free() -> None:
-    """Of what costs no budget only so much is answered: it must not fill the owner's log."""
+    """Limit the answers that cost no budget: they must not fill the owner's log."""
     now = time.monotonic()
     if len(_free_answers) == _free_answers.maxlen and now - _free_answers[0] < _HOUR:
         raise RoundError("the server asks too often for what costs no budget")

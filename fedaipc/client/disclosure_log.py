@@ -1,8 +1,8 @@
 """What left this PC: one line for every answer, written before the answer leaves.
 
-The owner can show with it what the PC gave away and when: that it was so many bytes with such a
-hash, for which run and round, and what the ledger had been charged by then. It holds nothing that
-the answer does not.
+With it the owner can show what the PC gave away: when, how many bytes with which hash, for which
+run and round. Each line also says what the ledger had been charged by then. The log holds only
+what the answers hold.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def note(
     content: Iterable[bytes],
     epsilon: float | None,
 ) -> None:
-    """Durable when this returns. Raises OSError, and then the answer must not leave."""
+    """Durable when this returns. Where it raises OSError, the answer must not leave."""
     digest, size = hashlib.sha256(), 0
     for part in content:
         digest.update(part)
@@ -64,7 +64,7 @@ def note(
 
 
 def read(folder: Path) -> list[Disclosure]:
-    """All lines; half a last one, which a crash left, is passed over. Raises OutputError."""
+    """All lines; an incomplete last one, which a crash left, is skipped. Raises OutputError."""
     path = folder / FILE
     try:
         lines: list[Any] = bounds.read_text(path, bounds.MAX_LEDGER).splitlines()

@@ -1,7 +1,7 @@
 """How a PC comes to belong to a federation, leaves it, or moves to another machine.
 
-All of it happens in the owner's folder: it appears whole or not at all, and what a PC has spent of
-its budget is never lost on the way.
+All of it happens in the owner's folder: it appears complete or not at all, and what a PC has
+spent of its budget is never lost.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MOVED = (
     f"{KEYS_FOLDER}/identity.key", f"{KEYS_FOLDER}/roster", f"{KEYS_FOLDER}/agreed.json",
     f"{KEYS_FOLDER}/{HEAD_FILE}",
 )  # fmt: skip
-_SIMULATED = ("dropout_rate", "dropout_stage", "dropout_seed")  # not for a real PC's owner
+_SIMULATED = ("dropout_rate", "dropout_stage", "dropout_seed")  # not for the owner of a real PC
 _MAX_BYTES = 1 << 26  # of one file that a PC is moved in with, its ledger aside
 
 
@@ -56,7 +56,7 @@ class Enrolled:
     """What the owner is shown: the request for the federation, and what it was made from.
 
     `reading` is what of the texts can be used, and what is left out and why; `fit` says how they
-    fit the base, None where that is not here yet. Both are for the owner alone. `ledger` is what
+    fit the base, None until the base is on this PC. Both are for the owner alone. `ledger` is what
     may be spent and was.
     """
 
@@ -85,15 +85,15 @@ def enroll(
 ) -> Enrolled:
     """Check the data, make keys and ledger, and write the request.
 
-    How the file is written is fixed here and not found out anew in each round, where one record
+    The format of the file is fixed here and not detected again in each round, where one record
     could decide it for the others. Most records must be usable, unless `skip_unusable`. The size
     class counts what can be used and has a label that the invite lists.
 
     Without `base` and `lifetime_epsilon` the invite's advice counts. In a folder that a PC has left
     its ledger goes on, if the key that it left signed the last line: what was spent stays spent. A
     budget above the advice must be asked for. Raises AdmissionError where the folder is taken or
-    cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no folder is left
-    behind, and one that was there is as it was.
+    cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no new folder is
+    left behind, and an existing one is unchanged.
     """
     again = (folder / LEDGER_FILE).is_file() and not (folder / OWNER_FILE).exists()
     if folder.exists() and any(folder.iterdir()) and not again:
@@ -140,7 +140,7 @@ def enroll(
             else:
                 _fill(made, owner, invite, lifetime_epsilon or invite.lifetime_epsilon)
                 with suppress(OSError):
-                    folder.rmdir()  # an empty one of this name
+                    folder.rmdir()  # an empty folder of this name
                 made.replace(folder)
     except OSError as error:
         raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -148,7 +148,7 @@ def enroll(
 
 
 def request_again(folder: Path) -> Enrolled:
-    """The request of a PC that is enrolled: for one that was lost, or whose time is over."""
+    """The request of an enrolled PC, again: for one that was lost or has expired."""
     owner = load_owner(folder / OWNER_FILE)
     return _enrolled(folder, read_records(owner.source, owner))
 
@@ -173,8 +173,8 @@ def leave(folder: Path) -> None:
     """Delete the PC's keys; the ledger stays, since what was spent stays spent.
 
     Before, the ledger is handed over to a fresh key that stays in the folder for the next
-    enrolment: no other ledger can take its place. Raises AdmissionError, or LedgerError where that
-    cannot be done; then all is as it was.
+    enrollment: no other ledger can take its place. Raises AdmissionError, or LedgerError where
+    that cannot be done; then nothing has changed.
     """
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(f"{folder}: no PC is enrolled here")
@@ -185,9 +185,10 @@ def leave(folder: Path) -> None:
 def _leave(folder: Path) -> None:
     path = folder / SUCCESSOR_FILE
     try:
-        if has_keys(folder):  # else a leave was cut off below
+        if has_keys(folder):  # otherwise a leave was cut off below
             identity = KeyStore(folder).identity
-            # One that is there is of a leave that was cut off; or of an enrolment, and in use.
+            # An existing one comes from a leave that was cut off, or from an enrollment, and is in
+            # use.
             if not path.is_file() or bounds.read_bytes(path, bounds.MAX_KEY) == identity.secret():
                 write_atomic(path, SigningKey().secret(), private=True)
             successor = SigningKey(bounds.read_bytes(path, bounds.MAX_KEY))
@@ -201,7 +202,7 @@ def _leave(folder: Path) -> None:
 
 
 def move_out(folder: Path, file: Path) -> None:
-    """Put identity, ledger and settings into one secret file; this folder is no PC any more.
+    """Put identity, ledger and settings into one secret file; this folder is then no longer a PC.
 
     Two copies of a PC would each spend the whole budget. Raises AdmissionError.
     """
@@ -232,10 +233,10 @@ def _move_out(folder: Path, file: Path) -> None:
 
 
 def move_in(file: Path, folder: Path) -> None:
-    """Make a PC of what `move_out` wrote, and delete that: there must be one of a PC.
+    """Make a PC of what `move_out` wrote, and delete that file: only one copy of a PC may exist.
 
     The file is renamed before the folder appears, which shows that it can be deleted, and back
-    where the folder does not appear: at no time is there neither. Raises AdmissionError; then no
+    where the folder does not appear: one of the two always exists. Raises AdmissionError; then no
     folder is left behind, and the file is.
     """
     if folder.exists() and any(folder.iterdir()):
@@ -294,7 +295,7 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _kept_budget(folder: Path, invite: Invite, wanted: float | None) -> float:
-    """The budget of the ledger that a PC left here, which goes on."""
+    """The budget of the ledger that a PC left here, which is continued."""
     path, key = folder / LEDGER_FILE, _successor(folder)
     ledger = Ledger(path, key)
     for what, kept, now in (
@@ -303,26 +304,26 @@ def _kept_budget(folder: Path, invite: Invite, wanted: float | None) -> float:
     ):
         if kept != now:
             raise AdmissionError(
-                f"{path}: this PC's ledger has {what} {kept:g} for good, and not {now:g}"
+                f"{path}: this PC's ledger has {what} {kept:g} permanently, and not {now:g}"
             )
     if wanted is None and ledger.lifetime_epsilon > invite.lifetime_epsilon:
         raise AdmissionError(
             f"{path}: this PC's ledger allows epsilon {ledger.lifetime_epsilon:g} for life, and "
             f"the invite advises {invite.lifetime_epsilon:g}: give --epsilon "
-            f"{ledger.lifetime_epsilon:g} if that is what you want, or enrol in a new folder"
+            f"{ledger.lifetime_epsilon:g} if that is what you want, or enroll in a new folder"
         )
     return ledger.lifetime_epsilon
 
 
 def _successor(folder: Path) -> SigningKey:
-    """The key that a PC left here for its next enrolment. Raises AdmissionError."""
+    """The key that a PC left here for its next enrollment. Raises AdmissionError."""
     key = None
     with suppress(SecAggError):
         key = owner_of(folder)
     if key is None:
         raise AdmissionError(
             f"{folder}: holds a ledger, and not the key that `fedaipc client leave` keeps for it, "
-            "so nothing shows whose it is: enrol in a new folder"
+            "so nothing shows who its owner is: enroll in a new folder"
         )
     return key
 
@@ -340,7 +341,7 @@ def _fill_again(made: Path, folder: Path, owner: OwnerSettings, invite: Invite) 
 
 def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -> None:
     _keys(folder)
-    order = invite.order  # chosen for the advised budget; another one may have nothing at it
+    order = invite.order  # chosen for the advised budget; it may be useless for another one
     if lifetime != invite.lifetime_epsilon:
         order = usual_order(lifetime, invite.delta)
     identity = KeyStore(folder).identity

@@ -1,6 +1,6 @@
 """What a PC keeps for secure aggregation, in a folder of its own that only its owner can read.
 
-identity.key  Ed25519 secret, for good
+identity.key  Ed25519 secret, for life
 epoch.json    secret keys of one run's key epoch, with the bundle of their public halves
 roster        the newest list of members that was shown to this PC
 terms         the newest round that it was asked for
@@ -8,7 +8,7 @@ agreed.json   the one set of that round for which it signed, or released shares;
               of each PC's ledger that it saw (M31)
 head          of its own ledger after its last charge
 
-Nothing of it is in the ledger, which may be shown to others. What a rule of secagg/SPEC.md wants
+The ledger, which may be shown to others, holds none of it. What a rule of secagg/SPEC.md wants
 to be durable is on the disk when the method that says so returns.
 """
 
@@ -35,14 +35,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FOLDER, HEAD_FILE = "keys", "head"
-SUCCESSOR_FILE = "successor.key"  # of a PC that has left: the secret key of its next enrolment
+SUCCESSOR_FILE = "successor.key"  # of a PC that has left: the secret key of its next enrollment
 _MAX_BYTES = 1 << 26  # of one file
 _LOCK_SECONDS = 30.0
 _T = TypeVar("_T")
 
 
 class KeyStore:
-    """Of the PC whose files lie in `folder`. Raises SecAggError where they are missing."""
+    """The keys and promises of the PC whose files lie in `folder`. Raises SecAggError where they
+    are missing.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
@@ -50,7 +52,7 @@ class KeyStore:
 
     @classmethod
     def create(cls, folder: Path, identity: SigningKey | None = None) -> KeyStore:
-        """With `identity`, or a new one, if there is none yet. Raises OSError."""
+        """A key store with `identity`, or with a new one if the PC has none yet. Raises OSError."""
         path = folder / FOLDER / "identity.key"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path.parent):
@@ -62,7 +64,7 @@ class KeyStore:
         """The one that `pin` took last. Raises SecAggError where none of `admission` is there."""
         signer, roster = _kept(self._folder / "roster", read_roster)
         if signer != admission:
-            raise SecAggError("the list of members is not of this PC's admission key")
+            raise SecAggError("the list of members is not signed by this PC's admission key")
         return roster
 
     def pin(self, content: bytes, admission: bytes) -> Roster:
@@ -81,14 +83,14 @@ class KeyStore:
                 if roster == last:
                     return roster
                 if roster.federation != last.federation:
-                    raise SecAggError("the list of members is of another federation")
+                    raise SecAggError("the list of members belongs to another federation")
                 if roster.version <= last.version:
-                    raise SecAggError("the list of members is older than one that was shown")
+                    raise SecAggError("the list of members is older than one that this PC has seen")
             write_atomic(path, admission + content, private=True)
         return roster
 
     def bundle(self, run: str, epoch: int, size_class: int) -> Bundle:
-        """The public keys for an epoch: made anew, or those that were made for it before.
+        """The public keys for an epoch: new ones, or those that were made for it before.
 
         New ones replace the old (M10). Raises SecAggError where the epoch is not newer than the
         last one of this run, and its keys were made for something else.
@@ -161,16 +163,16 @@ class KeyStore:
     def check_new(self, terms: Terms) -> None:
         """Raise SecAggError where a newer round of the run was kept, or this one otherwise."""
         last = None
-        with suppress(SecAggError):  # none yet, or cut off: then no round of it can be agreed on
+        with suppress(SecAggError):  # no file yet, or cut off: then it agrees on no round of it
             last = _kept(self._folder / "terms", Terms.decode)
         if last is not None and last.run == terms.run:
             if last.number > terms.number:
                 raise SecAggError("the round is older than the last one of this run")
             if last.number == terms.number and last != terms:
-                raise SecAggError("the round was described in another way before")
+                raise SecAggError("the round was described differently before")
 
     def terms(self, run: str, number: int) -> Terms:
-        """Of the newest round. Raises SecAggError where that is another one."""
+        """The terms of the newest round. Raises SecAggError where that is another one."""
         terms = _kept(self._folder / "terms", Terms.decode)
         if (terms.run, terms.number) != (run, number):
             raise SecAggError("this PC was not asked for this round, or a newer one has begun")
@@ -207,7 +209,7 @@ class Agreed:
         self.set_hash: bytes | None = None
         self.heads: dict[bytes, LedgerHead] = {}
         if path.is_file():
-            # Never from what was kept: a promise counts as it stands on the disk.
+            # Never from memory: a promise counts as it stands on the disk.
             last = _read(path, _promise)
             if last.run == terms.run and last.number > terms.number:
                 raise SecAggError("a newer round of this run was agreed on")
@@ -251,7 +253,7 @@ def owner_of(folder: Path) -> SigningKey | None:
 
 
 def read_head(path: Path) -> LedgerHead | None:
-    """What `note_head` wrote; None where nothing is there."""
+    """What `note_head` wrote; None where there is no file."""
     with suppress(OSError, SecAggError):
         head = LedgerHead.decode(path.read_bytes())
         return head if head.count else None  # zeros are what a power cut leaves of a file

@@ -1,8 +1,8 @@
-"""Whether a ledger is whole: by its own chain and signatures, and by what peers remember of it.
+"""Whether a ledger is complete: by its own chain and signatures, and by what peers remember.
 
-A prefix of a ledger is a good chain as well. That lines are missing at the end, or that an older
-copy was put back, only those can tell who saw a later head: the PC's own record of rounds, and its
-peers' (secagg/SPEC.md, M31). So this is a promise of honest peers.
+The beginning of a ledger is a valid chain as well. That lines are missing at the end, or that an
+older copy was put back, is known only to those who saw a later head. These are the PC itself, by
+its own record of rounds, and its peers (secagg/SPEC.md, M31). So the promise rests on honest peers.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`peers` remember the ledger's PC, `problem` is "" where all is as it must be.
+    """`peers` remember the ledger's PC, `problem` is "" where nothing is wrong.
 
     `key` is the fingerprint of who signs it; `known` where that is who must: the PC in whose folder
-    it lies, or whom the caller named. Without, a chain that anybody wrote is consistent as well.
+    it lies, or whom the caller named. Otherwise a chain that anybody wrote is consistent as well.
     """
 
     pc: str
@@ -68,13 +68,13 @@ class Verdict:
 
 
 def read_copy(path: Path) -> Copy:
-    """The ledger at `path`, as it is: nothing is mended. Raises LedgerError or SecAggError."""
+    """The ledger at `path`, as it is; nothing is repaired. Raises LedgerError or SecAggError."""
     *lines, tail = _bytes(path).split(b"\n")
     torn = bool(tail)
     try:
         torn = torn and not is_whole(tail, path)
     except LedgerError:
-        torn = False  # it is no half line, and `verify` says so
+        torn = False  # the line is complete, and `verify` says so
     if tail and not torn:
         lines.append(tail)
     key = owner_of(path.parent)
@@ -113,7 +113,7 @@ def read_export(path: Path) -> list[Copy]:
 def memories(folders: Iterable[Path]) -> list[dict[bytes, LedgerHead]]:
     """What each PC's folder remembers of ledgers, its own among them. Raises SecAggError.
 
-    A PC that has left its federation remembers nothing any more.
+    A PC that has left its federation no longer remembers anything.
     """
     return [KeyStore(folder).heads() for folder in folders if has_keys(folder)]
 
@@ -133,7 +133,7 @@ def verify(
         if copy.owner is not None and copy.owner.hex() != chain.key:
             raise LedgerError(
                 f"{copy.where}: is signed by {key}, which is not this PC's key: the ledger of "
-                "another one, or written anew"
+                "another PC, or one that was rewritten"
             )
         if told is not None and told != key:
             raise LedgerError(f"{copy.where}: was not signed by {told}")

@@ -1,4 +1,4 @@
-"""The owner's policy: what a job may ask of this PC at all."""
+"""The owner's policy: what a job may ask of this PC."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
         if job.privacy.delta != ledger.delta:
             raise PrivacyError(
                 f"the job promises at delta {job.privacy.delta:g}; this PC's ledger counts at "
-                f"{ledger.delta:g} for good"
+                f"{ledger.delta:g} permanently"
             )
     for key, broken in faults.items():
         if broken:

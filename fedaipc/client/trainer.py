@@ -1,6 +1,6 @@
 """A PC's training in a round: check what is asked, charge the ledger, train, seal.
 
-`Trainer.ready` and `Trainer.admit` look at no data, so what they raise may be told. What `train`
+`Trainer.ready` and `Trainer.admit` look at no data, so what they raise may be sent. What `train`
 returns is all that leaves.
 """
 
@@ -77,7 +77,7 @@ class Admitted(Checked):
 
 
 class Trainer:
-    """Of one PC and one round.
+    """The training of one PC in one round.
 
     `charged` is how many attempts of the job's run are in the ledger, None until that was read.
     """
@@ -131,7 +131,7 @@ class Trainer:
             raise BudgetExhausted("the lifetime budget does not cover another round")
 
     def admit(self, vector: npt.NDArray[np.float32]) -> Admitted:
-        """Check the round once more, then charge the ledger; `vector` is the global one.
+        """Check the round again, then charge the ledger; `vector` is the global one.
 
         Raises as `ready`.
         """
@@ -139,10 +139,10 @@ class Trainer:
         checked = self.check()
         job, terms, ledger = checked.job, checked.terms, checked.ledger
         if hash_vector(vector) != terms.vector_hash or len(vector) != terms.size:
-            raise RoundError("the coordinator sends another global vector than its terms name")
+            raise RoundError("the coordinator sent a different global vector than its terms name")
         if not np.isfinite(vector).all():
             raise RoundError("the global vector is not finite")
-        # From here on this PC is a member of its group, whether or not it can pay.
+        # From here on this PC is a member of its group, whether or not its budget covers the round.
         if terms.sealed:
             pc.key_store.keep(terms, request.terms)
         # Charge the ledger; when this returns the charge is on the disk.
@@ -231,7 +231,7 @@ class Trainer:
             signed, roster, stated.number, group, stated.bundles, stated.vector_hash, stated.size
         )
         if terms != stated:
-            raise RoundError("the coordinator states other terms than its job has")
+            raise RoundError("the coordinator's terms differ from its job's")
         terms.check(roster, group, time.time())
         terms.place(own)
         return terms
@@ -294,7 +294,7 @@ class Trainer:
         return _examples[key]
 
     def _remark(self, reading: Reading) -> None:
-        """Tell the owner what of the texts is not used: the numbers in the PC's own log alone."""
+        """Tell the owner which texts are not used; the numbers go to the PC's own log only."""
         pc, size_class = self._pc, self._pc.owner.size_class
         if reading.dropped:
             pc.note(f"left out: {reading.where}: {reading.left_out_text()}")
@@ -313,7 +313,7 @@ _examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict
 
 
 def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
-    """What shows that a file, or one in a folder, was replaced since it was read."""
+    """A mark that changes when a file, or one in a folder, is replaced."""
     path = expanded(source)
     found = []
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -1,4 +1,4 @@
-"""Settings: frozen, validated at birth, the only home of defaults.
+"""Settings: frozen, validated when they are made, the only home of defaults.
 
 section.py   frozen sections, and choices between kinds of a thing
 settings.py  a whole job: its sections are in model.py, data.py, privacy.py, rounds.py, server.py

@@ -30,12 +30,14 @@ class TextSource(Section):
         "label", min_length=1, coerce_numbers_to_str=True, description="column with the label"
     )
     encoding: str = Field(
-        "auto", description="of a text file, as cp1252; auto: UTF-8, or UTF-16/32 with its mark"
+        "auto",
+        description="encoding of a text file, such as cp1252; auto: UTF-8, or UTF-16/32 "
+        "with a byte order mark",
     )
     quoting: Literal["auto", "csv", "line", "none"] = Field(
         "auto",
-        description="csv: a quoted text may go over several lines; line: within one; none: "
-        "quotation marks are text; auto: none for .tsv, else csv",
+        description="csv: a quoted text may span several lines; line: it ends on its line; none: "
+        "quotation marks are text; auto: none for .tsv, otherwise csv",
     )
     header: bool = Field(
         True, description="of a CSV or TSV; without one the columns are numbers: 1 is the first"
@@ -67,26 +69,28 @@ class TextSource(Section):
         return remedy.given(cls.section, values)
 
 
-_ESCAPES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # no file is written so
+_ESCAPES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # not used for files
 
 
 def _decodes_text(name: str) -> bool:
     try:
         return codecs.lookup(name).name not in _ESCAPES and "a,1".encode(name).decode(name) == "a,1"
-    except (LookupError, ValueError):  # not known, or from bytes to bytes, as base64
+    except (LookupError, ValueError):  # not known, or not a text encoding, such as base64
         return False
 
 
 class WarmUpSettings(TextSource):
     """Ordinary training of the whole base on public labelled texts, before any PC is asked.
 
-    Not private, and it need not be: no PC's text is among them. It gives a new base model.
+    Not private, and it need not be: no text of a PC is used. It gives a new base model.
     """
 
     section: ClassVar[str] = "warm_up"
 
     source: str | None = Field(
-        None, min_length=1, description="public texts, given as data.source is; else no warm-up"
+        None,
+        min_length=1,
+        description="public texts, given like data.source; without them no warm-up",
     )
     passes: int = Field(2, ge=1, le=1000, description="over the public texts")
     batch: int = Field(32, ge=1, le=65_536, description="texts of one step")
@@ -148,22 +152,27 @@ class DataSettings(TextSource):
         False, description="leave out records that cannot be used (also of warm_up), and count them"
     )
     labels: tuple[str, ...] | None = Field(
-        None, description="public label list, in order; else all that occur"
+        None, description="public label list, in order; default: all that occur"
     )
     client_column: str | None = Field(
         None,
         min_length=1,
-        description='whose a record is; each value is a client if partition is "column"',
+        description="column with a record's owner; with partition 'column' each value is a client",
     )
     partition: SerializeAsAny[Partition] = Iid()
     validation: str | None = Field(
-        None, min_length=1, description="public validation data, given as source is"
+        None, min_length=1, description="public validation data, given like source"
     )
-    test: str | None = Field(None, min_length=1, description="test data, given as source is")
+    test: str | None = Field(None, min_length=1, description="test data, given like source")
     validation_size: int | None = Field(
-        None, ge=1, le=10_000_000, description="split off; else a tenth, at most 2000"
+        None,
+        ge=1,
+        le=10_000_000,
+        description="records that are split off; default: a tenth, at most 2000",
     )
-    test_size: int | None = Field(None, ge=1, le=10_000_000, description="as validation_size")
+    test_size: int | None = Field(
+        None, ge=1, le=10_000_000, description="records that are split off, like validation_size"
+    )
     limit: Count | None = Field(None, description="use only so many records (a public sample)")
     split_seed: Seed = Field(0, description="which texts are held back for validation and test")
     seed: Seed = Field(0, description="which PC holds which record")

@@ -190,7 +190,7 @@ def _kind_name(section: type[Section]) -> str:
 
 _WORDS = {
     "string_type": "input should be text: put it in quotes",
-    "string_unicode": "is not UTF-8, so that no settings file can hold it; rename it",
+    "string_unicode": "is not UTF-8, so a settings file cannot hold it; rename it",
     "tuple_type": 'input should be a list, as in ["a", "b"]',
     "string_pattern_mismatch": "input should be a plain name",
 }

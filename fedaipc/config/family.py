@@ -32,13 +32,13 @@ FAMILIES: dict[str, ModelFamily] = {}
 
 
 def register_family(family: ModelFamily) -> ModelFamily:
-    """Let models of this family be trained; the last one of a type counts."""
+    """Let models of this family be trained; the last registration of a type counts."""
     FAMILIES[family.model_type] = family
     return family
 
 
 def known_families() -> tuple[str, ...]:
-    """By model_type, those of installed packages among them."""
+    """All families by their model_type, including those of installed packages."""
     load_extensions()
     return tuple(FAMILIES)
 

@@ -17,9 +17,9 @@ Layers = Field(1, ge=1, le=96, description="upper layers that are trained")
 class TrainingMethod(Choice):
     """Which parameters of a model are trained. Public; part of the job.
 
-    A method of your own says how many of the lowest layers stay frozen, and which parameters above
-    them are trained; or it overrides `prepare`, as LoRA does, to put layers of its own in place.
-    Every trained parameter must lie in a layer whose per-sample gradients are known
+    A method of your own says how many of the lowest layers stay frozen, and which parameters
+    above them are trained. Or it overrides `prepare`, as LoRA does, to put layers of its own in
+    place. Every trained parameter must lie in a layer whose per-sample gradients are known
     (`privacy.layer_gradients`), else the job is refused.
     """
 

@@ -19,11 +19,16 @@ class SpeedSettings(Section):
         "auto", description="where a PC computes"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of forward and backward passes; norms, sums, noise stay wider"
+        "float32",
+        description="precision of forward and backward passes; norms, sums and noise "
+        "use more digits",
     )
-    threads: int = Field(0, ge=0, le=1024, description="0: as torch chooses")
+    threads: int = Field(0, ge=0, le=1024, description="0: torch's own choice")
     micro_batch: int = Field(
-        0, ge=0, le=65_536, description="rows in memory at once, up to a power of two; 0: as usual"
+        0,
+        ge=0,
+        le=65_536,
+        description="rows in memory at a time, rounded up to a power of two; 0: the default",
     )
     cache_frozen: bool = Field(True, description="compute frozen lower layers once per text")
     cache_folder: str | None = Field(None, description="share that cache (simulation only)")
@@ -36,10 +41,12 @@ class Policy(Section):
     allow_plain_updates: bool = Field(False, description="send updates that the server can read")
     min_sum: int = Field(3, ge=3, description="fewest PCs whose sum may be unmasked")
     max_share: Share = Field(
-        0.5, description="of the honest PCs' weight in a sum that this PC's update may have"
+        0.5,
+        description="largest share of the honest PCs' weight in a sum that this PC's update "
+        "may have",
     )
-    min_colluding: int = Field(1, ge=1, description="colluding PCs that a round must bear")
-    min_threshold: Share = Field(0.5, description="of a group, that must agree on a sum")
+    min_colluding: int = Field(1, ge=1, description="colluding PCs that a round must tolerate")
+    min_threshold: Share = Field(0.5, description="share of a group that must agree on a sum")
     bits: tuple[Literal[32, 24, 16], ...] = Field((32, 24, 16), description="allowed rings")
     max_clip_norm: float = Field(MAX_CLIP, gt=0, description="clip bound")
     min_noise: float = Field(MIN_NOISE, ge=0, description="noise multiplier")
@@ -50,14 +57,14 @@ class Policy(Section):
 
 
 class AvailabilitySettings(Section):
-    """When a PC works for its federation, and how modestly."""
+    """When a PC works for its federation, and with what priority."""
 
     only_on_mains: bool = Field(False, description="not on battery")
     max_load: float | None = Field(
         None, gt=0, le=1, description="not while others use more of the processor than this share"
     )
     min_free_gib: float = Field(0.0, ge=0, description="rest while less memory (GiB) is free")
-    low_priority: bool = Field(True, description="give way to the owner's own programs")
+    low_priority: bool = Field(True, description="run at low priority beside the owner's programs")
     answer_slot: float = Field(
         0.0,
         ge=0,
@@ -69,10 +76,10 @@ class AvailabilitySettings(Section):
 class OwnerSettings(TextSource):
     """What the owner of one PC decides. Stays on the PC.
 
-    The base model is the owner's choice too: a PC that loaded what a job names could be given one
-    that fails on a certain word, and would tell by failing. Delta and lifetime budget are in the
-    PC's ledger, for good. `admission` is the public key, in hex, of whoever says who belongs to the
-    federation and which jobs it runs.
+    The base model is the owner's choice too. If a PC loaded the base that a job names, it could
+    be given one that fails on a certain word, and its failure would tell that it holds that
+    word. Delta and lifetime budget are in the PC's ledger and never change. `admission` is the
+    public key, in hex, of whoever says who belongs to the federation and which jobs it runs.
     """
 
     section: ClassVar[str] = remedy.OWNER_FILE

@@ -36,7 +36,9 @@ class Privacy(Choice):
     unit: Literal["record"] = Field("record", description="what is protected")
     delta: float = Field(1e-5, gt=0, lt=0.01, description="at most 1 / (10 n) of any PC")
     sampling_rate: Share = Field(
-        1.0, description="Poisson sampling rate q of one local step; else 1, beyond a head 0.1"
+        1.0,
+        description="Poisson sampling rate q of one local step; default: 1 for a head, "
+        "otherwise 0.1",
     )
 
 
@@ -52,7 +54,7 @@ class DPSGD(Privacy):
 
     kind: Literal["dp-sgd"] = "dp-sgd"
     epsilon: float | None = Field(
-        None, gt=0, le=1000, description="target over all rounds; 8 if no noise is given"
+        None, gt=0, le=1000, description="target over all rounds; default: 8 if no noise is given"
     )
     noise_multiplier: float | None = Field(
         None,
@@ -109,7 +111,7 @@ class DPSGD(Privacy):
 
 @register
 class NoPrivacy(Privacy):
-    """Neither clip nor noise: to compare with, on data that is nobody's secret."""
+    """Neither clip nor noise: for comparison, on public data."""
 
     kind: Literal["none"] = "none"
     private: ClassVar[bool] = False

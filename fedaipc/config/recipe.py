@@ -38,14 +38,14 @@ def filled(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def for_labels(settings: Settings, labels: Sized) -> Settings:
-    """`settings` with the rounds that so many labels take, where nobody gave their number."""
+    """`settings` with the rounds that so many labels take, where their number was not given."""
     if "rounds" in settings.model_fields_set:
         return settings
     return settings.model_copy(update={"rounds": _usual_rounds(labels)})
 
 
 def rounds_warning(settings: Settings, labels: Sized) -> str | None:
-    """One line where so few rounds are asked for that the model can hardly move."""
+    """One line if so few rounds are asked for that the model can hardly change."""
     rounds, usual = settings.rounds, _usual_rounds(labels)
     if settings.model.train.kind != "head" or rounds * _FEW > usual:
         return None
@@ -70,7 +70,7 @@ def recipe_text(settings: Settings) -> str:
 
 
 def reasons(settings: Settings) -> list[str]:
-    """Why values that nobody gave are what they are, a line each."""
+    """Why values that were not given are what they are, a line each."""
     rounds = f"rounds: {_ROUNDS}; for more than {_FEW_LABELS} labels "
     rounds += f"{_MANY_LABELS_ROUNDS}, where it is not given"
     if settings.model.train.kind == "head":

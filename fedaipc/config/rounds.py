@@ -16,8 +16,10 @@ class TrainingSettings(Section):
 
     local_steps: int = Field(1, ge=1, le=100_000, description="steps of one PC in one round")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="of a PC, within a round")
-    learning_rate: Positive = Field(1.0, description="of a PC; else 1, beyond a head 0.5")
-    head_learning_rate: Positive | None = Field(None, description="of the classifier, if other")
+    learning_rate: Positive = Field(
+        1.0, description="of a PC; default: 1 for a head, otherwise 0.5"
+    )
+    head_learning_rate: Positive | None = Field(None, description="of the classifier, if different")
 
 
 class FederationSettings(Section):
@@ -30,17 +32,19 @@ class FederationSettings(Section):
         "size-class", description="of a PC's update in the average"
     )
     lifetime_epsilon: float = Field(
-        8.0, gt=0, le=1000, description="what each simulated owner allows for good"
+        8.0, gt=0, le=1000, description="lifetime budget of each simulated PC"
     )
-    dropout_rate: float = Field(0.0, ge=0, le=1, description="injected chance to vanish in a round")
-    dropout_stage: Stage = Field("mask", description="where in a round a PC vanishes")
+    dropout_rate: float = Field(
+        0.0, ge=0, le=1, description="probability that a PC drops out of a round, injected"
+    )
+    dropout_stage: Stage = Field("mask", description="where in a round a PC drops out")
     only: tuple[int, ...] | None = Field(None, description="ask these PCs only (0 is the first)")
     spare_attempts: int = Field(10, ge=0, le=10_000, description="void or repeated rounds allowed")
     round_timeout: Positive = Field(
         3600.0, description="seconds without any update after which a round goes on"
     )
-    stage_timeout: Positive = Field(60.0, description="the same for answers that need no training")
-    seed: Seed = Field(0, description="public; who is asked, who is made to vanish")
+    stage_timeout: Positive = Field(60.0, description="the same, for answers that need no training")
+    seed: Seed = Field(0, description="public; decides who is asked and who drops out")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,9 +75,12 @@ class Aggregation(Choice):
 
     usual: ClassVar[str] = "secagg"
 
-    bits: Literal[32, 24, 16] = Field(32, description="of one value as it is sent; 16 needs noise")
+    bits: Literal[32, 24, 16] = Field(
+        32, description="bits of one value as it is sent; 16 needs noise"
+    )
     bound: Positive | None = Field(
-        None, description="of one value of a weighted update; else from the other settings"
+        None,
+        description="bound on one value of a weighted update; default: from the other settings",
     )
     key_rounds: int = Field(100, ge=1, le=100_000, description="rounds with the same keys")
 
@@ -87,7 +94,10 @@ class SecAgg(Aggregation):
         0.7, description="of the PCs asked; with fewer updates no sum is unmasked"
     )
     colluding: int | None = Field(
-        None, ge=1, le=10_000, description="PCs that may work for the coordinator; else a tenth"
+        None,
+        ge=1,
+        le=10_000,
+        description="PCs that may collude with the coordinator; default: a tenth",
     )
 
 

@@ -35,7 +35,7 @@ Stage = Literal["setup", "mask", "agree", "unmask"]
 MIN_NOISE, MAX_NOISE = 0.1, 1e6  # noise multiplier; beyond, accountants lose their digits
 MAX_KINDS = 100  # of steps: each costs the PLD accountant a second
 # What a schedule can lose at a delta of 1e-15, by RDP. The PLD accountant's grid is about as wide,
-# at 20,000 points for each 1: here it takes seconds and half a GB. Epsilon is 200 there, and more.
+# at 20,000 points for each 1: that takes seconds and half a GB. Epsilon is 200 there, and more.
 MAX_LOSS, LOSS_DELTA = 300.0, 1e-15
 MIN_CLIP, MAX_CLIP = 1e-9, 1e9  # below, the float32 squares of a gradient vanish
 RUN = r"^[0-9a-f]{16}$"  # the identifier of a run
@@ -65,7 +65,7 @@ class Frozen(BaseModel):
     def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and kind is not bool:
-            raise PydanticCustomError("not_a_flag", "true and false are no value here")
+            raise PydanticCustomError("not_a_flag", "true and false are not allowed here")
         return value
 
 
@@ -160,7 +160,7 @@ def kind_fault(family: type[Choice], given: object) -> str:
     """
     name = given.get("kind") if isinstance(given, Mapping) else None
     if not isinstance(given, Mapping) or not isinstance(name, str):
-        return ""  # of another shape: whoever reads all of it says so
+        return ""  # of another shape: whoever reads the whole reports it
     kind = family.kinds.get(name) or family.known().get(name)
     if kind is None:
         return f'"{name}" is not installed here: install the package that it comes from'

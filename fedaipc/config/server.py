@@ -1,6 +1,6 @@
 """How the coordinator moves the model by the mean update (Reddi et al., ICLR 2021).
 
-All of it is post-processing of noisy sums: it costs no privacy.
+All of it post-processes noisy sums and costs no privacy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ServerOptimizer(Choice):
     learning_rate: Positive = Field(1.0, description="of the server's step")
 
     def direction(self, mean: Vector, state: State) -> Vector:
-        """Of shape (size,), as `mean`, which may be changed in place: vectors may be large.
+        """Where to go, of the shape of `mean`, which may be changed in place: vectors may be large.
 
         `state` is empty in the first round, is kept over rounds, and holds vectors by name.
         """
@@ -82,7 +82,7 @@ class FedAdam(ServerOptimizer):
     learning_rate: Positive = Field(0.05, description="of the server's step")
     beta1: float = Field(0.9, ge=0, lt=1, description="of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="of the second moment")
-    tau: Positive = Field(1e-3, description="adaptivity: the least that is divided by")
+    tau: Positive = Field(1e-3, description="adaptivity: the smallest divisor")
 
     def direction(self, mean: Vector, state: State) -> Vector:
         import numpy as np

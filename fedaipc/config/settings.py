@@ -36,11 +36,15 @@ class OutputSettings(Section):
         "runs", min_length=1, description="holds the runs; counted from the working directory"
     )
     name: str = Field(
-        "run", max_length=80, pattern=NAME, description="of the run's folder; -2 is added if taken"
+        "run",
+        max_length=80,
+        pattern=NAME,
+        description="name of the run's folder; -2 is added if it is taken",
     )
     plots: bool = Field(True, description="draw plots/ and write report.html")
     trackers: tuple[str, ...] = Field(
-        (), description="who is told of each round, as tensorboard; other packages add theirs"
+        (),
+        description="who is told of each round, such as tensorboard; other packages can add theirs",
     )
     keep_pc_state: bool = Field(True, description="keep simulated PCs' folders after the run")
 
@@ -49,7 +53,10 @@ class Settings(Section):
     """One whole job."""
 
     rounds: int = Field(
-        30, ge=1, le=100_000, description="planned; else 30, and 60 with more than 10 labels"
+        30,
+        ge=1,
+        le=100_000,
+        description="planned rounds; default: 30, or 60 with more than 10 labels",
     )
     model: TextClassifier = TextClassifier()
     warm_up: WarmUpSettings = WarmUpSettings()

@@ -45,7 +45,7 @@ def load_settings(
 def with_values(settings: Settings, values: Mapping[str, object]) -> Settings:
     """`settings` with `values` ("section.key": value) on top, as flags are laid on a file.
 
-    What nobody gave follows anew from the values. Raises ConfigError.
+    Values that were not given are derived again. Raises ConfigError.
     """
     return _with_values(_given(settings), dict(values))
 
@@ -106,7 +106,7 @@ def _with_values(tree: dict[str, Any], given: dict[str, object]) -> Settings:
 
 
 def _given(section: Section) -> dict[str, Any]:
-    """What somebody gave of a section, with the kind of every choice, as plain tables."""
+    """What was given of a section, with the kind of every choice, as plain tables."""
     names = section.model_fields_set | ({"kind"} if isinstance(section, Choice) else set())
     found = {name: getattr(section, name) for name in names}
     return {
@@ -117,7 +117,7 @@ def _given(section: Section) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> object:
-    """A TOML value where `text` is one, else the text itself."""
+    """`text` as a TOML value, or as it is where it is not one."""
     try:
         tree = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -137,7 +137,7 @@ def _put(tree: dict[str, Any], key: str, value: object) -> None:
 
 
 def _choose_kinds(tree: dict[str, Any], given: dict[str, object]) -> None:
-    """Where another kind is given than the file's, drop the keys that only the file's kind has."""
+    """Where the kind differs from the file's, drop the keys that only the file's kind has."""
     for path, family in choices(Settings):
         *sections, last = path.split(".")
         node: Any = tree

@@ -32,8 +32,8 @@ _CHUNK = 1 << 16  # values
 class PlainSum:
     """Over groups of PCs that share one encoding; the coordinator can read each update.
 
-    `blamed` are PCs that were proved wrong, `disputes` pairs of which one is; `silent` members gave
-    no answer of use; `reasons` say why a group was not unmasked.
+    `blamed` are PCs that were proved wrong, `disputes` pairs of which one is; `silent` members
+    gave no useful answer; `reasons` say why a group was not unmasked.
     """
 
     def __init__(self, groups: Sequence[Terms]) -> None:
@@ -100,7 +100,7 @@ class MaskedSum(PlainSum):
     def finish(self, ask: Ask) -> None:
         for aggregator in self._aggregators:
             unmasking = Unmasking(aggregator, self._store, ask)
-            # Who has just uploaded is likely to be there still.
+            # A PC that uploaded a moment ago is likely to be still online.
             first = [pc for pc in self._arrived if pc in aggregator.uploaders]
             rest = [pc for pc in aggregator.terms.participants if pc not in first]
             try:

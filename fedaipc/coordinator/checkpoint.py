@@ -30,10 +30,10 @@ _MAX_BYTES = 1 << 27  # of one text: 100,000 rounds
 class Checkpoint:
     """`round` rounds are done. `optimizer` is the server optimizer's state.
 
-    By identity: `banned` are PCs that were proved wrong, or in too many disputes; `disputes` the
-    run's; `charges` how many attempts up to number `attempt` a PC was charged for at most;
-    `failures` in how many void attempts it did not do its part, and until when (seconds since 1970)
-    it rests.
+    By identity: `banned` are PCs that were proved wrong, or in too many disputes, and `disputes`
+    are the run's. `charges` is the largest number of attempts up to `attempt` that a PC was
+    charged for. `failures` says in how many void attempts a PC did not do its part, and until
+    when (seconds since 1970) it rests.
     """
 
     layout_hash: str
@@ -48,7 +48,7 @@ class Checkpoint:
     failures: dict[bytes, tuple[int, float]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Raises OutputError; then the previous checkpoint is still whole."""
+        """Raises OutputError; then the previous checkpoint is still intact."""
         meta = {
             "round": str(self.round),
             "layout_hash": self.layout_hash,
@@ -68,13 +68,13 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise OutputError(
                 f"{folder}: the checkpoint of round {self.round} cannot be written "
-                f"({getattr(error, 'strerror', None) or error}); the one before it is whole, go on "
-                "with --resume"
+                f"({getattr(error, 'strerror', None) or error}); the one before it is intact, "
+                "continue with --resume"
             ) from None
 
     @classmethod
     def load(cls, folder: Path, layout_hash: str) -> Checkpoint | None:
-        """The run's checkpoint, None if there is none yet. Raises RunOver on a damaged one."""
+        """The run's checkpoint, None before the first one. Raises RunOver on a damaged one."""
         path = folder / FILE
         if not path.is_file():
             return None
@@ -114,7 +114,7 @@ def _parsed(text: str) -> Any:
 class Counters:
     """The newest attempt and key epoch of the run in `folder`, each on the disk before it is used.
 
-    A coordinator that is killed comes back with larger numbers, and PCs never see one twice.
+    A coordinator that was killed continues with larger numbers, so PCs never see one twice.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Outcome:
-    """What became of the PCs of one attempt, by identity.
+    """What happened to the PCs of one attempt, by identity.
 
     `asked` whether they take part; `charged` those that said so and got the model; `uploaded` those
     whose upload came, `arrived` those whose update is in the sum; `silent` fell silent on the way.
@@ -131,7 +131,7 @@ class Coordinator:
             raise RunOver(
                 f"round {number} is void, and the job allows no more than "
                 f"{self._job.max_attempts} attempts; mend what made them void, then sign a job "
-                "with more federation.spare_attempts, or simulate anew"
+                "with more federation.spare_attempts, or start a new simulation"
             )
         # 1. Keys of PCs that have none in this epoch; then who takes part, by the public draw.
         self._membership.refresh(self._exchange, attempt, self._counters)
@@ -140,7 +140,7 @@ class Coordinator:
         # 2. Ask them whether they do. Nobody is charged before a sum of them can be unmasked.
         groups = self._ready_groups(attempt, number, outcome)
         ready = time.monotonic()
-        # 3. The attempt's number on the disk; then the global vector: who gets it, is charged.
+        # 3. The attempt's number on the disk; then the global vector: who gets it is charged.
         self._counters.advance(attempt=attempt)
         self._participation.charge(outcome.charged, attempt)
         total = (
@@ -156,7 +156,7 @@ class Coordinator:
         # 5. Too few: the round is void and the model stays as it was. Else move the model.
         if outcome.why_void is None:
             mean = total.mean()
-            del total  # a vector that nothing needs from here on
+            del total  # this vector is no longer needed
             self._checkpoint.vector = self._settings.server.step(
                 self._checkpoint.vector, mean, self._checkpoint.optimizer
             )
@@ -335,7 +335,7 @@ class Coordinator:
                     outcome.uploaded.add(sender)
                 del answer
             except (EncodingError, SecAggError) as error:
-                # Counted as dropped: a broken upload costs itself alone.
+                # Counted as dropped: a broken upload costs only itself.
                 _log.warning("%s: %s", self._membership.members[sender].name, error)
             del reply  # before the next one comes: each holds a vector
         outcome.silent = outcome.charged - outcome.uploaded - outcome.declined

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def to_leave_out(disputes: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    """PCs without which no dispute is left: who has most disputes goes first, of equals both.
+    """PCs without which no dispute is left: the one with most disputes goes first, of equals both.
 
-    A liar that picks many victims goes alone; one that picks a single victim takes it along. So a
-    coalition costs about as many honest PCs as it has members, whatever it does.
+    A liar that picks many victims is left out alone; one that picks a single victim takes it along.
+    So a coalition costs about as many honest PCs as it has members, whatever it does.
     """
     left = {frozenset(pair) for pair in disputes}
     out: set[bytes] = set()

@@ -35,7 +35,7 @@ class Evaluation:
 
     @property
     def majority(self) -> float:
-        """Share of the most frequent label: the accuracy of knowing nothing."""
+        """Share of the most frequent label: the accuracy of a model that knows nothing."""
         return float(np.bincount(self.truth).max() / len(self.truth))
 
     def score(self, vector: npt.NDArray[np.float32]) -> tuple[Score, list[ClassScore]]:

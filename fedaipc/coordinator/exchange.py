@@ -1,4 +1,4 @@
-"""Messages to PCs and back over Flower's public `Grid`, with what they weigh."""
+"""Messages to PCs and back over Flower's public `Grid`, with their sizes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Exchange:
         for part in _parts(requests):
             messages = [Message(request, node, stage) for node, request in part]
             self.bytes_down[stage] += sum(_size(request) for _, request in part)
-            pushed = set(self.grid.push_messages(messages))  # one that is gone gets no identifier
+            pushed = set(self.grid.push_messages(messages))  # a PC that has left gets no identifier
             waiting |= {
                 message.metadata.message_id: message.metadata.dst_node_id
                 for message in messages
@@ -83,7 +83,7 @@ class Exchange:
                 time.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 1.5)
         forget = getattr(self.grid, "forget", None)
-        if waiting and forget is not None:  # a real server keeps what nobody asks for any more
+        if waiting and forget is not None:  # a real server keeps what is no longer asked for
             forget(list(waiting))
 
 

@@ -1,4 +1,4 @@
-"""Which PCs are there, and with which keys of the present epoch."""
+"""Which PCs are there, and with which keys of the current epoch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Membership:
         self._began = 0.0  # when the epoch did, in seconds since 1970
 
     def refresh(self, exchange: Exchange, attempt: int, counters: Counters) -> None:
-        """Ask for keys: all PCs where an epoch begins, else those that come late or again."""
+        """Ask for keys: all PCs where an epoch begins, otherwise those that come late or again."""
         nodes = list(exchange.grid.get_node_ids())
         if not self._epoch:
             nodes = self._connected(exchange.grid)
@@ -92,7 +92,7 @@ class Membership:
             raise SecAggError("a PC answers with keys of another epoch")
         for identity, other in self.members.items():
             if identity == bundle.identity and other.node in connected - {node}:
-                raise SecAggError("a PC answers with the keys of another one")
+                raise SecAggError("a PC answers with the keys of another PC")
             if identity != bundle.identity and (
                 other.name == described.name
                 or canonical(other.bundle.mask_key) == canonical(bundle.mask_key)
@@ -111,7 +111,7 @@ class Membership:
         return {pc for pc, member in self.members.items() if member.bundle.not_after < soon}
 
     def _connected(self, grid: Grid) -> list[int]:
-        """Where some PCs are still on their way, wait for them a while."""
+        """Wait a while for PCs that have not connected yet."""
         deadline = time.monotonic() + _START_SECONDS
         nodes = list(grid.get_node_ids())
         while len(nodes) < self._federation.clients and time.monotonic() < deadline:

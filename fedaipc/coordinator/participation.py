@@ -1,8 +1,9 @@
 """Who is asked in an attempt, who is left out and why, and how often each PC was charged.
 
-One PC must not cost the others. So every PC is asked whether it takes part before anybody is
-charged; who refuses for good is not asked again; and who did not do its part in void attempts is
-left out for a while that doubles each time; where the others do not suffice, the run waits.
+The others must not pay for one PC. So every PC is asked whether it takes part before anybody is
+charged, and a PC that refuses permanently is not asked again. A PC that did not do its part in
+void attempts is left out for a while, which doubles each time. If the others are too few, the
+run waits.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Participation:
         self._everybody, self._enough = set(everybody), enough
         self._exhausted: set[bytes] = set()
         self._refused: set[bytes] = set()
-        self._not_now: dict[bytes, str] = {}  # in the attempt at hand, and why
+        self._not_now: dict[bytes, str] = {}  # in the current attempt, and why
         self._missed: dict[bytes, tuple[int, float]] = {}  # as `Checkpoint.failures`
 
     def begin(self, attempt: int) -> None:
@@ -85,9 +86,9 @@ class Participation:
         return said.refusal is None
 
     def refuse(self, pc: bytes, word: str) -> None:
-        """A PC declines: for good but for `UNABLE`."""
+        """A PC declines: permanently, except for `UNABLE`."""
         _log.warning("%s does not take part (%s); its own log says why", self._name(pc), word)
-        self._not_now[pc] = "is not able to now, as its log says"
+        self._not_now[pc] = "cannot take part now; its log says why"
         if word == EXHAUSTED:
             self._exhausted.add(pc)
         elif word == REFUSED:
@@ -151,8 +152,8 @@ class Participation:
         if not members:
             return RoundError("no PC can take part: start at least one, and look into its log")
         return RoundError(
-            f"too few PCs take part, and none was charged: {reason}{self._who()}; start more, or "
-            "mend it there, and continue with --resume"
+            f"too few PCs take part, and none was charged: {reason}{self._who()}; start more PCs, "
+            "or solve what their logs name, and continue with --resume"
         )
 
     def _who(self) -> str:
@@ -171,7 +172,7 @@ class Participation:
         why |= dict.fromkeys(self._membership.late(), "has keys that end soon")
         why |= self._not_now
         why |= dict.fromkeys(self._exhausted, "has spent its budget")
-        why |= dict.fromkeys(self._refused, "refuses the job, as its log says")
+        why |= dict.fromkeys(self._refused, "refuses the job; its log says why")
         lines = sorted(
             f"{self._name(pc)} {reason}"
             for pc, reason in why.items()

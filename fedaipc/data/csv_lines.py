@@ -3,7 +3,7 @@
 A record must not depend on another: it is the unit of privacy. So where a quotation goes wrong,
 only the line in which it began is lost, and reading continues with the next line. A quoted text may
 go over several lines (`quoting = "csv"`) if its quotation ends where a field ends and the record
-then has just as many columns as the header. What a missing quotation mark can still do to the lines
+then has as many columns as the header. What a missing quotation mark can still do to the lines
 behind it is in docs/explanation/limits.md; with `quoting` "line" or "none" it can do nothing.
 """
 
@@ -61,7 +61,7 @@ class CsvReader:
                 yield Line(number, tuple(taken), cells)
 
     def parts(self, line: Line) -> Iterator[list[str] | Fault]:
-        """The lines of a record over several lines, each read as if it was a record itself.
+        """The lines of a record over several lines, each read as if it were a record itself.
 
         The first and the last count only where a delimiter is within the quotation.
         """
@@ -104,5 +104,5 @@ class CsvReader:
 
 
 def fits(cells: Sequence[str], width: int) -> bool:
-    """Whether the record has `width` columns; empty ones more do no harm."""
+    """Whether the record has `width` columns; extra empty ones do no harm."""
     return len(cells) >= width and not any(cell.strip() for cell in cells[width:])

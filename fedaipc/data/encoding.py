@@ -50,8 +50,9 @@ def decode(content: bytes, encoding: str) -> str:
 def lines(path: Path, encoding: str) -> Iterator[str]:
     """Lines with their ends (LF, CR LF or CR), as an editor counts them. Raises OSError.
 
-    Where a line end is one byte, bytes are cut into lines first and each line is decoded by itself:
-    half a character at the end of one, or a shift that is never taken back, stays in its line.
+    Where a line end is one byte, bytes are cut into lines first and each line is decoded by
+    itself. Half a character at the end of a line, or a shift that is never undone, then affects
+    that line only.
     """
     first = True
     for line in _by_line(path, encoding) if _has_plain_ends(encoding) else _whole(path, encoding):
@@ -60,7 +61,7 @@ def lines(path: Path, encoding: str) -> Iterator[str]:
 
 
 def is_valid(text: str) -> bool:
-    """False with half a surrogate pair, which no file or tokenizer takes (JSON can write one)."""
+    """False with half a surrogate pair, which no file or tokenizer accepts (JSON can write one)."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -24,8 +24,9 @@ def partition(records: Records, settings: DataSettings, pcs: int) -> tuple[Part,
     """Indices into `records` for each of `pcs` PCs; each record goes to exactly one.
 
     iid: at random, sizes equal to within one. skewed: at random, sizes fall as rank to minus
-    `power`. dirichlet: each label by shares of its own. column: by `records.groups`, whole values
-    per PC where there are at least as many values as PCs, else each PC has part of one value.
+    `power`. dirichlet: each label by shares of its own. column: by `records.groups`, whole
+    values per PC where there are at least as many values as PCs. Otherwise each PC has part of
+    one value.
 
     Raises DataError where a PC would be left without a record, or a column without values.
     """
@@ -57,7 +58,7 @@ def partition(records: Records, settings: DataSettings, pcs: int) -> tuple[Part,
 def apportion(total: int, shares: npt.NDArray[np.float64]) -> list[int]:
     """Whole numbers that add up to `total`, nearest to `shares` (largest remainders).
 
-    `shares` are not negative and not all zero, of shape (n,); ties go to whoever stands first.
+    `shares` are not negative and not all zero, of shape (n,); ties go to the first.
     """
     exact = total * shares / shares.sum()
     whole = np.floor(exact).astype(int)
@@ -74,7 +75,7 @@ def _deal(indices: Part, shares: npt.NDArray[np.float64]) -> list[Part]:
 def _by_dirichlet(
     records: Records, alpha: float, pcs: int, random: np.random.Generator
 ) -> list[Part]:
-    """Each label's records are dealt by shares drawn from Dirichlet(alpha) (Hsu et al. 2019)."""
+    """Each label's records are spread by shares drawn from Dirichlet(alpha) (Hsu et al. 2019)."""
     labels = np.array(records.labels, dtype=object)
     for _ in range(100):  # a small alpha can leave a PC with nothing: draw again
         parts: list[list[Part]] = [[] for _ in range(pcs)]

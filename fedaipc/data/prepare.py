@@ -68,8 +68,8 @@ def prepare_held_back(settings: DataSettings) -> HeldBack:
 def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
     """Read, de-duplicate, split, partition; the same result for the same settings.
 
-    `limit` samples the source first. Files given for validation and test stay as they are (but
-    for a text that is in both, which stays in test); their texts are dropped from the source.
+    `limit` samples the source first. Files given for validation and test stay as they are,
+    except that a text in both stays in test only. Their texts are dropped from the source.
 
     Raises DataError: unusable source, one class only, too few records for the sets or PCs.
     """

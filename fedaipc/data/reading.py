@@ -1,7 +1,8 @@
-"""What reading a source gives: the records that can be used, and a outcome of what was left out.
+"""What reading a source gives: the records that can be used, and a summary of what was left out.
 
-Each record is judged by itself. Who reads decides what follows from the outcome: a simulation stops
-unless told to leave such records out, an owner is told at enrolment, a round goes on without them.
+Each record is judged by itself. The caller decides what follows from the summary: a simulation
+stops unless told to leave such records out, an owner is told at enrollment, a round goes on without
+them.
 """
 
 from __future__ import annotations
@@ -110,19 +111,21 @@ class Reading:
         used = len(self.records)
         if self.dropped and used:
             or_skip = ""
-            if self.left_out <= used:  # else the few that are left would be no fair sample
+            if self.left_out <= used:  # otherwise the few that are left would not be a fair sample
                 or_skip = f", or leave them out with {DataSettings.remedy(skip_unusable=True)}"
             raise DataError(f"{self.where}: {self.left_out_text()}; mend them{or_skip}")
         return self.some()
 
     def some(self) -> Records:
-        """The records. Raises DataError where there are none, or where it is not clear which."""
+        """The records. Raises DataError where no record can be used, or where it is not clear
+        which.
+        """
         if self.swallowing:
             more = len(self.swallowing) - 1
             raise DataError(
                 f"{self.where}: the quoted text that begins in {self.unit} {self.swallowing[0]}"
-                f"{f' (and {more:,} more)' if more else ''} goes over lines that read like records "
-                "of their own: close its quotation mark; if each line is a record, give "
+                f"{f' (and {more:,} more)' if more else ''} spans lines that look like records. "
+                "If its quotation mark is missing, add it; if each line is a record, give "
                 f"{self.how.remedy(quoting='line')}; if the text really spans several lines, give "
                 f"{self.how.remedy(quoting='csv')}"
             )
@@ -227,7 +230,7 @@ def label_name(value: object) -> str | None:
             return None
         return str(int(value)) if value.is_integer() else repr(value)
     text = str(value).strip()
-    if text in ("", "nan", "NaN"):  # what a missing number turns into; "none" may be a class
+    if text in ("", "nan", "NaN"):  # how a missing number reads; "none" may be a class
         return None
     whole, point, zeros = text.partition(".")
     if point and whole.removeprefix("-").isdecimal() and zeros and not zeros.strip("0"):

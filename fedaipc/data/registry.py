@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class DataSource(Protocol):
-    """Reads what stands behind the colon: a column of values for each of the wanted `columns`.
+    """Reads what follows the colon: a column of values for each of the wanted `columns`.
 
     The first is the text, the second the label; a third, where there is one, says whose the record
     is. Raise DataError with one line where they cannot be read; records that cannot be used (a text

@@ -38,7 +38,7 @@ FILE_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def local_path(source: str) -> Path | None:
-    """The file or folder that `source` names; None for what is no place of this machine."""
+    """The file or folder that `source` names; None if it names something else."""
     return None if is_asset(source) or find_source(source) is not None else expanded(source)
 
 
@@ -52,9 +52,9 @@ def read_records(
     """All records of `source`: an asset, a file, a folder with one sub-folder of .txt per label,
     or "hf:ID" / "hf:ID:SPLIT". Where it is comes from here and not from `how`.
 
-    Labels and groups become text, as `label_name` says; with `labels`, others cannot be used. What
-    is no source of records raises DataError: nothing there, a column missing, a damaged file.
-    AssetError: as `fetch_asset`.
+    Labels and groups become text, as `label_name` says; with `labels`, others cannot be used.
+    Anything else raises DataError: nothing there, a column missing, a damaged file. AssetError: as
+    `fetch_asset`.
     """
     columns = [how.text_column, how.label_column] + ([group_column] if group_column else [])
     collector = Collector(labels, grouped=group_column is not None)
@@ -108,7 +108,7 @@ def _read_csv(path: Path, how: TextSource, columns: Sequence[str], collector: Co
     own = _encoding(path, how)
     tabs = path.suffix.lower() == ".tsv"
     quoting = how.quoting
-    if quoting == "auto":  # without a header nothing but a record says how wide a record is
+    if quoting == "auto":  # without a header only a record shows how wide a record is
         quoting = "none" if tabs else "csv" if how.header else "line"
     delimiter = "\t" if tabs else ","
     if how.header:
@@ -141,8 +141,8 @@ def _read_csv(path: Path, how: TextSource, columns: Sequence[str], collector: Co
         advice=advice,
         missing="" if advice or how.header else beyond(widest, places, delimiter),
         encoding=own,
-        # Where no text goes over several lines, none has to: later a quotation that never closes
-        # then costs its own line only.
+        # If no text spans several lines, read line by line: a quotation that never closes then
+        # costs its own line only.
         quoting="line" if auto and quoting == "csv" and not long else quoting,
         swallowing=_swallowing(long, reader, places, collector) if auto else (),
         quoted=quoted,
@@ -314,7 +314,7 @@ def _values(column: pa.ChunkedArray) -> list[object]:
 
 
 def _single(value: pa.Scalar) -> object:
-    """None for what Python has no value for, as a time in the year 300,000."""
+    """None where Python has no such value, as for a time in the year 300,000."""
     try:
         return value.as_py()
     except (ValueError, OverflowError, pa.ArrowException):
@@ -361,7 +361,7 @@ def _read_hub(name: str, columns: Sequence[str]) -> list[list[object]]:
         data: Any = datasets.load_dataset(identifier, split=split[0] if split else "train")
     except Exception as error:  # noqa: BLE001 - the library raises many kinds; each means this
         raise DataError(
-            f"{source}: not to be had ({type(error).__name__}); check the name and split, and "
+            f"{source}: cannot be loaded ({type(error).__name__}); check the name and split, and "
             "whether the hub is reachable"
         ) from None
     check_columns(source, data.column_names, columns)

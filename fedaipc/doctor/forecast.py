@@ -28,7 +28,7 @@ Rate = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class PcPrice(Frozen):
-    """Of this PC."""
+    """What this PC's hours cost."""
 
     watts: Rate
     dollars_per_kwh: Money
@@ -36,7 +36,7 @@ class PcPrice(Frozen):
 
 
 class GpuPrice(Frozen):
-    """Of a rented GPU; `texts_per_second` as measured there for the same job, if it was."""
+    """What a rented GPU costs; `texts_per_second` as measured there for the same job, if known."""
 
     name: str = Field(min_length=1, max_length=80)
     dollars_per_hour: Money
@@ -55,7 +55,7 @@ class Prices(Frozen):
 class GpuCost:
     """The same job on a rented GPU. R is how many times as fast as this PC it is.
 
-    `break_even` is the R from which on the GPU is cheaper than this PC's hours; None where these
+    `break_even` is the R above which the GPU is cheaper than this PC's hours; None where these
     cost nothing.
     """
 
@@ -68,7 +68,9 @@ class GpuCost:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Of a whole job. `fleet_minutes` is what one PC of a real fleet computes for its own texts."""
+    """What a whole job takes. `fleet_minutes` is what one PC of a real fleet computes for its own
+    texts.
+    """
 
     texts: int
     minutes: float
@@ -117,8 +119,8 @@ def forecast(
     """What the job takes, where this PC computes everything (`minutes`) or its share of it.
 
     `records` are the training texts of all PCs, `held_back` those of validation and test,
-    `parameters` the trained ones. `watts` is this PC's measured power, None where the table has to
-    do. Bytes are of all PCs and rounds, sealing included, to within a tenth.
+    `parameters` the trained ones. `watts` is this PC's measured power, None to use the table's
+    value. Bytes are of all PCs and rounds, sealing included, to within a tenth.
     """
     federation, privacy = settings.federation, settings.privacy
     cohort = federation.cohort_size(federation.clients)
@@ -147,7 +149,7 @@ def forecast(
 
 
 def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, int]:
-    """Of one PC in one round, up and down."""
+    """Bytes of one PC in one round, up and down."""
     up, down = parameters * settings.aggregation.bits // 8, parameters * 4
     if settings.aggregation.kind == "plain":
         return up, down

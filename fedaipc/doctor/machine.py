@@ -76,7 +76,7 @@ def _neural_units() -> tuple[str, ...]:
 
 
 class PowerMeter:
-    """Energy of the processor package, where the system lets one read it (RAPL)."""
+    """Energy of the processor package, where the system allows it (RAPL)."""
 
     def __init__(self) -> None:
         self._files = [

@@ -49,7 +49,7 @@ class Speed:
     private: float
 
     def seconds(self, passes: float) -> float:
-        """Of one text in a whole private job."""
+        """Seconds that one text takes in a whole private job."""
         return (0.0 if self.frozen is None else 1 / self.frozen) + passes / self.private
 
 
@@ -198,7 +198,7 @@ def _micro_batch(rate: Callable[[int], float]) -> int:
         free, used = memory_available(), process.memory_info().rss
         try:
             found[size] = rate(size)
-        except (RuntimeError, MemoryError):  # as torch says that memory ran out
+        except (RuntimeError, MemoryError):  # how torch reports that memory ran out
             break
         grown = process.memory_info().rss - used
         if 2 * grown > _MEMORY_SHARE * free:  # the next size takes twice as much

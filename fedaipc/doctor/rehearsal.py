@@ -1,4 +1,4 @@
-"""Whether this PC can train privately at all: found out before any round is charged."""
+"""Whether this PC can train privately at all: tested before any round is charged."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _FILE, _OWNER_FILE = "doctor.json", "owner.toml"
 def save(settings: Settings, processor: str, speed: Speed) -> Path:
     """Keep threads and micro-batch for jobs with this model on this processor.
 
-    Not the precision: what a simulation computes would depend on a file that nobody looks at.
+    Not the precision: what a simulation computes would depend on a hidden file.
     """
     path = cache_folder() / _FILE
     found = _read(path)
@@ -58,7 +58,7 @@ def with_saved(settings: Settings, processor: str) -> Settings:
     """`settings` with what was saved, where they leave threads or micro-batch at 0."""
     try:
         found = _read(cache_folder() / _FILE).get(_key(settings, processor))
-    except AssetError:  # no place for a cache: it only ever saves time
+    except AssetError:  # no place for a cache: it only saves time
         return settings
     if not isinstance(found, dict):
         return settings

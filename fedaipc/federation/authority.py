@@ -1,4 +1,5 @@
-"""The federation's own TLS authority: PCs trust it alone, and no authority of their system.
+"""The federation's own TLS authority: PCs trust only it, and no authority of their operating
+system.
 
 ECDSA P-256. The authority's key stays with the admission key; it may sign the certificates of
 servers and nothing else. Certificates follow RFC 5280.
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 AUTHORITY_KEY_FILE = "authority.key"
 _AUTHORITY_DAYS, _SERVER_DAYS = 3650, 398
-_BEFORE = timedelta(hours=1)  # clocks of PCs may be late
+_BEFORE = timedelta(hours=1)  # the clocks of PCs may be slow
 
 
 def make_authority(folder: Path, federation: str) -> None:

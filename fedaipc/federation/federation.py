@@ -53,8 +53,8 @@ class Federation:
         self.facts = Facts.load(folder)
         if not (folder / KEY_FILE).is_file():
             raise AdmissionError(
-                f"{folder / KEY_FILE}: missing; this is done where the admission key is, and never "
-                "on the server"
+                f"{folder / KEY_FILE}: missing; run this where the admission key is, never on the "
+                "server"
             )
         try:
             self.admission = Admission(folder)
@@ -68,7 +68,9 @@ class Federation:
 
     @classmethod
     def create(cls, folder: Path, address: str, names: Sequence[str]) -> Federation:
-        """Keys, authority, an empty list of members. Raises AdmissionError where one is there."""
+        """Make keys, authority and an empty list of members. Raises AdmissionError where the folder
+        is taken.
+        """
         if folder.exists() and any(folder.iterdir()):
             raise AdmissionError(f"{folder}: not empty; give a new folder")
         try:
@@ -99,7 +101,7 @@ class Federation:
 
     @property
     def fingerprint(self) -> str:
-        """Of the admission key: what PC owners compare."""
+        """Fingerprint of the admission key, which PC owners compare."""
         return fingerprint(self.admission.key.public)
 
     def invite(
@@ -112,7 +114,7 @@ class Federation:
         delta: float,
         order: float,
     ) -> str:
-        """An invite for any number of owners, good for `days`."""
+        """An invite for any number of owners, valid for `days`."""
         return Invite(
             federation=self.facts.federation,
             issuer=self.facts.admission,
@@ -129,7 +131,7 @@ class Federation:
         ).write(self.admission.key)
 
     def admit(self, requests: Sequence[Request], days: int = MEMBER_DAYS) -> None:
-        """Sign PCs into the list of members: all, or none. Raises AdmissionError."""
+        """Add PCs to the signed list of members: all of them, or none. Raises AdmissionError."""
         members = self.members
         for request in requests:
             members = members.with_new(self._member(request, members, days))

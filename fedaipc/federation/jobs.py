@@ -34,8 +34,8 @@ def sign_job(
     """Write a signed job for all present members into the new `folder`.
 
     `settings.federation.clients` is replaced by how many members there are. Raises AdmissionError
-    where the folder is taken, ConfigError where so few cannot be sealed, DataError, ModelError,
-    PrivacyError; then no folder is left behind.
+    where the folder is taken, ConfigError where they are too few for secure aggregation, DataError,
+    ModelError, PrivacyError; then no folder is left behind.
     """
     if folder.exists():
         raise AdmissionError(f"{folder}: is there already; give a new folder")

@@ -26,7 +26,7 @@ KEY_FILE = "admission.key"
 
 
 class Admission:
-    """The admission key in `folder`, which is made where there is none.
+    """The admission key in `folder`, made on first use.
 
     Raises OSError, or SecAggError where the file is damaged.
     """

@@ -51,7 +51,7 @@ class Members(Frozen):
 
     @classmethod
     def load(cls, folder: Path) -> Members:
-        """Raises AdmissionError where the file is damaged; none yet is an empty list."""
+        """Raises AdmissionError where the file is damaged; a missing file is an empty list."""
         path = folder / FILE
         try:
             return cls.from_file(path, max_bytes=_MAX_BYTES) if path.is_file() else cls()
@@ -68,7 +68,7 @@ class Members(Frozen):
         return tuple(member for member in self.members if member.state == "member")
 
     def named(self, name: str) -> Member:
-        """By name or fingerprint; of several with one name, who belongs now.
+        """The member with this name or fingerprint; of several with one name, the current one.
 
         Raises AdmissionError where there is none, or it is not clear who is meant.
         """
@@ -98,14 +98,14 @@ class Members(Frozen):
         for other in self.members:
             if member.identity == other.identity and other.revoked:
                 raise AdmissionError(
-                    f"{member.name}: this PC was revoked; it has to enrol anew, in a new folder"
+                    f"{member.name}: this PC was revoked; it has to enroll again, in a new folder"
                 )
             if other.state != "member":
                 continue
             if member.name == other.name and member.identity != other.identity:
                 raise AdmissionError(
                     f"another member is called {member.name}: revoke it first, or have the PC "
-                    "enrol under another name"
+                    "enroll under another name"
                 )
             if member.node_key == other.node_key and member.identity != other.identity:
                 raise AdmissionError(f"{member.name} has the transport key of {other.name}")

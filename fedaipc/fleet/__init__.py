@@ -5,19 +5,18 @@ server.py        supervisor: keeps the others alive, lets members in, starts wan
 subprocesses.py  its processes
 runs.py          runs in the server's folder, as commands, supervisor and coordinator see them
 ownership.py     whose files they are, where commands and server run as different users
-front.py         TLS 1.3, the fleet's calls, members only, a limit on all that strangers can grow
-limits.py        those limits; sockets.py: its sockets and certificate
-admitted.py      whom the list of members lets in
-superlink.py     Flower's SuperLink on loopback; guard.py: what it is let see
-registry.py      members' keys and runs at Flower's control API
-coordinate.py    the coordinator of one run as a process; grid.py: its end of a Flower run
+front.py         TLS 1.3, the fleet's calls, members only, a limit on everything that strangers can
+make grow limits.py        those limits; sockets.py: its sockets and certificate admitted.py
+whom the list of members lets in superlink.py     Flower's SuperLink on loopback; guard.py: what
+reaches it registry.py      members' keys and runs at Flower's control API coordinate.py    the
+coordinator of one run as a process; grid.py: its end of a Flower run
 
 On a PC
 node.py          one process: asks for messages, calls the installed client app, answers
 node_auth.py     Flower's node signatures, by the server's clock
 answers.py       what it sends, which does not tell how long the work took
 http_client.py   HTTP to a server that is not trusted; proxy.py: through the owner's proxy
-trouble.py       why it is not reached
+trouble.py       why the server is not reached
 
 clients.py       Flower's clients over connections of ours
 wire.py          messages in one piece or many, one copy of a vector in memory

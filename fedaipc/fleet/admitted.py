@@ -1,8 +1,8 @@
 """Whom the server's list of members lets in, asked for each request.
 
-Flower forgets no key that it has shut out, so a key that left the list by mistake, or came back
-after it had expired, could never come in again. So nothing is shut out at Flower: the front, before
-it reads a body, and the guard around the SuperLink look at the list as it is now.
+Flower never forgets a key that it has shut out, so a key that left the list by mistake, or came
+back after it had expired, could never be admitted again. So no key is shut out at Flower: the
+front, before it reads a body, and the guard around the SuperLink look at the list as it is now.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Admitted:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stamp: Stamp | None = None
-        self._keys: dict[bytes, ec.EllipticCurvePublicKey] = {}  # by what the header holds
+        self._keys: dict[bytes, ec.EllipticCurvePublicKey] = {}  # by the content of the header
 
     def knows(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request names a member's key. Whether it has the key, `has_signed` tells."""

@@ -1,4 +1,4 @@
-"""A PC's answers on the wire: nothing in them tells how long the work took."""
+"""A PC's answers on the wire: they do not show how long the work took."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def push(node: Node | None, asked: Metadata, reply: Message) -> tuple[PushMessag
 
 
 class Promise:
-    """An error answer at hand in `folder`: after a crash it spares the round from waiting."""
+    """An error answer prepared in `folder`: after a crash it spares the round from waiting."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / _PROMISE_FILE
@@ -55,7 +55,7 @@ class Promise:
         write_private(self._file, request.SerializeToString())
 
     def broken(self) -> PushMessagesRequest | None:
-        """What is left where a message was never answered; half of one counts as none."""
+        """What is left where a message was never answered; an incomplete one counts as missing."""
         request = PushMessagesRequest()
         try:
             request.ParseFromString(self._file.read_bytes())
@@ -64,5 +64,5 @@ class Promise:
         return request
 
     def keep(self) -> None:
-        """It was answered, or will not be asked for any more. Raises OSError."""
+        """It was answered, or will no longer be asked for. Raises OSError."""
         self._file.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flwr.supercore.protobuf.client import ProtobufClient
 
 _C = TypeVar("_C", bound="ProtobufClient")
-_TIMEOUT = 30.0  # s, as Flower has it
+_TIMEOUT = 30.0  # s, as in Flower
 
 
 def flower_client(
@@ -40,10 +40,10 @@ def loopback(kind: type[_C], address: str, interceptors: Sequence[Any]) -> _C:
 
 
 class LetGo:
-    """An interceptor of Flower's clients: an answer is gone as soon as nobody needs it.
+    """An interceptor of Flower's clients: an answer is freed as soon as nobody needs it.
 
-    httpx ties each response to itself, so that chunks of 5 MiB would stay until a collection of
-    garbage, which comes seldom in a process with as many objects as torch makes.
+    httpx ties each response to itself, so that chunks of 5 MiB would stay in memory until
+    garbage is collected, which happens rarely in a process with as many objects as torch makes.
     """
 
     def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:

@@ -26,15 +26,16 @@ if TYPE_CHECKING:
     from fedaipc.results import RoundResult
 
 _LOCK_SECONDS = 30.0  # that the last coordinator of this run may take to go
-_LEAVE_SECONDS = 5.0  # that this one has to tell the SuperLink that it goes
+_LEAVE_SECONDS = 5.0  # that this one has to tell the SuperLink that it ends
 _log = logging.getLogger("fedaipc")
 
 
 def main() -> int:
     """Run or continue the run; the exit code is that of what stopped it.
 
-    What ends it is left in the run's folder. Where trying again would end in the same way, the run
-    is not wanted any more: PCs too few or a SuperLink that is away may come back, all else not.
+    What ends it is left in the run's folder. Where trying again would end in the same way, the
+    run is no longer wanted. Missing PCs or a SuperLink that does not answer may come back; every
+    other failure stays.
     """
     parent_watch.hold()
     folder, state = Path(sys.argv[1]), Path(sys.argv[2])
@@ -58,7 +59,7 @@ def main() -> int:
 
 
 def _end_soon(stop: Stop) -> None:
-    """Where the run does not end by itself, as within a long evaluation: its checkpoint stays."""
+    """End a run that does not end by itself, as within a long evaluation; its checkpoint stays."""
     stop.wait()
     time.sleep(_LEAVE_SECONDS)
     os._exit(STOPPED)

@@ -3,16 +3,16 @@
 A SuperLink serves its fleet, control and runtime calls on one port, by a server without a time
 limit for slow senders. So the SuperLink stays on loopback and this process faces the network:
 TLS 1.3 only, eight exact paths, members only, and a limit on everything that a stranger can make
-grow (connections, headers, bodies, time). Of a request by nobody's key no body is read. h11 reads
-and writes HTTP, Python does TLS.
+grow (connections, headers, bodies, time). The body of a request that no member's key made is not
+read. h11 reads and writes HTTP, Python does TLS.
 
-ASGI servers were weighed against it, with tests/fleet/test_front.py as the gate, and did not hold:
-none counts connections by address; uvicorn 0.49 has no deadline for a TLS handshake, a silent
-client or the head of a request, granian 2.8 none for a handshake; hypercorn 0.18 speaks HTTP/2
-where only http/1.1 is offered, and says 100 Continue before the app can refuse a body.
+ASGI servers were tried in its place with tests/fleet/test_front.py, and failed. None counts
+connections by address. uvicorn 0.49 has no deadline for a TLS handshake, a silent client or the
+head of a request; granian 2.8 has none for a handshake. hypercorn 0.18 speaks HTTP/2 where only
+http/1.1 is offered, and says 100 Continue before the app can refuse a body.
 
-Started by `python -m fedaipc.fleet.front`, which the server's supervisor does. What a PC makes of
-an answer decides some statuses: it tries again after 502, 503, 504 and broken connections.
+Started by `python -m fedaipc.fleet.front`, which the server's supervisor does. Some statuses are
+chosen for what a PC does with them: it tries again after 502, 503, 504 and broken connections.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Upstream:
 
 @contextlib.asynccontextmanager
 async def superlink(seconds: float) -> AsyncIterator[None]:
-    """Around all that waits for the SuperLink: what fails there is not the client's fault."""
+    """Encloses all that waits for the SuperLink: a failure there is not the client's fault."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -91,9 +91,9 @@ async def superlink(seconds: float) -> AsyncIterator[None]:
 
 
 def check(request: h11.Request, limits: Limits, is_member: IsMember) -> None:
-    """Raise Refused unless this is just what a member's PC sends."""
+    """Raise Refused unless this is exactly what a member's PC sends."""
     if (request.method, request.target) == (b"GET", b"/health"):
-        raise Refused(200, "health")  # says nothing but that the front runs
+        raise Refused(200, "health")  # says only that the front runs
     headers = dict(request.headers)
     connection = headers.get(b"connection", b"close").lower()
     if len(request.headers) > limits.headers:
@@ -161,7 +161,7 @@ class Front:
 
     async def _accept(self, sock: socket.socket) -> None:
         # A loop of its own, since asyncio's servers show a connection only after its TLS
-        # handshake: connections that never begin one would be counted by nobody.
+        # handshake: connections that never begin one would not be counted.
         while True:
             try:
                 client, (peer, *_) = await asyncio.get_running_loop().sock_accept(sock)
@@ -289,7 +289,7 @@ class Front:
         """The connection to the SuperLink: kept for this client, never shared with another."""
         if link := client.link:
             # uvicorn drops an idle connection after 5 s; well before that it can be trusted.
-            # What it sent unasked must not pass as the answer to the next request.
+            # What it sent without a request must not be taken for the answer to the next one.
             if time.monotonic() - link.used < 3 and await link.is_quiet():
                 return link
             link.abort()
@@ -316,7 +316,7 @@ class Front:
                 break
             pace.moved(len(event.data))
             entry["in"] = pace.bytes
-            if pace.bytes > limits.body:  # cannot be: check() saw the length, h11 keeps to it
+            if pace.bytes > limits.body:  # cannot happen: check() saw the length, h11 enforces it
                 raise Refused(413, "body")
             async with superlink(limits.answer):
                 await link.send(event)
@@ -352,7 +352,7 @@ class Front:
 
 
 def write_log(entry: dict[str, object]) -> None:
-    """One line of JSON on the standard output; a full disk costs the line and nothing else."""
+    """One line of JSON on the standard output; a full disk loses only the line."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with contextlib.suppress(OSError):
         sys.stdout.write(json.dumps({"time": stamp} | entry) + "\n")

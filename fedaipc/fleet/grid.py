@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 _HEARTBEAT = 5.0  # s; the SuperLink gives a task up 60 s after its last one
-_PATIENCE = 55.0  # s that calls wait for a SuperLink that is away; beyond, the run is lost
+_PATIENCE = 55.0  # s that calls wait for a SuperLink that does not answer; then the run is lost
 _NODES_BACK = 15.0  # s after an outage in which PCs come back
 _SELF = Node(node_id=1)  # the SuperLink's own number
 _log = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ class FleetGrid(Grid):
 
     `upload_file` tells the SuperLink how large an answer may be. Once `is_stopped`, the next call
     raises SystemExit. Replies come one by one. Not safe for use by several threads. Raises
-    EngineError where the SuperLink is not there, or has given the run up: the job goes on from its
-    checkpoint.
+    EngineError where the SuperLink does not answer, or has given the run up: the job continues
+    from its checkpoint.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class FleetGrid(Grid):
         return [node.node_id for node in self._call("GetNodes", GetNodesRequest()).nodes]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Send; identifiers in order, "" for a PC that is gone."""
+        """Send; identifiers in order, "" for a PC that has left."""
         parcels = [pack(message) for message in messages]
         answer = self._call(
             "PushMessages",
@@ -231,7 +231,7 @@ class FleetGrid(Grid):
                 if isinstance(reply, Message):
                     ready.append(reply)
                 break
-            # Look at the others first the next time.
+            # Look at the others first next time.
             self._uploading[name] = self._uploading.pop(name)
         return ready
 
@@ -256,7 +256,7 @@ class FleetGrid(Grid):
         write_atomic(self._upload_file, str(size).encode(), private=True)
 
     def forget(self, message_ids: Iterable[str]) -> None:
-        """Delete messages whose reply is not wanted any more; the SuperLink would keep them."""
+        """Delete messages whose reply is no longer wanted; the SuperLink would keep them."""
         for name in message_ids:
             head, _ = self._uploading.pop(name, (None, None))
             self._confirm(name if head is None else head.metadata.message_id)
@@ -294,7 +294,7 @@ class FleetGrid(Grid):
         )
 
     def _await_nodes(self) -> None:
-        """After an outage. A message to a node that is not back yet would turn into an error."""
+        """Wait after an outage: a message to a node that is not back yet would become an error."""
         before = self.get_node_ids()  # waits for the SuperLink
         self._away.clear()
         end = time.monotonic() + _NODES_BACK
@@ -306,7 +306,7 @@ class FleetGrid(Grid):
             before = now
 
     def _call(self, name: str, request: Any) -> Any:
-        """One call, again while the SuperLink is away. Raises EngineError."""
+        """One call, repeated while the SuperLink does not answer. Raises EngineError."""
         method: Callable[[Any], Any] = getattr(self._client, name)
         end, pause = time.monotonic() + _PATIENCE, 0.05
         while not self._lost.is_set():
@@ -328,8 +328,8 @@ class FleetGrid(Grid):
             time.sleep(pause)
             pause = min(2.0, pause * 2)
         raise EngineError(
-            "the SuperLink gave the run up, as it does after a minute without a sign of the "
-            "coordinator; go on from the checkpoint"
+            "the SuperLink gave the run up, as it does after a minute without a message from the "
+            "coordinator; continue from the checkpoint"
         )
 
     def _beat_on(self) -> None:

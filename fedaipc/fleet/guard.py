@@ -1,7 +1,7 @@
 """The guard around Flower's SuperLink, as an ASGI application.
 
-It closes what Flower leaves open: the control API to every user of the machine, and to every PC
-messages in another's name, to anybody, of any size and as many as it likes.
+It closes what Flower leaves open: the control API to every user of the machine, and, to every
+PC, any number of messages of any size, to anybody, in another's name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LARGEST_BODY = CHUNK + 64 * 1024  # bytes: a chunk of an array, and who sends i
 _LARGEST_ANNOUNCED = 2 * MAX_INLINE  # bytes of a message with its records, or with its tree
 _FEW = 16  # objects of a large message beside the chunks of its vector
 _HASH = re.compile("[0-9a-f]{64}")
-_ANSWERS = 3  # to one request: the answer, and word that it will not come after all
+_ANSWERS = 3  # to one request: the answer, and a notice that it will not come after all
 _MAX_REMEMBERED = 20_000
 _SERVER = 1  # the SuperLink's own node number
 _LARGE = "-object"  # ends the calls that carry a chunk, of which Flower makes several copies
@@ -65,7 +65,8 @@ class Uploads:
         self._answers: OrderedDict[tuple[int, str], set[bytes]] = OrderedDict()
 
     def allows(self, body: bytes) -> _Announced | None:
-        """What `body`, a call to push messages, announces, if just that; and it is remembered.
+        """What `body`, a call to push messages, announces, if it announces only that; it is
+        remembered.
 
         That `node` is who calls, the SuperLink knows; that the request was for it, too. So where
         the SuperLink refuses, `forget` it.
@@ -95,7 +96,7 @@ class Uploads:
         trees = self._answers.setdefault(said.request, set())
         if len(self._answers) > _MAX_REMEMBERED:
             self._answers.popitem(last=False)
-        said.again = said.tree in trees  # as where the answer to the first call was lost
+        said.again = said.tree in trees  # for example where the answer to the first call was lost
         if len(trees) >= _ANSWERS and not said.again:
             return None
         trees.add(said.tree)
@@ -136,7 +137,7 @@ def guarded(app: App, secret: bytes, admitted: Admitted, uploads: Uploads) -> Ap
 
         async with few:
             await app(scope, receive, keep)
-        gc.collect()  # what holds a body holds itself, too, and would stay for long
+        gc.collect()  # it refers to itself and the body, and would stay in memory for long
         for event in events:  # a slow reader must not keep the others waiting
             await send(event)
 

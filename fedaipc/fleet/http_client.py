@@ -27,7 +27,7 @@ def bounded_client(authority: bytes, proxy: httpx.Proxy | None = None) -> httpx.
     """For calls to a server whose certificate is of `authority` (PEM) alone, through `proxy`.
 
     Nothing is read from the environment: no proxy, and no file of certificates. Raises
-    AdmissionError where `authority` is no certificate.
+    AdmissionError where `authority` is not a certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -35,7 +35,8 @@ def bounded_client(authority: bytes, proxy: httpx.Proxy | None = None) -> httpx.
         context.load_verify_locations(cadata=authority.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
         raise AdmissionError(
-            f"the federation's TLS authority cannot be read ({error}); enrol this PC anew"
+            f"the federation's TLS authority cannot be read ({error}); enroll this PC again, in a "
+            "new folder"
         ) from None
     inner = httpx.HTTPTransport(verify=context, trust_env=False, proxy=proxy)
     return httpx.Client(
@@ -44,7 +45,7 @@ def bounded_client(authority: bytes, proxy: httpx.Proxy | None = None) -> httpx.
 
 
 class BoundedTransport(httpx.BaseTransport):
-    """Raises httpx.RemoteProtocolError on what no honest server sends, ReadTimeout on dripping."""
+    """Raises httpx.RemoteProtocolError on what no honest server sends, ReadTimeout on slow ones."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
         self._inner = inner
@@ -61,7 +62,7 @@ class BoundedTransport(httpx.BaseTransport):
         return response
 
     def close(self) -> None:
-        """And its connections."""
+        """Close it and its connections."""
         self._inner.close()
 
 

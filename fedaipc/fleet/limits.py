@@ -58,12 +58,12 @@ class Pace:
         try:
             async with asyncio.timeout(self._left):
                 yield
-        except TimeoutError:  # by the book a 408, but Flower's clients would not try that again
+        except TimeoutError:  # by the standard a 408, after which Flower's clients would not retry
             raise Refused(503, "slow") from None
         self._left -= time.monotonic() - start
 
     def moved(self, count: int) -> None:
-        """So many bytes went through."""
+        """Note that so many bytes went through."""
         self.bytes += count
         self._left = min(self._limits.grace, self._left + count / self._limits.rate)
 

@@ -2,8 +2,8 @@
 
 Flower's own SuperNode would start a new Python for every message and run the code that the server
 ships with a run. This one calls the client app that is installed here and fetches no code at all.
-It asks often while messages come and seldom when none do, waits for a server that is away, and
-takes its place again after a crash.
+It asks often while messages come and seldom when none do, waits for a server that does not
+answer, and resumes its place after a crash.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 _HEARTBEAT = 10  # s: Flower's least; a node that is silent for twice as long counts as offline
 _SHORTEST, _LONGEST = 0.02, 5.0  # s between two looks for a message
 _PATIENT = 20  # waiting costs at most this part of the time since the last message
-_LONGEST_PAUSE = 60.0  # s between two attempts at a server that is away
+_LONGEST_PAUSE = 60.0  # s between two attempts at a server that does not answer
 _DOWNLOAD, _UPLOAD = 600.0, 170.0  # s; the SuperLink gives an upload up after 180 s of silence
 _HOUR = 3600.0
 _REST = 15.0  # s between two questions whether to work again
@@ -81,7 +81,7 @@ class FleetNode:
     `largest` is the most bytes that a message may have, whoever sends it. With an `answer_slot` (in
     seconds) what was trained is sent a whole number of slots after the request came. `may_work` is
     asked before each look for a message and says why not to work now; `each_hour` is called at the
-    start and then each hour, also while the server is away. `serve` returns after `stop`.
+    start and then each hour, also while the server does not answer. `serve` returns after `stop`.
     Raises AdmissionError where the PC's key or the certificate cannot be read, or another process
     serves this PC.
     """
@@ -114,7 +114,7 @@ class FleetNode:
         self._stop, self._over = Stop(), Stop()
 
     def stop(self) -> None:
-        """Finish the message at hand and return from `serve`; from any thread or signal handler."""
+        """Finish the current message and return from `serve`; from any thread or signal handler."""
         self._stop.set()
 
     def await_stop(self) -> None:
@@ -122,7 +122,7 @@ class FleetNode:
         self._stop.wait()
 
     def serve(self) -> None:
-        """Until `stop`, whatever the network does."""
+        """Until `stop`, whatever happens to the network."""
         with serving(self._folder):
             self._serve()
 
@@ -163,11 +163,11 @@ class FleetNode:
                 self._node = None
                 _log.warning("the server refuses with status %d", error.response.status_code)
             except httpx.HTTPError as error:
-                self._node = None  # say at once that we are back
+                self._node = None  # say immediately that we are back
                 _log.warning("the server cannot be reached: %s", why(error, self._proxy))
             except Exception as error:  # noqa: BLE001 - whatever a server answers, or a full disk
                 self._node = None
-                _log.warning("this PC could not go on (%s)", type(error).__name__)
+                _log.warning("this PC could not continue (%s)", type(error).__name__)
             self._stop.wait(pause * random.uniform(0.7, 1.3))  # noqa: S311 - no secret
             pause = min(_LONGEST_PAUSE, pause * 2)
 
@@ -194,7 +194,7 @@ class FleetNode:
             self._node = NodeId(node_id=number)
             try:
                 self._beat()
-            except _NotAdmitted:  # revoked, or registered anew under another number
+            except _NotAdmitted:  # revoked, or registered again under another number
                 self._node = None
                 self._file.unlink(missing_ok=True)
             else:
@@ -283,12 +283,12 @@ class FleetNode:
         )  # fmt: skip
 
     def _await_slot(self, received: float) -> None:
-        """Let the time of sending tell no more than how many slots went by; also when stopping."""
+        """Make the time of sending show only how many slots went by; also when stopping."""
         if self._slot > 0:
             time.sleep(self._slot - (time.monotonic() - received) % self._slot)
 
     def _break_promise(self) -> None:
-        """Say that the message at hand when this PC was cut off will not be answered."""
+        """Say that the message on which this PC was interrupted will not be answered."""
         request = self._promise.broken()
         if request is not None:
             request.node.CopyFrom(self._node)
@@ -342,7 +342,9 @@ class FleetNode:
                 raise _RunOver
 
     def _call(self, method: Callable[[Any], _T], request: Any, patience: float = 0.0) -> _T:
-        """One call; with patience again while the server is away, so only what may be repeated."""
+        """One call, repeated while the server does not answer; so only for calls that may be
+        repeated.
+        """
         end, pause = time.monotonic() + patience, 0.1
         while True:
             try:

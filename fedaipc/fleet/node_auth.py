@@ -40,10 +40,11 @@ class NodeAuth:
             )
         except (OSError, ValueError, TypeError) as error:
             raise AdmissionError(
-                f"{path}: cannot be read ({type(error).__name__}); enrol this PC anew"
+                f"{path}: cannot be read ({type(error).__name__}); enroll this PC again, in a new "
+                "folder"
             ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise AdmissionError(f"{path}: is no key for Flower's node authentication")
+            raise AdmissionError(f"{path}: is not a key for Flower's node authentication")
         self._key = key
         self.public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -51,14 +52,14 @@ class NodeAuth:
         self._offset = timedelta(0)
 
     def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
-        """Sign a request; once more by the server's clock where that is why it was refused."""
+        """Sign a request, and again by the server's clock if it was refused for its time."""
         response = self._signed(context, call_next)
         if response.status_code == _UNAUTHORIZED and self._learn(response):
             response = self._signed(context, call_next)
         return response
 
     def _signed(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
-        # No finer than needed: this PC's clock is nobody's business.
+        # No finer than needed: the server need not learn this PC's clock.
         stamp = (datetime.now(UTC) + self._offset - _PAST).isoformat(timespec="seconds")
         headers = context.request.headers
         headers["flwr-public-key"] = b64encode(self.public).decode()

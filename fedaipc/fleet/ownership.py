@@ -1,4 +1,5 @@
-"""Whose a server's folder is. Commands and server share it, so all in it is the server's user's.
+"""Who owns a server's folder. Commands and server share it, so everything in it belongs to the
+server's user.
 
 Without that rule a run that root submits cannot be read by a server that runs as a user of its own.
 Windows inherits rights from the folder and needs no such rule.
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def user_name(number: int) -> str:
-    """Of an account, or its number where it has none."""
+    """The name of an account, or its number where it has no name."""
     with suppress(ImportError, KeyError):
         import pwd
 
@@ -29,7 +30,7 @@ def user_name(number: int) -> str:
 
 
 def server_user(folder: Path) -> int:
-    """Who runs the server in `folder`: whoever made its state, else whose the folder is.
+    """Who runs the server in `folder`: the user who made its state, otherwise the folder's owner.
 
     Raises OSError where the folder is not there.
     """
@@ -38,9 +39,9 @@ def server_user(folder: Path) -> int:
 
 
 def check_user(folder: Path, files: Iterable[str]) -> None:
-    """Raise OutputError where this process cannot be the server in `folder`.
+    """Raise OutputError where this process cannot run the server in `folder`.
 
-    That is where another user's server ran there, or it cannot read one of the `files`.
+    That is so where another user's server ran there, or where it cannot read one of the `files`.
     """
     if not hasattr(os, "geteuid"):
         return
@@ -92,7 +93,7 @@ def as_server(folder: Path) -> Iterator[None]:
 
 
 def foreign(run: Path, folder: Path) -> str | None:
-    """Why the server in `folder` cannot work in `run`, if that is because it is another user's.
+    """Why the server in `folder` cannot work in `run`, if it belongs to another user.
 
     A file that everybody may read is fine: the server replaces files and does not write into them.
     Raises OSError where the run is not there.

@@ -1,8 +1,8 @@
 """Which keys the SuperLink lets in, and Flower runs: Flower's control API, on loopback.
 
-The SuperLink asks nobody for a password there. `superlink.py` wants each call marked by the secret
-in the server's own folder; a mark is good for that call alone, so that whoever takes the port of a
-SuperLink that died learns nothing of use.
+The SuperLink asks nobody for a password there. `superlink.py` asks that each call is marked by
+the secret in the server's own folder. A mark is valid for that call alone, so that a program that
+takes the port of a dead SuperLink learns nothing useful.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def control_mark(secret: bytes, path: str, body: bytes, at: int | None = None) -
 
 
 def is_marked(secret: bytes, path: str, body: bytes, mark: str) -> bool:
-    """Whether a mark is for just this call, and from the last minute."""
+    """Whether a mark is for exactly this call, and from the last minute."""
     at = mark.partition(" ")[0]
     if not at.isdecimal() or len(at) > 12 or abs(int(at) - time.time()) > _MARK_SECONDS:
         return False
@@ -59,7 +59,8 @@ class Registry:
         self._client = loopback(ControlHttpClient, address, [_ControlMark(secret)])
 
     def let_in(self, keys: Mapping[str, str]) -> tuple[str, ...]:
-        """Register these nodes (OpenSSH public key -> name); names of those that cannot be.
+        """Register these nodes (OpenSSH public key -> name); returns the names of those that cannot
+        be registered.
 
         Nobody is unregistered, which could never be undone: `admitted.py` keeps out whoever left.
         """

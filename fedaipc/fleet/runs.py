@@ -42,7 +42,7 @@ def submit(folder: Path, job: Path, name: str) -> Path:
         )
     texts = {VALIDATION_FILE, TEST_FILE}
     try:
-        contents = {  # whose it is, may read it
+        contents = {  # its owner may read it
             file: bounds.read_bytes(
                 job / file, bounds.MAX_TEXTS if file in texts else bounds.MAX_JOB
             )
@@ -71,7 +71,7 @@ def submit(folder: Path, job: Path, name: str) -> Path:
 
 
 def _check(run: Path) -> None:
-    """That the job is signed by this federation, not changed, and not ahead of the server."""
+    """Check that the job is signed by this federation, unchanged, and not ahead of the server."""
     signed, roster = read_job(run)
     if roster.version < signed.job.min_roster:
         raise OutputError(
@@ -81,7 +81,7 @@ def _check(run: Path) -> None:
 
 
 def run_folder(folder: Path, name: str) -> Path:
-    """Of the run of this name, whether it is there or not. Raises OutputError."""
+    """The folder of the run of this name, whether it exists or not. Raises OutputError."""
     if not re.fullmatch(NAME, name):
         raise OutputError(f"{name}: a run's name has letters, digits, dots and dashes")
     return folder / RUNS_FOLDER / name
@@ -111,13 +111,13 @@ def unwant(run: Path) -> None:
 
 
 def tell_why(run: Path, line: str) -> None:
-    """Leave word of why a run does not go on. Raises OSError, OutputError."""
+    """Record why a run does not continue. Raises OSError, OutputError."""
     with as_server(run.parent.parent):
         write_atomic(run / WHY_FILE, line.encode())
 
 
 def clear_why(run: Path) -> None:
-    """The run goes on. Raises OSError, OutputError."""
+    """The run continues. Raises OSError, OutputError."""
     with as_server(run.parent.parent):
         (run / WHY_FILE).unlink(missing_ok=True)
 
@@ -137,7 +137,7 @@ def running(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / STATE_FOLDER / LOCK_FILE
     try:
-        if not path.is_file():  # and to look must not make it
+        if not path.is_file():  # and looking must not create it
             return None
     except PermissionError:
         name = user_name(server_user(folder))

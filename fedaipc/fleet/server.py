@@ -5,7 +5,7 @@ The server's folder, as the holder of the admission key wrote it, gets beside it
 state/          the SuperLink's database and secret, `running.json` while a server runs, logs
 runs/NAME/      a run: see runs.py
 
-The folder is all that commands and supervisor share. Nothing listens for orders.
+The folder is all that commands and supervisor share. No socket listens for orders.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Server:
     """In `folder`, facing the network at `bind`:`port` (0: a free one).
 
     No more than `per_address` connections come from one address. Raises AdmissionError where the
-    folder is not a federation's server folder, or its certificate is over; OutputError where it is
-    another user's; EngineError where another server runs in it, or the port is taken.
+    folder is not a federation's server folder, or its certificate has expired; OutputError where
+    it belongs to another user; EngineError where another server runs in it, or the port is taken.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Server:
         self._bind = bind
         self._state = folder / STATE_FOLDER
         self._state.mkdir(mode=0o700, exist_ok=True)
-        self._state.chmod(0o700)  # it was made by other hands, perhaps
+        self._state.chmod(0o700)  # perhaps somebody else made it
         secret = self._state / SECRET_FILE
         if not secret.is_file():
             write_atomic(secret, secrets.token_hex(32).encode(), private=True)
@@ -108,7 +108,9 @@ class Server:
         return self._port
 
     def serve(self) -> None:
-        """Until SIGTERM or Ctrl-C; then every process of it is gone, at a second one at once."""
+        """Until SIGTERM or Ctrl-C; then all of its processes end; a second signal ends them
+        immediately.
+        """
         lock = FileLock(self._state / LOCK_FILE, timeout=0)
         try:
             lock.acquire()
@@ -166,7 +168,9 @@ class Server:
             child.rotate_log()
 
     def _let_in(self) -> None:
-        """Register the members' keys where the list is new; whoever left it, comes in no more."""
+        """Register the members' keys where the list is new; a member that left it is no longer let
+        in.
+        """
         if self._superlink.has_ended():  # another process might answer at its port
             return
         try:
@@ -187,7 +191,7 @@ class Server:
             return
         self._nodes = content
         for name in refused:
-            self._say(f"{name}: its key cannot be let in; it has to enrol anew")
+            self._say(f"{name}: its key cannot be let in; it has to enroll again")
         self._say(f"{len(nodes) - len(refused)} members are let in")
 
     def _keep_runs(self) -> None:
@@ -204,7 +208,7 @@ class Server:
                 continue
             try:
                 self._keep_run(name, folder)
-            except FedaipcError as error:  # it can never go on; the others can
+            except FedaipcError as error:  # it can never continue; the others can
                 tell_why(folder, str(error))
                 unwant(folder)
                 self._say(f"{name}: halted: {error}")

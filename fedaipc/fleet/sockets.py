@@ -25,7 +25,7 @@ LINGER = 2.0  # seconds that a closing connection may take
 
 
 class Certificate:
-    """The TLS context of a certificate and key file, made anew when either file changes."""
+    """The TLS context of a certificate and key file, made again when either file changes."""
 
     def __init__(self, cert: Path, key: Path, log: Log) -> None:
         self.files, self.log = (cert, key), log

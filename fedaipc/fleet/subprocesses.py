@@ -1,4 +1,4 @@
-"""The server's processes: started again where they die, and gone when it is."""
+"""The server's processes: started again when they die, and ended when it ends."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fedaipc.fleet.superlink import HOST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_START = 60.0  # s that a process may take to be there
-_STOP = 25.0  # s that it may take to go
+_START = 60.0  # s that a process may take to start
+_STOP = 25.0  # s that it may take to end
 _LONGEST_PAUSE = 60.0  # s before a process that keeps dying is started again
 _LARGEST_LOG = 20 * 2**20  # bytes
 
 
 @dataclass(slots=True)
 class Child:
-    """A process that is to be there: started again, later each time, where it dies.
+    """A process that has to run: it is started again when it dies, after a longer pause each time.
 
     Its standard input is a pipe that nothing is written to: see parent_watch.py.
     """
@@ -42,7 +42,7 @@ class Child:
     started: float = field(default=0.0)
 
     def keep(self, env: dict[str, str], say: Callable[[str], None]) -> None:
-        """Start it where it is not there and its pause is over."""
+        """Start it if it does not run and its pause is over."""
         if self.process is not None and self.process.poll() is not None:
             lived = time.monotonic() - self.started
             self.pause = 1.0 if lived > _LONGEST_PAUSE else min(_LONGEST_PAUSE, self.pause * 2)
@@ -103,7 +103,7 @@ class Child:
         self._await(asks)
 
     def await_port(self, host: str, port: int) -> None:
-        """As `await_health`, where nothing but a connection shows that it is there."""
+        """As `await_health`, where only a connection shows that it runs."""
         there = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104 - only compared with
 
         def connects() -> bool:

@@ -23,7 +23,7 @@ from fedaipc.terminal import printable
 
 HOST = "127.0.0.1"
 SECRET_FILE, DATABASE_FILE = "superexec.secret", "state.db"
-UPLOAD_FILE = "largest_upload"  # bytes of the largest answer that the run at hand can have
+UPLOAD_FILE = "largest_upload"  # bytes of the largest answer that the current run can have
 
 
 def environment(state: Path, *, proxies: bool = False) -> dict[str, str]:
@@ -93,7 +93,7 @@ def run(folder: Path, port: int) -> None:
 
 
 def _escape_logs() -> None:
-    """Flower logs what PCs send; to whoever reads the log it must not be more than text."""
+    """Flower logs what PCs send; in the log it must be plain text."""
     before = logging.getLogRecordFactory()
 
     def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -107,7 +107,7 @@ def _escape_logs() -> None:
 
 
 def _shrink(database: Path) -> None:
-    """Give the disk back what messages took that are gone."""
+    """Free the disk space of deleted messages."""
     if not database.is_file():
         return
     with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection:

@@ -1,4 +1,4 @@
-"""Why a PC does not reach its server, in words for its owner."""
+"""Why a PC does not reach its server, explained for its owner."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _about_certificate(code: int) -> str:
                 "its certificate is for another name than this PC calls it by: tell the federation"
             )
     return (
-        "its certificate is not of this federation's authority: the server was made anew, or "
-        "something on the way answers in its place"
+        "its certificate is not signed by this federation's authority: the server was set up "
+        "again, or another machine answers in its place"
     )
 
 

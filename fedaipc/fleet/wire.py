@@ -1,9 +1,9 @@
 """Flower's messages on the wire, with few requests and few copies.
 
 A message is a tree of objects (Flower's "inflatables"): the message, its records, its arrays, and
-their chunks of 5 MiB, each named by its hash. A small message travels with its content inside and
-its tree is its root alone, which takes two requests in place of six; a large one goes object by
-object, and of a vector no more than one copy is in memory.
+their chunks of 5 MiB, each named by its hash. A small message travels with its content inside
+and its tree is only its root, which takes two requests instead of six. A large one goes object
+by object, so that memory holds only one copy of a vector.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Parcel:
     _objects: dict[str, Any]
 
     def take(self, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-        """Identifiers and bytes of the wanted objects, children first; each is let go of."""
+        """Identifiers and bytes of the wanted objects, children first; each is released."""
         for name in list(self._objects):
             item = self._objects.pop(name)
             if name in wanted:
@@ -81,10 +81,10 @@ def unpack(head: Any) -> Message:
 def fetch(message_id: str, pull: Callable[[str], bytes], most: int) -> Message:
     """A message object by object. `pull` gives an object's bytes; what it raises comes through.
 
-    Raises EncodingError on bytes that are no message, or where they are more than `most` in all.
+    Raises EncodingError on bytes that are not a message, or where they are more than `most` in all.
     Flower's own way holds a vector three times.
     """
-    left = _MAX_OBJECTS  # the tree is the sender's word
+    left = _MAX_OBJECTS  # the tree is what the sender claims
     room = most
     not_there: list[Exception] = []
 
@@ -137,7 +137,7 @@ def fetch(message_id: str, pull: Callable[[str], bytes], most: int) -> Message:
             raise
         raise EncodingError(f"a message cannot be read ({type(error).__name__})") from None
     if not isinstance(message, Message):
-        raise EncodingError("what was sent is no message")
+        raise EncodingError("what was sent is not a message")
     message.metadata.__dict__["_message_id"] = message_id
     return message
 

@@ -1,4 +1,4 @@
-"""A plan as a picture: what it spends round by round, and the noise that other budgets take."""
+"""A plan as a plot: what it spends round by round, and the noise that other budgets need."""
 
 from __future__ import annotations
 

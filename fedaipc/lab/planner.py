@@ -1,6 +1,6 @@
 """Any one of epsilon, noise, rounds and sampling rate from the others, and what follows from it.
 
-All of it is arithmetic on public numbers: no data is looked at. What is solved for is met by RDP at
+All of it is arithmetic on public numbers; no data is read. What is solved for is met by RDP at
 the schedule's best order, as in a job, so that a fresh ledger covers what is planned here.
 """
 
@@ -34,8 +34,8 @@ GROUPS = (1, 2, 3, 5, 10)
 _MAX_ROUNDS = 10_000_000
 _CURVE = 25  # points
 _MAX_IN_MIXTURE = 50  # records
-_MAX_EPSILON = 1000.0  # of a group; beyond, nothing is promised
-_MIN_LOG_DELTA = -300.0  # powers of ten: near the smallest number there is
+_MAX_EPSILON = 1000.0  # records of a group; for more, nothing is promised
+_MIN_LOG_DELTA = -300.0  # powers of ten: near the smallest float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +53,12 @@ class Plan:
 
     @property
     def schedule(self) -> Schedule:
-        """Of all rounds."""
+        """The schedule of all rounds."""
         return Schedule(mechanism=self.mechanism, steps=self.steps * self.rounds)
 
     @property
     def once(self) -> Schedule:
-        """Of one round."""
+        """The schedule of one round."""
         return Schedule(mechanism=self.mechanism, steps=self.steps)
 
     @property
@@ -130,7 +130,7 @@ class Plan:
 
 
 def solve(find: Unknown, given: Plan) -> Plan:
-    """`given` with its unknown field set: what it holds there does not count.
+    """`given` with its unknown field set: the value it holds there is ignored.
 
     The least noise, the most rounds or the largest rate that meet epsilon; or the epsilon that
     follows. Raises PrivacyError where nothing meets it, or delta is too large for the records.
@@ -168,7 +168,7 @@ def _group_epsilon_by_mixture(plan: Plan, records: int) -> float | None:
     if loss > _MAX_EPSILON:  # on average: the grid would be as wide, and wider
         return None
     present = [(count, chance) for count, chance in enumerate(chances) if chance > 0]
-    # In units of the noise: it searches to a millionth, which a large noise has no digits for.
+    # In units of the noise: it searches to a millionth, for which a large noise has too few digits.
     event = dp_event.MixtureOfGaussiansDpEvent(
         1.0, [count / plan.noise for count, _ in present], [chance for _, chance in present]
     )

@@ -17,7 +17,7 @@ from fedaipc.files import expanded
 if TYPE_CHECKING:
     from fedaipc.config import TextClassifier
 
-# What changes tokens or outputs, besides the weights.
+# What changes tokens or outputs, in addition to the weights.
 _HASHED = (
     "added_tokens.json", "config.json", "merges.txt", "sentencepiece.bpe.model",
     "special_tokens_map.json", "spiece.model", "spm.model", "tokenizer.json", "tokenizer.model",
@@ -122,7 +122,7 @@ def _source(base: str) -> Path:
 
 
 def _not_fetched(error: Exception) -> str:
-    """Why the hub gave nothing for a name that is no folder or asset."""
+    """Why the hub has nothing under a name that is neither a folder nor an asset."""
     from huggingface_hub import errors
 
     unknown = f"no such folder or asset (assets: {', '.join(_models())})"

@@ -142,8 +142,8 @@ def _adapter_usage(results: Results, settings: TextClassifier, layers: int) -> t
     return (
         "### The adapter alone",
         (
-            "The adapters are merged into the weights above. For whoever serves several adapters "
-            f"over one base, `adapter/` holds them alone:\n\n```python\n{code}```"
+            "The adapters are merged into the weights above. If you serve several adapters over "
+            f"one base, `adapter/` holds them alone:\n\n```python\n{code}```"
         ),
     )
 

@@ -1,8 +1,8 @@
 """The classifier: a frozen lower part, a trained upper part, and the flat vector between PCs.
 
 transformers' own model is kept whole. Where its lowest layers are frozen, they and the embeddings
-move into `lower`, and pass-through modules take their places, so that transformers' own forward
-serves both parts and every parameter keeps the name it has in a saved file.
+move into `lower`, and pass-through modules take their places. So transformers' own forward
+serves both parts, and every parameter keeps the name it has in a saved file.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def write_vector(classifier: Classifier, vector: npt.NDArray[np.float32]) -> Non
     if vector.shape != (classifier.layout.size,):
         raise EncodingError(
             f"the model vector has {vector.size} values, this model trains "
-            f"{classifier.layout.size}: the two sides do not run the same job"
+            f"{classifier.layout.size}: the two sides run different jobs"
         )
     if not np.isfinite(vector).all():
         raise EncodingError("the model vector holds values that are not finite")

@@ -69,12 +69,12 @@ _KEPT = 1 << 30  # bytes
 def _keep_freed_memory() -> None:
     """Let the GNU C library keep what is freed: the next step asks for the same again.
 
-    Else each step gets its memory from the system anew, page by page, which costs a private step
-    up to an eighth of its time. Elsewhere the system's own allocator decides.
+    Otherwise each step gets its memory from the system again, page by page, which costs a private
+    step up to an eighth of its time. Elsewhere the system's own allocator decides.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallopt(_TRIM_THRESHOLD, _KEPT)
-        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # as much as it takes
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # as much as the setting takes

@@ -1,4 +1,5 @@
-"""The result as a folder that transformers loads by itself, and that fails loudly elsewhere.
+"""The result as a folder that transformers loads by itself, and that fails loudly where it would
+answer wrongly.
 
 config.json, model.safetensors  the whole model, a LoRA result with its adapters merged in
 tokenizer.json, ...             the tokenizer, which cuts where the training cut
@@ -8,8 +9,8 @@ fedaipc.json                    what `fedaipc predict` needs
 
 No sequence classification class of transformers for these families can average over tokens, so a
 mean-pooled model is stored as a token classifier. Loaded as a sequence classifier it would answer
-from layers that were never trained, after a warning at most. So its file holds one tensor of that
-class in a size that cannot be, and config.json names no class to fall back to: the load raises.
+from layers that were never trained, after a warning at most. So its file holds one tensor of
+that class in an impossible size, and config.json names no class to fall back to: the load raises.
 Positions beyond the job's `max_length` are left out, so that a longer text raises as well where
 the caller forgets to cut it.
 """

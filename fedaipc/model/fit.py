@@ -22,7 +22,7 @@ def measure_fit(tokenizer: Any, texts: Sequence[str], max_length: int) -> TextFi
     """Shares over at most 2,000 of `texts`, evenly spaced; None where there is no text.
 
     A text counts as cut where it has more tokens than `max_length`, the two that mark its ends
-    included. An unknown token stands for a whole word, of which the model learns nothing.
+    included. An unknown token stands for a whole word, from which the model learns nothing.
     """
     if not texts:
         return None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedaipc.model.classifier import Classifier
 
 FREEZE_BATCH = 16  # rows
-_MAX_CHARACTERS = 64  # of a text for each token that it may have: more can hardly count
+_MAX_CHARACTERS = 64  # of a text for each token that it may have: more hardly ever matter
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -45,7 +45,7 @@ class Inputs:
 
     @classmethod
     def nothing(cls) -> Inputs:
-        """Of a PC without a usable text."""
+        """The inputs of a PC without a usable text."""
         return cls(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class Inputs:
 
 
 def batch_rows(size: int) -> int:
-    """Rows of a batch for a wish of `size`: the next power of two, 2 at least.
+    """Rows of a batch for a requested size of `size`: the next power of two, 2 at least.
 
     Matrix products compute the rows behind the last multiple of some block by another kernel, with
     other last bits: on two threads of an x86 rows 8 and 9 of 10. With a power of two there are few
@@ -161,7 +161,7 @@ def _cached(classifier: Classifier, states: Path, offsets: Path) -> Inputs | Non
 
 
 def longest_input(classifier: Classifier, *, cached: bool) -> Inputs:
-    """One text of the greatest length, without meaning: what it takes, any text takes at most."""
+    """One text of the greatest length, without meaning: any text needs at most what it needs."""
     most = classifier.settings.max_length
     offsets = np.array([0, most])
     tokens = Inputs(np.zeros(most, dtype=np.int32), offsets, most)

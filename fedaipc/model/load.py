@@ -1,8 +1,8 @@
 """Weights and tokenizer of a BERT-family model from an asset, a folder or a hub id.
 
-The only module that lets transformers open files. A base folder comes from strangers: of its
-config.json only the numbers that shape the model are taken, no code of its own is run, weights are
-safetensors alone, and nothing is asked on the terminal or fetched while loading.
+The only module that lets transformers open files. A base folder comes from strangers. Of its
+config.json only the numbers that shape the model are used, none of its code is run, and weights
+must be safetensors. Loading asks nothing on the terminal and fetches nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fedaipc.config import TextClassifier
 
-_ACTIVATIONS = ("gelu", "relu")  # others were seen to have another kernel for their last values
+_ACTIVATIONS = ("gelu", "relu")  # others were observed to use another kernel for their last values
 _SHAPE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "hidden_act", "max_position_embeddings", "type_vocab_size", "initializer_range",
@@ -41,7 +41,7 @@ _SHAPE = (
     "dim", "n_layers", "n_heads", "hidden_dim", "activation", "sinusoidal_pos_embds",
 )  # fmt: skip
 _UNUSABLE = {
-    "auto_map": "asks for code of its own, which fedaipc never runs",
+    "auto_map": "needs its own code, which fedaipc never runs",
     "quantization_config": "holds quantised weights, which cannot be trained",
     "is_decoder": "is a decoder",
     "add_cross_attention": "is a decoder",
@@ -66,9 +66,8 @@ def load_base(settings: TextClassifier, labels: tuple[str, ...]) -> Base:
 
     With mean pooling the head is transformers' token classification head: averaging its logits
     over the tokens is the same linear map as classifying the average. With "cls" it is the sequence
-    classification head. The files' own head stays only where it is of this kind and for these
-    labels; else its values are fresh and follow from the public `settings.seed`. Raises
-    ModelError.
+    classification head. The files' own head stays only where it has this kind and these labels;
+    else its values are fresh and follow from the public `settings.seed`. Raises ModelError.
     """
     with _readable(f"model.base = {settings.base}: "):
         folder = base_folder(settings.base)
@@ -101,7 +100,9 @@ def open_result(folder: Path, labels: tuple[str, ...], pooling: str) -> tuple[An
 
 
 def open_tokenizer(folder: Path, config: Any) -> Any:
-    """Raises ModelError where there is none: transformers would invent one that knows no word."""
+    """Raises ModelError where the folder has none: transformers would invent one that knows no
+    word.
+    """
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise ModelError(
             "the folder holds no tokenizer; add its tokenizer.json, or vocab.txt, from where the "
@@ -121,7 +122,9 @@ def open_tokenizer(folder: Path, config: Any) -> Any:
 
 
 def check_vocabulary(tokenizer: Any, embedded: int) -> None:
-    """Raise ModelError where a token has no embedding: some text would stop a PC, and show it."""
+    """Raise ModelError where a token has no embedding: some text would stop the PC, which would
+    show that it holds that text.
+    """
     if max(tokenizer.get_vocab().values()) >= embedded:
         raise ModelError(
             f"the tokenizer knows tokens beyond the model's {embedded:,} embeddings: "
@@ -165,7 +168,7 @@ def _open_weights(folder: Path, config: Any, pooling: str) -> tuple[Any, dict[st
 
 
 def _continues(own: dict[str, Any], hf: Any, labels: tuple[str, ...]) -> bool:
-    """Whether the files' own head is of this class and for these labels.
+    """Whether the files' own head has this class and these labels.
 
     A mean-pooled result names no class, see export.py.
     """
@@ -244,8 +247,8 @@ def _configured(own: dict[str, Any], settings: TextClassifier, labels: tuple[str
     activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
     if activation not in _ACTIVATIONS:
         raise ModelError(
-            f"its activation, {activation!s:.40}, may be computed in other last bits by a text's "
-            f"place in a batch; take a base with {' or '.join(_ACTIVATIONS)}"
+            f"its activation, {activation!s:.40}, may give other last bits in another place of a "
+            f"batch; take a base with {' or '.join(_ACTIVATIONS)}"
         )
     _stop_dropout(config)
     depth = config.num_hidden_layers

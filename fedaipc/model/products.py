@@ -2,7 +2,7 @@
 
 One product of the whole batch lets the library choose where it cuts the rows, and some cuts give a
 row other last bits than its neighbour. A batch of products of one record each has one shape for
-all. It costs nothing where a layer has few inputs or outputs, and up to a half more elsewhere.
+all. It costs nothing where a layer has few inputs or outputs, and up to 50 % more elsewhere.
 """
 
 from __future__ import annotations

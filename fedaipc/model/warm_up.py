@@ -1,10 +1,10 @@
 """Warm-up: ordinary training on public texts, which gives private training a better base.
 
 The result is an ordinary transformers model, to be named as `model.base`. No PC's text
-is used, so it costs no privacy. Noise and clipping act on a head over mean-pooled states; so that
-they act evenly, the last LayerNorm is shifted and scaled until the mean-pooled states of the public
-texts have mean 0 and root mean square norm 1, and the head is set back accordingly: the model
-computes what it did before.
+is used, so it costs no privacy. Noise and clipping act on a head over mean-pooled states. So
+that they act evenly, the last LayerNorm is shifted and scaled until the mean-pooled states of
+the public texts have mean 0 and root mean square norm 1. The head is adjusted to match, so the
+model computes what it did before.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def warm_base(
         texts=len(public),
         seconds=time.monotonic() - started,
     )
-    # Without the source: who runs the resolved settings again starts from the same base.
+    # Without the source: a second run with the resolved settings starts from the same base.
     return settings.model_copy(update={"model": model, "warm_up": WarmUpSettings()}), facts
 
 

@@ -11,7 +11,7 @@ bookkeeping.py      an Opacus module that clips with them, without forming them
 dp_sgd.py           a private step: sample, clip, sum, noise, divide, step
 training.py         one PC's local steps of one round
 
-Public are `plan`, `sweep`, `audit` and `lower_bound`; they stand above all of this, in
+Public names are `plan`, `sweep`, `audit` and `lower_bound`; they stand above all of this, in
 `fedaipc.api`.
 """
 

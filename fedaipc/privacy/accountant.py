@@ -5,7 +5,7 @@ noise of `noise_multiplier` times the clip bound on the sum over a Poisson sampl
 `sampling_rate`. Neighbours differ by one record added or removed.
 
 The lifetime budget is an RDP filter of one fixed order (Feldman and Zrnic, "Individual privacy
-accounting via a Renyi filter", NeurIPS 2021, theorem 4.3): it stays valid where later parameters
+accounting via a Renyi filter", NeurIPS 2021, theorem 4.3). It stays valid where later parameters
 depend on earlier results, as they do when an owner joins run after run. PRV (Gopi et al. 2021) and
 PLD (Koskela et al. 2020; dp-accounting) are tighter and hold for a schedule declared in advance.
 """
@@ -215,4 +215,4 @@ def _rdp_of_gaussian(noise_multiplier: float, sampling_rate: float) -> npt.NDArr
     values: npt.NDArray[np.float64] = analysis.compute_rdp(
         q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS)
     )
-    return np.maximum(values, 0.0)  # differences of numbers near 1 can come out as -1e-13
+    return np.maximum(values, 0.0)  # differences of numbers near 1 can be -1e-13

@@ -1,12 +1,12 @@
 """Whether this machine computes a record alike in every row of a batch.
 
-The clip bound holds for a record's own contribution. If a matrix product or an activation gives a
-row other last bits by its place in the batch, then removing one record changes the contributions of
-those behind it, and hostile weights can blow last bits up to many times the bound. Libraries do
+The clip bound holds for a record's own contribution. If the last bits of a matrix product or an
+activation depend on a row's place in the batch, removing one record changes the contributions of
+those behind it. Hostile weights can amplify last bits to many times the bound. Libraries do
 that: they compute the rows behind the last whole block, or the values at the end of a thread's
 share, by another kernel. Which rows follows from shapes, threads and machine and not from values,
-so it is found out with public values before any record is touched, and where rows differ, records
-are multiplied each by itself.
+so it is tested with public values before any record is touched. Where rows differ, each record
+is multiplied by itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHOICES = (NARROW, ALL, NONE)  # in this order; the first costs nothing
 
 
 class RowsDifferError(ModelError):
-    """A machine computes a record by its place in the batch."""
+    """The result for a record depends on its place in the batch on this machine."""
 
 
 def settle_rows(
@@ -129,8 +129,8 @@ def _compare(name: str, values: torch.Tensor) -> None:
     rows = values[:-1]
     if len(values) > 1 and not torch.equal(rows, rows[:1].expand_as(rows)):
         raise RowsDifferError(
-            f"{name}: this machine computes a record by its place in the batch, so that one record "
-            "would move the others' contributions"
+            f"{name}: on this machine the result for a record depends on its place in the batch, "
+            "so that one record would change the others' contributions"
         )
 
 

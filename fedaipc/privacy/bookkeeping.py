@@ -27,7 +27,7 @@ _MIN_FACTOR = 2.0**-100  # below, factor times gradient loses its digits
 
 
 class BookKeepingModule(AbstractGradSampleModule):
-    """Wraps `module`, whose every input has one row per example; use it as Opacus' own.
+    """Wraps `module`, whose every input has one row per example; use it like Opacus' own.
 
     After a backward pass `clipped_sums` gives what an optimizer adds noise to. Parameters get
     neither `.grad` nor `.grad_sample`. Leave with `remove_hooks` and `cleanup`, or
@@ -140,7 +140,7 @@ class BookKeepingModule(AbstractGradSampleModule):
         total: Sizes | None = None
         for layer in self._layers:
             if layer.sizes is None:
-                layer.measure(self._grams)  # some of its outputs do not bear on the loss
+                layer.measure(self._grams)  # some of its outputs do not affect the loss
             if layer.sizes is None:
                 raise ModelError(f"{layer.name}: a trained layer got no per-example gradients")
             if total is None:
@@ -192,7 +192,7 @@ def _factors(sizes: Sizes, bound: float, scale: float, rounding: Rounding) -> Te
     room = bound * rounding.room
     factors = (room / norms.clamp(min=1e-300)).clamp(max=1.0)
     # One whose tokens cancel each other almost is scaled down further: its rounding errors follow
-    # the gross size, and weights can be made to blow them up.
+    # the gross size, and hostile weights can amplify them.
     factors = torch.minimum(factors, room * rounding.cancellation / gross.clamp(min=1e-300))
     usable = torch.isfinite(norms) & torch.isfinite(gross) & (factors >= _MIN_FACTOR)
     return torch.where(usable, factors * scale, 0.0)

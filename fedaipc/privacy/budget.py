@@ -2,7 +2,7 @@
 
 Epsilon follows from these numbers alone, without a look at any data. What normalises a gradient is
 the sampling rate times the PC's size class, a number its owner declares once, never the true count
-of records: else the update would carry that count.
+of records: otherwise the update would reveal that count.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def round_schedule(settings: Settings) -> Schedule:
     """What one round asks of a PC, its noise fixed: as given, or the least that meets the target.
 
     The target is met over all planned rounds by RDP at the schedule's best order, so that a fresh
-    ledger whose filter has this order and this budget covers them and no more. A PC that is asked
+    ledger whose filter has this order and this budget covers exactly them. A PC that is asked
     in a fraction of the rounds spends less. Raises PrivacyError where the target cannot be met.
     """
     steps = settings.training.local_steps
@@ -70,9 +70,10 @@ def planned_epsilon(once: Schedule, rounds: int) -> dict[str, float]:
 def filter_order(once: Schedule, rounds: int, lifetime: float) -> float:
     """The RDP order of a new ledger, chosen for the first job that is known; public, as that is.
 
-    Where the lifetime budget covers the job, the order at which the job costs least; else the one
-    that affords most of its rounds. Without privacy, the one at which a budget goes furthest for
-    plain Gaussian noise. Raises PrivacyError where the budget does not cover a single round.
+    Where the lifetime budget covers the job, the order at which the job costs least; otherwise
+    the one that affords most of its rounds. Without privacy, the one at which a budget goes
+    furthest for plain Gaussian noise. Raises PrivacyError where the budget does not cover a single
+    round.
     """
     delta = once.mechanism.delta
     if not isinstance(once.mechanism, DPSGD):
@@ -110,7 +111,7 @@ def covered_rounds(once: Schedule, lifetime: float, order: float) -> int:
 
 
 def _ratio(budget: float, cost: float) -> float:
-    return budget / cost if cost else math.inf  # so much noise that nothing is left of a cost
+    return budget / cost if cost else math.inf  # so much noise that the cost rounds to 0
 
 
 def charged_epsilon(once: Schedule, rounds: int, order: float) -> float:

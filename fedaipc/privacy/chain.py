@@ -10,10 +10,10 @@ endorsed   of a key line alone: the old key's Ed25519 signature over "fedaipc su
 signature  Ed25519 over "fedaipc ledger" and the line without signature and hash
 hash       SHA-256 of the line without hash
 
-A good signature on the last line therefore vouches for all lines before it, and nobody but who
-holds the key can name its successor. Whose key it is, the chain cannot say: compare it. Nor can it
-show that lines at the end are missing: for that the head, which is how many lines there are and the
-last one's hash, is in each header that the PC signs for its peers (secagg/SPEC.md, M31).
+A valid signature on the last line therefore vouches for all lines before it, and only the holder
+of the key can name its successor. The chain cannot say whose key it is: compare the fingerprint.
+Nor can it show that lines at the end are missing. For that, each header that the PC signs for
+its peers states the head: the number of lines, and the last one's hash (secagg/SPEC.md, M31).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Chain:
 
     @property
     def hashes(self) -> tuple[bytes, ...]:
-        """Of each line, from the first."""
+        """The hash of each line, from the first."""
         return tuple(bytes.fromhex(entry["hash"]) for entry in self.entries)
 
     def check_head(self, count: int, digest: bytes, where: object) -> None:
@@ -69,12 +69,12 @@ class Chain:
         if not 1 <= count <= len(hashes):
             raise LedgerError(
                 f"{where}: has {len(hashes)} lines, and had {count} when it was last seen: an "
-                f"older copy, or cut; {RESTORE}"
+                f"older copy, or lines were cut off; {RESTORE}"
             )
         if hashes[count - 1] != digest:
             raise LedgerError(
-                f"{where}: line {count} is another one than was seen: an older copy that was gone "
-                f"on with; {RESTORE}"
+                f"{where}: line {count} differs from the one that was seen: an older copy was "
+                f"used in between; {RESTORE}"
             )
 
 
@@ -140,16 +140,16 @@ def parsed(raw: bytes) -> dict[str, Any] | None:
         expected = _hash(body)
     except ValueError:
         return None
-    # One line has one spelling: else a byte could be changed, and nothing would show it.
+    # One line has one spelling: otherwise a byte could be changed without a trace.
     return entry if entry.get("hash") == expected and raw == _canonical(entry) else None
 
 
 def is_whole(tail: bytes, where: object) -> bool:
     """Whether a last line that has no end is an entry all the same.
 
-    Half a line is what a crash cut: `charge` never returned, so nothing was trained on it, and it
-    does not count. A whole one may have lost its end to a text editor: it does. Raises LedgerError
-    where more follows a whole one, which no crash writes.
+    An incomplete line was cut by a crash: `charge` never returned, so nothing was trained on it,
+    and it does not count. A complete one may have lost its line end to a text editor: it counts.
+    Raises LedgerError where more follows a complete one, which no crash writes.
     """
     if parsed(tail) is not None:
         return True

@@ -86,10 +86,10 @@ def add_clipped(
 ) -> None:
     """Add the gradients of the first `rows` rows of the last backward pass to `sums`.
 
-    Each row's whole gradient is scaled to L2 norm `clip_norm` at most before, less the room that
-    rounding takes (`rounding`): so one record moves all of `sums` together by no more than
-    `clip_norm`, and that is a bound, not an estimate. From the second micro-batch on in float64,
-    and with `exact` within a micro-batch as well.
+    Before that, each row's whole gradient is scaled to an L2 norm of `clip_norm` at most, less
+    the margin for rounding (`rounding`). So one record moves all of `sums` together by no more
+    than `clip_norm`: that is a bound, not an estimate. The sums are in float64 from the second
+    micro-batch on, and with `exact` within a micro-batch as well.
     """
     for parameter, total in module.clipped_sums(clip_norm, rows, exact=exact):
         before = sums.get(parameter)
@@ -133,7 +133,7 @@ def private_step(
     for loss, rows in losses:
         loss.backward()
         records += rows
-        exact = records > module.rounding.records  # what is beyond has no room in the bound
+        exact = records > module.rounding.records  # what lies beyond would break the bound
         add_clipped(sums, module, clip_norm, rows, exact=exact)
     for parameter in _trained(optimizer):
         total = sums.get(parameter)

@@ -2,7 +2,7 @@
 
 Names as in Bu et al. 2022 (arXiv 2210.00038): A (B, T, d) goes into a layer, G (B, T, p) is the
 gradient of the summed loss by what comes out; B examples of T tokens. An example's gradient of a
-linear layer is G^T A, so its norm needs no gradient: |G^T A|^2 is the sum over all pairs of tokens
+linear layer is G^T A, so its norm needs no gradient. |G^T A|^2 is the sum over all pairs of tokens
 of (A A^T) * (G G^T). The sum over examples, each with its factor, is one product.
 """
 
@@ -133,7 +133,7 @@ class Layer(ABC):
             yield self.module.weight, self._product(factors, chosen, terms)
 
     def _product(self, factors: Tensor, chosen: Tensor | slice, terms: int) -> Tensor:
-        """That sum for a weight whose per-example gradients were not formed."""
+        """The same sum for a weight whose per-example gradients were not formed."""
         values = [one[chosen] for one in self._rows()]
         rows, tokens = values[0].shape[:2]
         if tokens > terms:
@@ -158,7 +158,7 @@ class Layer(ABC):
         """norms.Sizes of what is not kept; puts what is kept into `_kept`."""
 
     def _drop_uses(self) -> None:
-        """Let go of what the hooks of the backward pass still point to."""
+        """Release what the hooks of the backward pass still refer to."""
         for use in self._uses:
             use.inputs, use.grad = (), None
         self._uses = []

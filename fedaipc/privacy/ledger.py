@@ -1,7 +1,7 @@
 """What a PC has spent over its life.
 
 The ledger is a file of JSON lines that belongs to the PC: it outlives runs, restarts and
-re-enrolment. A charge is on the disk before training starts, so a crash wastes budget and never
+re-enrollment. A charge is on the disk before training starts, so a crash wastes budget and never
 privacy. Lines are chained and signed (`chain`): an edited or reordered file is refused. Half a last
 line (a crash while writing) is a charge that was never granted, and is dropped.
 
@@ -94,7 +94,8 @@ class Ledger:
     def create(
         cls, path: Path, signer: Signer, *, lifetime_epsilon: float, delta: float, order: float
     ) -> Ledger:
-        """Start a ledger whose RDP filter has `order` for good. Never over an existing one.
+        """Start a ledger whose RDP filter has `order`, which never changes. Never over an existing
+        one.
 
         Any order gives a valid filter. It decides how much of the budget is of use: take the best
         one for the jobs that are expected (`budget.filter_order`). Raises LedgerError where a
@@ -114,9 +115,9 @@ class Ledger:
             "created": _now(),
             "key": signer.public.hex(),
         }
-        with _locked(path):  # two enrolments at once: the second must not replace the first's
+        with _locked(path):  # two enrollments at once: the second must not replace the first's
             if path.exists():
-                raise LedgerError(f"{path}: there is a ledger already; it is never replaced")
+                raise LedgerError(f"{path}: a ledger exists already; it is never replaced")
             try:
                 write_atomic(path, signed_line(header, "", signer), private=True)
             except OSError as error:
@@ -154,7 +155,7 @@ class Ledger:
         underneath, or it cannot be written.
         """
         if self._signer is None:
-            raise LedgerError(f"{self.path}: was opened to be read")
+            raise LedgerError(f"{self.path}: was opened read-only")
         with _locked(self.path):
             self._load()
             self.check_new(charge.run, charge.attempt)
@@ -189,7 +190,9 @@ class Ledger:
 
     @property
     def spent(self) -> float:
-        """Epsilon so far, as it counts against the lifetime budget; infinite where unprotected."""
+        """Epsilon so far, as it counts against the lifetime budget; infinite after a round without
+        protection.
+        """
         return self.spent_epsilon()
 
     def rounds_left(self, once: Schedule | Settings) -> int:
@@ -227,7 +230,7 @@ class Ledger:
         return math.inf if self.unprotected else epsilon_rdp(self.schedules, self.delta)
 
     def last_attempt(self, run: str) -> int:
-        """The newest attempt charged for `run`, 0 if there is none."""
+        """The newest attempt charged for `run`, 0 before the first."""
         return max((c.attempt for c in self.charges if c.run == run), default=0)
 
     def attempts(self, run: str) -> int:
@@ -244,14 +247,14 @@ class Ledger:
         try:
             content = bounds.read_bytes(self.path, bounds.MAX_LEDGER)
         except FileNotFoundError:
-            raise LedgerError(f"{self.path}: no such ledger; enrol this PC first") from None
+            raise LedgerError(f"{self.path}: no such ledger; enroll this PC first") from None
         except OSError as error:
             raise LedgerError(f"{self.path}: cannot be read ({error.strerror})") from None
         *lines, tail = content.split(b"\n")
         chain = check_chain(lines, self.path)
         if tail and is_whole(tail, self.path):
             chain = check_chain([*lines, tail], self.path)
-        if tail and self._signer is not None:  # who only reads changes nothing
+        if tail and self._signer is not None:  # a reader changes nothing
             self._mend(tail, len(content))
         if self._signer is not None and chain.key != self._signer.public.hex():
             raise LedgerError(
@@ -303,7 +306,7 @@ class Ledger:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     if not path.parent.is_dir():
-        raise LedgerError(f"{path}: no such ledger; enrol this PC first")
+        raise LedgerError(f"{path}: no such ledger; enroll this PC first")
     try:
         with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
             yield

@@ -1,6 +1,6 @@
 """Norms of per-example gradients that rounding cannot make too small, and their weighted sums.
 
-Where a sum of products stands in for a norm, an error bound is added: a float32 dot product of n
+Where a sum of products replaces a norm, an error bound is added. A float32 dot product of n
 terms is off by at most n u |x| |y| in any order of summation, u = 2^-24 (Jeannerod and Rump 2013),
 hence A A^T * G G^T by (d + p + 8) u times the square of the gross size S = sum over t of
 |A_t| |G_t|. What is too small for float32 is covered by a floor on |A_t| and |G_t|. The letters are
@@ -29,7 +29,7 @@ _NEAR, _FAR = 24, 95
 
 @dataclass(slots=True)
 class Sizes:
-    """Of each example's gradient, float64 of shape (B,), on the processor.
+    """Sizes of each example's gradient, float64 of shape (B,), on the processor.
 
     `square` is at least the squared norm. `gross` is the gross size where a sum of products stands
     in for the gradient, 0 elsewhere.
@@ -39,7 +39,7 @@ class Sizes:
     gross: Tensor
 
     def add(self, other: Sizes) -> None:
-        """Of two sets of parameters together."""
+        """Add the sizes of another set of parameters to these."""
         self.square += other.square
         self.gross = torch.hypot(self.gross, other.gross)
 
@@ -87,7 +87,7 @@ def paired(a: Tensor, g: Tensor, terms: int) -> Sizes:
 
 
 def squares(kept: Tensor) -> Tensor:
-    """Squared norms of the float32 rows of (B, ...), right to 2^-12: float64, on the processor.
+    """Squared norms of the float32 rows of (B, ...), exact to 2^-12: float64, on the processor.
 
     Squares are added in float32 in blocks only: over 12 million equal values torch's own norm is
     0.9 % too small.

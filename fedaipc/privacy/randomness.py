@@ -1,4 +1,4 @@
-"""Randomness that nobody but this PC can predict.
+"""Randomness that nobody outside this PC can predict.
 
 Noise and sampling must come from a cryptographic generator: torch's CPU generator keeps 32 bits of
 its seed, so that noise drawn from it could be enumerated and subtracted. Here AES-256 in counter

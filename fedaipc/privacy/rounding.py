@@ -1,17 +1,17 @@
-"""Room in the clip bound for what float32 loses where the records of a step are added up.
+"""A margin in the clip bound for what float32 loses where the records of a step are added up.
 
-In any order of summation a float32 product of n terms is off, in each value, by at most n u times
-the sum of its terms' sizes, u = 2^-24 (Jeannerod and Rump, "Improved error bounds for inner
-products", 2013). Over a step these sizes are, as vectors, at most k C for each record, k little
-above `cancellation`: one whose tokens cancel each other further is scaled down. One record more or
-less may group all others anew and change the error of every product. So a step's sum moves by at
-most
+In any order of summation a float32 product of n terms is off, in each value, by at most n u
+times the sum of its terms' sizes. Here u = 2^-24 (Jeannerod and Rump, "Improved error bounds for
+inner products", 2013). Over a step these sizes are, as vectors, at most k C for each record, k
+little above `cancellation`. A record whose tokens cancel each other further is scaled down. One
+record more or less may regroup all others and change the error of every product. So a step's sum
+moves by at most
 
     room C + 2 (n + 2) u k records C,
 
 the second 2 for the rounding of the factors: n and the number of records are limited so that this
-is C at most. No assumption
-on the errors is left: neither on their signs nor on the values of the records.
+is C at most. So nothing is assumed about the errors: neither their signs nor the values of the
+records.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def noise_ratio(
     """Length of the noise in the sum of all updates, by the length of that sum at its longest.
 
     A step of a PC of size class n adds noise of length sigma C sqrt(values) to a sum that is at
-    most q n C long where all gradients agree; both are divided by q n and weighted. Over T steps
+    most q n C long, where all gradients agree. Both are divided by q n and weighted. Over T steps
     signals add up to T times one step, independent noise to sqrt(T) times. 0 without noise.
     """
     mechanism = once.mechanism

@@ -81,7 +81,7 @@ def train_round(
 
 
 def usual_micro_batch(classifier: Classifier) -> int:
-    """Rows of a micro-batch where nobody asks for another number: public, by the method alone."""
+    """Rows of a micro-batch by default: public, by the method alone."""
     return _HEAD_BATCH if classifier.pooled else _USUAL_BATCH
 
 
@@ -96,8 +96,8 @@ def rehearse(
 ) -> None:
     """Settle how batches are multiplied, then train a step on `longest`, the longest text there is.
 
-    Memory must run out here or not at all: where it ran out for the length of one record, that
-    record would take the contributions of all others with it. Raises ModelError (`settle_rows`).
+    If memory runs out, it must run out here. If it ran out later for the length of one record,
+    that record would remove the contributions of all others. Raises ModelError (`settle_rows`).
     """
     with _book_keeping(classifier, EXACT) as module:
         settle_rows(
@@ -131,7 +131,7 @@ def _losses(
     sample: npt.NDArray[np.int64],
     micro_batch: int,
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """Of each micro-batch of the sample: its loss, and how many of its rows are records."""
+    """For each micro-batch of the sample: its loss, and how many of its rows are records."""
     if len(sample):
         for part, batch in inputs.batches(micro_batch, classifier.device, sample):
             yield _loss(classifier, module, inputs, batch, targets[part]), len(part)

@@ -3,8 +3,8 @@
 An invite goes from the holder of the admission key to the owner of a PC; a request goes back. A
 token is `fedaipc-KIND-1.PAYLOAD.SIGNATURE`, both parts base64url without padding; white space does
 not count, since mail breaks lines. The signature is Ed25519 over the label `fedaipc KIND` and the
-payload's JSON. That a token is of whom it says can only be known by comparing fingerprints through
-another channel; the signature shows that nothing was changed or cut off.
+payload's JSON. Only comparing fingerprints through another channel shows whom a token comes
+from; the signature shows that nothing was changed or cut off.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EnrollmentToken(Frozen):
     not_after: int = Field(ge=0)
 
     def write(self, key: SigningKey) -> str:
-        """The token as text, in lines that mail does not break. `key` is the issuer's."""
+        """The token as text, in lines that mail programs do not break. `key` is the issuer's."""
         payload = self.model_dump_json().encode()
         parts = (self._head(), _encoded(payload), _encoded(key.sign(self._signed(payload))))
         text = ".".join(parts)
@@ -54,7 +54,8 @@ class EnrollmentToken(Frozen):
         parts = re.sub(r"\s+", "", text).split(".")
         if parts[0] != cls._head() or len(parts) != 3:
             raise AdmissionError(
-                f"this is no {cls.kind}: it begins with {cls._head()} and is copied as a whole"
+                f"this is not a complete {cls.kind}, which begins with {cls._head()}: copy all of "
+                "it"
             )
         try:
             payload, signature = _decoded(parts[1]), _decoded(parts[2])
@@ -62,12 +63,12 @@ class EnrollmentToken(Frozen):
             verify(bytes.fromhex(token.issuer), signature, cls._signed(payload), what)
         except (ValueError, SecAggError):
             raise AdmissionError(
-                f"{what} was changed or cut off on its way, or is of another fedaipc: ask for it "
-                "again"
+                f"{what} was changed or cut off on its way, or was made by another version of "
+                "fedaipc: ask for it again"
             ) from None
         if token.not_after < time.time():
             raise AdmissionError(
-                f"{what} is out of date: ask {cls.issuer_name} for a new one, or {check_clock()}"
+                f"{what} has expired: ask {cls.issuer_name} for a new one, or {check_clock()}"
             )
         return token
 

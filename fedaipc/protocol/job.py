@@ -38,8 +38,8 @@ class Job(Frozen):
     """One training job. A PC compares `layout_hash` with the model that it built itself.
 
     `cohort` is how many PCs a round asks; their size classes lie from `smallest_class` to
-    `largest_class`; a list of members older than version `min_roster` is refused, so that who was
-    revoked before stays out; `not_after` is in seconds since 1970.
+    `largest_class`. A list of members older than version `min_roster` is refused, so that PCs
+    that were revoked before stay out. `not_after` is in seconds since 1970.
     """
 
     version: Literal[1] = 1
@@ -137,13 +137,13 @@ class SignedJob:
 
     @classmethod
     def sign(cls, key: SigningKey, job: Job) -> SignedJob:
-        """By the admission key."""
+        """The job, signed with the admission key."""
         text = job.model_dump_json()
         return cls(job, text, key.sign(_signed_part(text)))
 
     @classmethod
     def read(cls, text: str, signature: bytes, admission: bytes) -> SignedJob:
-        """Raises SecAggError where `admission` did not sign it, RoundError where it is no job."""
+        """Raises SecAggError if `admission` did not sign it, RoundError if it is not a job."""
         verify(admission, signature, _signed_part(text), "the job")
         return cls(Job.parse(text), text, signature)
 

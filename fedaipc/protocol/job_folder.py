@@ -46,13 +46,13 @@ def write_job(
     warm_up: WarmUpFacts | None,
     not_private: Sequence[str],
 ) -> None:
-    """Write all but the list of members. `train` is what PCs hold, where that is known.
+    """Write everything except the list of members. `train` is what PCs hold, where that is known.
 
     `model_notes` say what was done to the base; `classifier` is the job's model.
 
     Raises OSError.
     """
-    from fedaipc.model.fit import measure_fit  # transformers; who only reads jobs needs none
+    from fedaipc.model.fit import measure_fit  # transformers; reading jobs does not need it
 
     held_back.validation.write_parquet(folder / VALIDATION_FILE)
     held_back.test.write_parquet(folder / TEST_FILE)
@@ -85,7 +85,8 @@ def read_job(folder: Path) -> tuple[SignedJob, Roster]:
         job = Job.parse(read_text(folder / JOB_FILE))
     except RoundError:
         raise OutputError(
-            f"{folder / JOB_FILE}: is of another fedaipc, or damaged: have the job signed again"
+            f"{folder / JOB_FILE}: comes from another version of fedaipc, or is damaged: have the "
+            "job signed again"
         ) from None
     signature = read_text(folder / SIGNATURE_FILE).strip()
     try:

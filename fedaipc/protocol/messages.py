@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SETUP, READY, MASK = "query.setup", "query.ready", "train.mask"
 AGREE, UNMASK = "query.agree", "query.unmask"
 EXHAUSTED = "exhausted"  # the lifetime budget does not cover another round
-REFUSED = "refused"  # for good: owner's policy, another base, a machine that cannot do the job
+REFUSED = "refused"  # permanent: owner's policy, another base, a machine that cannot do the job
 UNABLE = "unable"  # not now: the ledger is locked, the disk is full, other keys are expected
 REFUSALS = (EXHAUSTED, REFUSED, UNABLE)
 _RAW = "bytes"
@@ -221,7 +221,7 @@ def decode_update(records: RecordDict) -> bytes | str:
 
 
 def contents(records: RecordDict) -> Iterator[bytes]:
-    """Every byte that an answer gives away, by record and key in order."""
+    """Every byte of an answer that leaves the PC, by record and key in order."""
     for name in sorted(records):
         record: Any = records[name]
         for key in sorted(record):
@@ -246,7 +246,7 @@ def asked_for(records: RecordDict) -> tuple[str | None, int | None]:
 
 
 def _config(records: RecordDict, name: str) -> ConfigRecord:
-    """Of this name, or an empty one.
+    """The record of this name, or an empty one.
 
     Not by `records.config_records`: what that gives refers to itself and to all records, so that a
     vector would stay in memory until garbage is collected.

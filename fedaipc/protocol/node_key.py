@@ -21,7 +21,7 @@ def parse(key: str) -> ec.EllipticCurvePublicKey:
     try:
         public = load_ssh_public_key(key.encode("ascii"))
     except Exception as error:  # noqa: BLE001 - the PC's bytes: the parser raises many kinds
-        raise ValueError(f"no OpenSSH key ({type(error).__name__})") from None
+        raise ValueError(f"not an OpenSSH key ({type(error).__name__})") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != "secp384r1":
         raise ValueError("no key on P-384")
     if public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() != key:

@@ -1,6 +1,6 @@
 """The public facts of a round, computed alike by the coordinator and by every PC.
 
-A PC takes nothing of them from the coordinator but the key bundles of its group: what it computes
+A PC takes only the key bundles of its group from the coordinator: what it computes
 from the signed job, the roster and the global vector must be what the coordinator states.
 """
 
@@ -41,7 +41,7 @@ def make_terms(
     vector_hash: bytes,
     size: int,
 ) -> Terms:
-    """Of the group of round `number` whose PCs with these bundles take part, ascending.
+    """The terms of the group of round `number` whose PCs with these bundles take part, ascending.
 
     `size` is the dimension of the global vector. Raises SecAggError where they are too few for
     the job's thresholds, or one claims a size class, and with it a weight, that the job has not.
@@ -75,16 +75,16 @@ def check_class(job: Job, bundle: Bundle) -> None:
 
 
 def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds:
-    """Of a group of `group` PCs of which `count` take part. Raises SecAggError."""
+    """The thresholds of a group of `group` PCs of which `count` take part. Raises SecAggError."""
     if not isinstance(job.aggregation, SecAgg):
         return PLAIN
     return _thresholds(job.aggregation, job.cohort, job.max_attempts, members, group, count)
 
 
 def check_secagg(settings: Settings) -> Thresholds:
-    """Of the smallest group of a job with these settings.
+    """The thresholds of the smallest group of a job with these settings.
 
-    Raises ConfigError where rounds of so few PCs cannot be sealed.
+    Raises ConfigError where a round has too few PCs for secure aggregation.
     """
     federation = settings.federation
     if not isinstance(settings.aggregation, SecAgg):

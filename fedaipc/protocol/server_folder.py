@@ -1,4 +1,4 @@
-"""What the holder of the admission key gives the server. No secret but the server's TLS key.
+"""What the holder of the admission key gives the server. Its only secret is the server's TLS key.
 
 federation.json             public facts
 authority.pem               the federation's TLS authority, which PCs trust alone
@@ -56,7 +56,7 @@ class Facts(Frozen):
             ) from None
         except PermissionError:
             raise AdmissionError(
-                f"{path}: this user may not read it; run this as the user whose it is"
+                f"{path}: this user may not read it; run this as its owner"
             ) from None
         except (OSError, ValueError) as error:
             raise AdmissionError(

@@ -1,7 +1,7 @@
 """How results are put into words and digits: one home for tables, plots and the HTML report.
 
-Digits are honest: an accuracy has as many as its standard error supports, an epsilon is rounded
-up, and no epsilon stands as a promise where the run was not private.
+Digits claim no more than is known. An accuracy has as many as its standard error supports, and
+an epsilon is rounded up. A run that was not private shows no epsilon as a promise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_text(results: Results) -> str:
 
 
 def no_better_text(results: Results) -> str | None:
-    """Where the model is no better than always the commonest label, by more than the error."""
+    """A warning where the model is not better than always guessing the commonest label."""
     test, guess, error = results.test, results.data.majority, results.standard_error or 0
     if test is None or guess is None or test.accuracy > guess + error:
         return None
@@ -48,7 +48,7 @@ def no_better_text(results: Results) -> str | None:
 
 
 def epsilon_text(epsilon: float | None) -> str:
-    """Two decimals (three below 1), rounded up: what is printed never promises too much."""
+    """Two decimals (three below 1), rounded up: the printed number never promises too much."""
     if epsilon is None:
         return UNKNOWN
     digits = 2 if epsilon >= 1 else 3
@@ -219,13 +219,13 @@ def cost_text(results: Results) -> str:
 
 
 def planned_text(planned: PlannedEpsilon) -> str:
-    """Of the job's schedule, by each accountant."""
+    """Epsilon of the job's schedule, by each accountant."""
     by = {"RDP": planned.rdp, "PRV": planned.prv, "PLD": planned.pld}
     return ", ".join(f"{epsilon_text(value)} ({name})" for name, value in by.items())
 
 
 def key_figures(results: Results) -> list[tuple[str, str]]:
-    """What one looks for first."""
+    """The numbers that readers look for first."""
     return [
         ("test accuracy", test_text(results)),
         ("test macro-F1", UNKNOWN if results.test is None else f"{results.test.macro_f1:.3f}"),
@@ -304,13 +304,13 @@ def _local_noise(results: Results) -> list[tuple[str, str]]:
     spent = spent_epsilon(results)
     epsilon = f"epsilon = {'see the ledgers' if spent is None else epsilon_text(spent)}"
     promise = (
-        "Whoever sees any model of this training, or any single PC's update, can hardly tell "
-        f"whether a given {unit} was in the training data: the odds of any conclusion change by "
-        f"at most a factor of e^epsilon ({epsilon}), but for a probability of delta = "
+        "Somebody who sees any model of this training, or any single PC's update, can hardly tell "
+        f"whether a given {unit} was in the training data. The odds of any conclusion change by "
+        f"at most a factor of e^epsilon ({epsilon}), except with a probability of delta = "
         f"{delta_text(privacy.delta)}."
     )
     trust = (
-        "Nobody but the PC itself and the software on it: each PC adds all of the noise before "
+        "Only the PC itself and the software on it: each PC adds all of the noise before "
         "anything leaves it."
     )
     if results.not_private:

@@ -1,4 +1,5 @@
-"""One look for all plots, and figures as files. No pyplot, no display, no state left behind.
+"""One look for all plots, and figures as files. It uses no pyplot and no display, and leaves no
+state behind.
 
 A function that makes figures is decorated with `@drawing()` and starts with `new_axes`.
 

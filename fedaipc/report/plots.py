@@ -82,7 +82,9 @@ def accuracy_figure(results: Results) -> Figure:
 
 @drawing()
 def comparison(runs: Sequence[Results]) -> Figure:
-    """Of one run or more; left: validation accuracy per round, right: test accuracy and error."""
+    """A plot of one run or more; left: validation accuracy per round, right: test accuracy and
+    error.
+    """
     figure = new_figure(height=max(4.2, 1.8 + 0.32 * len(runs)))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     names = []

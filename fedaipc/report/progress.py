@@ -27,7 +27,7 @@ class NotebookLine:
 
     @classmethod
     def of(cls, console: Console) -> NotebookLine | None:
-        """None where the console is no notebook, or quiet."""
+        """None where the console is not a notebook, or quiet."""
         return cls() if console.is_jupyter and not console.quiet else None
 
     def show(self, text: str, done: int, total: int) -> None:
@@ -139,7 +139,7 @@ class Display:
             self._notebook.show(line, done, self._rounds)
 
     def _left(self, rounds: int) -> str:
-        """Of the last rounds, since the first one takes longest."""
+        """The time that is left, by the pace of the last rounds: the first one takes longest."""
         from fedaipc.report.formatting import duration_text
 
         if not rounds:

@@ -26,7 +26,7 @@ class Strong(str):
 
 
 class Caution(str):
-    """A cell that says what to be careful with."""
+    """A cell that asks for care."""
 
     __slots__ = ()
 
@@ -44,7 +44,7 @@ _STYLES: dict[type, str] = {Strong: "bold", Caution: "yellow", Alarm: "bold red"
 class Table:
     """Rows under the names of their columns; without columns, facts: a name and a value a row.
 
-    Columns hold numbers, which are set to the right and never broken, but for those in `words`,
+    Columns hold numbers, which are set to the right and never broken, except for those in `words`,
     of which those in `whole` are not broken either. Cells are plain text: nothing in them is read
     as markup by any of the outputs. `title` is for the terminal; pages have headings of their own.
     Raises ValueError where a row has another length.
@@ -108,7 +108,7 @@ class Table:
         for place, (name, own) in enumerate(zip(names, cells, strict=True)):
             if place in self.words:
                 least.append(widest(*own) if place in self.whole else min(_MIN_WIDTH, widest(*own)))
-            else:  # half a number is a wrong number: rather break its name, or an alarm
+            else:  # half a number is a wrong number: break its name, or a warning, instead
                 words = " ".join([name, *(cell for cell in own if isinstance(cell, Alarm))]).split()
                 least.append(widest(*words, *(cell for cell in own if not isinstance(cell, Alarm))))
         gaps = len(names) - 1

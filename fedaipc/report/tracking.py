@@ -37,7 +37,9 @@ TRACKERS: dict[str, Callable[[Path], Tracker]] = {}
 def register_tracker(
     name: str,
 ) -> Callable[[Callable[[Path], Tracker]], Callable[[Path], Tracker]]:
-    """Make a tracker known by `name`; to be used as a decorator. The last one of a name counts."""
+    """Make a tracker known by `name`; to be used as a decorator. The last registration of a name
+    counts.
+    """
 
     def add(tracker: Callable[[Path], Tracker]) -> Callable[[Path], Tracker]:
         TRACKERS[name] = tracker

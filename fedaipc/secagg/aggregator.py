@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Lists:
-    """Of one upload; joined, since many small objects would take three times the memory."""
+    """The lists of one upload, joined: many small objects would take three times the memory."""
 
     checks: bytes
     leaves: bytes
@@ -103,7 +103,7 @@ class Aggregator:
 
     @property
     def set_hash(self) -> bytes:
-        """Of the set that `proposal` shows."""
+        """The hash of the set that `proposal` shows."""
         signed = [self._headers[uploader] for uploader in self.uploaders]
         return set_hash(self.terms.context, [header.encode() + sig for header, sig in signed])
 
@@ -129,7 +129,9 @@ class Aggregator:
         )
 
     def take(self, release: Release) -> None:
-        """Keep a member's shares. Raises SecAggError unless all that it owes fit (M26)."""
+        """Keep a member's shares. Raises SecAggError unless all that it owes are there and fit
+        (M26).
+        """
         terms, member = self.terms, self.terms.place(release.member)
         if tuple(one.uploader for one in release.released) != self.uploaders:
             raise SecAggError("a member did not release what the set asks for")
@@ -171,7 +173,7 @@ class Aggregator:
         add_masks(self._total, plus, minus)
 
     def close(self) -> None:
-        """Forget all that unmasking took, but for whose uploads are in the sum."""
+        """Forget all that unmasking needed, except for whose uploads are in the sum."""
         self._lists.clear()
         self._shares.clear()
 
@@ -186,7 +188,7 @@ class Aggregator:
         part = slice(number * SHARE_BYTES, (number + 1) * SHARE_BYTES)
         try:
             key = combine({member: self._shares[member][uploader][part] for member in members})
-        except SecAggError:  # it committed to what are no shares
+        except SecAggError:  # it committed to values that are not shares
             raise BadUploader(uploader) from None
         if check_value(self.terms.context, key) != self._lists[uploader].check(place):
             raise BadUploader(uploader)
@@ -197,5 +199,5 @@ class Aggregator:
 
 
 def _place(terms: Terms, uploader: bytes, other: bytes) -> int:
-    """Of the pair's key among the uploader's keys; its own key has place 0."""
+    """The place of the pair's key among the uploader's keys; its own key has place 0."""
     return terms.place(other) + (other < uploader)

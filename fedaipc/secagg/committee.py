@@ -80,7 +80,7 @@ class Proposal:
         return parsed(content, PROPOSAL, cls._read)
 
     def hash(self, terms: Terms) -> bytes:
-        """Of the set: the signed headers, which are the same for every member."""
+        """The hash of the set: of the signed headers, which are the same for every member."""
         return set_hash(terms.context, [d.header.encode() + d.signature for d in self.uploads])
 
     def _write(self, writer: Writer) -> Writer:
@@ -96,7 +96,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A member's word that it will release shares for the set with this hash, and no other."""
+    """A member's promise to release shares for the set with this hash, and for no other."""
 
     member: bytes
     set_hash: bytes
@@ -137,7 +137,7 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """A member's word that an uploader's blob or ledger head is wrong; in place of agreement."""
+    """A member's claim that an uploader's blob or ledger head is wrong, instead of agreement."""
 
     member: bytes
     uploader: bytes
@@ -181,7 +181,7 @@ def read_answer(content: bytes) -> Agreement | Complaint:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Unmask:
-    """The agreed set once more, with the agreements of enough members."""
+    """The agreed set again, with the agreements of enough members."""
 
     proposal: Proposal
     agreements: tuple[Agreement, ...]
@@ -255,9 +255,9 @@ def agree(
 ) -> Agreement | Complaint:
     """A member's answer to a set; of an Agreement, `set_hash` must be durable before it leaves.
 
-    `heads` are the last ones of uploaders' ledgers that this member saw; it complains of a ledger
-    that did not grow since (M31). Raises SecAggError where the set is no set of this round (M18),
-    or another one is `recorded`.
+    `heads` are the last ones of uploaders' ledgers that this member saw; it complains of a
+    ledger that has not grown since (M31). Raises SecAggError where the set does not belong to this
+    round (M18), or another one is `recorded`.
     """
     digest = _checked(terms, proposal, recorded)
     own = keys.identity.public
@@ -305,7 +305,7 @@ def release(
         try:
             shares = keys.opened.pop(_name(terms, one), None) or _opened(terms, keys, one)
         except SecAggError:
-            continue  # its complaint was not heard, or the blob was changed: nothing to release
+            continue  # its complaint was ignored, or the blob was changed: nothing to release
         others = enumerate(terms.neighbours(uploader), 1)
         pairs = tuple(shares[place] for place, other in others if other not in inside)
         values = commitments(terms.context, uploader, own, shares[1:]) if pairs else ()
@@ -338,7 +338,7 @@ def _opened(terms: Terms, keys: Keys, one: ProposedUpload) -> list[bytes]:
 
 
 def _name(terms: Terms, one: ProposedUpload) -> bytes:
-    """Of a checked blob in `Keys.opened`: nothing else can have been opened under it."""
+    """The name of a checked blob in `Keys.opened`: no other blob can have this name."""
     return terms.context + one.header.encode() + one.leaf + one.blob
 
 

@@ -1,8 +1,8 @@
 """Updates as elements of a ring, so that a sum of sealed vectors is the sealed sum.
 
 A PC's update, times its public weight, is limited to a public bound, scaled, rounded and reduced
-modulo 2^bits. The scale leaves room for the sum over the whole cohort: what a coordinator decodes
-can never have wrapped around, whatever the PCs send that follow the rules.
+modulo 2^bits. The scale leaves room for the sum over the whole cohort: what a coordinator
+decodes can never have wrapped around, whatever PCs that follow the rules send.
 """
 
 from __future__ import annotations

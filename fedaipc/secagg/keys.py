@@ -1,4 +1,4 @@
-"""Keys of a PC: a lasting identity, and two that are made anew for every key epoch.
+"""Keys of a PC: a lasting identity, and two new ones for every key epoch.
 
 Ed25519 (RFC 8032) signs, X25519 (RFC 7748) agrees on pairwise secrets, HPKE (RFC 9180: X25519,
 HKDF-SHA256, AES-256-GCM, base mode) seals what only one member may read.
@@ -102,11 +102,11 @@ class ExchangeKey:
         return self._agreed[other]
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
-        """What was sealed to this key for `info`. Raises SecAggError."""
+        """Decrypt what was sealed to this key for `info`. Raises SecAggError."""
         try:
             return _HPKE.decrypt(sealed, self._key, info=info)
         except (InvalidTag, ValueError):
-            raise SecAggError("a sealed message does not open") from None
+            raise SecAggError("a sealed message cannot be decrypted") from None
 
 
 def canonical(public: bytes) -> bytes:
@@ -117,7 +117,7 @@ def canonical(public: bytes) -> bytes:
 def seal(content: bytes, to: bytes, info: bytes) -> bytes:
     """`content` for the owner of the public key `to` alone; `info` says what it is and for whom.
 
-    48 bytes longer than `content`. Raises SecAggError where `to` is no key.
+    48 bytes longer than `content`. Raises SecAggError where `to` is not a key.
     """
     try:
         return _HPKE.encrypt(content, X25519PublicKey.from_public_bytes(to), info=info)
@@ -138,7 +138,7 @@ def fingerprint(public: bytes) -> str:
 def read_fingerprint(text: str) -> str:
     """A fingerprint, or a whole public key in hex, as `fingerprint` spells it. Raises SecAggError.
 
-    Spaces, colons and capitals are as people like them.
+    Spaces, colons and capitals do not matter.
     """
     try:
         content = bytes.fromhex("".join(text.replace(":", "").split()))
@@ -148,7 +148,7 @@ def read_fingerprint(text: str) -> str:
         return fingerprint(content)
     if len(content) != _SHOWN_BYTES:
         raise SecAggError(
-            f"{text!r} is no fingerprint: give all {2 * _SHOWN_BYTES} hexadecimal digits"
+            f"{text!r} is not a fingerprint: give all {2 * _SHOWN_BYTES} hexadecimal digits"
         )
     return _spelt(content)
 

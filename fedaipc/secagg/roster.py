@@ -1,4 +1,6 @@
-"""Who belongs to a federation, who is asked in a round, and with which keys (SPEC.md, 3 and 4)."""
+"""Who belongs to a federation, who is asked in a round, and with which keys (SPEC.md, sections 3
+and 4).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Roster:
         beacon: bytes,
         members: Sequence[bytes],
     ) -> Roster:
-        """By the admission key. `beacon` must be drawn after the members are final."""
+        """The list, signed by the admission key. `beacon` must be drawn after the members are
+        final.
+        """
         draft = cls(
             federation=federation,
             version=version,

@@ -73,7 +73,7 @@ def combine(shares: Mapping[int, bytes]) -> bytes:
     total = 0
     for number, weight in weights:
         if not is_share(shares[number]):
-            raise SecAggError(f"share {number} is no share")
+            raise SecAggError(f"share {number} is not a share")
         total += int.from_bytes(shares[number], "big") * weight
     secret = total % PRIME
     if secret >> 256:

@@ -31,7 +31,8 @@ _MAX_RISK = 2.0**-40  # of all groups in all attempts of a job
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Of a group of `count` PCs that take part; all of them hold shares (SPEC.md, section 2).
+    """The thresholds of a group of `count` PCs that take part; all of them hold shares (SPEC.md,
+    section 2).
 
     `colluding` of them may work for the coordinator, `shares` rebuild a key, and `least` PCs are
     in every sum that is unmasked.
@@ -49,7 +50,7 @@ class Thresholds:
         if not max(MIN_PCS, self.colluding + 2) <= self.least <= self.count:
             raise SecAggError(
                 f"{self.count} PCs take part, of which {self.colluding} may collude: a sum of "
-                f"{self.least} cannot be had, or hides no single PC"
+                f"{self.least} cannot be reached, or does not hide a single PC"
             )
         if not 2 * self.shares > self.count + self.colluding or self.shares > self.count:
             raise SecAggError(
@@ -65,8 +66,9 @@ def capped(classes: Sequence[int], bounds: Thresholds) -> tuple[int, ...]:
     """Weights by size class, none above what hides it in every sum that is unmasked (M32).
 
     Such a sum has at least `least` PCs, of which `colluding` may subtract their own part. The
-    lightest `least` - 1 - `colluding` others are the least that can be left beside a PC; no weight
-    is above theirs together, so none is more than half of what the honest PCs put into the sum.
+    lightest `least` - 1 - `colluding` others are the least that can be left beside a PC. No
+    weight is above their total, so none is more than half of what the honest PCs put into the
+    sum.
     """
     if bounds == PLAIN:
         return tuple(classes)
@@ -99,8 +101,8 @@ def thresholds(
 def colluding_in(group: int, members: int, colluding: int, draws: int) -> int:
     """How many of `colluding` among `members` any of `draws` drawn groups holds at most.
 
-    But for odds of 2^-40, by the exact hypergeometric tail and the sum over the draws; all of them
-    where everybody is drawn.
+    Except with odds of 2^-40, by the exact hypergeometric tail and the sum over the draws; all of
+    them where everybody is drawn.
     """
     ways = math.comb(members, group)
     beyond = 0
@@ -158,7 +160,7 @@ class Terms:
         if not set(group).issuperset(names):
             raise SecAggError("the round asks a PC that the public draw did not choose")
         if (self.federation, self.roster_hash) != (roster.federation, roster.hash):
-            raise SecAggError("the round is of another list of members")
+            raise SecAggError("the round belongs to another list of members")
         for bundle in self.bundles:
             bundle.check(roster, self.run, now)
         _ = self.encoding
@@ -178,21 +180,21 @@ class Terms:
         return Encoding(bits=self.bits, count=self.cohort, bound=self.bound)
 
     def place(self, identity: bytes) -> int:
-        """The number of a PC among the participants. Raises SecAggError where it is none."""
+        """The number of a PC among the participants. Raises SecAggError for any other PC."""
         try:
             return self._places[identity]
         except KeyError:
             raise SecAggError("a PC that takes no part in the round is named") from None
 
     def largest_share(self, own: bytes) -> float:
-        """Of the honest PCs' weight, how much `own` may have in a sum that is unmasked (M32)."""
+        """The largest share of the honest weight that `own` may have in an unmasked sum (M32)."""
         place, bounds = self.place(own), self.thresholds
         others = sorted(self.weights[:place] + self.weights[place + 1 :])
         weight = self.weights[place]
         return weight / (weight + sum(others[: bounds.least - 1 - bounds.colluding]))
 
     def neighbours(self, own: bytes) -> tuple[bytes, ...]:
-        """With whom `own` shares pairwise masks: all others, ascending."""
+        """The PCs with which `own` shares pairwise masks: all others, ascending."""
         place = self.place(own)
         return self.participants[:place] + self.participants[place + 1 :]
 
@@ -288,7 +290,7 @@ def commitments(
 
 
 def set_hash(context: bytes, headers: Sequence[bytes]) -> bytes:
-    """Of the agreed set: the signed headers in the order of their identities."""
+    """The hash of the agreed set: of the signed headers in the order of their identities."""
     digests = [hashlib.sha256(header).digest() for header in headers]
     writer = Writer().string(b"fedaipc set").fixed(context, KEY_BYTES)
     return hashlib.sha256(writer.items(digests, _HASH_BYTES).done()).digest()

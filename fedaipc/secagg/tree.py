@@ -19,7 +19,7 @@ HASH_BYTES = 32
 
 
 class Tree:
-    """Of the byte strings `entries`; empty and single lists are allowed."""
+    """The hash tree of the byte strings `entries`; empty and single lists are allowed."""
 
     def __init__(self, entries: Sequence[bytes]) -> None:
         level = [_leaf(entry) for entry in entries]

@@ -67,7 +67,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class LedgerHead:
-    """Of a PC's ledger at its upload: how many lines it has, and the last one's hash (M31)."""
+    """Head of a PC's ledger at its upload: its number of lines, and the last one's hash (M31)."""
 
     count: int
     digest: bytes
@@ -77,7 +77,7 @@ class LedgerHead:
 
     @classmethod
     def decode(cls, content: bytes) -> LedgerHead:
-        """Of exactly 40 bytes."""
+        """A head from exactly 40 bytes."""
         if len(content) != HEAD_BYTES:
             raise SecAggError("a ledger's head has the wrong length")
         return cls(int.from_bytes(content[:8], "big"), content[8:])
@@ -100,7 +100,7 @@ class Header:
 
     @classmethod
     def decode(cls, content: bytes) -> Header:
-        """Of exactly 200 bytes."""
+        """A header from exactly 200 bytes."""
         if len(content) != HEADER_BYTES:
             raise SecAggError("a header has the wrong length")
         context, uploader, vector, checks, root = (content[i : i + 32] for i in range(0, 160, 32))
@@ -182,7 +182,7 @@ class Upload:
 
 
 def blob_bytes(count: int) -> int:
-    """Of one sealed message among `count` PCs: a share of each of the uploader's keys."""
+    """Length of one sealed message among `count` PCs: a share of each of the uploader's keys."""
     return count * SHARE_BYTES + SEAL_OVERHEAD
 
 
@@ -194,7 +194,7 @@ def pair_key(terms: Terms, keys: Keys, other: bytes) -> bytes:
 
 
 def mask_and_share(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: LedgerHead) -> Upload:
-    """Mask `words`, the encoded update of shape (size,), in place, and deal shares of the keys.
+    """Mask `words`, the encoded update of shape (size,), in place, and share out its keys.
 
     `head` is the ledger's after this round's charge. The caller has checked `terms` and made the
     round's record durable (M14). Every call draws a fresh own key (M15). Raises SecAggError where
@@ -240,7 +240,8 @@ def mask_and_share(terms: Terms, keys: Keys, words: npt.NDArray[Any], head: Ledg
 def open_shares(terms: Terms, keys: Keys, header: Header, entry: bytes, blob: bytes) -> list[bytes]:
     """The shares in a blob for this member: of the uploader's own key, then of each neighbour's.
 
-    Raises SecAggError where it does not open or is not what the uploader's leaf `entry` says (M19).
+    Raises SecAggError where it cannot be decrypted or is not what the uploader's leaf `entry` says
+    (M19).
     """
     uploader, own = header.uploader, keys.identity.public
     if len(blob) != blob_bytes(len(terms.participants)):
@@ -264,7 +265,7 @@ def _leaf(
 
 
 def list_hash(values: Sequence[bytes]) -> bytes:
-    """Of a list whose length and widths both sides know."""
+    """Hash of a list whose length and widths both sides know."""
     return hashlib.sha256(b"".join(values)).digest()
 
 

@@ -9,8 +9,8 @@ because the grid shows the app nothing that those do not:
   a partition number or a signed integer fails here too;
 - a client that raises loses its changes to `context.state`, and its reply is an error code.
 
-Kinder than the others in one point: a client that returns no message gets an error code here at
-once; there nobody ever answers for it.
+It is kinder than the others in one point: a client that returns no message gets an error code here
+at once; there nobody ever answers for it.
 
 Replies come one by one, each computed when it is pulled, so memory does not grow with the number
 of PCs.

@@ -1,11 +1,11 @@
 """Flower's own simulation runtime: start it, run one job on it, and leave nothing behind.
 
 Only Flower's public command line is used. `flwr run` on its own would start a detached, shared
-SuperLink that stays, so every job gets its own one here: on loopback, with a home, an app folder
-and a Ray session in one temporary folder that goes when the job ends.
+SuperLink that stays. So every job gets its own one here: on loopback, with a home, an app folder
+and a Ray session in one temporary folder that is deleted when the job ends.
 
 While a job runs, Flower's control port is open to other users of the same machine: loopback, but
-not authenticated. Simulations hold no PC's real data; keep it so.
+not authenticated. Simulations hold no PC's real data; keep it that way.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ class _Job:
             on_log(line)
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
-        """Call `flwr` and return the JSON that it prints; {} if there is none."""
+        """Call `flwr` and return the JSON that it prints; {} if it prints nothing."""
         try:
             done = subprocess.run(
                 [_command("flwr"), *arguments],
@@ -303,7 +303,7 @@ class _Job:
         return dict(answer)
 
     def watch(self) -> bool:
-        """Note all processes of the job; True while there are more than the idle SuperLink's."""
+        """Record all processes of the job; True while others than the idle SuperLink's run."""
         if self.superlink is not None:
             with contextlib.suppress(psutil.Error):
                 self.seen.add(psutil.Process(self.superlink.pid))

@@ -1,4 +1,4 @@
-"""What a curious server sees of a run in this process, written down at the wire."""
+"""What a curious server sees of a run in this process, recorded on the wire."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ObservedUpdate:
     """One update as its server decodes it: the PC's place, the model that it was sent, the answer.
 
     `update` is the difference to `vector`, both of shape (parameters,). Where the upload is
-    `sealed` it is what the masked words would say, read as if they were none.
+    `sealed` it is what the masked words would say, read as if they were plain.
     """
 
     pc: int
@@ -32,7 +32,7 @@ class ObservedUpdate:
 
 
 class Recorder:
-    """Answers for the PCs as their client app does, and keeps what the server hears.
+    """Answers for the PCs as their client app does, and keeps what the server receives.
 
     Of the PCs with a number below `pcs`: an update of a large model takes three times its bytes.
     """

@@ -46,7 +46,7 @@ def owner_settings(
         ):
             if now != kept:
                 raise PrivacyError(
-                    f"{folder}: its ledger has {name.partition('.')[2]} {kept:g} for good; "
+                    f"{folder}: its ledger has {name.partition('.')[2]} {kept:g} permanently; "
                     f"give --set {name}={kept:g}, or use a new --pc-state"
                 )
     if privacy.kind != "none":
@@ -67,7 +67,7 @@ def owner_settings(
 
 
 def _policy(settings: Settings) -> Policy:
-    """Of an owner who wants what this simulation asks for."""
+    """The policy of an owner who allows what this simulation asks for."""
     usual = Policy()
     return Policy(
         allow_not_private=settings.privacy.kind == "none",

@@ -76,15 +76,15 @@ def prepare(
     test_seed: int | None = None,
     on_warm_up: Callable[[int, int], None] = lambda *_: None,
 ) -> Run:
-    """Warm up the base where the settings say so, make the run folder and enrol the PCs.
+    """Warm up the base where the settings say so, make the run folder and enroll the PCs.
 
     PCs live in the run folder, or in `pc_state`, where a PC that is there already keeps its size
     class and its ledger with all it has spent. `test_seed` makes every PC's randomness repeatable
     and the result NOT PRIVATE. `on_warm_up` gets the step and the number of steps.
 
-    Raises ConfigError, DataError, AssetError, ModelError, PrivacyError (a PC that is there already
-    has another delta or budget in its ledger, or a smaller size class; all budgets are spent),
-    LedgerError, RoundError or OutputError; then no run folder is left behind, and the PCs hold what
+    Raises ConfigError, DataError, AssetError, ModelError, LedgerError, RoundError, OutputError,
+    or PrivacyError: an existing PC has another delta or budget in its ledger, or a smaller size
+    class, or all budgets are spent. Then no run folder is left behind, and the PCs hold what
     they held.
     """
     settings = _with_whole_paths(settings)
@@ -164,7 +164,7 @@ def _with_whole_paths(settings: Settings) -> Settings:
 
 
 def reopen(folder: Path) -> Run:
-    """A run that was cut off. Raises OutputError or RoundError where there is nothing to resume."""
+    """A run that was cut off. Raises OutputError or RoundError where nothing can be resumed."""
     if not (folder / JOB_FILE).is_file():
         raise OutputError(f"{folder}: not a run folder; give the one that the run wrote")
     if _status(folder) == "finished":
@@ -235,8 +235,8 @@ def _check_joined(run: Run) -> None:
         joined = None
     if joined != Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).run:
         raise RoundError(
-            f"{run.pc_state}: these PCs joined another run since and hold its records; start "
-            "this one anew"
+            f"{run.pc_state}: these PCs have joined another run since and hold its records; start "
+            "a new run"
         )
 
 

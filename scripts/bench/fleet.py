@@ -86,7 +86,7 @@ class Fleet:
         config.write_text(CONFIG, encoding="utf-8")
         self.port = fleet_demo.free_port()
         self.job = fleet_demo.give_out_texts(out, config, [f"federation.clients={pcs}"])
-        fleet_demo.enrol_all(out, self.job, pcs, self.port)
+        fleet_demo.enroll_all(out, self.job, pcs, self.port)
         for folder in self.folders:
             path = folder / "owner.toml"
             owner = load_owner(path)

@@ -58,7 +58,7 @@ def test_a_sweep_runs_its_cells_and_the_command_finds_them_done(
         ({}, "give one of"),
         ({"grid": {"privacy.epsilon": 3}}, "grid.privacy.epsilon: .* valid list"),
         ({"grid": {"data.seed": [1]}}, "the sweep's own"),
-        ({"grid": {"privacy.epsilon": [fa.LoRA()]}}, "no value of a setting"),
+        ({"grid": {"privacy.epsilon": [fa.LoRA()]}}, "cannot be the value of a setting"),
         ({"search": {"trials": 1, "space": {"a.b": {"loww": 1}}}}, "did you mean low"),
         ({"grid": {"privacy.epsilon": [1, 1]}}, "the same job"),
     ],

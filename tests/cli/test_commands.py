@@ -406,7 +406,7 @@ def test_an_interrupt_is_code_130_and_says_how_to_go_on(
 
     monkeypatch.setattr("fedaipc.cli.config.load_settings", stop)
     ran = fedaipc("config", "show")
-    assert "simulate --resume, or the same sweep, goes on" in refused(ran, 130)
+    assert "simulate --resume continues a run" in refused(ran, 130)
 
 
 def test_doctor_measures_and_predicts_in_text_and_json(

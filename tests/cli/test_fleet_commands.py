@@ -176,14 +176,14 @@ def test_letters_that_are_out_of_date_are_refused_on_both_sides(
 ) -> None:  # fmt: skip
     enroll = ("client", "enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
     clock(15)
-    assert "the invite is out of date: ask the federation" in refused(fedaipc(*enroll), 14)
+    assert "the invite has expired: ask the federation" in refused(fedaipc(*enroll), 14)
     assert not Path("fedaipc-pc").exists()
     clock(13)
     assert fedaipc(*enroll).code == 0
     clock(13 + 31)
     admit = ("federation", "admit", str(acme), "pc.request", "--yes")
     line = refused(fedaipc(*admit), 14)
-    assert "pc.request: the request is out of date: ask the PC's owner for a new one" in line
+    assert "pc.request: the request has expired: ask the PC's owner for a new one" in line
     assert fedaipc("client", "enroll", "--again", "--out", "new.request").code == 0
     assert fedaipc("federation", "admit", str(acme), "new.request", "--yes").code == 0
 

@@ -138,7 +138,7 @@ def test_what_cannot_be_done_ends_in_one_line(
 
 
 def forged(path: Path, change: Callable[[dict], None], key: SigningKey) -> None:
-    """The whole chain written anew under `key`."""
+    """The whole chain one that was rewritten under `key`."""
     previous, lines = "", []
     for line in path.read_text().splitlines():
         entry = json.loads(line)
@@ -152,14 +152,14 @@ def forged(path: Path, change: Callable[[dict], None], key: SigningKey) -> None:
     path.write_bytes(b"".join(lines))
 
 
-@pytest.mark.parametrize("lie", ["another PC's", "written anew", "a stranger's key line"])
+@pytest.mark.parametrize("lie", ["another PC's", "one that was rewritten", "a stranger's key line"])
 def test_a_foreign_ledger_in_a_pcs_folder_is_not_called_good(
     fedaipc: Callable[..., Ran], two: Path, lie: str
 ) -> None:
     path, stranger = two / "a" / "ledger.jsonl", SigningKey()
     if lie == "another PC's":
         shutil.copy(two / "b" / "ledger.jsonl", path)
-    elif lie == "written anew":
+    elif lie == "one that was rewritten":
         forged(path, lambda entry: entry.update(steps=1) if "steps" in entry else None, stranger)
     else:
         last = json.loads(path.read_text().splitlines()[-1])["hash"]

@@ -24,7 +24,7 @@ HEADER = {"--no-header", "--set data.header=false", "--set warm_up.header=false"
 FAULTS = {
     "encoding": (TEXT.encode("cp1252"), "not valid in this encoding"),
     "wide": (TEXT.encode("utf-16-le"), "could be utf-16-le"),
-    "swallows": (SWALLOWS.encode(), "read like records of their own"),
+    "swallows": (SWALLOWS.encode(), "look like records"),
     "quotation": (TEXT.replace("straße 4", 'ein "x').encode() + b'"a"b,no\n', "quotation mark"),
     "header": ("\n".join(ROWS).encode(), "does not read like column names"),
     "few": ((TEXT + "x\n").encode(), "too few columns (line 62)"),

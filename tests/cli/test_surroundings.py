@@ -77,7 +77,7 @@ def test_a_working_directory_that_is_gone_is_one_line(
     (tmp_path / "gone").rmdir()
     with pytest.raises(SystemExit):
         main._prepare()
-    assert "working directory is gone" in capsys.readouterr().err
+    assert "working directory was deleted" in capsys.readouterr().err
 
 
 def test_options_for_a_file_reach_the_reader(

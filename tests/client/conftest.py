@@ -13,7 +13,7 @@ from fedaipc.client import trainer
 from fedaipc.client.key_store import KeyStore
 from fedaipc.protocol.job import Job
 from fedaipc.secagg.terms import Terms
-from tests.support.clients import Answer, Federation, asker, copies, enrol, spy
+from tests.support.clients import Answer, Federation, asker, copies, enroll, spy
 from tests.support.jobs import ADMISSION
 from tests.support.key_stores import FIRST, RUN, bind, roster, terms_of
 
@@ -22,14 +22,14 @@ from tests.support.key_stores import FIRST, RUN, bind, roster, terms_of
 def enrolled(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Federation:
     """One PC with 40 records (size class 64), in a run whose updates travel open."""
     folder = tmp_path_factory.mktemp("enrolled")
-    return enrol(folder, 52, "federation.clients=1", "aggregation.kind=plain")
+    return enroll(folder, 52, "federation.clients=1", "aggregation.kind=plain")
 
 
 @pytest.fixture(scope="session")
 def five(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Federation:
     """PCs of several size classes, in a run whose updates are sealed."""
     folder = tmp_path_factory.mktemp("five")
-    return enrol(folder, 260, "federation.clients=5", "data.partition.kind=skewed")
+    return enroll(folder, 260, "federation.clients=5", "data.partition.kind=skewed")
 
 
 @pytest.fixture

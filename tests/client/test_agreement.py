@@ -61,9 +61,9 @@ def test_an_older_round_and_the_same_one_described_otherwise_are_refused(ready: 
     for opened in (ready, restarted(ready)):
         for wrong, said in (
             (terms_of(ready, 5), "older"),
-            (dataclasses.replace(kept, vector_hash=b"\1" * 32), "in another way"),
-            (dataclasses.replace(kept, bound=kept.bound * 2), "in another way"),
-            (dataclasses.replace(kept, bundles=kept.bundles[::-1]), "in another way"),
+            (dataclasses.replace(kept, vector_hash=b"\1" * 32), "differently"),
+            (dataclasses.replace(kept, bound=kept.bound * 2), "differently"),
+            (dataclasses.replace(kept, bundles=kept.bundles[::-1]), "differently"),
         ):
             with pytest.raises(SecAggError, match=said):
                 opened.keep(wrong, wrong.encode())

@@ -1,4 +1,4 @@
-"""Enrolment: data checked, keys and ledger made, a request written; or nothing at all."""
+"""Enrollment: data checked, keys and ledger made, a request written; or nothing at all."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_how_a_file_is_written_is_fixed_at_enrolment(
 def test_a_text_that_swallows_records_is_asked_about(tmp_path: Path, invite: Invite) -> None:
     path = tmp_path / "a.csv"
     path.write_text('stars,body\nno,"A\nyes,B\nno,C"\nyes,D\n')
-    with pytest.raises(DataError, match="lines that read like records"):
+    with pytest.raises(DataError, match="lines that look like records"):
         enrolled(tmp_path / "pc", invite, path)
     found = enrolled(tmp_path / "pc", invite, path, quoting="line")
     assert found.reading.left_out_text().startswith(
@@ -348,7 +348,9 @@ def test_a_planted_ledger_is_not_taken_over(tmp_path: Path, invite: Invite, data
     folder.mkdir()
     terms = {"lifetime_epsilon": 100_000.0, "delta": 1e-5, "order": 4.0}
     Ledger.create(folder / "ledger.jsonl", stranger, **terms)
-    with pytest.raises(AdmissionError, match=r"nothing shows whose it is: enrol in a new folder"):
+    with pytest.raises(
+        AdmissionError, match=r"nothing shows who its owner is: enroll in a new folder"
+    ):
         enrolled(folder, invite, data)
     other = tmp_path / "left"
     enrolled(other, invite, data)

@@ -34,7 +34,7 @@ from tests.support.clients import (
 )
 
 Lie = Callable[[Federation, Terms], Terms]
-DIFFERS = "other terms than its job has"
+DIFFERS = "terms differ from its job's"
 
 
 def with_bounds(**changes: int) -> Lie:
@@ -103,7 +103,7 @@ LIES: dict[str, tuple[str, Lie]] = {
     "a weight too few": (DIFFERS, lambda _, t: replace(t, weights=t.weights[:-1])),
     "other job": (DIFFERS, lambda _, t: replace(t, job_hash=bytes(32))),
     "other run": (DIFFERS, lambda _, t: replace(t, run="f" * 16)),
-    "other model": ("another global vector", lambda _, t: replace(t, vector_hash=bytes(32))),
+    "other model": ("a different global vector", lambda _, t: replace(t, vector_hash=bytes(32))),
     "other size": ("another base model", lambda _, t: replace(t, size=t.size + 1)),
     "other federation": (DIFFERS, lambda _, t: replace(t, federation="f")),
     "other members": (DIFFERS, lambda _, t: replace(t, roster_hash=bytes(32))),
@@ -175,7 +175,7 @@ def test_a_model_that_is_not_the_one_of_the_terms_is_refused(
     stated = hash_vector(five.vector)
     other = five.vector + np.float32(0.001)
     assert refused(ask_member(model=other, state=lambda t: replace(t, vector_hash=stated)))
-    assert "another global vector" in caplog.text
+    assert "a different global vector" in caplog.text
     assert charges(member) == 0
 
 

@@ -154,7 +154,7 @@ def test_an_upload_that_is_gone_is_told_in_one_line(
     with pytest.raises(OutputError) as caught:
         read(empty)
     assert str(caught.value) == (
-        f"{folder / PCS[0].hex()}: an upload is gone (No such file or directory)"
+        f"{folder / PCS[0].hex()}: an upload is missing (No such file or directory)"
     )
 
 

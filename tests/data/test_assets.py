@@ -110,7 +110,7 @@ def test_an_unreachable_index_is_one_line_and_leaves_nothing(
     toy: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
-    with pytest.raises(AssetError, match=r"nor to be had as fedaipc-toy==1\.0") as caught:
+    with pytest.raises(AssetError, match=r"nor available as fedaipc-toy==1\.0") as caught:
         fetch_asset("toy")
     assert "\n" not in str(caught.value)
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"toy.lock"}
@@ -215,7 +215,7 @@ def test_again_without_a_connection_keeps_the_good_copy(
 ) -> None:
     place = fetch_asset("toy")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
-    with pytest.raises(AssetError, match="nor to be had"):
+    with pytest.raises(AssetError, match="nor available"):
         fetch_asset("toy", again=True)
     assert fetch_asset("toy") == place
     assert place.read_bytes() == WEIGHTS

@@ -76,7 +76,7 @@ def test_texts_that_keep_their_quotation_marks_are_remarked_on(tmp_path: Path) -
 )
 def test_a_text_that_swallows_records_is_asked_about(tmp_path: Path, content: str) -> None:
     found = reading(tmp_path / "data.csv", content)
-    with pytest.raises(DataError, match="read like records of their own") as caught:
+    with pytest.raises(DataError, match="look like records") as caught:
         found.all()
     assert "--quoting line" in str(caught.value)
     assert "--quoting csv" in str(caught.value)

@@ -320,7 +320,7 @@ def test_a_hub_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError(SECRET)
 
     monkeypatch.setitem(sys.modules, "datasets", hub(load_dataset))
-    assert "hf:imdb: not to be had (ConnectionError)" in refused("hf:imdb")
+    assert "hf:imdb: cannot be loaded (ConnectionError)" in refused("hf:imdb")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"hf:imdb needs the extra \[hub\]: pip install"):
         read("hf:imdb")

@@ -141,7 +141,9 @@ def test_another_authoritys_server_gets_nothing(fleet: Fleet) -> None:
     fleet.server, real = other / "server", fleet.server
     fleet.start_server()
     fleet.start_client(0)
-    wait_for_line(fleet.out / "pc-0000.log", "certificate is not of this federation's authority")
+    wait_for_line(
+        fleet.out / "pc-0000.log", "certificate is not signed by this federation's authority"
+    )
     assert read_sent(fleet.out / "pc-0000") == []
     fleet.server = real
 

@@ -81,8 +81,8 @@ def test_a_server_without_a_date_teaches_nothing(tmp_path: Path, date: str | Non
 def test_a_key_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     for content in (b"", b"hello"):
         (tmp_path / "key").write_bytes(content)
-        with pytest.raises(AdmissionError, match="enrol this PC anew"):
+        with pytest.raises(AdmissionError, match="enroll this PC again"):
             NodeAuth(tmp_path / "key")
-    with pytest.raises(AdmissionError, match="no key for"):
+    with pytest.raises(AdmissionError, match="not a key for"):
         NodeAuth(key_file(tmp_path / "key", ed25519.Ed25519PrivateKey.generate()))
     assert node_auth.__doc__

@@ -166,7 +166,7 @@ def test_another_user_is_told_whose_it_is(
     job.chmod(0o755)
     for path in job.iterdir():
         path.chmod(0o644)
-    with nobody(), pytest.raises(AdmissionError, match="run this as the user whose it is"):
+    with nobody(), pytest.raises(AdmissionError, match="run this as its owner"):
         submit(folder, job, "first")
     folder.chmod(0o755)
     with nobody():

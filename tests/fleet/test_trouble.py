@@ -66,7 +66,7 @@ def test_another_authority_is_said(tmp_path: Path) -> None:
     ):
         client.get(f"https://{liar.address}/")
     liar.close()
-    assert "not of this federation's authority" in why(caught.value)
+    assert "not signed by this federation's authority" in why(caught.value)
 
 
 def test_a_server_whose_clock_is_late_says_so_and_does_not_start(

@@ -156,7 +156,7 @@ def test_the_guard_refuses_a_machine_that_tells_rows_apart(
         return LastBit.apply(real(self, values), 5, backwards)
 
     monkeypatch.setattr(torch.nn.Linear, "forward", forward)
-    with pytest.raises(ModelError, match=r"by its place in the batch.*tried on cpu with"):
+    with pytest.raises(ModelError, match=r"depends on its place in the batch.*tried on cpu with"):
         rehearse(method, 8, cached=True)
 
 
@@ -264,7 +264,7 @@ def test_the_guard_finds_the_rows_that_the_attack_uses(monkeypatch: pytest.Monke
         monkeypatch.setattr(module, "batch_rows", one_row_more)
     monkeypatch.setattr(batch_invariance, "_CHOICES", (products.NONE,))
     classifier = wide()[0]
-    with pytest.raises(ModelError, match="by its place"):
+    with pytest.raises(ModelError, match="depends on its place"):
         training.rehearse(
             classifier, longest_input(classifier, cached=True), wide()[1],
             mechanism=MECHANISM, training=TrainingSettings(learning_rate=1.0), micro_batch=9,

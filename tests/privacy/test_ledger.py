@@ -449,7 +449,7 @@ def test_an_older_copy_is_found_also_after_it_has_grown(three: Path) -> None:
         Ledger(three).check_head(*seen)
     for attempt in (5, 6, 7):
         Ledger(three, KEY).charge(one(attempt))
-    with pytest.raises(LedgerError, match="line 6 is another one than was seen"):
+    with pytest.raises(LedgerError, match="line 6 differs from the one that was seen"):
         Ledger(three).check_head(*seen)
 
 
@@ -516,7 +516,7 @@ def test_a_last_charge_whose_line_end_alone_is_lost_still_counts(three: Path) ->
 
 def test_a_missing_ledger_or_folder_is_told_in_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / "ledger.jsonl", tmp_path / "none" / "ledger.jsonl"):
-        with pytest.raises(LedgerError, match=r"enrol this PC first$"):
+        with pytest.raises(LedgerError, match=r"enroll this PC first$"):
             Ledger(path)
 
 
@@ -539,14 +539,14 @@ def test_of_two_enrolments_at_once_the_second_is_refused(
         time.sleep(0.2)
         write_atomic(path, content, private=private)
 
-    def enrol() -> None:
+    def enroll() -> None:
         try:
             results.append(new_ledger(tmp_path))
         except LedgerError as error:
             results.append(error)
 
     monkeypatch.setattr(module, "write_atomic", slow)
-    threads = [Thread(target=enrol) for _ in range(2)]
+    threads = [Thread(target=enroll) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -27,7 +27,7 @@ def test_page_says_what_was_trained_how_well_and_at_which_cost() -> None:
         "0.768 ± 0.009",
         "epsilon 7.97 at delta 1e-5",
         "add or remove one record of one PC",
-        "Nobody but the PC itself",
+        "Only the PC itself",
         "Timing. A compromised PC. Poisoning",
         "7.97 (RDP), 7.41 (PRV), 7.42 (PLD)",
         'base = "minilm-l6"',
@@ -85,7 +85,7 @@ def test_not_private_is_everywhere(results: Results) -> None:
     assert f"{formatting.NOT_PRIVATE} | Accuracy per round" in page.text
     assert "can hardly tell" not in page.text
     assert "No PC has spent more" not in page.text
-    assert "Nobody but the PC itself" not in page.text
+    assert "Only the PC itself" not in page.text
 
 
 def test_hostile_strings_are_only_shown(tmp_path: Path) -> None:

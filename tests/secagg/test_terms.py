@@ -91,7 +91,7 @@ def test_who_is_left_out_shrinks_no_bound() -> None:
     fewer = thresholds(70, group=100, members=100, colluding=10, least=0.7, draws=1)
     assert (fewer.colluding, fewer.least) == (whole.colluding, whole.least)
     for count in (11, 69):
-        with pytest.raises(SecAggError, match="cannot be had"):
+        with pytest.raises(SecAggError, match="cannot be reached"):
             thresholds(count, group=100, members=100, colluding=10, least=0.7, draws=1)
 
 
@@ -121,7 +121,7 @@ def test_thresholds_are_taken_only_where_no_two_sets_and_no_single_pc_are_possib
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_than_three_pcs_are_refused(count: int) -> None:
     """M2."""
-    with pytest.raises(SecAggError, match="hides no single PC"):
+    with pytest.raises(SecAggError, match="does not hide a single PC"):
         usual(count)
 
 
@@ -156,7 +156,7 @@ def twice(kind: str) -> tuple[Bundle, ...]:
         ({"roster_hash": bytes(32)}, "another list"),
         ({"run": "run-2"}, "another federation or run"),
         ({"thresholds": dataclasses.replace(TERMS.thresholds, shares=4)}, "agree on two sets"),
-        ({"thresholds": dataclasses.replace(TERMS.thresholds, least=2)}, "hides no single PC"),
+        ({"thresholds": dataclasses.replace(TERMS.thresholds, least=2)}, "not hide a single PC"),
         ({"bits": 31}, "31 bits"),
         ({"bound": 0.0}, "bound"),
     ],

@@ -112,7 +112,7 @@ class Answer:
         return encoding.decode(encoding.unpack(self.frame, self.terms.size)) / weight
 
 
-def enrol(folder: Path, rows: int, *changes: str) -> Federation:
+def enroll(folder: Path, rows: int, *changes: str) -> Federation:
     """Prepare a run and let its PCs make their keys."""
     with (folder / "texts.csv").open("w", newline="") as file:
         out = csv.writer(file)

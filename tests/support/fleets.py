@@ -61,7 +61,7 @@ class Fleet:
         out.mkdir()
         job = fleet_demo.give_out_texts(out, config, [f"rounds={rounds}"])
         fleet = cls(out, fleet_demo.free_port())
-        fleet_demo.enrol_all(out, job, PCS, fleet.port)
+        fleet_demo.enroll_all(out, job, PCS, fleet.port)
         for number in range(PCS):
             path = out / f"pc-{number:04d}" / "owner.toml"
             owner = load_owner(path)
@@ -70,7 +70,7 @@ class Fleet:
         return fleet
 
     def copied(self, out: Path) -> Fleet:
-        """The same members and job in another folder: to enrol them takes half a minute."""
+        """The same members and job in another folder: to enroll them takes half a minute."""
         shutil.copytree(self.out, out)
         return Fleet(out, self.port)
 

@@ -25,7 +25,7 @@ from fedaipc.client import trainer
 from fedaipc.client.key_store import KeyStore
 from fedaipc.data.assets import fetch_asset
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
-from tests.support.clients import asker, enrol, gave, owner
+from tests.support.clients import asker, enroll, gave, owner
 
 _LONGEST = 0.3  # seconds that a process lives
 
@@ -33,7 +33,7 @@ _LONGEST = 0.3  # seconds that a process lives
 def main(folder: Path, kills: int) -> None:
     fetch_asset("minilm-l6")
     torch.set_num_threads(1)
-    federation = enrol(
+    federation = enroll(
         folder, 260, "federation.clients=5", "rounds=1000", "privacy.noise_multiplier=20"
     )
     pc = federation.folders[federation.bundles[0].identity]

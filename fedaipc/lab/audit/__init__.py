@@ -1,4 +1,4 @@
-"""Attacks on real runs: what somebody could learn, beside what was promised.
+"""Attacks on real runs: what an attacker could learn, compared with what was promised.
 
 bound.py       epsilon's lower bound from guesses, with confidence
 canary_clients.py  a run with canaries that are in or out by a coin, and what its server saw

@@ -1,14 +1,15 @@
 """A lower bound on epsilon from guesses about coins.
 
-Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run" (NeurIPS 2023), theorem
-5.2: m records are each in or out of the data by a fair coin, the auditor guesses r of the coins and
-v guesses are right. If training is (epsilon, delta)-DP for adding or removing a record, then
+Theorem 5.2 of Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run" (NeurIPS
+2023). Each of m records is in or out of the data by a fair coin. The auditor guesses r of the
+coins, and v guesses are right. If training is (epsilon, delta)-DP for adding or removing a record,
+then
 
     P[v or more right] <= beta + 2 m delta alpha,
     beta  = P[B >= v],   alpha = max over i in 1..v of P[v > B >= v - i] / i,
 
 with B binomial of r tries with chance e^epsilon / (1 + e^epsilon). An epsilon for which that is
-less than 1 - confidence is ruled out. What the auditor's scores look at besides does not matter.
+less than 1 - confidence is ruled out. It does not matter what else the auditor's scores use.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
 def lower_bound(
     canaries: int, guesses: int, right: int, delta: float, confidence: float = CONFIDENCE
 ) -> float:
-    """The largest epsilon that is ruled out; 0 where not even that is."""
+    """The largest epsilon that is ruled out; 0 where none is."""
     risk = 1 - confidence
 
     def ruled_out(epsilon: float) -> bool:

@@ -6,12 +6,13 @@ is the noisy sum of clipped gradients times a public factor, so the coins s foll
     y_t - q R_t = q G_t s + noise of standard deviation sigma C,   t = 1, 2, ...
 
 with G_t the canaries' clipped gradients at the model of round t (as columns), R_t the sum of the
-real texts'. The score of a canary is the mean of its coin given all rounds, for coins with a normal
-prior of mean 1/2 and variance 1/4: least squares that do not blow up where canaries are alike.
+real texts'. The score of a canary is the mean of its coin given all rounds, for coins with a
+normal prior of mean 1/2 and variance 1/4. That is least squares which stay stable where canaries
+are alike.
 Without privacy PCs divide by how many texts there were, which the coins decide as well: that number
-is one more unknown. How much noise a round has is read off what is left when all that is known is
-explained, and not taken from the promise: a build with too little of it is then read like a plain
-book. Several local steps are taken for one long one, which weakens the attack.
+is one more unknown. The noise of a round is measured on what remains when all that is known is
+explained. It is not taken from the promise, so a build with too little noise gives everything
+away. Several local steps are treated as one long step, which weakens the attack.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def canary_audit(
 
 
 def check_sums_are_sent(settings: Settings) -> None:
-    """Raise PrivacyError where this job's updates are no sums of gradients."""
+    """Raise PrivacyError where this job's updates are not sums of gradients."""
     if settings.training.optimizer != "sgd":
         raise PrivacyError(
             'the canary audit reads sums out of updates: set training.optimizer="sgd"'
@@ -168,7 +169,7 @@ def _posterior(rounds: list[_Reading], rate: float, divisor: float) -> Floats:
 
 
 def _firm(products: Floats) -> Floats:
-    """With a little on the diagonal, so that texts that are alike do not stop the solver."""
+    """Add a little to the diagonal, so that similar texts do not stop the solver."""
     firm: Floats = products + np.eye(len(products)) * _TINY * np.trace(products) / len(products)
     return firm
 

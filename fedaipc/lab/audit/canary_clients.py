@@ -1,8 +1,8 @@
-"""A real run whose PCs hold canaries, each in or out by a coin, and what its server saw.
+"""A real run whose PCs hold canaries, each in or out by a coin, and what the server saw.
 
-The run is an ordinary one: the same coordinator, PCs, ledgers and messages. Updates are plain, as
-what is promised does not rest on secure aggregation; everything is written down at the wire, where
-a curious server sits.
+The run is an ordinary one: the same coordinator, PCs, ledgers and messages. Updates are plain,
+because the promise does not rest on secure aggregation. Everything is recorded on the wire, as a
+curious server would.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COLUMN, _PART = "pc", "part-"
 
 @dataclass(frozen=True, slots=True)
 class CanaryClient:
-    """One PC's texts: those that it surely holds, and canaries with their coins."""
+    """One PC's texts: those that it certainly holds, and canaries with their coins."""
 
     real: Records
     canaries: Records

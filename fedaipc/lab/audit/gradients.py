@@ -1,7 +1,7 @@
 """Gradients of single texts by autograd: slow, plain, and independent of how PCs clip.
 
-An attacker has to compute what a text would have contributed; so has an auditor, who must not use
-the code that is under audit.
+An attacker has to compute what a text would have contributed; so does an auditor, who must not
+use the audited code.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Gradient inversion on text: which words can a server read out of what it gets?
 
-Where the word embeddings are trained (`full`), the gradient of a word's row is not zero only if the
-word was in the batch, so an update lists the words of the texts (Melis et al., S&P 2019; Fowl et
-al., "Decepticons", ICLR 2023, go on from there to whole sentences). The attacker ranks words by the
+Where the word embeddings are trained (`full`), the gradient of a word's row is zero unless the
+word was in the batch. So an update lists the words of the texts (Melis et al., S&P 2019; Fowl et
+al., "Decepticons", ICLR 2023, extend this to whole sentences). The attacker ranks words by the
 length of their rows' change and is told how many different words there are, which only helps it.
 
-The same is done with a private update, with a sealed upload read as if it were none, and with the
+The same is done with a private update, with a sealed upload read as if it were plain, and with the
 sum that a round unmasks. The order of the words is not recovered.
 """
 
@@ -40,8 +40,8 @@ _EMBEDDINGS = "word_embeddings.weight"
 class Reading:
     """What an attacker reads as the words of one PC's texts.
 
-    `recall` is the share of the PC's words among those that are read, `chance` what as many words
-    drawn from the vocabulary would have.
+    `recall` is the share of the PC's words among those that are read, `chance` the share that as
+    many random words of the vocabulary would have.
     """
 
     source: str
@@ -53,7 +53,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """Of the first PC: its texts, and what is read out of each source."""
+    """What is read out of each source about the texts of the first PC."""
 
     texts: tuple[str, ...]
     readings: tuple[Reading, ...]

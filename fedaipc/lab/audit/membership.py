@@ -1,12 +1,13 @@
 """Membership inference on the released model: was this text trained on?
 
 Two attacks. *By loss* (Yeom et al., CSF 2018): a text of small loss is called a member. *By
-likelihood ratio* (Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022):
-the attacker trains shadow runs of its own, in each of which each text is in by a coin, and compares
-the target's confidence in a text with how confident shadows were that had it, and that had it not.
+likelihood ratio* (Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022).
+The attacker trains shadow runs of its own, in each of which each text is in or out by a coin. It
+then compares the target's confidence in a text with that of shadows that had the text and of
+shadows that did not.
 
 Every run is the target once while the others are the shadows, and the scores are pooled. What
-counts is how many members are found while next to no outsider is called one: TPR at 0.1 % and 1 %
+counts is how many members are found while almost no outsider is called one: TPR at 0.1 % and 1 %
 FPR.
 """
 
@@ -180,7 +181,7 @@ def _confidences(folder: Path, texts: list[str], labels: npt.NDArray[np.int64]) 
 def _balanced(records: int) -> int:
     """How many texts of a PC to use so that half of them, by coins, keep one size class.
 
-    No more than _MAX: few texts are learnt by heart sooner, and runs are many.
+    No more than _MAX: few texts are memorised sooner, and there are many runs.
     """
     public = size_class(min(records, _MAX)) // 2
     while public >= 32:

@@ -38,7 +38,7 @@ def setting_name(setting: Setting) -> str:
 
 
 def verdict(setting: Setting) -> str:
-    """Of the promise; a dash where there is none."""
+    """Whether the promise holds; a dash for a run without a promise."""
     if setting.canary.promised is None:
         return formatting.UNKNOWN
     return "holds" if setting.canary.holds else Alarm(REFUTED)
@@ -66,7 +66,9 @@ def canary_table(settings: Sequence[Setting]) -> Table:
 
 
 def membership_table(settings: Sequence[Setting]) -> Table:
-    """How well two attacks tell members from outsiders; a dash where none may be called one."""
+    """How well two attacks tell members from outsiders; a dash where no outsider may be called a
+    member.
+    """
 
     def rate(share: float, fpr: float, outsiders: int) -> str:
         return f"{share:.4f}" if fpr * outsiders >= 1 else formatting.UNKNOWN
@@ -97,7 +99,7 @@ def reading_table(found: Inversion) -> Table:
 
 @drawing()
 def figures(report: AuditReport) -> dict[str, Figure]:
-    """By name."""
+    """All plots by their names."""
     out = {"bounds": _bounds(report.settings)}
     if any(one.membership is not None for one in report.settings):
         out["roc"] = _roc(report.settings)

@@ -135,7 +135,7 @@ def run_audit(
 ) -> AuditReport:
     """Attack at each budget. `runs` 0 leaves membership out. Runs lie in `folder` meanwhile.
 
-    What would be refused is refused before the first run; `keep` gets what is known after each
+    Whatever is refused is refused before the first run; `keep` gets what is known after each
     budget, since all of it can take hours. Raises FedaipcError, OSError.
     """
     if settings.speed.cache_folder is None:

@@ -2,7 +2,7 @@
 
 run.py     all of it: the command's and the API's one way in
 cells.py   the sweep file, and the cells that follow from it
-runner.py  one process for each cell, several at a time; goes on after a crash
+runner.py  one process for each cell, several at a time; continues after a crash
 progress.py  how far it is, and how that is shown
 table.py   what finished cells measured, as rows, CSV and JSON
 plots.py   utility against epsilon, heat maps

@@ -50,7 +50,7 @@ _OWN = ("output.folder", "output.name", SEED)
 def _flat(tree: Any, *, spaces: bool = False, before: str = "") -> Any:
     """`privacy.epsilon` and `[grid.privacy] epsilon` are the same.
 
-    With `spaces` a table that holds no other is a value. What is no table is left for the check.
+    With `spaces` a table that holds no other is a value. What is not a table is left to the check.
     """
     if not isinstance(tree, dict):
         return tree
@@ -70,7 +70,7 @@ def _varied(values: Values) -> Values:
         if key in _OWN:
             raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
         if not _is_plain(value):
-            raise ValueError(f"{value!r} is no value of a setting")
+            raise ValueError(f"{value!r} cannot be the value of a setting")
     return values
 
 
@@ -194,7 +194,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder: readable, and unlike any other cell's."""
+        """The name of its folder: readable, and different from every other cell's."""
         if self.settings is not None:
             text = to_toml(
                 self.settings.model_copy(update={"output": type(self.settings.output)()})

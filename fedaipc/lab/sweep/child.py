@@ -38,7 +38,7 @@ def run_cell(folder: Path) -> None:
         settings = load_settings(folder / CELL_FILE)
         output = settings.output.model_copy(update={"folder": str(folder), "name": RUN_FOLDER})
         run = prepare(settings.model_copy(update={"output": output}))
-    with suppress(BudgetExhausted):  # what was paid for has a result
+    with suppress(BudgetExhausted):  # the budget was spent: keep the result
         simulate(run, "in-process", lambda _: None)
     if run.settings.output.plots:
         write_all(Results.load(run.folder), run.folder)

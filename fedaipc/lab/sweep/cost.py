@@ -1,9 +1,9 @@
 """What choosing the best of many private runs costs, where all of them use the same texts.
 
-Two answers. Who sees all runs' updates and models, as a coordinator does, sees their composition.
-Where only the best model is ever shown, and how many runs there are was drawn at random before, the
-bounds of Papernot and Steinke, "Hyperparameter Tuning with Renyi Differential Privacy" (ICLR 2022)
-hold, which hardly grow with the number of runs.
+There are two answers. An observer of all runs' updates and models, such as the coordinator, sees
+their composition. If only the best model is ever shown, and the number of runs was drawn at random
+beforehand, the bounds of Papernot and Steinke hold: "Hyperparameter Tuning with Renyi Differential
+Privacy" (ICLR 2022). They hardly grow with the number of runs.
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ _TOGETHER = (
     "gets all updates."
 )
 _SHOWN_ONCE = (
-    "Were only the best model ever shown, the number of runs drawn at random beforehand with mean "
-    "{count}, and each run's settings drawn without a look at other results, which a tuner does "
-    "not do, it would cost epsilon {epsilon} (Papernot and Steinke 2022, theorem 2, eta 0)."
+    "It would cost epsilon {epsilon} if only the best model were ever shown and the number of "
+    "runs were drawn at random beforehand, with mean {count}. Each run's settings must then be "
+    "drawn without looking at other results, which a tuner does not do (Papernot and Steinke "
+    "2022, theorem 2, eta 0)."
 )
 
 
@@ -56,7 +57,7 @@ def sweep_page(name: str, rows: Sequence[Row]) -> str:
 
 
 def point_table(rows: Sequence[Row]) -> Table:
-    """Each point over its seeds; what had not all of its rounds is said."""
+    """Each point over its seeds; incomplete runs are marked."""
 
     def accuracy(point: Point) -> str:
         deviation = "" if point.test_deviation is None else f" ± {point.test_deviation:.4f}"
@@ -80,7 +81,7 @@ def point_table(rows: Sequence[Row]) -> Table:
 
 
 def warning(rows: Sequence[Row]) -> list[str]:
-    """That tuning on private texts costs privacy, and what, for the private cells of `rows`."""
+    """Say that tuning on private texts costs privacy, and how much for the cells of `rows`."""
     private = [(row.schedule, row.delta) for row in rows]
     runs = [schedule for schedule, _ in private if schedule is not None]
     if not runs:

@@ -26,7 +26,7 @@ _MAX_LINES, _MAX_MAPS = 7, 3
 
 @drawing()
 def figures(points: Sequence[Point], majority: float | None) -> dict[str, Figure]:
-    """By name; those without data are left out."""
+    """All plots by their names; those without data are left out."""
     out: dict[str, Figure] = {}
     if len({p.values[EPSILON] for p in points if _has_epsilon(p)}) > 1:
         out["utility"] = utility_figure(points, majority)
@@ -63,7 +63,8 @@ def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
                 label=plain(f"not private, {name}" if len(groups) > 1 else "not private"),
             )  # fmt: skip
     low, high = axes.get_ylim()
-    if majority is not None and majority > low - (high - low):  # else it would press all else flat
+    # Further below it would flatten everything else.
+    if majority is not None and majority > low - (high - low):
         axes.axhline(majority, color=plot_style.GREY, linestyle=":", label="commonest label")
     _epsilon_axis(axes, sorted({p.values[EPSILON] for p in points if _has_epsilon(p)}))
     put_legend(figure)

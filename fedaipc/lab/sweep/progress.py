@@ -1,4 +1,4 @@
-"""How far a sweep is, and how that is shown."""
+"""How far a sweep has come, and how that is shown."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class SweepResult:
     folder: Path
     rows: Sequence[Row]
     best: Values | None = None
-    keep: object = None  # a temporary folder, for as long as somebody has the result
+    keep: object = None  # a temporary folder, kept as long as the SweepResult object exists
 
     @property
     def points(self) -> list[Point]:
@@ -100,9 +100,9 @@ def run_sweep(
     plain_updates: bool = False,
     on_change: Callable[[Progress, Cell | None], None] = lambda *_: None,
 ) -> SweepResult:
-    """Run what has not finished in `folder`, on top of a job or its config file, and write.
+    """Run the unfinished cells in `folder`, on top of a job or its config file, and write.
 
-    `parallel` cells at a time, else as many as there are cores. A cell that fails stops no other.
+    `parallel` cells at a time, else as many as there are cores. Other cells go on where one fails.
     Raises ConfigError, OutputError.
     """
     cells, best = cells_of(sweep, base), None

@@ -1,7 +1,7 @@
 """One process for each cell, several at a time; what has finished is not run again.
 
 A cell's folder holds `cell.toml` (all its settings), `run/` (a normal run folder), `log.txt` and,
-where it failed, `error.txt` with one line. A cell that was cut off goes on from its checkpoint.
+where it failed, `error.txt` with one line. A cell that was cut off continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Runner:
         kinds = {cell.settings.aggregation.kind for cell in cells if cell.settings is not None}
         if "plain" in kinds and not self._plain:
             raise ConfigError(
-                'aggregation.kind = "plain" lets the server read every update: say so with '
+                'aggregation.kind = "plain" lets the server read every update: confirm with '
                 "--insecure-plain-updates"
             )
         lock = self._lock()
@@ -168,7 +168,7 @@ class Runner:
             progress.done += 1
             progress.seconds.append(time.monotonic() - job.started)
             return
-        if state == "open":  # it had no time to say why
+        if state == "open":  # it had no time to write the reason
             code = job.process.returncode
             how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
             log = cell_folder(self._folder, job.cell) / LOG_FILE

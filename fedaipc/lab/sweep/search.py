@@ -27,7 +27,7 @@ _LOG_FILE, _RESULT, _FAILED = "search.log", "sweep.json", "failed"
 
 
 def check_kind(folder: Path, *, search: bool) -> None:
-    """Raise ConfigError where `folder` holds a grid or list and this is a search, or reversed."""
+    """Raise ConfigError where `out` holds a grid or list and this is a search, or vice versa."""
     if (folder / _RESULT).exists() and (folder / _LOG_FILE).exists() != search:
         held = "a search" if not search else "a grid or list"
         raise ConfigError(f"{folder}: holds {held}; give another --out")
@@ -58,7 +58,7 @@ def search(
     study = optuna.create_study(
         storage=storage, study_name=sweep.name, direction="maximize", load_if_exists=True
     )
-    # With the same seed again it would suggest again what it has tried.
+    # With the same seed it would suggest what it has already tried.
     seed = wanted.seed * MAX_CELLS + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(seed=seed)
     states = optuna.trial.TrialState

@@ -25,7 +25,7 @@ from fedaipc.protocol.messages import SETUP, Description, SetupRequest
 from fedaipc.secagg.keys import SigningKey
 from fedaipc.secagg.roster import Bundle
 from tests.support import private_rounds as steps
-from tests.support.clients import asker, charges, enrol, send
+from tests.support.clients import asker, charges, enroll, send
 from tests.support.schedules import dp_sgd, mechanism_of
 
 DELTA, ORDER = 1e-5, 4.0
@@ -76,7 +76,7 @@ def check_lifetime_budget() -> None:
 def check_charge_before_training() -> None:
     """A PC that dies in training has been charged."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        federation = enrol(Path(folder), 260, "federation.clients=5")
+        federation = enroll(Path(folder), 260, "federation.clients=5")
         pc = federation.folders[federation.bundles[0].identity]
 
         def dies(*_: Any, **__: Any) -> object:
@@ -90,7 +90,7 @@ def check_charge_before_training() -> None:
 def check_public_weight() -> None:
     """The weight that a PC states is its size class, and not how many records it holds."""
     with tempfile.TemporaryDirectory() as folder:
-        federation = enrol(Path(folder), 260, "federation.clients=5")
+        federation = enroll(Path(folder), 260, "federation.clients=5")
         pc = federation.folders[federation.bundles[0].identity]
         request = SetupRequest("f" * 16, 1, federation.roster.encode())
         bundle = Bundle.decode(Description.decode(send(pc, SETUP, request.encode()).content).bundle)
