@@ -29,6 +29,7 @@ nb_ipywidgets_js = {}  # else it comes from a network
 
 # Docstrings: `name` is code, as in Markdown.
 default_role = "code"
+smartquotes = False  # --set is no dash
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
