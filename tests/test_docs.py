@@ -102,11 +102,11 @@ SOURCES = [p for p in (ROOT / "fedaipc").rglob("*.py") if "`fedaipc " in p.read_
 
 @pytest.mark.parametrize("page", [*pages(), *sorted(SOURCES)], ids=name)
 def test_every_command_and_option_named_exists(page: Path) -> None:
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [
-        *re.findall(r"^ *(?:\$ )?(?:\.venv/bin/)?fedaipc ([a-z-].*)$", text, re.MULTILINE),
-        *re.findall(r"`fedaipc ([a-z-][^`{}]*)`", text),
-    ]
+    text = page.read_text(encoding="utf-8")
+    code = "" if page.suffix == ".py" else "\n".join(block.code for block in blocks_of(page))
+    typed = r"(?m)^ *(?:\$ )?(?:\.venv/bin/)?fedaipc ([a-z-].*)$"
+    lines = re.findall(typed, code.replace("\\\n", " "))
+    lines += re.findall(r"`fedaipc ([a-z-][^`{}]*)`", text)
     for line in lines:
         command: Any = commands()
         words = line.partition("#")[0].split()
