@@ -308,6 +308,15 @@ def test_every_public_name_says_what_it_is(public: Any) -> None:
 # The site.
 
 
+@pytest.mark.parametrize("part", ["tutorials", "how-to", "reference", "explanation"])
+def test_every_page_is_listed_in_its_part(part: str) -> None:
+    index = DOCS / part / "index.md"
+    listed = {link.partition("#")[0] for link in links_of(index)}
+    tables = "\n".join(b.code for b in blocks_of(index) if b.language == "{toctree}").split("\n")
+    for page in (DOCS / part).glob("*.md"):
+        assert page == index or (page.name in listed and page.stem in tables), page
+
+
 def test_links_are_turned_for_the_site(tmp_path: Path) -> None:
     source = script("scripts/docs_source.py")
     places = source.layout()
