@@ -25,7 +25,7 @@ suppress_warnings = [
 
 # Notebooks show the output that was committed with them.
 nb_execution_mode = "off"
-nb_ipywidgets_js = {}  # else it comes from a network
+nb_ipywidgets_js: dict[str, str] = {}  # else it comes from a network
 
 # Docstrings: `name` is code, as in Markdown.
 default_role = "code"
