@@ -25,10 +25,11 @@ suppress_warnings = [
 
 # Notebooks show the output that was committed with them.
 nb_execution_mode = "off"
-nb_ipywidgets_js = {}  # else it comes from a network
+nb_ipywidgets_js: dict[str, str] = {}  # else it comes from a network
 
 # Docstrings: `name` is code, as in Markdown.
 default_role = "code"
+smartquotes = False  # --set is no dash
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True

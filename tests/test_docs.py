@@ -102,11 +102,11 @@ SOURCES = [p for p in (ROOT / "fedaipc").rglob("*.py") if "`fedaipc " in p.read_
 
 @pytest.mark.parametrize("page", [*pages(), *sorted(SOURCES)], ids=name)
 def test_every_command_and_option_named_exists(page: Path) -> None:
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [
-        *re.findall(r"^ *(?:\$ )?(?:\.venv/bin/)?fedaipc ([a-z-].*)$", text, re.MULTILINE),
-        *re.findall(r"`fedaipc ([a-z-][^`{}]*)`", text),
-    ]
+    text = page.read_text(encoding="utf-8")
+    code = "" if page.suffix == ".py" else "\n".join(block.code for block in blocks_of(page))
+    typed = r"(?m)^ *(?:\$ )?(?:\.venv/bin/)?fedaipc ([a-z-].*)$"
+    lines = re.findall(typed, code.replace("\\\n", " "))
+    lines += re.findall(r"`fedaipc ([a-z-][^`{}]*)`", text)
     for line in lines:
         command: Any = commands()
         words = line.partition("#")[0].split()
@@ -306,6 +306,15 @@ def test_every_public_name_says_what_it_is(public: Any) -> None:
 
 
 # The site.
+
+
+@pytest.mark.parametrize("part", ["tutorials", "how-to", "reference", "explanation"])
+def test_every_page_is_listed_in_its_part(part: str) -> None:
+    index = DOCS / part / "index.md"
+    listed = {link.partition("#")[0] for link in links_of(index)}
+    tables = "\n".join(b.code for b in blocks_of(index) if b.language == "{toctree}").split("\n")
+    for page in (DOCS / part).glob("*.md"):
+        assert page == index or (page.name in listed and page.stem in tables), page
 
 
 def test_links_are_turned_for_the_site(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def audit(
     shadow_runs: int = 0,
     inversion: bool = False,
 ) -> AuditReport:
-    """Attack real runs of `job`: what the attacks achieve, beside what is promised.
+    """Attack real runs of `job`: what the attacks achieve (epsilon at least), beside what is promised.
 
     `canaries` are planted over all clients; `epsilons` are the budgets that are tried (None: no
     privacy), else the job's own. `shadow_runs` adds membership inference, `inversion` reads words
@@ -169,7 +169,10 @@ def audit(
 
 
 def load_audit(path: str | Path) -> AuditReport:
-    """The audit that `fedaipc privacy audit` left, by its folder or audit.json. OutputError."""
+    """The audit that `fedaipc privacy audit` left, by its folder or audit.json.
+
+    Raises OutputError.
+    """
     from fedaipc.lab.audit.report import load_report
 
     place = Path(path)
@@ -181,8 +184,11 @@ def lower_bound(
 ) -> Bound:
     """The epsilon that an attack has reached, from its scores alone, of any system.
 
-    Each canary was in or out of the data by a fair coin; its score should be higher where it was
-    in. Steinke, Nasr and Jagielski (NeurIPS 2023), theorem 5.2. Raises PrivacyError.
+    `scores_in` and `scores_out` hold one number for each canary that was in the data, or not: by
+    independent fair coins, and with higher scores where the attack believes "in". Any shape; they
+    may differ in length. True epsilon at `delta` is at least `lower` with probability
+    `confidence` over the coins. Steinke, Nasr and Jagielski (NeurIPS 2023), theorem 5.2. Raises
+    PrivacyError where there are fewer than two scores.
     """
     from fedaipc.lab.audit.bound import audit_bound
 

@@ -44,9 +44,12 @@ class Privacy(Choice):
 
 @register
 class DPSGD(Privacy):
-    """DP-SGD on each client, its noise included (Abadi et al., CCS 2016).
+    """DP-SGD on each client, its noise included (Abadi et al., CCS 2016, algorithm 1).
 
-    `epsilon` is the target over all planned rounds; `noise_multiplier` may be given instead of it.
+    A step draws a Poisson sample, clips each record's gradient to L2 norm `clip_norm`, and adds
+    Gaussian noise of standard deviation `noise_multiplier` times `clip_norm` to the sum. `epsilon`
+    is the target over all planned rounds, at `delta`; `noise_multiplier` may be given instead.
+    Raises ConfigError where both are.
 
     A mechanism of your own derives from this one, overrides `sample` or `step`, and says in `event`
     what accountants must count instead.

@@ -87,7 +87,11 @@ class Aggregation(Choice):
 
 @register
 class SecAgg(Aggregation):
-    """Secure aggregation: the coordinator sees sums of several clients' updates only."""
+    """Secure aggregation: the coordinator sees sums of several clients' updates only.
+
+    Sums are exact: whole numbers modulo 2^bits are added (fedaipc/secagg/SPEC.md). Each is
+    over `threshold` times the PCs asked in a group at least, and never over fewer than three.
+    """
 
     kind: Literal["secagg"] = "secagg"
     threshold: Share = Field(

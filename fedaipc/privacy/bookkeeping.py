@@ -103,6 +103,7 @@ class BookKeepingModule(AbstractGradSampleModule):
         return sizes.square.sqrt() * self._batch_scale(sizes)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the last backward pass, and clear what gradients the wrapped module has."""
         for layer in self._layers:
             layer.forget()
         self._grams.forget()
