@@ -205,7 +205,7 @@ def python(source: str, place: str) -> list[Text]:
     """Docstrings, comments, and strings of three words and more: messages, labels, help."""
     tree = ast.parse(source)
     docstrings, inside = set(), set()
-    found = []
+    found: list[Text] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             docstrings.add(node.value)
