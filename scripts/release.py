@@ -234,7 +234,7 @@ def release(*, rehearsal: bool) -> Path:
             raise
         print(f"the rehearsal continues although {error}")
     when = datetime.fromtimestamp(int(_git("log", "-1", "--format=%ct")), UTC)
-    out = ROOT / "dist" / version
+    out: Path = ROOT / "dist" / version
     if out.exists():
         raise ReleaseError(f"{out}: exists; remove it first")
     with tempfile.TemporaryDirectory() as scratch:
