@@ -35,7 +35,7 @@ PAGES = (
     "*.md", ".github/**/*.md", "docs/**/*.md", "docs/**/*.ipynb", "simulations/**/*.md",
     "simulations/**/*.ipynb", "scripts/**/*.md", "fedaipc/**/*.md",
 )  # fmt: skip
-CODE = ("fedaipc/**/*.py", "fedaipc/**/*.html")
+CODE = ("fedaipc/**/*.py", "fedaipc/**/*.html.j2")
 GLOSSARY = ROOT / "docs" / "reference" / "glossary.md"  # explains for the pages that link to it
 CODE_WORD = "X"  # stands where code, a link's target or a value stood
 
@@ -302,7 +302,7 @@ def _help(command: Any, place: str) -> Iterator[Text]:
         yield from _help(inner, f"{place} {name}")
 
 
-READERS = {".md": markdown, ".ipynb": notebook, ".py": python, ".html": template}
+READERS = {".md": markdown, ".ipynb": notebook, ".py": python, ".j2": template}
 
 
 def read(path: Path) -> list[Text]:

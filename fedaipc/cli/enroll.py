@@ -46,14 +46,14 @@ def enroll(
     skip_unusable: Annotated[
         bool, typer.Option("--skip-unusable", help="enroll even if most records cannot be used")
     ] = False,
-    base: Annotated[str | None, typer.Option(help="base model  [default: the invite's]")] = None,
+    base: Annotated[str | None, typer.Option(help="base model (default: the invite's)")] = None,
     epsilon: Annotated[
         float | None,
-        typer.Option(min=1e-3, max=1e6, help="this PC's lifetime budget  [default: the invite's]"),
+        typer.Option(min=1e-3, max=1e6, help="this PC's lifetime budget (default: the invite's)"),
     ] = None,
     folder: PcFolder = DEFAULT_FOLDER,
     out: Annotated[
-        Path | None, typer.Option(help="file for the request  [default: print it]")
+        Path | None, typer.Option(help="file for the request (default: print it)")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="only print the request again")] = False,
 ) -> None:

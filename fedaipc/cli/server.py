@@ -62,7 +62,7 @@ def train(
     ] = None,
     server: ServerFolder = Path(),
     name: Annotated[
-        str | None, typer.Option(help="name of the run  [default: the name of the job's folder]")
+        str | None, typer.Option(help="name of the run (default: the name of the job's folder)")
     ] = None,
     resume: Annotated[str | None, typer.Option(help="name of a run to continue")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for the end")] = False,

@@ -23,7 +23,7 @@ Source = Annotated[
     str | None,
     typer.Argument(
         help="a config (.toml), or data: a .csv, .tsv, .jsonl or .parquet file, a folder with a "
-        "sub-folder of .txt per label, hf:ID, or an asset  [default: the built-in task]",
+        "sub-folder of .txt per label, hf:ID, or an asset (default: the built-in task)",
         show_default=False,
     ),
 ]
@@ -36,7 +36,7 @@ By = Annotated[
 Encoding = Annotated[
     str | None,
     typer.Option(
-        help="encoding of a text file, such as cp1252  [default: UTF-8]", show_default=False
+        help="encoding of a text file, such as cp1252 (default: UTF-8)", show_default=False
     ),
 ]
 Quoting = Annotated[
