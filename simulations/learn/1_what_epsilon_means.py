@@ -34,8 +34,8 @@ def main() -> None:
     page.say(
         "Epsilon bounds how much more likely any outcome gets because one text is there. Let "
         "a fair coin decide whether your text is used, and ask somebody who knows everything "
-        "else: whatever they look at, they are right at most e^epsilon / (1 + e^epsilon) of "
-        "the time (but for delta)."
+        "else. Whatever they look at, they are right at most e^epsilon / (1 + e^epsilon) of the "
+        "time (except with probability delta)."
     )
     page.table(
         ("epsilon", "right at most"),
@@ -100,7 +100,16 @@ def measured(page: Page) -> None:
              f"{math.exp(epsilon) / (1 + math.exp(epsilon)):.1%}",
              f"{epsilon_pld([once], job.privacy.delta):.2f}")
         )  # fmt: skip
-    page.table(("epsilon", "noise multiplier", "right", "bound", "epsilon by PLD"), rows)
+    page.table(
+        (
+            "epsilon",
+            "noise multiplier",
+            "right",
+            "bound",
+            "epsilon by privacy loss distributions (PLD)",
+        ),
+        rows,
+    )
     page.say(
         "The bound holds for every attacker and the worst outcome; `right` is the best attacker's "
         "average over all outcomes of one step, so it stays below."

@@ -97,13 +97,17 @@ def membership(page: Page, audit: dict[str, Any]) -> None:
         return
     page.say("## The released model alone")
     page.say(
-        "Who sees nothing but the final model asks: was this text trained on? `TPR` is "
-        "how many members are found while so few outsiders are called members."
+        "Somebody who sees only the final model asks: was this text trained on? The true positive "
+        "rate (TPR) is how many members are found. The false positive rate (FPR) is how many "
+        "outsiders are called members."
     )
-    page.table(("setting", "attack", "AUC", "TPR at 0.1 % FPR", "TPR at 1 % FPR"), rows)
+    page.table(
+        ("setting", "attack", "AUC (area under the curve)", "TPR at 0.1 % FPR", "TPR at 1 % FPR"),
+        rows,
+    )
     page.say(
-        "A head of 770 numbers on a frozen base learns next to nothing by heart, so this attack is "
-        "weak even without privacy; the server's view above is what counts."
+        "A head of 770 numbers on a frozen base memorises almost nothing, so this attack is weak "
+        "even without privacy; the server's view above is what counts."
     )
 
 

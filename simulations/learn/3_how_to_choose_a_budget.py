@@ -40,7 +40,7 @@ def main() -> None:
             "epsilon (RDP, charged)",
             "noise multiplier",
             "noise on the mean gradient, in clips",
-            "PLD",
+            "epsilon by privacy loss distributions (PLD)",
         ),
         rows,
     )
