@@ -108,7 +108,7 @@ def leave(
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(f"{folder}: no PC is enrolled here")
     if not yes and not agreed(f"Delete the keys of the PC in {folder}? This cannot be undone."):
-        raise AdmissionError(f"{folder}: left as it is")
+        raise AdmissionError(f"{folder}: nothing was changed")
     leave_federation(folder)
     say(f"{folder}: keys deleted; ask the federation to revoke this PC, too")
 

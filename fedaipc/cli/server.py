@@ -128,7 +128,7 @@ def stop(
     run: Annotated[str, typer.Argument(help="name of the run", show_default=False)],
     server: ServerFolder = Path(),
 ) -> None:
-    """Halt a run; `train --resume` goes on from its checkpoint.
+    """Halt a run; `train --resume` continues from its checkpoint.
 
     Example: fedaipc server stop first-job --server acme-server
     """

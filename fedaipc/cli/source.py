@@ -58,7 +58,7 @@ _SETTING = re.compile(r"--set (data|warm_up)\.(\w+)=([\w-]+)")
 
 
 def as_given(text: str) -> str:
-    """`text`, with each `--set` in it as the command that runs takes it: a flag, else a key."""
+    """`text`, with each `--set` in it as the running command takes it: a flag, otherwise a key."""
     running = click.get_current_context(silent=True)
     if running is None:
         return text
