@@ -23,7 +23,9 @@ EXTRAS = {
 
 
 def need(what: str, *packages: str) -> None:
-    """Raise MissingExtra where a package that `what` needs is not installed. Imports none."""
+    """Raise MissingExtra where a package that `what` needs is not installed. It imports none of
+    them.
+    """
     for package in packages:
         if find_spec(package) is None:
             extra = EXTRAS[package]

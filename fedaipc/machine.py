@@ -78,7 +78,7 @@ def processor() -> str:
 
 
 def instructions() -> tuple[str, ...]:
-    """Those that bear on training; empty where the system does not list them."""
+    """Those that matter for training; empty where the system does not list them."""
     flags = set((_cpu_info("flags") or _cpu_info("Features")).split())
     return tuple(name for name in _INSTRUCTIONS if name in flags)
 
@@ -108,7 +108,7 @@ def facts() -> dict[str, object]:
 
 
 def _cpu_info(name: str) -> str:
-    """The first value of that name that Linux tells of a processor, or nothing."""
+    """The first value of that name that Linux reports for a processor, or ""."""
     with suppress(OSError):
         for line in _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")

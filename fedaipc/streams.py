@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The reader left, the terminal is gone, the descriptor is closed. A full disk may have room again.
+# The reader left, the terminal was closed, or the descriptor was. A full disk may have room again.
 _FOR_GOOD = (errno.EPIPE, errno.EIO, errno.EBADF, errno.EINVAL)
 
 

@@ -29,7 +29,7 @@ def settle() -> None:
 
 
 def inherited(*, proxies: bool = True) -> dict[str, str]:
-    """The environment for a process of ours, and all that it starts in turn."""
+    """The environment for our own processes, and all that they start in turn."""
     env = {
         name: value
         for name, value in os.environ.items()

@@ -35,7 +35,8 @@ PAGES = (
     "*.md", ".github/**/*.md", "docs/**/*.md", "docs/**/*.ipynb", "simulations/**/*.md",
     "simulations/**/*.ipynb", "scripts/**/*.md", "fedaipc/**/*.md",
 )  # fmt: skip
-CODE = ("fedaipc/**/*.py", "fedaipc/**/*.html")
+CODE = ("fedaipc/**/*.py", "fedaipc/**/*.html.j2")
+GLOSSARY = ROOT / "docs" / "reference" / "glossary.md"  # explains for the pages that link to it
 CODE_WORD = "X"  # stands where code, a link's target or a value stood
 
 
@@ -116,13 +117,16 @@ def sentences(words: str) -> list[str]:
     return re.split(r"(?<=[.!?])[\"')\]]*\s+|(?<=:)\s+(?=[\"'(\[]?[A-Z0-9])", words)
 
 
-def undefined(texts: Sequence[Text]) -> list[Finding]:
-    """A page's acronyms that neither the vocabulary knows nor the page explains in brackets."""
-    page = " ".join(text.words for text in texts)
+def undefined(texts: Sequence[Text], elsewhere: str = "") -> list[Finding]:
+    """A page's acronyms that neither the vocabulary knows nor a text explains in brackets.
+
+    `elsewhere` is another page that explains some, which this one points to.
+    """
+    explained = " ".join([*(text.words for text in texts), elsewhere])
     found, seen = [], set(vocabulary().known)
     for text in texts:
         for word in re.findall(r"(?<![\w.-])[A-Z]{2,6}(?![\w-])", text.words):
-            if word not in seen and f"({word}" not in page and f"{word} (" not in page:
+            if word not in seen and f"({word}" not in explained and f"{word} (" not in explained:
                 found.append(Finding(text.place, text.line, "acronym", f"{word} is not explained"))
             seen.add(word)
     return found
@@ -205,7 +209,7 @@ def python(source: str, place: str) -> list[Text]:
     """Docstrings, comments, and strings of three words and more: messages, labels, help."""
     tree = ast.parse(source)
     docstrings, inside = set(), set()
-    found = []
+    found: list[Text] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             docstrings.add(node.value)
@@ -298,7 +302,7 @@ def _help(command: Any, place: str) -> Iterator[Text]:
         yield from _help(inner, f"{place} {name}")
 
 
-READERS = {".md": markdown, ".ipynb": notebook, ".py": python, ".html": template}
+READERS = {".md": markdown, ".ipynb": notebook, ".py": python, ".j2": template}
 
 
 def read(path: Path) -> list[Text]:
@@ -308,7 +312,13 @@ def read(path: Path) -> list[Text]:
 
 def check(path: Path) -> list[Finding]:
     texts = read(path)
-    return findings(texts) + (undefined(texts) if path.suffix in {".md", ".ipynb"} else [])
+    if path.suffix not in {".md", ".ipynb"}:
+        return findings(texts)
+    pointed = path.parent == GLOSSARY.parent or GLOSSARY.name in path.read_text(encoding="utf-8")
+    glossary = (
+        " ".join(text.words for text in read(GLOSSARY)) if pointed and GLOSSARY.exists() else ""
+    )
+    return findings(texts) + undefined(texts, glossary)
 
 
 def files() -> list[Path]:

@@ -39,7 +39,7 @@ class Federation:
 
     def sign(self, job: Job, data: Data | None = None, *, out: str | Path | None = None) -> Signed:
         """Fix `job` for all members and sign it; measured on the validation and test files of
-        `data`, else of the job. `out` is a new folder that keeps it. Raises FedaipcError.
+        `data`, otherwise of the job. `out` is a new folder that keeps it. Raises FedaipcError.
         """
         from fedaipc.federation.jobs import sign_job
 

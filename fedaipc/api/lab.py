@@ -109,7 +109,7 @@ def sweep(
     `search`, {"trials": 20, "space": {"training.learning_rate": {"low": 0.1, "high": 2}}}. Where a
     cell has all the settings of a rule's `when`, it gets those of its `set`. Each cell is a process
     of its own, which knows what is installed but nothing that a notebook has registered; `parallel`
-    run at a time, else as many as there are cores. The same call with the same `out` continues
+    run at a time, otherwise as many as there are cores. The same call with the same `out` continues
     where it was stopped, and runs nothing twice; without `out` the runs live as long as the result.
     Other cells go on where one fails. Raises FedaipcError.
     """
@@ -146,11 +146,11 @@ def audit(
     shadow_runs: int = 0,
     inversion: bool = False,
 ) -> AuditReport:
-    """Attack real runs of `job`: what the attacks achieve (epsilon at least), beside what is promised.
+    """Attack real runs of `job`: what the attacks achieve, epsilon at least, beside the promise.
 
     `canaries` are planted over all clients; `epsilons` are the budgets that are tried (None: no
-    privacy), else the job's own. `shadow_runs` adds membership inference, `inversion` reads words
-    from gradients. Takes minutes to hours. Raises FedaipcError.
+    privacy), otherwise the job's own. `shadow_runs` adds membership inference, `inversion` reads
+    words from gradients. Takes minutes to hours. Raises FedaipcError.
     """
     from fedaipc.lab.audit.report import run_audit
 

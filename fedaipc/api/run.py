@@ -83,7 +83,7 @@ class Run:
 
     @cached_property
     def model(self) -> Model:
-        """The trained model. Raises OutputError where the run has none yet."""
+        """The trained model. Raises OutputError where the run has no model yet."""
         return Model(self.folder / "model")
 
     @property
@@ -271,7 +271,7 @@ def load_run(folder: str | Path) -> Run:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Runs beside each other. Raises ConfigError on none."""
+    """Runs beside each other. Raises ConfigError if no run is given."""
     if not runs:
         raise ConfigError("give one run or more to compare")
     return Comparison([run.results for run in runs])

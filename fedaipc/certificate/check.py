@@ -252,7 +252,7 @@ def _same_schedule(stated: Sequence[Schedule], found: Counter[Privacy]) -> Findi
 
 
 def _size(schedule: Sequence[Schedule]) -> Finding:
-    """Whether the PLD accountant can be asked at all."""
+    """Whether the schedule is small enough for the PLD accountant."""
     if len(schedule) > MAX_KINDS:
         return Finding("size", False, f"not checked: more than {MAX_KINDS} kinds of steps")
     loss = _rdp(schedule, LOSS_DELTA)

@@ -194,7 +194,7 @@ class Certificate(Frozen):
 
     @classmethod
     def load(cls, path: Path) -> Certificate:
-        """Raises CertificateError where the file holds none."""
+        """Raises CertificateError where the file holds no certificate."""
         try:
             return cls.from_file(path, max_bytes=MAX_BYTES)
         except FileNotFoundError:

@@ -27,7 +27,7 @@ def audit(
     epsilon: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"budget to attack, or {_NONE}; repeat it for more [default: none, 8, 2]"
+            help=f"budget to attack, or {_NONE}; repeat it for more (default: none, 8, 2)"
         ),
     ] = None,
     canaries: Annotated[int, typer.Option(min=2, help="canaries on each PC")] = 40,
@@ -38,7 +38,7 @@ def audit(
         bool, typer.Option("--inversion/--no-inversion", help="read words out of updates")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(help="new folder for the result  [default: runs/audit]")
+        Path | None, typer.Option(help="new folder for the result (default: runs/audit)")
     ] = None,
 ) -> None:
     """Attack real runs of a job: a lower bound on epsilon beside the promise, and what leaks.

@@ -36,7 +36,7 @@ def issue(
         typer.Option(help="audit.json of the same schedule, which `fedaipc privacy audit` wrote"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for the two files  [default: the given one]")
+        Path | None, typer.Option(help="folder for the two files (default: the given one)")
     ] = None,
 ) -> None:
     """Write certificate.json, which is signed, and certificate.html, which people can read.

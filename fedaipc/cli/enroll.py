@@ -46,14 +46,14 @@ def enroll(
     skip_unusable: Annotated[
         bool, typer.Option("--skip-unusable", help="enroll even if most records cannot be used")
     ] = False,
-    base: Annotated[str | None, typer.Option(help="base model  [default: the invite's]")] = None,
+    base: Annotated[str | None, typer.Option(help="base model (default: the invite's)")] = None,
     epsilon: Annotated[
         float | None,
-        typer.Option(min=1e-3, max=1e6, help="this PC's lifetime budget  [default: the invite's]"),
+        typer.Option(min=1e-3, max=1e6, help="this PC's lifetime budget (default: the invite's)"),
     ] = None,
     folder: PcFolder = DEFAULT_FOLDER,
     out: Annotated[
-        Path | None, typer.Option(help="file for the request  [default: print it]")
+        Path | None, typer.Option(help="file for the request (default: print it)")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="only print the request again")] = False,
 ) -> None:
@@ -108,7 +108,7 @@ def leave(
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(f"{folder}: no PC is enrolled here")
     if not yes and not agreed(f"Delete the keys of the PC in {folder}? This cannot be undone."):
-        raise AdmissionError(f"{folder}: left as it is")
+        raise AdmissionError(f"{folder}: nothing was changed")
     leave_federation(folder)
     say(f"{folder}: keys deleted; ask the federation to revoke this PC, too")
 

@@ -59,11 +59,11 @@ def init(
 def invite(
     folder: Folder,
     config: Annotated[
-        Path | None, typer.Option(help="the job that is planned  [default: fedaipc's default job]")
+        Path | None, typer.Option(help="the job that is planned (default: fedaipc's default job)")
     ] = None,
     days: Annotated[int, typer.Option(min=1, max=365, help="how long the invite is valid")] = 14,
     out: Annotated[
-        Path | None, typer.Option(help="file for the invite  [default: print it]")
+        Path | None, typer.Option(help="file for the invite (default: print it)")
     ] = None,
 ) -> None:
     """Write an invite, which owners need to enroll their PCs. It holds no secret.

@@ -142,7 +142,7 @@ def export(
 ) -> None:
     """Write the ledgers into one file: JSON with every signed line, or the charges as CSV.
 
-    The file tells of runs, rounds, noise and times, and nothing of texts or labels.
+    The file shows runs, rounds, noise and times. It shows nothing about texts or labels.
 
     Example: fedaipc privacy ledger export runs/demo ledgers.json
     """

@@ -29,7 +29,7 @@ def plan(
     overrides: Overrides = None,
     find: Annotated[
         Literal["noise", "epsilon", "rounds", "rate"] | None,
-        typer.Option(help="the one unknown  [default: noise, or epsilon if the noise is given]"),
+        typer.Option(help="the one unknown (default: noise, or epsilon if the noise is given)"),
     ] = None,
     epsilon: Annotated[float | None, typer.Option(min=1e-3, max=1e6, help="of all rounds")] = None,
     delta: Annotated[float | None, typer.Option(help="of the PC's life")] = None,
@@ -43,7 +43,7 @@ def plan(
     records: Annotated[
         int | None,
         typer.Option(
-            min=1, help="texts that the PC holds  [default: --ledger's size class, or 1000]"
+            min=1, help="texts that the PC holds (default: --ledger's size class, or 1000)"
         ),
     ] = None,
     ledger: Annotated[

@@ -62,7 +62,7 @@ def train(
     ] = None,
     server: ServerFolder = Path(),
     name: Annotated[
-        str | None, typer.Option(help="name of the run  [default: the name of the job's folder]")
+        str | None, typer.Option(help="name of the run (default: the name of the job's folder)")
     ] = None,
     resume: Annotated[str | None, typer.Option(help="name of a run to continue")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for the end")] = False,
@@ -128,7 +128,7 @@ def stop(
     run: Annotated[str, typer.Argument(help="name of the run", show_default=False)],
     server: ServerFolder = Path(),
 ) -> None:
-    """Halt a run; `train --resume` goes on from its checkpoint.
+    """Halt a run; `train --resume` continues from its checkpoint.
 
     Example: fedaipc server stop first-job --server acme-server
     """

@@ -23,7 +23,7 @@ Source = Annotated[
     str | None,
     typer.Argument(
         help="a config (.toml), or data: a .csv, .tsv, .jsonl or .parquet file, a folder with a "
-        "sub-folder of .txt per label, hf:ID, or an asset  [default: the built-in task]",
+        "sub-folder of .txt per label, hf:ID, or an asset (default: the built-in task)",
         show_default=False,
     ),
 ]
@@ -36,7 +36,7 @@ By = Annotated[
 Encoding = Annotated[
     str | None,
     typer.Option(
-        help="encoding of a text file, such as cp1252  [default: UTF-8]", show_default=False
+        help="encoding of a text file, such as cp1252 (default: UTF-8)", show_default=False
     ),
 ]
 Quoting = Annotated[
@@ -58,7 +58,7 @@ _SETTING = re.compile(r"--set (data|warm_up)\.(\w+)=([\w-]+)")
 
 
 def as_given(text: str) -> str:
-    """`text`, with each `--set` in it as the command that runs takes it: a flag, else a key."""
+    """`text`, with each `--set` in it as the running command takes it: a flag, otherwise a key."""
     running = click.get_current_context(silent=True)
     if running is None:
         return text

@@ -25,11 +25,11 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="what to vary (TOML)", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="folder of the sweep  [default: runs/NAME in the working directory]"),
+        typer.Option(help="folder of the sweep (default: runs/NAME in the working directory)"),
     ] = None,
     parallel: Annotated[
         int | None,
-        typer.Option(min=1, help="cells at a time  [default: as many as there are cores]"),
+        typer.Option(min=1, help="cells at a time (default: as many as there are cores)"),
     ] = None,
     dry: Annotated[bool, typer.Option("--dry", help="only list the cells")] = False,
     insecure_plain_updates: Annotated[

@@ -116,7 +116,7 @@ def _told(pc: Client) -> Iterator[None]:
 
 
 def _ready(pc: Client, message: Message) -> RecordDict:
-    from fedaipc.client.trainer import Trainer  # loads torch; the stages after training need none
+    from fedaipc.client.trainer import Trainer  # loads torch, which later stages do not need
 
     trainer = Trainer(pc, RoundRequest.decode(message.content))
     try:
@@ -175,7 +175,7 @@ def _reply(
 def _note(pc: Client, stage: str, message: Message, records: RecordDict) -> None:
     epsilon = None
     if stage == "mask":
-        from fedaipc.privacy.ledger import Ledger  # loads accountants; other stages need none
+        from fedaipc.privacy.ledger import Ledger  # loads accountants, only for this stage
 
         ledger = Ledger(pc.folder / LEDGER_FILE)
         epsilon = None if ledger.unprotected else ledger.spent_epsilon()

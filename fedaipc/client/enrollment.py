@@ -90,10 +90,10 @@ def enroll(
     class counts what can be used and has a label that the invite lists.
 
     Without `base` and `lifetime_epsilon` the invite's advice counts. In a folder that a PC has left
-    its ledger goes on, if the key that it left signed the last line: what was spent stays spent. A
-    budget above the advice must be asked for. Raises AdmissionError where the folder is taken or
-    cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no new folder is
-    left behind, and an existing one is unchanged.
+    its ledger is continued, if the key that it left signed the last line: what was spent stays
+    spent. A budget above the advice must be asked for. Raises AdmissionError where the folder is
+    taken or cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no new
+    folder is left behind, and an existing one is unchanged.
     """
     again = (folder / LEDGER_FILE).is_file() and not (folder / OWNER_FILE).exists()
     if folder.exists() and any(folder.iterdir()) and not again:

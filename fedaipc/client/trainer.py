@@ -272,9 +272,9 @@ class Trainer:
         if key in _examples:
             _examples.move_to_end(key)
             return _examples[key]
-        # A record that cannot be read is left out: it must not cost the others. So is one whose
-        # label the job does not list: to fail instead would tell a coordinator that lies about
-        # labels, and without any noise, whether the PC holds one.
+        # A record that cannot be read is left out, so that the others still count. So is one
+        # whose label the job does not list. Failing instead would tell a coordinator that lies
+        # about labels, without noise, whether the PC holds one.
         reading = read_records(source, owner, labels=admitted.job.labels)
         self._remark(reading)
         records = reading.records
@@ -317,7 +317,7 @@ def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
     path = expanded(source)
     found = []
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        with suppress(OSError):  # gone, or a link to nowhere
+        with suppress(OSError):  # deleted, or a link to nowhere
             state = file.stat()
             found.append((str(file), state.st_mtime_ns, state.st_size))
     return tuple(found)

@@ -20,7 +20,7 @@ class TrainingMethod(Choice):
     A method of your own says how many of the lowest layers stay frozen, and which parameters
     above them are trained. Or it overrides `prepare`, as LoRA does, to put layers of its own in
     place. Every trained parameter must lie in a layer whose per-sample gradients are known
-    (`privacy.layer_gradients`), else the job is refused.
+    (`privacy.layer_gradients`), otherwise the job is refused.
     """
 
     usual: ClassVar[str] = "head"

@@ -41,7 +41,7 @@ class FederationSettings(Section):
     only: tuple[int, ...] | None = Field(None, description="ask these PCs only (0 is the first)")
     spare_attempts: int = Field(10, ge=0, le=10_000, description="void or repeated rounds allowed")
     round_timeout: Positive = Field(
-        3600.0, description="seconds without any update after which a round goes on"
+        3600.0, description="seconds without an update after which a round continues"
     )
     stage_timeout: Positive = Field(60.0, description="the same, for answers that need no training")
     seed: Seed = Field(0, description="public; decides who is asked and who drops out")

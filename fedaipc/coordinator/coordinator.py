@@ -252,7 +252,7 @@ class Coordinator:
             yield from ((pc, about) for pc in terms.participants if pc in pcs)
 
     def _groups(self, attempt: int) -> list[Terms]:
-        """The groups that can take part. Raises as `Participation.too_few` where none can."""
+        """The groups that can take part. Raises as `Participation.too_few` where no group can."""
         reason = ""
         for there in self._participation.candidates():
             found, reasons = self._formed(attempt, there)

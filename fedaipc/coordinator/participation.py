@@ -110,7 +110,7 @@ class Participation:
             self._kept.charges[pc] = self._kept.charges.get(pc, 0) + 1
 
     def release(self, declined: Collection[bytes]) -> None:
-        """Who declined with the model in hand was not charged."""
+        """A PC that declined after it got the model was not charged."""
         for pc in declined:
             self._kept.charges[pc] -= 1
 

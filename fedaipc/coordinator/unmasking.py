@@ -129,7 +129,7 @@ class Unmasking:
         def request(member: bytes) -> bytes:
             return Unmask(self._proposal(member), tuple(agreements)).encode()
 
-        # One that got a bad blob cannot release all; who signed has checked every blob.
+        # A member that got a bad blob cannot release all; one that signed has checked every blob.
         for _ in self._answers(UNMASK, [*signers, *others], request, read, due=signers):
             pass
 

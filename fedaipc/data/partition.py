@@ -91,7 +91,7 @@ def _by_dirichlet(
 
 
 def _by_column(records: Records, pcs: int, random: np.random.Generator) -> list[Part]:
-    """Whole values per PC where there are enough; else each PC holds part of one value."""
+    """Whole values per PC where there are enough; otherwise each PC holds part of one value."""
     if records.groups is None:
         raise DataError('partition = "column" needs a source with data.client_column')
     groups = np.array(records.groups, dtype=object)

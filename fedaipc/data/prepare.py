@@ -112,7 +112,7 @@ def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
 def label_list(
     records: Records, given: tuple[str, ...] | None, what: str = "data.source"
 ) -> tuple[str, ...]:
-    """The public label list: as given, else all labels present, numbers in numeric order.
+    """The public label list: as given, otherwise all labels present, numbers in numeric order.
 
     Raises DataError on a single class, where a record's label is not in the given list, or where
     two names of that list are one label, as 1 and 1.0.

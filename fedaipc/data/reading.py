@@ -1,8 +1,8 @@
 """What reading a source gives: the records that can be used, and a summary of what was left out.
 
 Each record is judged by itself. The caller decides what follows from the summary: a simulation
-stops unless told to leave such records out, an owner is told at enrollment, a round goes on without
-them.
+stops unless told to leave such records out, an owner is told at enrollment, a round continues
+without them.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Reading:
 
     @property
     def quoted_hint(self) -> str:
-        """Says so where most texts stand in quotation marks that were taken as text, else ""."""
+        """A note if most texts stand in quotation marks that were taken as text, otherwise ""."""
         if self.quoted * 2 <= len(self.records):
             return ""
         return (

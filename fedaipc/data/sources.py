@@ -158,7 +158,7 @@ def _encoding(path: Path, how: TextSource) -> str:
 
 
 def _delimiter(header: str, columns: Sequence[str]) -> str:
-    """The delimiter under which the header has the wanted columns, else the most columns."""
+    """The delimiter under which the header has the wanted columns, otherwise the most columns."""
 
     def split(delimiter: str) -> list[str]:
         cells = CsvReader((), delimiter, "none").split(header)
@@ -369,7 +369,7 @@ def _read_hub(name: str, columns: Sequence[str]) -> list[list[object]]:
 
 
 def _named(feature: object, value: object) -> object:
-    """The name of a class number where the data set knows it; a number below 0 has none."""
+    """The name of a class number where the data set knows it; a number below 0 has no name."""
     names = getattr(feature, "names", None)
     if names is None:
         return value

@@ -40,7 +40,7 @@ def this_machine() -> Machine:
 
 
 def features() -> tuple[str, ...]:
-    """Instructions of the processor that bear on training."""
+    """Instructions of the processor that matter for training."""
     import torch
 
     found = [torch.backends.cpu.get_cpu_capability()]

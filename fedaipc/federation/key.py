@@ -43,10 +43,10 @@ class Admission:
             raise SecAggError(f"{path}: damaged; restore it from a copy") from None
 
     def roster(self, members: Collection[bytes], federation: str | None = None) -> bytes:
-        """What the coordinator gets: the last list if it has these members, else the next one.
+        """What the coordinator gets: the last list if it has these members, otherwise the next one.
 
         A new list has a new beacon, drawn here, after its members are final. `federation` names
-        the first list's, else it gets a random name. Raises SecAggError where the last list is
+        the first list's, otherwise it gets a random name. Raises SecAggError where the last list is
         damaged or not by this key.
         """
         path = self._folder / ROSTER_FILE

@@ -18,7 +18,7 @@ answers.py       what it sends, which does not tell how long the work took
 http_client.py   HTTP to a server that is not trusted; proxy.py: through the owner's proxy
 trouble.py       why the server is not reached
 
-clients.py       Flower's clients over connections of ours
+clients.py       Flower's clients over our own connections
 wire.py          messages in one piece or many, one copy of a vector in memory
 
 Nothing of the bundle that a SuperLink hands out is ever fetched or run.

@@ -32,7 +32,7 @@ def push(node: Node | None, asked: Metadata, reply: Message) -> tuple[PushMessag
     """The call that announces `reply`, and its objects.
 
     Flower dates an answer to the microsecond and has a place for the seconds that the work took.
-    Here an answer bears the date of what it answers, and the seconds are 0.
+    Here an answer has the date of the request, and the seconds are 0.
     """
     reply.metadata.created_at, reply.metadata.ttl = asked.created_at, asked.ttl
     parcel = pack(reply)

@@ -1,4 +1,4 @@
-"""Flower's HTTP clients over connections of ours.
+"""Flower's HTTP clients over our own connections.
 
 Their own constructors take proxies and certificate files from the environment, also for loopback,
 and fail on those they cannot use.

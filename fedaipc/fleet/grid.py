@@ -251,7 +251,9 @@ class FleetGrid(Grid):
         return replies
 
     def allow_uploads(self, size: int) -> None:
-        """Take answers of up to `size` bytes, and let the SuperLink take them; none before."""
+        """Take answers of up to `size` bytes, and let the SuperLink take them; before that it takes
+        none.
+        """
         self._largest = size
         write_atomic(self._upload_file, str(size).encode(), private=True)
 

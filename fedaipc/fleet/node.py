@@ -246,7 +246,7 @@ class FleetNode:
             self._handle(head, answer.message_object_trees[0])
         except _RunOver:
             self._promise.keep()
-            _log.info("a message's run is over")
+            _log.info("the run of a message has ended")
         except EncodingError as error:
             _log.warning("%s", error)
             with suppress(EncodingError, _RunOver):  # spare the round from waiting for us

@@ -1,6 +1,6 @@
 """The owner's proxy, on a PC's way to its server. Nothing else of fedaipc goes through one.
 
-As in other programs: `https_proxy`, else `all_proxy`, in capitals too, or what Windows and
+As in other programs: `https_proxy`, otherwise `all_proxy`, in capitals too, or what Windows and
 macOS have in their settings; `no_proxy` names hosts, domains (`.lan`, `*.lan`) and networks. The
 proxy sees the server's name and how much passes, and no content: TLS goes through it.
 """

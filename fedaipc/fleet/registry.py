@@ -37,7 +37,9 @@ _MARK_SECONDS = 60
 
 
 def control_mark(secret: bytes, path: str, body: bytes, at: int | None = None) -> str:
-    """What a caller of the control API shows with a call; `at` in seconds since 1970, else now."""
+    """What a caller of the control API shows with a call; `at` in seconds since 1970, otherwise
+    now.
+    """
     at = int(time.time()) if at is None else at
     said = f"fedaipc control {at} {path} ".encode() + hashlib.sha256(body).digest()
     return f"{at} {hmac.new(secret, said, 'sha256').hexdigest()}"

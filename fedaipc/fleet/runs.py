@@ -1,7 +1,7 @@
 """Runs in a server's folder: what commands, supervisor and coordinator tell each other by files.
 
 runs/NAME/           a job, and what its run leaves
-runs/NAME/wanted     it is to go on; `fedaipc server stop` takes the file away
+runs/NAME/wanted     it has to continue; `fedaipc server stop` takes the file away
 runs/NAME/why        one line: why its coordinator ended the last time, where it did not finish
 """
 
@@ -131,7 +131,7 @@ def why(run: Path) -> str | None:
 
 
 def running(folder: Path) -> dict[str, Any] | None:
-    """What a running server wrote of itself; None where none runs.
+    """What a running server wrote of itself; None where no server runs.
 
     Raises OutputError where this user may not look.
     """

@@ -117,7 +117,7 @@ class Peer:
         await self.writer.drain()
 
     async def close(self) -> None:
-        """Close in order if that goes quickly, else at once; the socket is gone afterwards."""
+        """Close in order if that goes quickly, otherwise at once; the socket is gone afterwards."""
         if self.link:
             self.link.abort()
         self.writer.close()

@@ -105,7 +105,7 @@ class Plan:
         return [(r, _epsilon(replace(self, rounds=r))) for r in rounds]
 
     def trade_offs(self, targets: Sequence[float] | None = None) -> list[Plan]:
-        """The same schedule for other budgets, else TARGETS: each has the noise that it takes."""
+        """The same schedule for `targets`, by default TARGETS: each has the noise that it takes."""
         targets = TARGETS if targets is None else targets
         return [solve("noise", replace(self, epsilon=target)) for target in targets]
 

@@ -64,7 +64,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 def model_card(results: Results, settings: TextClassifier, layers: int) -> str:
     """Markdown for the folder that `export` writes; `layers` is how many the model has.
 
-    `settings` are the job's. Raises ModelError where the base is gone.
+    `settings` are the job's. Raises ModelError where the base is no longer there.
     """
     name, base = _plain(results.name), _base_name(results, settings)
     labels = ", ".join(f"`{json.dumps(label)}`" for label in results.data.labels)

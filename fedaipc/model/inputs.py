@@ -90,7 +90,7 @@ class Inputs:
         values[: len(indices)][there] = self.rows[(start[:, None] + column)[there]]
         mask = np.zeros((rows, width), dtype=np.int64)
         mask[: len(indices)] = there
-        mask[~mask.any(1), 0] = 1  # attention to nothing at all would be NaN
+        mask[~mask.any(1), 0] = 1  # attention to no token would be NaN
         return Batch(torch.from_numpy(values).to(device), torch.from_numpy(mask).to(device))
 
     def batches(

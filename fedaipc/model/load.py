@@ -67,7 +67,7 @@ def load_base(settings: TextClassifier, labels: tuple[str, ...]) -> Base:
     With mean pooling the head is transformers' token classification head: averaging its logits
     over the tokens is the same linear map as classifying the average. With "cls" it is the sequence
     classification head. The files' own head stays only where it has this kind and these labels;
-    else its values are fresh and follow from the public `settings.seed`. Raises ModelError.
+    otherwise its values are fresh and follow from the public `settings.seed`. Raises ModelError.
     """
     with _readable(f"model.base = {settings.base}: "):
         folder = base_folder(settings.base)
@@ -276,7 +276,7 @@ def _set_labels(config: Any, labels: tuple[str, ...]) -> None:
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"  # else pipelines may take a sigmoid
+    config.problem_type = "single_label_classification"  # otherwise pipelines may take a sigmoid
 
 
 def _stop_dropout(config: Any) -> None:

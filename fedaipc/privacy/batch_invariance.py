@@ -45,7 +45,7 @@ def settle_rows(
 ) -> None:
     """Let the classifier multiply in the first way under which `check_rows` passes.
 
-    Raises RowsDifferError where it passes under none.
+    Raises RowsDifferError where it passes under no way.
     """
     first: RowsDifferError | None = None
     for by_record in _CHOICES:

@@ -63,7 +63,7 @@ class BookKeepingModule(AbstractGradSampleModule):
         if any(layer.used for layer in self._layers):
             raise ModelError("gradients of the batch before are still there: fetch or zero them")
         _check_precision()
-        for parameter in self._trained:  # else autograd forms the sum over the batch as well
+        for parameter in self._trained:  # otherwise autograd forms the sum over the batch as well
             parameter.requires_grad = False
         try:
             return self._module(*inputs, **named)

@@ -55,7 +55,7 @@ class Chain:
 
     @property
     def key(self) -> str:
-        """Who signs from here on, hex."""
+        """The key that signs from here on, hex."""
         return self.keys[-1]
 
     @property

@@ -123,10 +123,10 @@ def private_step(
     """Train one step on one Poisson sample.
 
     `losses` gives, for each micro-batch of the sample, the sum of its rows' losses and how many of
-    the rows are records. An empty sample gives none, and leaves noise alone: to skip the step would
-    show that it was empty. `divisor` is the public number of records that a sample is expected to
-    have. Draws one noise vector from `random`. Raises ModelError where a trained parameter got no
-    gradient.
+    the rows are records. An empty sample gives no micro-batch and leaves only noise: skipping
+    the step would show that it was empty. `divisor` is the public number of records that a sample
+    is expected to have. Draws one noise vector from `random`. Raises ModelError where a trained
+    parameter got no gradient.
     """
     sums: Sums = {}
     records = 0

@@ -139,7 +139,7 @@ class Ledger:
 
     @property
     def key(self) -> str:
-        """Who signs its lines, hex."""
+        """The key that signs its lines, hex."""
         return self._chain.key
 
     @property

@@ -59,7 +59,7 @@ def is_instantiated(rows: int, tokens: int, width: int, outputs: int) -> bool:
 
 
 def double(values: Tensor) -> Tensor:
-    """In float64; Apple's devices have none, so from there by way of the processor."""
+    """In float64; Apple's devices have no float64, so from there by way of the processor."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 

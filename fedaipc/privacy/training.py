@@ -205,7 +205,7 @@ def _rounding(classifier: Classifier, micro_batch: int, expected: float) -> Roun
 
 @contextmanager
 def _book_keeping(classifier: Classifier, rounding: Rounding) -> Iterator[BookKeepingModule]:
-    """Per-example gradients of the trained part; the hooks are gone again whatever happens."""
+    """Per-example gradients of the trained part; the hooks are removed whatever happens."""
     classifier.train()
     module = BookKeepingModule(classifier, loss_reduction="sum", rounding=rounding)
     try:

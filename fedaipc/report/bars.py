@@ -154,7 +154,7 @@ def holdings_figure(labels: Sequence[str], counts: Sequence[Mapping[str, int]]) 
 
 
 def _picks(count: int) -> list[int]:
-    """All of 0..count-1 where they are few, else evenly spaced ones, first and last included."""
+    """All of 0..count-1 where they are few, otherwise evenly spaced ones with first and last."""
     return [round(place) for place in np.linspace(0, count - 1, min(count, POINTS))]
 
 
@@ -191,7 +191,7 @@ def _name_bars(axes: Axes, pcs: Sequence[PcResult]) -> None:
 
 
 def _lifetime(axes: Axes, edges: NDArray[np.floating], pcs: Sequence[PcResult]) -> list[Artist]:
-    """Draw the lifetime budgets: one line where all agree, else a step above each PC."""
+    """Draw the lifetime budgets: one line where all agree, otherwise a step above each PC."""
     heights = np.array([np.nan if pc.lifetime_epsilon is None else pc.lifetime_epsilon
                         for pc in pcs])  # fmt: skip
     if np.isnan(heights).all():

@@ -1,4 +1,4 @@
-"""Progress of a run: a live bar on a terminal, a line that changes in a notebook, else lines."""
+"""Progress of a run: a live bar on a terminal, one changing line in a notebook, or lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NotebookLine:
-    """One line with a bar below a cell, replaced as the work goes on.
+    """One line with a bar below a cell, replaced while the work continues.
 
     What Rich prints in a notebook would be an output of its own for each line.
     """

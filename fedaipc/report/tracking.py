@@ -1,4 +1,4 @@
-"""Trackers: who is told of a run as it goes on, by name: output.trackers = ["tensorboard"]."""
+"""Trackers, which are told of a run while it trains, by name: output.trackers = ["tensorboard"]."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Encoding:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Little-endian words: 2 bytes for 16 bits, else 4."""
+        """Little-endian words: 2 bytes for 16 bits, otherwise 4."""
         return np.dtype("<u2" if self.bits == 16 else "<u4")
 
     @property

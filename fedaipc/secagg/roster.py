@@ -156,7 +156,7 @@ class Bundle:
             raise SecAggError("the keys of a PC have expired; it must make new ones")
 
     def check_keys(self) -> None:
-        """Raise SecAggError where no secret can be shared with it; else only others would see."""
+        """Raise SecAggError where no secret can be shared with it: otherwise only others notice."""
         probe = ExchangeKey()
         probe.agree(self.mask_key)
         probe.agree(self.share_key)

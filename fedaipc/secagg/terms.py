@@ -167,7 +167,7 @@ class Terms:
 
     @property
     def sealed(self) -> bool:
-        """Whether updates are masked; else they travel as they are."""
+        """Whether updates are masked; otherwise they travel as they are."""
         return self.thresholds != PLAIN
 
     @cached_property

@@ -96,7 +96,7 @@ def run_on_flower_simulation(
     beside what is installed. `on_log` gets each line of the log, in the caller's thread.
 
     Whatever happens, also Ctrl-C and, in the main thread, SIGTERM, every process and folder of
-    the job is gone when this returns or raises.
+    the job is removed when this returns or raises.
 
     Raises MissingExtra if Ray is missing, EngineError if the job cannot start, does not complete,
     or takes more than `timeout` seconds; the end of the log is the error's note (`__notes__`).

@@ -171,7 +171,7 @@ def reopen(folder: Path) -> Run:
         raise RoundError(f"{folder}: this run is finished; there is nothing to resume")
     state = folder.resolve() / strict_json.load(folder / _PLACE_FILE)
     if not state.is_dir():
-        raise OutputError(f"{state}: the folder with the state of the PCs is gone")
+        raise OutputError(f"{state}: the folder with the state of the PCs was not found")
     settings = load_settings(folder / CONFIG_FILE)
     run = Run(folder, state, settings, settings.rounds)
     _check_joined(run)
@@ -284,7 +284,7 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
 
 
 def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
-    """How many rounds every PC can afford. Raises BudgetExhausted where none affords one."""
+    """How many rounds every PC can afford. Raises BudgetExhausted where no PC affords one."""
     once = job.schedule
     if not once.private:
         return job.rounds

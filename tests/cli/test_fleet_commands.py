@@ -121,7 +121,7 @@ def test_a_letter_that_is_none_is_refused(
     assert not Path("pc").exists()
     Path("bad.request").write_text(invite)
     line = refused(fedaipc("federation", "admit", str(acme), "bad.request", "--yes"), 14)
-    assert "bad.request: this is no request" in line
+    assert "bad.request: this is not a complete request" in line
 
 
 def test_who_is_not_enrolled_is_told_so(fedaipc: Callable[..., Ran]) -> None:

@@ -98,7 +98,7 @@ def test_a_torn_line_is_not_mended_by_looking_at_it(fedaipc: Callable[..., Ran],
     assert checked.code == 0, checked.err
     found = {row["pc"]: (row["lines"], row["torn"]) for row in json.loads(checked.out)}
     assert found == {"a": (2, True), "b": (3, False)}
-    assert "half a line follows" in " ".join(
+    assert "the last line is incomplete" in " ".join(
         fedaipc("privacy", "ledger", "verify", two).out.split()
     )
     shown = json.loads(fedaipc("privacy", "ledger", "show", two, "--json").out)

@@ -281,7 +281,7 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
         with pytest.raises(FedaipcError):
             enrolled(folder, invite, data, **change)
     other = invite.model_copy(update={"delta": 1e-6})
-    with pytest.raises(AdmissionError, match="delta 1e-05 for good"):
+    with pytest.raises(AdmissionError, match="delta 1e-05 permanently"):
         enrolled(folder, other, data)
     assert path.read_bytes() == spent
     assert not (folder / "owner.toml").exists()

@@ -109,7 +109,7 @@ def test_the_list_of_an_admission_key_that_the_owner_no_longer_trusts_is_not_use
 ) -> None:
     """M5: it stays on the disk when the owner turns to another key."""
     assert ready.roster(ADMISSION.public).members
-    with pytest.raises(SecAggError, match="not of this PC's admission key"):
+    with pytest.raises(SecAggError, match="not signed by this PC's admission key"):
         ready.roster(SigningKey().public)
 
 

@@ -122,7 +122,7 @@ def test_a_new_spool_is_empty_and_a_removed_one_is_gone(store: UploadStore, fold
     assert len(list(folder.iterdir())) == 4
     again = UploadStore(folder)
     assert list(folder.iterdir()) == []
-    with pytest.raises(OutputError, match="gone"):
+    with pytest.raises(OutputError, match="is missing"):
         again.upload(PCS[0])
     again.keep(PCS[0], FRAMES[PCS[0]])
     again.upload(PCS[0])

@@ -194,7 +194,7 @@ def test_what_a_ledger_has_for_good_no_later_run_can_change(
     run, _ = ran(settings(tmp_path), state)
     before = {file: file.read_bytes() for file in sorted(state.rglob("*")) if file.is_file()}
     folders = sorted(tmp_path.iterdir())
-    with pytest.raises(PrivacyError, match="for good"):
+    with pytest.raises(PrivacyError, match="permanently"):
         prepare(settings(tmp_path, change), pc_state=state)
     assert sorted(tmp_path.iterdir()) == folders
     assert {f: f.read_bytes() for f in sorted(state.rglob("*")) if f.is_file()} == before

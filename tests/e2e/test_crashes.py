@@ -270,5 +270,5 @@ def test_what_is_no_run_is_not_resumed(tmp_path: Path) -> None:
 def test_a_run_whose_pcs_are_gone_is_not_resumed(tmp_path: Path, minilm: Path) -> None:
     run = prepare(settings(tmp_path))
     shutil.rmtree(run.pc_state)
-    with pytest.raises(OutputError, match="gone"):
+    with pytest.raises(OutputError, match="was not found"):
         reopen(run.folder)

@@ -420,7 +420,7 @@ def test_only_the_old_key_names_its_successor(three: Path, how: str) -> None:
 
 
 def test_a_ledger_that_was_opened_to_be_read_cannot_be_charged(three: Path) -> None:
-    with pytest.raises(LedgerError, match="to be read"):
+    with pytest.raises(LedgerError, match="read-only"):
         Ledger(three).charge(one(4))
 
 

@@ -1,7 +1,7 @@
 """The one-run audit: guess from each PC's updates which canaries it holds.
 
-The auditor is a server that knows all of a PC's texts but the coins. With one local step an update
-is the noisy sum of clipped gradients times a public factor, so the coins s follow from
+The auditor is a server that knows all of a PC's texts, but not the coins. With one local step an
+update is the noisy sum of clipped gradients times a public factor, so the coins s follow from
 
     y_t - q R_t = q G_t s + noise of standard deviation sigma C,   t = 1, 2, ...
 

@@ -109,7 +109,7 @@ def load_report(path: Path) -> AuditReport:
 
 
 def at_budget(settings: Settings, epsilon: float | None) -> Settings:
-    """The same job for another budget, None for none. Raises ConfigError."""
+    """The same job for another budget, None for no privacy. Raises ConfigError."""
     tree: dict[str, Any] = settings.model_dump(exclude_none=True)
     privacy = tree["privacy"]
     if epsilon is None:

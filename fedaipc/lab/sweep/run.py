@@ -102,8 +102,8 @@ def run_sweep(
 ) -> SweepResult:
     """Run the unfinished cells in `folder`, on top of a job or its config file, and write.
 
-    `parallel` cells at a time, else as many as there are cores. Other cells go on where one fails.
-    Raises ConfigError, OutputError.
+    `parallel` cells at a time, otherwise as many as there are cores. Other cells go on where one
+    fails. Raises ConfigError, OutputError.
     """
     cells, best = cells_of(sweep, base), None
     check_kind(folder, search=sweep.search is not None)

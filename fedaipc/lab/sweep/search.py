@@ -96,7 +96,7 @@ def search(
 
 
 class _Whole:
-    """Tells of the search what a runner tells of one trial."""
+    """Reports for the whole search what a runner reports for one trial."""
 
     def __init__(
         self, trials: int, seeds: int, on_change: Callable[[Progress, Cell | None], None]
