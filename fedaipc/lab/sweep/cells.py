@@ -134,7 +134,7 @@ class Sweep(_Part):
 
     config: str | None = Field(
         None,
-        description="config file to start from, relative to this file; else the defaults",
+        description="config file to start from, relative to this file; without it, the defaults",
     )
     name: str = Field(
         "sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the folder below runs/"
