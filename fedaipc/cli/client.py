@@ -52,7 +52,8 @@ def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
     owner = load_owner(folder / OWNER_FILE)
     if owner.server is None:
         raise AdmissionError(
-            f"{folder / OWNER_FILE}: names no server; enroll this PC again, in a new folder"
+            f"{folder / OWNER_FILE}: names no server; run `fedaipc client leave`, and enroll "
+            "again in the same folder"
         )
     pc = Client(folder)  # its keys can be read
     node = FleetNode(

@@ -53,7 +53,11 @@ def report(
     _show(results)
     for run, one in zip(runs, results, strict=True):
         if one.status == "interrupted":
-            resume = "train --resume NAME" if one.engine == "fleet" else f"simulate --resume {run}"
+            resume = (
+                "server train --resume NAME --server FOLDER"
+                if one.engine == "fleet"
+                else f"simulate --resume {run}"
+            )
             say(f"{run}: was interrupted; `fedaipc {resume}` continues it")
     for path in written:
         say(f"wrote {path}")

@@ -141,7 +141,7 @@ def stop(
 
 
 def _not_running(server: Path) -> str:
-    return f"no server runs in {server}; the run begins with `fedaipc server {server}`"
+    return f"no server runs in {server}; the run begins with `fedaipc server start {server}`"
 
 
 def _cells(results: Results) -> list[str]:

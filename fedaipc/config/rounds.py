@@ -32,7 +32,10 @@ class FederationSettings(Section):
         "size-class", description="of a PC's update in the average"
     )
     lifetime_epsilon: float = Field(
-        8.0, gt=0, le=1000, description="lifetime budget of each simulated PC"
+        8.0,
+        gt=0,
+        le=1000,
+        description="lifetime budget of each simulated PC; in an invite, what owners are advised",
     )
     dropout_rate: float = Field(
         0.0, ge=0, le=1, description="probability that a PC drops out of a round, injected"

@@ -98,7 +98,8 @@ class Members(Frozen):
         for other in self.members:
             if member.identity == other.identity and other.revoked:
                 raise AdmissionError(
-                    f"{member.name}: this PC was revoked; it has to enroll again, in a new folder"
+                    f"{member.name}: this PC was revoked; its owner runs `fedaipc client leave` "
+                    "and enrolls again in the same folder"
                 )
             if other.state != "member":
                 continue

@@ -178,7 +178,7 @@ def waits_for(run: Path, folder: Path, found: dict[str, Any] | None) -> str | No
     if (other := foreign(run, folder)) is not None:
         return other
     if found is None:
-        return f"no server runs: fedaipc server {folder}"
+        return f"no server runs: fedaipc server start {folder}"
     if (told := why(run)) is not None:
         return told
     ahead = in_order(folder)

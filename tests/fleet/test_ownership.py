@@ -222,7 +222,7 @@ def test_each_waiting_run_has_a_reason(
 ) -> None:
     first, second = submit(folder, job, "first"), submit(folder, job, "second")
     os.utime(first / "wanted", (1000, 1000))
-    assert waits_for(first, folder, None) == f"no server runs: fedaipc server {folder}"
+    assert waits_for(first, folder, None) == f"no server runs: fedaipc server start {folder}"
     there = {"port": 1}
     assert waits_for(first, folder, there) is None
     assert waits_for(second, folder, there) == "first goes first"
