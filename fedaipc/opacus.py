@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import opacus
 import torch
 from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _check_processed_flag
 
 from fedaipc.errors import ModelError
 from fedaipc.privacy.bookkeeping import BookKeepingModule
@@ -48,9 +49,13 @@ class BookKeepingOptimizer(DPOptimizer):
         return 1
 
     def clip_and_accumulate(self) -> None:
-        """Add the clipped sums of the last backward pass to those before in the same step."""
+        """Add the clipped sums of the last backward pass to those before in the same step.
+
+        Raises ValueError, as Opacus does, where nobody called zero_grad after the step before.
+        """
         for parameter, clipped in self._module.clipped_sums(self.max_grad_norm):
             own: Any = parameter
+            _check_processed_flag(own.summed_grad)  # a sum that was released is not added to
             total = clipped.to(parameter.dtype)
             own.summed_grad = total if own.summed_grad is None else own.summed_grad + total
 

@@ -117,3 +117,42 @@ def test_what_it_cannot_do_is_refused() -> None:
         engine.make_private(**known, max_grad_norm=1.0, batch_first=False)
     with pytest.raises(ModelError, match="whole gradients"):
         engine.make_private(**known, max_grad_norm=[1.0] * 6, clipping="per_layer")
+
+
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off")
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_a_forgotten_zero_grad_is_refused_as_opacus_refuses_it() -> None:
+    """Else a second step would release the first one's sum again."""
+    plain = network()
+    model, optimizer, batches = fedaipc.opacus.PrivacyEngine().make_private(
+        module=plain, optimizer=torch.optim.SGD(plain.parameters(), lr=0.3),
+        data_loader=loader(), noise_multiplier=1.0, max_grad_norm=0.2, poisson_sampling=False,
+    )  # fmt: skip
+    inputs, truth = next(iter(batches))
+    for step in range(2):
+        nn.functional.cross_entropy(model(inputs), truth).backward()
+        if step:
+            with pytest.raises(ValueError, match="zero_grad"):
+                optimizer.step()
+        else:
+            optimizer.step()
+
+
+def test_an_empty_sample_passes_a_wide_layer() -> None:
+    """Its norms come from products of tokens, of which there are none."""
+    wide = nn.Sequential(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 2))
+    module = fedaipc.opacus.BookKeepingModule(wide)
+    nn.functional.cross_entropy(
+        module(torch.zeros(0, 200)), torch.zeros(0, dtype=torch.long), reduction="sum"
+    ).backward()
+    sums = dict(module.clipped_sums(1.0))
+    assert len(sums) == 4
+    assert all(torch.equal(total, torch.zeros_like(total)) for total in sums.values())
+
+
+def test_batch_norm_is_refused_wherever_it_stands() -> None:
+    frozen = nn.BatchNorm1d(16)
+    for parameter in frozen.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(ModelError, match="batch norm mixes examples"):
+        fedaipc.opacus.BookKeepingModule(nn.Sequential(nn.Linear(6, 16), frozen, nn.Linear(16, 3)))

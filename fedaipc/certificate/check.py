@@ -292,10 +292,8 @@ def _composed(accountant: Any, schedule: Sequence[Schedule], delta: float) -> fl
             event: Any = dp_event.GaussianDpEvent(mechanism.noise)
             if mechanism.sampling_rate < 1:
                 event = dp_event.PoissonSampledDpEvent(mechanism.sampling_rate, event)
-        elif isinstance(mechanism, DPSGD):
-            event = mechanism.event()  # only mechanisms that are installed here
         else:
-            raise ValueError("a schedule of what is not private")
+            raise ValueError("a step that is not DP-SGD, of which alone a certificate speaks")
         accountant.compose(event, one.steps)
     return float(accountant.get_epsilon(delta))
 

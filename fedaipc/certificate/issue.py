@@ -26,7 +26,7 @@ from fedaipc.certificate.document import (
 )
 from fedaipc.client.client import OWNER_FILE
 from fedaipc.client.key_store import KeyStore
-from fedaipc.config import load_owner
+from fedaipc.config import DPSGD, load_owner
 from fedaipc.errors import CertificateError
 from fedaipc.privacy.accountant import (
     epsilon_pld,
@@ -191,7 +191,13 @@ def _guarantee(
 
 
 def _check_size(steps: Sequence[Schedule]) -> None:
-    """Raises CertificateError where a checker would refuse to compute."""
+    """Raises CertificateError where a certificate's words do not hold, or nobody could check it."""
+    for one in steps:
+        if type(one.mechanism) is not DPSGD:
+            raise CertificateError(
+                f'a certificate is about DP-SGD, and a step was of "{one.mechanism.kind}": no '
+                "certificate"
+            )
     if is_dear(steps):
         raise CertificateError(
             "the schedule has too many kinds of steps, or so large an epsilon that it promises "

@@ -81,6 +81,11 @@ def plan(
     own = settings.privacy
     if not isinstance(own, DPSGD):
         raise PrivacyError('privacy.kind = "none" has nothing to plan')
+    if type(own) is not DPSGD:
+        raise PrivacyError(
+            f'privacy.kind = "{own.kind}": this plans DP-SGD; `fedaipc config check` says what a '
+            "job of another mechanism costs"
+        )
     opened = None if ledger is None else _opened(ledger)
     if opened is not None and delta is None:
         delta = opened.delta

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedaipc.config.section import load_extensions
+from fedaipc.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,8 +17,8 @@ class ModelFamily:
     the padding's, as in RoBERTa. `token_types`: it takes token_type_ids. `attention` and `dense`
     are the ends of the names of the layers that LoRA adapts.
 
-    Before a client charges its ledger it tries out whether a text's gradient depends on the other
-    texts of a batch, and refuses a model where it does.
+    Texts must not mix: one text's output may depend on no other text of the batch. Batch norm is
+    refused. Whatever else mixes texts must not be registered, as no test finds every way to do it.
     """
 
     model_type: str
@@ -32,7 +33,10 @@ FAMILIES: dict[str, ModelFamily] = {}
 
 
 def register_family(family: ModelFamily) -> ModelFamily:
-    """Let models of this family be trained; the last registration of a type counts."""
+    """Let models of this family be trained. Raises ConfigError where another has its type."""
+    taken = FAMILIES.get(family.model_type)
+    if taken is not None and taken != family:
+        raise ConfigError(f"{family.model_type}: another family has this model_type already")
     FAMILIES[family.model_type] = family
     return family
 

@@ -20,6 +20,7 @@ from fedaipc.config.section import (
     Share,
     register,
 )
+from fedaipc.errors import ConfigError
 
 MAX_STEPS = 1_000_000_000_000  # of a schedule; accountants multiply, and do not count
 
@@ -68,6 +69,18 @@ class DPSGD(Privacy):
     clip_norm: float = Field(
         1.0, ge=MIN_CLIP, le=MAX_CLIP, description="L2 bound C on one record's gradient"
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **named: Any) -> None:
+        super().__pydantic_init_subclass__(**named)
+        if not cls.private:
+            raise ConfigError(f"{cls.__name__}: a mechanism below DPSGD is private")
+        changed = cls.sample is not DPSGD.sample or cls.step is not DPSGD.step
+        if changed and cls.event is DPSGD.event:
+            raise ConfigError(
+                f"{cls.__name__}: samples or steps in its own way; say in `event` what accountants "
+                "must count"
+            )
 
     def with_noise(self, noise_multiplier: float) -> Self:
         """The same mechanism with this noise multiplier in place of a target."""

@@ -136,9 +136,10 @@ class Choice(Section):
         if Choice not in cls.__bases__ or isinstance(given, cls) or not isinstance(given, Mapping):
             return build(given)
         name = given.get("kind", cls.usual)
-        kind = cls.kinds.get(name) or cls.known().get(name)
-        if kind is None:
+        known = isinstance(name, str) and (cls.kinds.get(name) or cls.known().get(name))
+        if not known:
             raise PydanticCustomError("unknown_kind", "is not known here")
+        kind: type[Choice] = known
         version = given.get("version", kind.kind_version())
         if version != kind.kind_version():
             raise PydanticCustomError("other_version", "is here in another version")
@@ -158,6 +159,8 @@ def kind_fault(family: type[Choice], given: object) -> str:
 
     What was written down names its version, and is run by that version alone.
     """
+    if isinstance(given, str):
+        given = {"kind": given}
     name = given.get("kind") if isinstance(given, Mapping) else None
     if not isinstance(given, Mapping) or not isinstance(name, str):
         return ""  # of another shape: whoever reads the whole reports it

@@ -7,6 +7,7 @@ import math
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from fedaipc.config import DPSGD
 from fedaipc.data.assets import ASSETS
 from fedaipc.model.base import WARM_UP, base_folder, is_local
 
@@ -156,12 +157,16 @@ def _privacy(results: Results) -> str:
     assert mechanism is not None  # noqa: S101 - `Results` has reasons where it is None
     spent = next((one.epsilon for one in reversed(results.rounds) if one.epsilon), None)
     epsilon = "-" if spent is None else f"{math.ceil(spent * 100 - 1e-6) / 100:.2f}"
+    noise = (
+        f"Each PC clipped the gradient of each {facts.unit} to {mechanism.clip_norm:g} and added "
+        f"noise of {mechanism.noise:.4g} times that itself, before anything left it."
+        if type(mechanism) is DPSGD
+        else f'The mechanism is "{mechanism.kind}", of another package, which says what it costs.'
+    )
     return (
         f"Differential privacy per {facts.unit}: epsilon {epsilon} at delta {facts.delta:g} for a "
         f"PC that took part in every round of this run. Neighbouring data sets: "
-        f"{facts.neighbours}. Each PC clipped the gradient of each {facts.unit} to "
-        f"{mechanism.clip_norm:g} and added noise of {mechanism.noise:.4g} times that itself, "
-        "before anything left it. A PC that also took part in other runs has spent more: its "
+        f"{facts.neighbours}. {noise} A PC that also took part in other runs has spent more: its "
         f"ledger says how much. Several {facts.unit}s of one person, or one held by several PCs, "
         "add up."
     )

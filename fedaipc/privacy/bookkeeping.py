@@ -46,6 +46,7 @@ class BookKeepingModule(AbstractGradSampleModule):
         Raises ModelError where two layers share a parameter, or a layer mixes examples.
         """
         super().__init__(module, loss_reduction=loss_reduction)
+        _check_mixing(module)
         self._layers = list(trained_layers(module))
         wide = any(layer.is_wide for layer in self._layers)
         self.rounding = rounding if wide else EXACT  # small layers are added up in float64
@@ -161,6 +162,16 @@ class BookKeepingModule(AbstractGradSampleModule):
     def _batch_scale(self, sizes: Sizes) -> float:
         """What undoes the division of a mean loss."""
         return float(len(sizes.square)) if self.loss_reduction == "mean" else 1.0
+
+
+def _check_mixing(module: nn.Module) -> None:
+    """Raise ModelError where a layer mixes examples, trained or not: then no bound holds."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
+            raise ModelError(
+                f"{name}: batch norm mixes examples, so that one changes the gradients of others; "
+                "replace it, by group norm for example"
+            )
 
 
 def _check_precision() -> None:

@@ -164,13 +164,19 @@ class Ledger:
                     f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
                     "this round; nothing was trained"
                 )
+            spent = charge.schedule.model_dump(mode="json", exclude_none=True)
+            if Schedule.model_validate(spent) != charge.schedule:
+                raise LedgerError(
+                    f'the mechanism "{charge.schedule.mechanism.kind}" does not read back as it '
+                    "was written: nothing was charged"
+                )
             body = {
                 "kind": "charge",
                 "run": charge.run,
                 "round": charge.round,
                 "attempt": charge.attempt,
                 "seeded": charge.seeded,
-                **charge.schedule.model_dump(mode="json", exclude_none=True),
+                **spent,
                 "time": _now(),
             }
             self._write(signed_line(body, self._head, self._signer))

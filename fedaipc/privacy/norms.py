@@ -68,6 +68,9 @@ def nothing(rows: int) -> Sizes:
 
 
 def joined(sizes: list[Sizes]) -> Sizes:
+    """One behind the other; none where a batch is empty."""
+    if not sizes:
+        return nothing(0)
     if len(sizes) == 1:
         return sizes[0]
     return Sizes(torch.cat([s.square for s in sizes]), torch.cat([s.gross for s in sizes]))

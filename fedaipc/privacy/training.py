@@ -52,6 +52,7 @@ def train_round(
     micro_batch: int,
     random: SecureRandom,
     rounding: Rounding | None = None,
+    rehearsed: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Train `schedule.steps` steps from the global vector; return the difference to it.
 
@@ -59,7 +60,8 @@ def train_round(
     function of noisy sums alone: (epsilon, delta)-DP by the schedule, which the caller has charged
     already. Draws from `random` one Poisson sample and one noise vector per step, in that order.
     `micro_batch` is a public number of texts, 0 for the usual one of the method; `rounding` follows
-    from public numbers where it is not given.
+    from public numbers where it is not given. `rehearsed` takes all texts for the sample: of texts
+    that are made up, to see that the memory lasts.
     """
     write_vector(classifier, start)
     optimizer = _optimizer(classifier, training)
@@ -72,7 +74,8 @@ def train_round(
         rounding = rounding or _rounding(classifier, micro_batch, expected)
         with _book_keeping(classifier, rounding) as module:
             for _ in range(schedule.steps):
-                sample = mechanism.sample(dp_sgd.Draw(random, len(inputs)))
+                draw = dp_sgd.Draw(random, len(inputs))
+                sample = np.arange(len(inputs)) if rehearsed else mechanism.sample(draw)
                 losses = _losses(classifier, module, inputs, targets, sample, micro_batch)
                 mechanism.step(dp_sgd.Step(optimizer, module, losses, expected, random))
     update = read_vector(classifier)
@@ -114,12 +117,13 @@ def rehearse(
         longest,
         np.zeros(1, dtype=np.int64),
         start,
-        schedule=Schedule(mechanism=mechanism.model_copy(update={"sampling_rate": 1.0}), steps=1),
+        schedule=Schedule(mechanism=mechanism, steps=1),
         training=training,
         size_class=1,
         micro_batch=micro_batch,
         random=SecureRandom(),
         rounding=EXACT,  # takes the most memory
+        rehearsed=True,
     )
 
 

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -190,3 +190,83 @@ def test_json_of_a_job_names_its_kinds() -> None:
     tree = json.loads(job.model_dump_json())
     kinds = [tree["model"]["train"], tree["privacy"], tree["aggregation"], tree["server"]]
     assert [one["kind"] for one in kinds] == ["lora", "dp-sgd", "secagg", "fedavgm"]
+
+
+def test_a_mechanism_says_what_accountants_must_count() -> None:
+    with pytest.raises(
+        ConfigError, match=r"Quiet: samples or steps in its own way; say"
+    ):
+
+        class Quiet(fa.DPSGD):
+            def sample(self, draw: Any) -> Any:
+                return draw.poisson(1.0)
+
+    with pytest.raises(ConfigError, match=r"Open: a mechanism below DPSGD is private"):
+
+        class Open(fa.DPSGD):
+            private: ClassVar[bool] = False
+
+
+def test_a_charge_that_does_not_read_back_is_not_made(tmp_path: Path) -> None:
+    """Memory and disk would count two mechanisms."""
+    from fedaipc.config import Schedule
+    from fedaipc.privacy.ledger import Charge, Ledger
+
+    @fa.register
+    class Repeated(fa.DPSGD):
+        kind: Any = "repeated"
+        version: str = "1"
+        times: int | None = 1
+
+    ledger = Ledger.create(
+        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
+    )
+    schedule = Schedule(mechanism=Repeated(noise_multiplier=2.0, times=None), steps=1)
+    with pytest.raises(LedgerError, match="does not read back"):
+        ledger.charge(Charge(run="r", round=1, attempt=1, schedule=schedule))
+    assert Ledger(ledger.path).charges == ()
+
+
+def test_what_states_dp_sgd_refuses_another_mechanism(tmp_path: Path) -> None:
+    from fedaipc.certificate.check import _composed
+    from fedaipc.certificate.issue import _check_size
+    from fedaipc.config import Schedule, load_settings
+    from fedaipc.errors import CertificateError
+    from fedaipc.lab.audit.report import at_budget
+
+    module = load("two_coins")
+    coins = Schedule(mechanism=module.TwoCoins(noise_multiplier=2.0), steps=1)
+    with pytest.raises(CertificateError, match='was of "two-coins": no certificate'):
+        _check_size([coins])
+    with pytest.raises(ValueError, match="not DP-SGD"):
+        _composed(None, [coins], 1e-5)
+    path = tmp_path / "job.toml"
+    path.write_text('[privacy]\nkind = "two-coins"\nepsilon = 3.0\n')
+    assert at_budget(load_settings(path), 2.0).privacy == module.TwoCoins(epsilon=2.0)
+
+
+@pytest.mark.parametrize("kind", [["two-coins"], 3, {"a": 1}, None])
+def test_a_kind_that_is_no_word_is_refused_in_one_line(kind: object) -> None:
+    from pydantic import ValidationError
+
+    from fedaipc.config import Privacy
+
+    with pytest.raises(ValidationError, match="is not known here"):
+        Privacy.model_validate({"kind": kind})
+
+
+def test_a_word_alone_stands_for_no_version_in_a_signed_job() -> None:
+    from fedaipc.errors import RoundError
+    from fedaipc.protocol.job import Job
+
+    load("norms_only")
+    text = json.dumps({"version": 1, "model": {"train": "norms-only"}})
+    with pytest.raises(RoundError, match=r"version 1, and version - is asked for"):
+        Job.parse(text)
+
+
+def test_a_family_keeps_its_name() -> None:
+    with pytest.raises(ConfigError, match="bert: another family has this model_type"):
+        fa.register_family(fa.ModelFamily(model_type="bert", token_types=False))
+    load("electra")
+    load("electra")  # the same again, as a notebook does

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from fedaipc import bounds, strict_json
-from fedaipc.config import NoPrivacy, settings_from
+from fedaipc.config import DPSGD, NoPrivacy, settings_from
 from fedaipc.errors import ConfigError, OutputError
 from fedaipc.lab.audit.canary import CanaryAudit, canary_audit, check_sums_are_sent
 from fedaipc.lab.audit.canary_clients import plant, read_data, run_canaries
@@ -117,7 +117,9 @@ def at_budget(settings: Settings, epsilon: float | None) -> Settings:
         privacy["kind"] = "none"
     else:
         privacy = {k: v for k, v in privacy.items() if k != "noise_multiplier"}
-        privacy |= {"kind": "dp-sgd", "epsilon": epsilon}
+        privacy["epsilon"] = epsilon
+        if not isinstance(settings.privacy, DPSGD):
+            privacy["kind"] = "dp-sgd"
         tree["federation"]["lifetime_epsilon"] = epsilon
     return settings_from({**tree, "privacy": privacy})
 

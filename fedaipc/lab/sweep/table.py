@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedaipc.config import DPSGD, Schedule
+from fedaipc.config import Privacy, Schedule
 from fedaipc.lab.sweep.cells import RUN_FOLDER, Values
 from fedaipc.lab.sweep.runner import cell_folder, error_of, state_of
 from fedaipc.report.table import Table
@@ -44,6 +44,7 @@ class Row:
     epsilon: float | None = None
     epsilon_pld: float | None = None
     delta: float | None = None
+    mechanism: Privacy | None = field(default=None, repr=False)  # as it was charged
     noise_multiplier: float | None = None
     sampling_rate: float | None = None
     steps: int | None = None
@@ -61,14 +62,9 @@ class Row:
     @property
     def schedule(self) -> Schedule | None:
         """All that a PC was charged for, where that is private."""
-        if not self.private or self.noise_multiplier is None or not self.steps:
+        if not self.private or self.mechanism is None or not self.steps:
             return None
-        mechanism = DPSGD(
-            noise_multiplier=self.noise_multiplier,
-            sampling_rate=self.sampling_rate or 1.0,
-            delta=self.delta or 1e-5,
-        )
-        return Schedule(mechanism=mechanism, steps=self.steps)
+        return Schedule(mechanism=self.mechanism, steps=self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,7 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     keys = list(dict.fromkeys(key for row in rows for key in row.values))
     found = []
     for row in rows:
-        measured = asdict(row)
+        measured = _measured(row)
         values = measured.pop("values")
         found.append({**{key: values.get(key, "") for key in keys}, **measured})
     return found
@@ -119,9 +115,15 @@ def to_json(name: str, rows: Sequence[Row]) -> str:
         "version": 1,
         "name": name,
         "points": [asdict(point) for point in points_of(rows)],
-        "cells": [asdict(row) for row in rows],
+        "cells": [_measured(row) for row in rows],
     }
     return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _measured(row: Row) -> dict[str, Any]:
+    found = asdict(row)
+    found.pop("mechanism")  # told by its numbers, and by the run's own results
+    return found
 
 
 def _finite(content: Any) -> Any:
@@ -158,6 +160,7 @@ def _row(folder: Path, cell: Cell) -> Row:
         epsilon=max((pc.epsilon for pc in results.pcs if pc.epsilon is not None), default=None),
         epsilon_pld=None if results.not_private or planned is None else planned.pld,
         delta=privacy.delta,
+        mechanism=privacy.schedule.mechanism,
         noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.noise,
         sampling_rate=privacy.schedule.mechanism.sampling_rate,
         steps=attempts * privacy.schedule.steps,
