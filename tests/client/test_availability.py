@@ -60,7 +60,7 @@ def test_it_rests_while_its_texts_are_not_there(tmp_path: Path) -> None:
     resting = Availability(AvailabilitySettings(low_priority=False), lambda: data)
     why = resting()
     assert why is not None
-    assert why.startswith(f"{data} is not there")
+    assert why.startswith(f"{data} was not found: put it back")
     data.touch()
     assert resting() is None
 

@@ -150,7 +150,7 @@ def test_a_value_that_is_not_finite_is_refused_and_nothing_written(value: float)
 def test_a_vector_of_the_wrong_size_is_refused() -> None:
     model = classifier(method="head")
     for size in (0, model.layout.size - 1, model.layout.size + 1):
-        with pytest.raises(EncodingError, match="same job"):
+        with pytest.raises(EncodingError, match="run different jobs"):
             write_vector(model, np.zeros(size, dtype=np.float32))
     with pytest.raises(EncodingError):
         write_vector(model, np.zeros((model.layout.size, 1), dtype=np.float32))
