@@ -254,7 +254,8 @@ class Comparison:
 
         from fedaipc.report import run_tables
 
-        console = Console(width=120)
+        # Plain, also where Rich would take a notebook or an environment for a terminal of colours.
+        console = Console(width=120, color_system=None, force_terminal=False, force_jupyter=False)
         with console.capture() as captured:
             console.print(run_tables.compare(self._runs))
         return captured.get()

@@ -225,7 +225,7 @@ def test_a_notebook_shows_a_run_with_its_plots(run: fa.Run) -> None:
 
 
 def test_a_run_is_written_where_it_is_asked_for_and_loads_again(
-    tmp_path: Path, minilm: Path
+    tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del minilm
     data = fa.load_data(ROWS).partition(clients=4)
@@ -240,7 +240,9 @@ def test_a_run_is_written_where_it_is_asked_for_and_loads_again(
     assert again.results == run.results
     rows = fa.compare([run, again]).rows()
     assert [row["clients"] for row in rows] == [4, 4]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook, which Rich takes for a terminal
     assert "test accuracy" in repr(fa.compare([run]))
+    assert "\x1b" not in repr(fa.compare([run]))
     with pytest.raises(OutputError, match=r"no results\.json"):
         fa.load_run(tmp_path)
     with pytest.raises(ConfigError, match="one run or more"):

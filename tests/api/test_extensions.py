@@ -193,9 +193,7 @@ def test_json_of_a_job_names_its_kinds() -> None:
 
 
 def test_a_mechanism_says_what_accountants_must_count() -> None:
-    with pytest.raises(
-        ConfigError, match=r"Quiet: samples or steps in its own way; say"
-    ):
+    with pytest.raises(ConfigError, match=r"Quiet: samples or steps in its own way; say"):
 
         class Quiet(fa.DPSGD):
             def sample(self, draw: Any) -> Any:
