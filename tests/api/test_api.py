@@ -300,6 +300,22 @@ def test_a_lower_bound_of_any_scores() -> None:
     assert nothing.lower < 0.5
 
 
+@pytest.mark.parametrize(
+    ("scores", "others", "why"),
+    [
+        ([float("nan"), 1.0], {"delta": 1e-5}, "NaN"),
+        ([1.0, 2.0], {"delta": 1.0}, "below 1"),
+        ([1.0, 2.0], {"delta": 1e-5, "confidence": 1.0}, "between 0 and 1"),
+        ([], {"delta": 1e-5}, "two canaries"),
+    ],
+)
+def test_what_is_no_score_is_refused(
+    scores: list[float], others: dict[str, float], why: str
+) -> None:
+    with pytest.raises(PrivacyError, match=why):
+        fa.privacy.lower_bound(scores, [0.5][: len(scores)], **others)
+
+
 def test_a_ledger_opens_by_its_folder_and_knows_rounds_of_a_job(tmp_path: Path) -> None:
     made = fa.Ledger.create(
         tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0

@@ -83,11 +83,19 @@ def audit_bound(
     """Guess "in" for the highest scores and "out" for as many of the lowest.
 
     How many are guessed is tried in five ways, each with a fifth of the risk (Bonferroni), so that
-    the best may be taken. Raises PrivacyError where the two arrays differ in length or are empty.
+    the best may be taken. Raises PrivacyError where the two arrays differ in length or are empty, a
+    score is not a number, or delta or confidence is out of range.
     """
     count = len(scores)
     if count != len(included) or count < 2:
         raise PrivacyError("an audit needs a score and a coin for each of at least two canaries")
+    if np.isnan(scores).any():
+        raise PrivacyError("a score is not a number (NaN): leave that canary out of both lists")
+    if not (0 <= delta < 1 and 0 < confidence < 1):
+        raise PrivacyError(
+            f"delta {delta:g}, confidence {confidence:g}: give delta from 0 to below 1, and "
+            "confidence between 0 and 1"
+        )
     order = np.argsort(scores, kind="stable")
     risk = (1 - confidence) / len(_SHARES)
     best = Bound(0.0, 0, 0, count, confidence)
