@@ -38,7 +38,7 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
         }
     else:
         faults["allow_plain_updates"] = not policy.allow_plain_updates
-    if not (isinstance(job.privacy, DPSGD) and job.privacy.private):
+    if not isinstance(job.privacy, DPSGD):
         faults["allow_not_private"] = not policy.allow_not_private
     else:
         faults |= {

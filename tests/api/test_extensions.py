@@ -7,13 +7,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 import fedaipc as fa
 from fedaipc.errors import ConfigError, LedgerError
 from fedaipc.secagg.keys import SigningKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.commands import Ran
 
 EXAMPLES = Path(__file__).parents[2] / "simulations" / "extend"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -268,3 +273,22 @@ def test_a_family_keeps_its_name() -> None:
         fa.register_family(fa.ModelFamily(model_type="bert", token_types=False))
     load("electra")
     load("electra")  # the same again, as a notebook does
+
+
+def test_a_plan_is_of_dp_sgd_and_says_so(fedaipc: Callable[..., Ran], tmp_path: Path) -> None:
+    load("two_coins")
+    (tmp_path / "job.toml").write_text('[privacy]\nkind = "two-coins"\n')
+    ran = fedaipc("privacy", "plan", tmp_path / "job.toml")
+    assert (ran.code, ran.err.count("\n")) == (6, 1)
+    assert 'privacy.kind = "two-coins": this plans DP-SGD' in ran.err
+
+
+def test_a_sweep_composes_the_mechanism_that_was_charged() -> None:
+    from fedaipc.lab.sweep.table import Row, records
+
+    coins = load("two_coins").TwoCoins(noise_multiplier=2.0, sampling_rate=0.5)
+    row = Row(cell="a", values={}, seed=1, state="done", private=True, mechanism=coins,
+              noise_multiplier=2.0, sampling_rate=0.5, steps=3)  # fmt: skip
+    assert row.schedule is not None
+    assert row.schedule.mechanism == coins
+    assert "mechanism" not in records([row])[0]

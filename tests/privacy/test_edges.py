@@ -14,13 +14,14 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from fedaipc.config import TrainingSettings
+from fedaipc.config import DPSGD, TrainingSettings
 from fedaipc.errors import ModelError
 from fedaipc.model import inputs as inputs_module
 from fedaipc.model import products
@@ -191,6 +192,25 @@ def test_a_machine_whose_kernels_tell_rows_apart_multiplies_otherwise_and_trains
         )  # fmt: skip
     assert classifier.by_record == settled
     classifier.by_record = products.NARROW
+
+
+def test_a_rehearsal_trains_its_record_whatever_the_mechanism_samples() -> None:
+    """Else memory could run out after a charge, for the length of one record."""
+
+    class Rare(DPSGD):
+        def sample(self, draw: Any) -> Any:
+            return np.zeros(0, np.int64)
+
+        def event(self) -> Any:
+            return super().event()
+
+    classifier, start = wide()
+    with mock.patch.object(training, "_losses", wraps=training._losses) as losses:
+        training.rehearse(
+            classifier, longest_input(classifier, cached=True), start,
+            mechanism=Rare(noise_multiplier=1.0), training=TrainingSettings(), micro_batch=8,
+        )  # fmt: skip
+    assert [list(call.args[4]) for call in losses.call_args_list] == [[0]]
 
 
 def test_where_nothing_helps_the_message_names_what_was_tried() -> None:
