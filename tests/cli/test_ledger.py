@@ -106,7 +106,7 @@ def test_a_torn_line_is_not_mended_by_looking_at_it(fedaipc: Callable[..., Ran],
     assert fedaipc("privacy", "ledger", "export", two, "copy.json").code == 0
     assert fedaipc("privacy", "ledger", "verify", "copy.json").code == 0
     assert path.read_bytes() == torn
-    path.write_bytes(torn + b'"}\n')  # a whole line that is none
+    path.write_bytes(torn + b'"}\n')  # complete, and not a ledger line
     assert "line 3 is damaged" in fedaipc("privacy", "ledger", "verify", two).err
 
 

@@ -123,7 +123,10 @@ LIES: dict[str, tuple[str, Lie]] = {
     "M8: keys of others": ("another federation or run", with_signed_bundle(federation="f")),
     "M8: old keys": ("have expired", with_signed_bundle(not_after=1_700_000_000)),
     "M8: a stranger": ("did not choose", with_a_stranger),
-    "a mask key that is none": ("no secret can be shared", with_signed_bundle(mask_key=bytes(32))),
+    "a mask key that is not valid": (
+        "no secret can be shared",
+        with_signed_bundle(mask_key=bytes(32)),
+    ),
     "a share key that is none": (
         "no secret can be shared",
         with_signed_bundle(share_key=bytes(32)),
