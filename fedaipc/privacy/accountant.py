@@ -12,6 +12,7 @@ PLD (Koskela et al. 2020; dp-accounting) are tighter and hold for a schedule dec
 
 from __future__ import annotations
 
+import logging
 import warnings
 from contextlib import contextmanager
 from functools import lru_cache
@@ -202,6 +203,7 @@ def _rdp_of_step(mechanism: Privacy) -> npt.NDArray[np.float64]:
         return _rdp_of_gaussian(*gaussian)
     from dp_accounting.rdp import RdpAccountant
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it reports each order that it leaves out
     accountant = RdpAccountant(orders=list(ORDERS))
     accountant.compose(_private(mechanism).event(), 1)
     values: npt.NDArray[np.float64] = np.array(accountant._rdp)  # noqa: SLF001 - of each order

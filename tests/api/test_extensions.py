@@ -275,6 +275,16 @@ def test_a_family_keeps_its_name() -> None:
     load("electra")  # the same again, as a notebook does
 
 
+def test_accounting_for_another_mechanism_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Orders at which its series do not converge are left out, which costs tightness alone."""
+    from fedaipc.config import Schedule
+    from fedaipc.privacy.accountant import epsilon_rdp
+
+    coins = load("two_coins").TwoCoins(noise_multiplier=1.393191, sampling_rate=0.7)
+    assert 0 < epsilon_rdp([Schedule(mechanism=coins, steps=3)], 1e-5) < 8
+    assert caplog.messages == []
+
+
 def test_a_plan_is_of_dp_sgd_and_says_so(fedaipc: Callable[..., Ran], tmp_path: Path) -> None:
     load("two_coins")
     (tmp_path / "job.toml").write_text('[privacy]\nkind = "two-coins"\n')
