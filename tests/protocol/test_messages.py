@@ -242,7 +242,8 @@ def job_tree(**changes: Any) -> str:
 
 
 def test_a_job_comes_out_as_it_went_in() -> None:
-    assert Job.parse(tiny_job().model_dump_json()) == tiny_job()
+    job = tiny_job()
+    assert Job.parse(job.model_dump_json()) == job
 
 
 @pytest.mark.parametrize(
@@ -316,8 +317,9 @@ def test_a_text_that_is_no_job_is_refused(text: str) -> None:
 
 def test_a_job_with_a_key_twice_is_refused() -> None:
     """Another reader could take the first, and see another job under the same signature."""
-    text = tiny_job().model_dump_json()
-    assert Job.parse(text) == tiny_job()
+    job = tiny_job()
+    text = job.model_dump_json()
+    assert Job.parse(text) == job
     with pytest.raises(RoundError, match="cannot be read"):
         Job.parse(text.replace('"rounds":', '"rounds":1,"rounds":', 1))
 
