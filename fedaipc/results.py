@@ -79,12 +79,22 @@ class PrivacyFacts(Frozen):
     planned_epsilon: PlannedEpsilon | None = Field(
         description="of all planned rounds; null without privacy"
     )
+    alone_epsilon: Amount | None = Field(
+        None,
+        description="of all planned rounds by Renyi DP, against whoever reads one PC's own update "
+        "in spite of secure aggregation; null where noise is not distributed",
+    )
 
     @property
     def dp_sgd(self) -> DPSGD | None:
         """The mechanism, None without privacy."""
         mechanism = self.schedule.mechanism
         return mechanism if isinstance(mechanism, DPSGD) else None
+
+    @property
+    def honest(self) -> int | None:
+        """How many honest PCs the noise of a sum counts with; None where each PC adds all of it."""
+        return None if self.dp_sgd is None else self.dp_sgd.honest
 
     @property
     def delta(self) -> float:

@@ -58,8 +58,9 @@ class Job(Settings):
         count what it trains and how many texts it cuts, and too much noise is told. Raises
         PrivacyError where no noise meets the target, DataError, ModelError.
         """
-        from fedaipc.privacy.budget import planned_epsilon, round_schedule, size_class
+        from fedaipc.privacy.budget import alone_epsilon, planned_epsilon, size_class
         from fedaipc.privacy.signal import noise_warning
+        from fedaipc.protocol.job import job_schedule
 
         job: Settings = self.with_data(data)
         values, warning = None, None
@@ -72,7 +73,7 @@ class Job(Settings):
             classifier = Classifier(job.model, data.labels)
             values = classifier.layout.size
             notes = (*data.notes, *_fit_notes(classifier, data))
-        once = round_schedule(job)
+        once = job_schedule(job)
         if data is not None and values is not None:
             sizes = [size_class(size) for size in data.sizes]
             warning = noise_warning(once, job, values, len(data.labels), sizes)
@@ -81,8 +82,12 @@ class Job(Settings):
             recipe=recipe_text(job),
             rounds=job.rounds,
             delta=mechanism.delta,
-            noise_multiplier=mechanism.noise if isinstance(mechanism, DPSGD) else None,
+            noise_multiplier=mechanism.multiplier if isinstance(mechanism, DPSGD) else None,
             epsilon=planned_epsilon(once, job.rounds) if once.private else None,
+            honest=mechanism.honest if isinstance(mechanism, DPSGD) else None,
+            alone_epsilon=alone_epsilon([once.times(job.rounds)], mechanism.delta)
+            if once.alone != once
+            else None,
             secure_aggregation=job.aggregation.kind == "secagg",
             trained_values=values,
             bytes_up=None if values is None else values * job.aggregation.bits // 8,
@@ -107,7 +112,9 @@ class Plan:
 
     `epsilon` is by each accountant, an upper bound each: None without privacy. `trained_values` and
     `bytes_up` (of one update, without what secure aggregation adds) are None where the data is not
-    known. `notes` are of the texts: what was left out and why, what looks odd, what is cut.
+    known. With distributed noise `epsilon` holds for sums with `honest` honest clients, and
+    `alone_epsilon` (RDP) against whoever reads one client's own update; else both are None.
+    `notes` are of the texts: what was left out and why, what looks odd, what is cut.
     """
 
     recipe: str
@@ -115,6 +122,8 @@ class Plan:
     delta: float
     noise_multiplier: float | None
     epsilon: dict[str, float] | None
+    honest: int | None
+    alone_epsilon: float | None
     secure_aggregation: bool
     trained_values: int | None
     bytes_up: int | None
@@ -127,11 +136,18 @@ class Plan:
             lines.append("NOT PRIVATE: neither clip nor noise")
         else:
             bounds = ", ".join(f"{v:.3f} ({name.upper()})" for name, v in self.epsilon.items())
-            whom = "against the server, other clients and all who see a model: the noise is each"
+            whom = "against the server, other clients and all who see a model: "
+            if self.alone_epsilon is None:
+                whom += "the noise is each client's own"
+            else:
+                whom += (
+                    f"each sum carries the noise of {self.honest} honest clients; epsilon "
+                    f"{self.alone_epsilon:.3f} (RDP) against whoever reads one client's own update"
+                )
             lines += [
                 f"noise multiplier {self.noise_multiplier:.4g}",
                 f"epsilon {bounds} at delta {self.delta:g}, per record, over {self.rounds} rounds",
-                f"{whom} client's own",
+                whom,
             ]
         lines.append(
             "the server sees sums of updates alone"

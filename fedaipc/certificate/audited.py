@@ -31,7 +31,7 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     mechanism = taken.mechanism
     if type(mechanism) is not DPSGD:
         raise CertificateError(f'an audit fits DP-SGD, and not "{mechanism.kind}"')
-    wanted = (mechanism.noise, mechanism.sampling_rate, taken.steps, guarantee.delta)
+    wanted = (mechanism.multiplier, mechanism.sampling_rate, taken.steps, guarantee.delta)
     try:
         content = bounds.read_bytes(path, strict_json.MAX_BYTES)
         report: Any = strict_json.parse(content)
@@ -56,7 +56,7 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     except (ValueError, KeyError, TypeError):
         raise CertificateError(f"{path}: is not what `fedaipc privacy audit` writes") from None
     raise CertificateError(
-        f"{path}: holds no audit of noise multiplier {mechanism.noise:g}, sampling rate "
+        f"{path}: holds no audit of noise multiplier {mechanism.multiplier:g}, sampling rate "
         f"{mechanism.sampling_rate:g}, {taken.steps} steps; audit a job with this schedule"
     )
 

@@ -19,11 +19,10 @@ from fedaipc.certificate.document import (
     AT_MOST,
     COMPOSITION,
     LIFETIME,
-    MECHANISM,
     NEIGHBOURS,
     SAMPLING,
-    TRUST,
     UNIT,
+    words,
 )
 from fedaipc.config import DPSGD, LOSS_DELTA, MAX_KINDS, MAX_LOSS, Privacy, Schedule
 from fedaipc.errors import FedaipcError
@@ -101,7 +100,9 @@ def _wording(certificate: Certificate) -> Finding:
         guarantee.unit, guarantee.neighbours, guarantee.mechanism, guarantee.sampling,
         guarantee.amplification, guarantee.composition, certificate.trust,
     )  # fmt: skip
-    own = (UNIT, NEIGHBOURS, MECHANISM, SAMPLING, AMPLIFICATION, COMPOSITION, TRUST)
+    # By the stated schedule, which is compared with what was signed further down.
+    mechanism, trust = words(guarantee.schedule)
+    own = (UNIT, NEIGHBOURS, mechanism, SAMPLING, AMPLIFICATION, COMPOSITION, trust)
     return Finding("wording", told == own, "unit, neighbours, mechanism, what it rests on")
 
 
@@ -240,6 +241,20 @@ def _epsilons(guarantee: Guarantee, told: Epsilons) -> Iterator[Finding]:
         "epsilon by RDP", told.rdp >= pld * (1 - _PLD_DIGITS) and told.rdp >= rdp * (1 - _RELATIVE),
         f"{told.rdp:.4f}; computed anew {rdp:.4f}",
     )  # fmt: skip
+    yield _alone(guarantee)
+
+
+def _alone(guarantee: Guarantee) -> Finding:
+    """What one PC's own noise promises, where it adds a share only."""
+    shares = [one for one in guarantee.schedule if one.alone != one]
+    if not shares:
+        return Finding("alone", guarantee.alone is None, "each PC adds all of its noise")
+    again = _rdp([one.alone for one in guarantee.schedule], guarantee.delta)
+    told = guarantee.alone
+    return Finding(
+        "alone", told is not None and told >= again * (1 - _RELATIVE),
+        f"{told}; computed anew {again:.4f}",
+    )  # fmt: skip
 
 
 def _same_schedule(stated: Sequence[Schedule], found: Counter[Privacy]) -> Finding:
@@ -289,7 +304,7 @@ def _composed(accountant: Any, schedule: Sequence[Schedule], delta: float) -> fl
     for one in schedule:
         mechanism = one.mechanism
         if type(mechanism) is DPSGD:
-            event: Any = dp_event.GaussianDpEvent(mechanism.noise)
+            event: Any = dp_event.GaussianDpEvent(mechanism.multiplier)
             if mechanism.sampling_rate < 1:
                 event = dp_event.PoissonSampledDpEvent(mechanism.sampling_rate, event)
         else:

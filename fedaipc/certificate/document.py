@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedaipc.config import Frozen, Schedule
+from fedaipc.config import DPSGD, Frozen, Schedule
 from fedaipc.errors import CertificateError
 from fedaipc.secagg.keys import SigningKey, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LABEL = b"fedaipc certificate"
 MAX_BYTES = 1 << 25
@@ -29,6 +32,10 @@ NEIGHBOURS = "data sets that differ by one record added or removed"
 MECHANISM = (
     "Gaussian noise of standard deviation noise_multiplier times the clip bound on the sum of "
     "per-record gradients, each clipped to that bound in L2 norm; on the PC, before anything leaves"
+)
+DISTRIBUTED = (
+    "the same noise on a sum over the records of several PCs: each adds a share, rounded to whole "
+    "numbers, so that any `honest` shares carry all of it; on the PC, before anything leaves"
 )
 SAMPLING = "Poisson: each record joins a step by itself with probability sampling_rate"
 AMPLIFICATION = (
@@ -50,6 +57,26 @@ TRUST = (
     "It does not cover when PCs answer, whether they are there, and their public size class.",
     "Records of one person count each; the same record on several PCs composes.",
 )
+
+
+TRUST_DISTRIBUTED = (
+    TRUST[0],
+    "Secure aggregation holds (fedaipc/secagg/SPEC.md), and each sum has `honest` honest PCs.",
+    "The coordinator and the other PCs need not be trusted beyond that for this epsilon.",
+    "Against whoever reads one PC's own update, `alone` is what its own noise promises.",
+    "It covers all sums that can be unmasked and all models that follow from them.",
+    *TRUST[3:],
+)
+
+
+def words(schedule: Sequence[Schedule]) -> tuple[str, tuple[str, ...]]:
+    """How the mechanism of this schedule is described, and what it rests on."""
+    kinds = {
+        isinstance(one.mechanism, DPSGD) and one.mechanism.distributed for one in schedule
+    } or {False}
+    said = {False: MECHANISM, True: DISTRIBUTED}
+    mechanism = "; or ".join(said[kind] for kind in sorted(kinds))
+    return mechanism, TRUST_DISTRIBUTED if True in kinds else TRUST
 
 
 class Epsilons(Frozen):
@@ -89,6 +116,10 @@ class Guarantee(Frozen):
     claim: Amount | None = Field(description="the epsilon that holds; null: nothing is promised")
     basis: str = Field(description="why it holds")
     epsilon: Epsilons | None = Field(description="of the schedule, had it been fixed in advance")
+    alone: Amount | None = Field(
+        None,
+        description="where noise is distributed: the same by Renyi DP, of one PC's own noise alone",
+    )
     not_private: tuple[str, ...] = Field(description="reasons why nothing is promised")
 
     @model_validator(mode="after")

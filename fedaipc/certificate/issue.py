@@ -23,6 +23,7 @@ from fedaipc.certificate.document import (
     PcFacts,
     RunFacts,
     Software,
+    words,
 )
 from fedaipc.client.client import OWNER_FILE
 from fedaipc.client.key_store import KeyStore
@@ -35,6 +36,7 @@ from fedaipc.privacy.accountant import (
     is_dear,
     merged,
 )
+from fedaipc.privacy.budget import alone_epsilon
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.job_folder import CONFIG_FILE, read_job
 from fedaipc.results import Results
@@ -180,7 +182,11 @@ def _guarantee(
             prv=epsilon_prv(steps, delta),
             pld=epsilon_pld(steps, delta),
         )
+    mechanism, _ = words(steps)
+    shared = epsilon is not None and any(one.alone != one for one in steps)
     return Guarantee(
+        mechanism=mechanism,
+        alone=alone_epsilon(steps, delta) if shared else None,
         delta=delta,
         schedule=steps,
         claim=None if reasons else claim,
@@ -211,6 +217,8 @@ def _software() -> Software:
 
 
 def _signed(certificate: Certificate, key: SigningKey) -> Certificate:
+    _, trust = words(certificate.guarantee.schedule)
+    certificate = certificate.model_copy(update={"trust": trust})
     # As it will be read: numbers in JSON come back as they went in, tuples as lists.
     return Certificate.from_json(certificate.write(), max_bytes=MAX_BYTES).signed_by(key)
 

@@ -36,6 +36,6 @@ def _schedule_row(one: Schedule) -> tuple[str, ...]:
     mechanism = one.mechanism
     assert isinstance(mechanism, DPSGD)  # noqa: S101 - what is not private costs no epsilon
     return (
-        f"{mechanism.noise:g}", f"{mechanism.sampling_rate:g}", f"{mechanism.clip_norm:g}",
+        f"{mechanism.multiplier:g}", f"{mechanism.sampling_rate:g}", f"{mechanism.clip_norm:g}",
         f"{one.steps:,}",
     )  # fmt: skip

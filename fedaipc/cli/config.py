@@ -65,14 +65,15 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     Example: fedaipc config check my.toml
     """
     from fedaipc.privacy.budget import (
+        alone_epsilon,
         charged_epsilon,
         covered_rounds,
         filter_order,
         planned_epsilon,
-        round_schedule,
         size_class,
     )
     from fedaipc.privacy.signal import noise_warning
+    from fedaipc.protocol.job import job_schedule
     from fedaipc.protocol.round_terms import check_secagg
     from fedaipc.report.formatting import NOT_SEALED
 
@@ -80,7 +81,7 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     data, classifier = _opened(settings)
     settings = for_labels(settings, data.labels)
     bounds = check_secagg(settings)
-    once = round_schedule(settings)
+    once = job_schedule(settings)
     rounds = settings.rounds
     say("the configuration is valid", f"recipe: {recipe_text(settings)}")
     if warning := rounds_warning(settings, data.labels):
@@ -102,11 +103,18 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     epsilons = planned_epsilon(once, rounds)
     charged = charged_epsilon(once, rounds, order)
     say(
-        f"noise multiplier {mechanism.noise:.4f}, {rounds} rounds of {once.steps} "
+        f"noise multiplier {mechanism.multiplier:.4f}, {rounds} rounds of {once.steps} "
         f"steps at rate {mechanism.sampling_rate:g}: epsilon {charged:.3f} charged at delta "
         f"{mechanism.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
         f"PLD {epsilons['pld']:.3f})"
     )
+    if mechanism.distributed:
+        alone = alone_epsilon([once.times(rounds)], mechanism.delta)
+        say(
+            f"distributed noise: that holds against whoever sees sums and models, with "
+            f"{mechanism.honest} honest PCs in each sum; against whoever reads one PC's own update "
+            f"in spite of secure aggregation epsilon {alone:.3f} (RDP)"
+        )
     if (covered := covered_rounds(once, lifetime, order)) < rounds:
         say(
             f"PCs will decline after {covered} of {rounds} rounds: federation.lifetime_epsilon is "

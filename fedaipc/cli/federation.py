@@ -73,7 +73,8 @@ def invite(
     from fedaipc.config import load_settings, settings_from
     from fedaipc.federation.federation import Federation
     from fedaipc.files import write_text
-    from fedaipc.privacy.budget import filter_order, round_schedule
+    from fedaipc.privacy.budget import filter_order
+    from fedaipc.protocol.job import job_schedule
 
     settings = settings_from({}) if config is None else load_settings(config)
     federation, privacy = Federation(folder), settings.privacy
@@ -84,7 +85,7 @@ def invite(
         lifetime_epsilon=settings.federation.lifetime_epsilon,
         delta=privacy.delta,
         order=filter_order(
-            round_schedule(settings), settings.rounds, settings.federation.lifetime_epsilon
+            job_schedule(settings), settings.rounds, settings.federation.lifetime_epsilon
         ),
     )
     if out is None:

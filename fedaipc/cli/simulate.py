@@ -191,13 +191,13 @@ def _announce(console: Console, run: Run) -> None:
 
 def show_noise(console: Console, settings: Settings, results: Results) -> None:
     """Say in one line if the noise of a finished run drowned what it could learn."""
-    from fedaipc.privacy.budget import round_schedule
     from fedaipc.privacy.signal import noise_warning
+    from fedaipc.protocol.job import job_schedule
 
     classes = [pc.size_class for pc in results.pcs]
     values, labels = results.model.trainable_parameters, len(results.data.labels)
     if classes and (
-        warning := noise_warning(round_schedule(settings), settings, values, labels, classes)
+        warning := noise_warning(job_schedule(settings), settings, values, labels, classes)
     ):
         console.print(warning, style="yellow", highlight=False, markup=False)
 

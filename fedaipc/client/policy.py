@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedaipc.config import DPSGD
 from fedaipc.errors import PrivacyError
-from fedaipc.privacy.budget import charged_epsilon
+from fedaipc.privacy.budget import alone_epsilon, charged_epsilon
 
 if TYPE_CHECKING:
     from fedaipc.config import Policy
@@ -43,10 +43,13 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
     else:
         faults |= {
             "max_clip_norm": job.privacy.clip_norm > policy.max_clip_norm,
-            "min_noise": job.privacy.noise < policy.min_noise,
+            "min_noise": job.privacy.multiplier < policy.min_noise,
         }
         epsilon = charged_epsilon(job.schedule, job.max_attempts, ledger.order)
         faults["max_epsilon"] = epsilon > policy.max_epsilon
+        if job.privacy.distributed:
+            alone = alone_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
+            faults["max_unsealed_epsilon"] = alone > policy.max_unsealed_epsilon
         if job.privacy.delta != ledger.delta:
             raise PrivacyError(
                 f"the job promises at delta {job.privacy.delta:g}; this PC's ledger counts at "

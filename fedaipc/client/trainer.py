@@ -31,8 +31,9 @@ from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.privacy.budget import check_delta, outgrown
 from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
 from fedaipc.privacy.randomness import SecureRandom
-from fedaipc.privacy.training import rehearse, train_round
+from fedaipc.privacy.training import clipped_sum, rehearse, train_round
 from fedaipc.protocol.job import SignedJob
+from fedaipc.protocol.noise_share import NoiseShare, noise_share
 from fedaipc.protocol.round_terms import hash_vector, make_terms
 from fedaipc.secagg.terms import Terms
 from fedaipc.secagg.uploads import LedgerHead, mask_and_share
@@ -54,13 +55,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A round that this PC would take part in. `keys` are None where updates travel unsealed."""
+    """A round that this PC would take part in. `keys` are None where updates travel unsealed,
+    `share` where the PC adds all of its noise itself.
+    """
 
     job: Job
     terms: Terms
     ledger: Ledger
     keys: Keys | None
     classifier: Classifier
+    share: NoiseShare | None
 
     @property
     def charge(self) -> Schedule:
@@ -122,7 +126,7 @@ class Trainer:
             )
         if isinstance(job.privacy, DPSGD):
             self._rehearse(job, job.privacy, classifier)
-        return Checked(job, terms, ledger, keys, classifier)
+        return Checked(job, terms, ledger, keys, classifier, self._share(job, terms))
 
     def ready(self) -> None:
         """Raises as `check`, and BudgetExhausted where the lifetime budget does not cover it."""
@@ -157,7 +161,9 @@ class Trainer:
         )
         head = LedgerHead(*ledger.head)
         pc.key_store.note_head(head)
-        return Admitted(job, terms, ledger, checked.keys, checked.classifier, head, vector)
+        return Admitted(
+            job, terms, ledger, checked.keys, checked.classifier, checked.share, head, vector
+        )
 
     def train(self, admitted: Admitted) -> bytes:
         """The masked update as a frame, or the encoded one where the round is plain.
@@ -188,6 +194,21 @@ class Trainer:
     ) -> npt.NDArray[Any]:
         """The encoded update."""
         owner, terms = self._pc.owner, admitted.terms
+        mechanism = admitted.job.privacy
+        if admitted.share is not None and isinstance(mechanism, DPSGD):
+            random = self._random("training")
+            total = clipped_sum(
+                admitted.classifier,
+                examples,
+                targets,
+                admitted.vector,
+                mechanism=mechanism,
+                clip_norm=admitted.share.clip_norm,
+                size_class=owner.size_class,
+                micro_batch=owner.speed.micro_batch,
+                random=random,
+            )
+            return admitted.share.encode(total, random)
         update = train_round(
             admitted.classifier,
             examples,
@@ -235,6 +256,12 @@ class Trainer:
         terms.check(roster, group, time.time())
         terms.place(own)
         return terms
+
+    def _share(self, job: Job, terms: Terms) -> NoiseShare | None:
+        mechanism = job.privacy
+        if not isinstance(mechanism, DPSGD) or not mechanism.distributed:
+            return None
+        return noise_share(mechanism, terms, self._pc.key_store.identity.public)
 
     def _rehearse(self, job: Job, mechanism: DPSGD, classifier: Classifier) -> None:
         """Once per process and model. Raises RoundError where this machine cannot do the job."""

@@ -57,7 +57,12 @@ from fedaipc.config.section import (
     register,
 )
 from fedaipc.config.server import FedAdam, FedAvg, FedAvgM, ServerOptimizer
-from fedaipc.config.settings import EvaluationSettings, OutputSettings, Settings
+from fedaipc.config.settings import (
+    EvaluationSettings,
+    OutputSettings,
+    Settings,
+    distributed_fault,
+)
 from fedaipc.config.toml import (
     load_owner,
     load_settings,
@@ -120,6 +125,7 @@ __all__ = [
     "TrainingSettings",
     "WarmUpSettings",
     "describe_fields",
+    "distributed_fault",
     "for_labels",
     "kind_fault",
     "load_owner",

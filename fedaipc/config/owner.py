@@ -51,6 +51,11 @@ class Policy(Section):
     max_clip_norm: float = Field(MAX_CLIP, gt=0, description="clip bound")
     min_noise: float = Field(MIN_NOISE, ge=0, description="noise multiplier")
     max_epsilon: Positive = Field(1000.0, description="of all attempts of one job")
+    max_unsealed_epsilon: Positive = Field(
+        1000.0,
+        description="the same, against whoever reads this PC's own update in spite of secure "
+        "aggregation; distributed noise protects little there",
+    )
     max_rounds: int = Field(100_000, ge=1, description="of one job, void attempts included")
     max_local_steps: int = Field(1000, ge=1, description="of one round")
     max_length: int = Field(512, ge=4, description="tokens of one text")

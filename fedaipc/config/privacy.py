@@ -6,6 +6,7 @@ A `Schedule` is so many steps of such a mechanism: what a round, a run or a life
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
@@ -52,6 +53,10 @@ class DPSGD(Privacy):
     is the target over all planned rounds, at `delta`; `noise_multiplier` may be given instead.
     Raises ConfigError where both are.
 
+    With `noise` "distributed" each client adds a share, and each sum that can be unmasked carries
+    the whole noise once: that promise rests on secure aggregation
+    (docs/explanation/distributed-noise.md).
+
     A mechanism of your own derives from this one, overrides `sample` or `step`, and says in `event`
     what accountants must count instead.
     """
@@ -68,6 +73,16 @@ class DPSGD(Privacy):
     )
     clip_norm: float = Field(
         1.0, ge=MIN_CLIP, le=MAX_CLIP, description="L2 bound C on one record's gradient"
+    )
+    noise: Literal["local", "distributed"] = Field(
+        "local",
+        description="each client adds all of it, or a share, so that each sum carries it once",
+    )
+    honest: int | None = Field(
+        None,
+        ge=1,
+        description="with distributed noise: honest clients in each sum; a job takes it from its "
+        "thresholds",
     )
 
     @classmethod
@@ -87,10 +102,32 @@ class DPSGD(Privacy):
         return self.model_copy(update={"noise_multiplier": noise_multiplier, "epsilon": None})
 
     @property
-    def noise(self) -> float:
+    def multiplier(self) -> float:
         """The noise multiplier, of a mechanism whose noise is fixed."""
         assert self.noise_multiplier is not None  # noqa: S101 - `Schedule` sees to it
         return self.noise_multiplier
+
+    @property
+    def distributed(self) -> bool:
+        """Whether a client adds a share of the noise, and only a sum carries all of it."""
+        return self.noise == "distributed"
+
+    @property
+    def alone(self) -> Self:
+        """What holds against whoever opens one client's update: its own noise, and no more.
+
+        With distributed noise that is sigma / sqrt(`honest`), which may be next to nothing: then
+        its sampling counts for nothing either, since accountants lose their digits there.
+        """
+        if not self.distributed:
+            return self
+        assert self.honest is not None  # noqa: S101 - a job sees to it
+        own = self.multiplier / math.sqrt(self.honest)
+        rate = self.sampling_rate if own >= MIN_NOISE else 1.0
+        return self.model_copy(
+            update={"noise": "local", "honest": None, "noise_multiplier": own, "epsilon": None,
+                    "sampling_rate": rate}
+        )  # fmt: skip
 
     def sample(self, draw: Any) -> Any:
         """Which records join a step: their numbers, ascending; secret. `draw` is a
@@ -100,13 +137,13 @@ class DPSGD(Privacy):
 
     def step(self, step: Any) -> None:
         """Train one step on one sample. `step` is a privacy.dp_sgd.Step."""
-        step.dp_sgd(clip_norm=self.clip_norm, noise_multiplier=self.noise)
+        step.dp_sgd(clip_norm=self.clip_norm, noise_multiplier=self.multiplier)
 
     def event(self) -> Any:
         """What an accountant needs to know of `sample` and `step`: an event of dp-accounting."""
         from dp_accounting import dp_event
 
-        event: Any = dp_event.GaussianDpEvent(self.noise)
+        event: Any = dp_event.GaussianDpEvent(self.multiplier)
         if self.sampling_rate < 1:
             event = dp_event.PoissonSampledDpEvent(self.sampling_rate, event)
         return event
@@ -150,6 +187,14 @@ class Schedule(Section):
     @property
     def private(self) -> bool:
         return self.mechanism.private
+
+    @property
+    def alone(self) -> Schedule:
+        """The same steps with one client's own noise alone (`DPSGD.alone`)."""
+        mechanism = self.mechanism
+        if not isinstance(mechanism, DPSGD) or not mechanism.distributed:
+            return self
+        return self.model_copy(update={"mechanism": mechanism.alone})
 
     def times(self, rounds: int) -> Schedule:
         """`rounds` times as many steps."""

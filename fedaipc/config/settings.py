@@ -22,6 +22,31 @@ from fedaipc.config.section import NAME, Section
 from fedaipc.config.server import FedAdam, ServerOptimizer
 
 
+def distributed_fault(
+    privacy: Privacy, training: TrainingSettings, aggregation: Aggregation, weighting: str
+) -> str | None:
+    """Why distributed noise does not go with these settings; None where it does, or is not asked
+    for.
+    """
+    if not isinstance(privacy, DPSGD) or not privacy.distributed:
+        return None
+    asks = 'privacy.noise = "distributed" needs '
+    if not isinstance(aggregation, SecAgg):
+        return asks + "secure aggregation: a single update has a share of the noise only"
+    if training.local_steps > 1 or training.optimizer != "sgd":
+        return (
+            asks + 'training.local_steps = 1 and training.optimizer = "sgd": a PC has no noisy '
+            "gradient that it could step by; take more rounds, and Adam as server.kind"
+        )
+    if training.head_learning_rate is not None:
+        return asks + "one learning rate: set training.learning_rate alone"
+    if weighting != "size-class":
+        return asks + 'federation.weighting = "size-class": all records count alike'
+    if type(privacy).step is not DPSGD.step:
+        return f'{asks}DP-SGD\'s own step, and "{privacy.kind}" has another'
+    return None
+
+
 class EvaluationSettings(Section):
     """When the coordinator measures the model on its own public validation set."""
 
@@ -82,4 +107,8 @@ class Settings(Section):
                 "aggregation.bits = 16 needs the noise of a private mechanism, which is as large "
                 "in every value: take 24 or 32"
             )
+        if fault := distributed_fault(
+            self.privacy, self.training, self.aggregation, self.federation.weighting
+        ):
+            raise ValueError(fault)
         return self

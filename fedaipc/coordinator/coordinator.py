@@ -12,6 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from fedaipc.config import DPSGD
 from fedaipc.coordinator.aggregation import MaskedSum, PlainSum
 from fedaipc.coordinator.checkpoint import Checkpoint, Counters
 from fedaipc.coordinator.disputes import to_leave_out
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
+    import numpy.typing as npt
     from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
@@ -155,7 +159,7 @@ class Coordinator:
         unmasked = time.monotonic()
         # 5. Too few: the round is void and the model stays as it was. Else move the model.
         if outcome.why_void is None:
-            mean = total.mean()
+            mean = self._as_update(total.mean())
             del total  # this vector is no longer needed
             self._checkpoint.vector = self._settings.server.step(
                 self._checkpoint.vector, mean, self._checkpoint.optimizer
@@ -376,6 +380,13 @@ class Coordinator:
         for node, reply in self._exchange.ask(stage, by_node(), timeout):
             yield asked[node], reply
             del reply
+
+    def _as_update(self, mean: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What PCs would have sent that can step by themselves; `mean` may be changed in place."""
+        privacy = self._job.privacy
+        if isinstance(privacy, DPSGD) and privacy.distributed:  # it is of sums of gradients
+            mean *= np.float32(-self._job.training.learning_rate / privacy.sampling_rate)
+        return mean
 
     def _epsilon(self) -> float | None:
         """What this run has cost the PC that was charged most often.

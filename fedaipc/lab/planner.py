@@ -69,7 +69,7 @@ class Plan:
     @property
     def noise(self) -> float:
         """The noise multiplier: standard deviation of the noise by clip norm."""
-        return self.mechanism.noise
+        return self.mechanism.multiplier
 
     @property
     def rate(self) -> float:

@@ -157,12 +157,21 @@ def _privacy(results: Results) -> str:
     assert mechanism is not None  # noqa: S101 - `Results` has reasons where it is None
     spent = next((one.epsilon for one in reversed(results.rounds) if one.epsilon), None)
     epsilon = "-" if spent is None else f"{math.ceil(spent * 100 - 1e-6) / 100:.2f}"
-    noise = (
-        f"Each PC clipped the gradient of each {facts.unit} to {mechanism.clip_norm:g} and added "
-        f"noise of {mechanism.noise:.4g} times that itself, before anything left it."
-        if type(mechanism) is DPSGD
-        else f'The mechanism is "{mechanism.kind}", of another package, which says what it costs.'
+    clipped = (
+        f"Each PC clipped the gradient of each {facts.unit} to {mechanism.clip_norm:g} and added"
     )
+    noise = (
+        f"{clipped} noise of {mechanism.multiplier:.4g} times that itself, before anything left it."
+    )
+    if mechanism.distributed:
+        noise = (
+            f"{clipped} a share of noise, so that a sum with {mechanism.honest} honest PCs carried "
+            f"{mechanism.multiplier:.4g} times that: the promise rests on secure aggregation."
+        )
+    if type(mechanism) is not DPSGD:
+        noise = (
+            f'The mechanism is "{mechanism.kind}", of another package, which says what it costs.'
+        )
     return (
         f"Differential privacy per {facts.unit}: epsilon {epsilon} at delta {facts.delta:g} for a "
         f"PC that took part in every round of this run. Neighbouring data sets: "

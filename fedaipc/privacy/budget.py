@@ -28,6 +28,8 @@ from fedaipc.privacy.accountant import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fedaipc.config import Settings
 
 SMALLEST_CLASS = 32
@@ -87,7 +89,7 @@ def filter_order(once: Schedule, rounds: int, lifetime: float) -> float:
     if affordable[order] < 1:
         raise PrivacyError(
             f"federation.lifetime_epsilon = {lifetime:g} does not cover a single round at noise "
-            f"multiplier {once.mechanism.noise:.4g}; raise it, or ask for more noise"
+            f"multiplier {once.mechanism.multiplier:.4g}; raise it, or ask for more noise"
         )
     return order
 
@@ -117,6 +119,15 @@ def _ratio(budget: float, cost: float) -> float:
 def charged_epsilon(once: Schedule, rounds: int, order: float) -> float:
     """Epsilon after `rounds` rounds in a fresh ledger whose filter has `order`."""
     return epsilon_at(order, rdp([once.times(rounds)], order), once.mechanism.delta)
+
+
+def alone_epsilon(schedules: Iterable[Schedule], delta: float) -> float:
+    """Epsilon, by RDP, against whoever opens a client's own updates in spite of secure aggregation.
+
+    Of all these steps with that client's own noise alone; more than the promise of the sums only
+    where noise is distributed.
+    """
+    return best_order([one.alone for one in schedules], delta)[1]
 
 
 def size_class(records: int) -> int:

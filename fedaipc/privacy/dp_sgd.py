@@ -27,7 +27,7 @@ from fedaipc.errors import ModelError
 from fedaipc.privacy.norms import double
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -96,6 +96,40 @@ def add_clipped(
         sums[parameter] = total if before is None else double(before).add_(total)
 
 
+def clipped_sums(
+    module: BookKeepingModule, losses: Iterable[tuple[torch.Tensor, int]], clip_norm: float
+) -> Sums:
+    """The sums of `add_clipped` over a whole sample; empty where the sample is.
+
+    `losses` as for `private_step`.
+    """
+    sums: Sums = {}
+    records = 0
+    for loss, rows in losses:
+        loss.backward()
+        records += rows
+        exact = records > module.rounding.records  # what lies beyond would break the bound
+        add_clipped(sums, module, clip_norm, rows, exact=exact)
+    return sums
+
+
+def flat(sums: Sums, parameters: Sequence[torch.nn.Parameter]) -> npt.NDArray[np.float64]:
+    """The sums of all `parameters` in their order, shape (size,); zeros where the sample was empty.
+
+    Raises ModelError where one of them got no gradient.
+    """
+    import numpy as np
+
+    if sums and any(parameter not in sums for parameter in parameters):
+        raise ModelError("a trainable parameter got no per-example gradients")
+    parts = [
+        np.zeros(parameter.numel()) if (total := sums.get(parameter)) is None
+        else total.detach().reshape(-1).double().cpu().numpy()
+        for parameter in parameters
+    ]  # fmt: skip
+    return np.concatenate(parts)
+
+
 def noisy(
     total: torch.Tensor, *, clip_norm: float, noise_multiplier: float, random: SecureRandom
 ) -> torch.Tensor:
@@ -128,13 +162,7 @@ def private_step(
     is expected to have. Draws one noise vector from `random`. Raises ModelError where a trained
     parameter got no gradient.
     """
-    sums: Sums = {}
-    records = 0
-    for loss, rows in losses:
-        loss.backward()
-        records += rows
-        exact = records > module.rounding.records  # what lies beyond would break the bound
-        add_clipped(sums, module, clip_norm, rows, exact=exact)
+    sums = clipped_sums(module, losses, clip_norm)
     for parameter in _trained(optimizer):
         total = sums.get(parameter)
         if total is None:

@@ -27,7 +27,8 @@ def noise_ratio(
 
     A step of a PC of size class n adds noise of length sigma C sqrt(values) to a sum that is at
     most q n C long, where all gradients agree. Both are divided by q n and weighted. Over T steps
-    signals add up to T times one step, independent noise to sqrt(T) times. 0 without noise.
+    signals add up to T times one step, independent noise to sqrt(T) times. 0 without noise. With
+    distributed noise each PC adds sigma C / sqrt(honest) in its place.
     """
     mechanism = once.mechanism
     if not isinstance(mechanism, DPSGD):
@@ -36,9 +37,11 @@ def noise_ratio(
     by_size = federation.weighting == "size-class"
     weights = [n if by_size else 1 for n in size_classes]
     noise = math.hypot(*(w / n for w, n in zip(weights, size_classes, strict=True)))
+    if mechanism.honest is not None:
+        noise = math.sqrt(len(weights) / mechanism.honest)
     steps = settings.rounds * once.steps * federation.fraction
     signal = mechanism.sampling_rate * sum(weights) * math.sqrt(steps)
-    return mechanism.noise * math.sqrt(values) * noise / signal
+    return mechanism.multiplier * math.sqrt(values) * noise / signal
 
 
 def noise_warning(
@@ -59,6 +62,6 @@ def noise_warning(
         f"({DROWNED:g} already halves what the model learns). {len(size_classes):,} PCs of about "
         f"{sum(size_classes) / len(size_classes):,.0f} records, {labels:,} labels, {values:,} "
         f"trained values, {settings.rounds:,} rounds, noise multiplier "
-        f"{mechanism.noise:.3g}. What helps: more records on each PC, more PCs, a larger "
+        f"{mechanism.multiplier:.3g}. What helps: more records on each PC, more PCs, a larger "
         f"epsilon, fewer labels{fewer}"
     )

@@ -83,6 +83,35 @@ def train_round(
     return update
 
 
+def clipped_sum(
+    classifier: Classifier,
+    inputs: Inputs,
+    targets: npt.NDArray[np.int64],
+    start: npt.NDArray[np.float32],
+    *,
+    mechanism: DPSGD,
+    clip_norm: float,
+    size_class: int,
+    micro_batch: int,
+    random: SecureRandom,
+) -> npt.NDArray[np.float64]:
+    """The sum of clipped gradients over one sample at the global vector, shape (size,).
+
+    It holds NO noise yet: one record moves it by `clip_norm` at most, in L2. Nothing of it may
+    leave before a share of noise is added (`protocol.noise_share`). All else is as in
+    `train_round`.
+    """
+    write_vector(classifier, start)
+    micro_batch = micro_batch or usual_micro_batch(classifier)
+    rounding = _rounding(classifier, micro_batch, mechanism.sampling_rate * size_class)
+    sample = mechanism.sample(dp_sgd.Draw(random, len(inputs)))
+    with _book_keeping(classifier, rounding) as module:
+        losses = _losses(classifier, module, inputs, targets, sample, micro_batch)
+        sums = dp_sgd.clipped_sums(module, losses, clip_norm)
+        module.zero_grad()
+    return dp_sgd.flat(sums, [parameter for _, parameter in classifier.trainable()])
+
+
 def usual_micro_batch(classifier: Classifier) -> int:
     """Rows of a micro-batch by default: public, by the method alone."""
     return _HEAD_BATCH if classifier.pooled else _USUAL_BATCH

@@ -20,10 +20,12 @@ from fedaipc.config import (
     TextClassifier,
     TrainingMethod,
     TrainingSettings,
+    distributed_fault,
     kind_fault,
 )
 from fedaipc.errors import RoundError
 from fedaipc.privacy.budget import round_schedule
+from fedaipc.protocol.round_terms import check_secagg
 from fedaipc.secagg.keys import SigningKey, verify
 
 if TYPE_CHECKING:
@@ -63,8 +65,15 @@ class Job(Frozen):
     def _check(self) -> Self:
         if self.aggregation.bits == 16 and not self.privacy.private:
             raise ValueError("16 bits need the noise of a private mechanism")
-        if isinstance(self.privacy, DPSGD) and self.privacy.noise_multiplier is None:
-            raise ValueError("a job holds the noise itself, not a target")
+        if isinstance(self.privacy, DPSGD):
+            if self.privacy.noise_multiplier is None:
+                raise ValueError("a job holds the noise itself, not a target")
+            if self.privacy.distributed is (self.privacy.honest is None):
+                raise ValueError("distributed noise, and it alone, counts honest clients")
+        if fault := distributed_fault(
+            self.privacy, self.training, self.aggregation, self.weighting
+        ):
+            raise ValueError(fault)
         return self
 
     @property
@@ -98,6 +107,20 @@ def _faults(tree: object) -> Iterator[str]:
             yield fault
 
 
+def job_schedule(settings: Settings) -> Schedule:
+    """As `round_schedule`; with distributed noise, how many honest clients it counts with too.
+
+    Raises PrivacyError where the target cannot be met, ConfigError where there are too few PCs.
+    """
+    once = round_schedule(settings)
+    mechanism = once.mechanism
+    if not isinstance(mechanism, DPSGD) or not mechanism.distributed:
+        return once
+    bounds = check_secagg(settings)
+    honest = {"honest": bounds.least - bounds.colluding}
+    return once.model_copy(update={"mechanism": mechanism.model_copy(update=honest)})
+
+
 def make_job(
     settings: Settings,
     labels: tuple[str, ...],
@@ -114,7 +137,7 @@ def make_job(
         training=settings.training,
         labels=labels,
         layout_hash=layout_hash,
-        privacy=round_schedule(settings).mechanism,
+        privacy=job_schedule(settings).mechanism,
         rounds=settings.rounds,
         max_attempts=settings.rounds + federation.spare_attempts,
         cohort=federation.cohort_size(federation.clients),

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedaipc.config import DPSGD, SecAgg
 from fedaipc.errors import ConfigError, SecAggError
+from fedaipc.protocol.noise_share import noise_room
 from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.terms import PLAIN, Terms, capped, thresholds
 
@@ -127,10 +128,14 @@ def update_bound(job: Job) -> float:
     n the size class, z Gaussian of deviation sigma C. With twice the expected b, and 8 deviations,
     k steps stay below rate * (2 C k + 8 sigma C sqrt(k) / (q n)). Times a weight of n, or of 1, and
     with the largest or smallest n that a job can have. To move a value to L is post-processing of
-    the noisy update: epsilon does not depend on L.
+    the noisy update: epsilon does not depend on L. With distributed noise the value is one of a
+    clipped sum, and moved to what L leaves beside the noise before a share is added.
     """
     if job.aggregation.bound is not None:
         return job.aggregation.bound
+    if isinstance(job.privacy, DPSGD) and job.privacy.distributed:
+        records = 2 * job.privacy.sampling_rate * job.largest_class
+        return job.privacy.clip_norm * records + noise_room(job.privacy)
     steps, by_size = job.training.local_steps, job.weighting == "size-class"
     rate = max(job.training.learning_rate, job.training.head_learning_rate or 0.0)
     most = job.largest_class if by_size else 1
@@ -139,7 +144,7 @@ def update_bound(job: Job) -> float:
     if not isinstance(job.privacy, DPSGD):
         return rate * steps * _PLAIN_STEP * most
     per_record = 1 if by_size else 1 / job.smallest_class
-    noise = job.privacy.noise * math.sqrt(steps) / job.privacy.sampling_rate * per_record
+    noise = job.privacy.multiplier * math.sqrt(steps) / job.privacy.sampling_rate * per_record
     return rate * job.privacy.clip_norm * (2 * steps * most + _DEVIATIONS * noise)
 
 

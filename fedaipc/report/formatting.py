@@ -281,7 +281,7 @@ def headline(results: Results) -> str:
 
 def privacy_statement(results: Results) -> list[tuple[str, str]]:
     """(heading, sentence) pairs: what is promised to whom, and what is not."""
-    rows = _no_noise() if not results.privacy.schedule.private else _local_noise(results)
+    rows = _no_noise() if not results.privacy.schedule.private else _private(results)
     rows.append(("Updates", f"{aggregation_text(results)}."))
     if is_simulation(results):
         note = "One machine held the data of all PCs: this describes the same job on real PCs."
@@ -299,12 +299,14 @@ def _no_noise() -> list[tuple[str, str]]:
     ]
 
 
-def _local_noise(results: Results) -> list[tuple[str, str]]:
+def _private(results: Results) -> list[tuple[str, str]]:
     privacy, unit = results.privacy, results.privacy.unit
     spent = spent_epsilon(results)
     epsilon = f"epsilon = {'see the ledgers' if spent is None else epsilon_text(spent)}"
+    alone = privacy.alone_epsilon
+    seen = "any single PC's update" if alone is None else "any sum that the server can unmask"
     promise = (
-        "Somebody who sees any model of this training, or any single PC's update, can hardly tell "
+        f"Somebody who sees any model of this training, or {seen}, can hardly tell "
         f"whether a given {unit} was in the training data. The odds of any conclusion change by "
         f"at most a factor of e^epsilon ({epsilon}), except with a probability of delta = "
         f"{delta_text(privacy.delta)}."
@@ -313,6 +315,13 @@ def _local_noise(results: Results) -> list[tuple[str, str]]:
         "Only the PC itself and the software on it: each PC adds all of the noise before "
         "anything leaves it."
     )
+    if alone is not None:
+        trust = (
+            "The PC itself, and secure aggregation: each PC adds a share of the noise, and a sum "
+            f"has {privacy.honest} honest PCs or more. Against whoever reads one PC's own update "
+            f"in spite of that, its share alone promises epsilon = {epsilon_text(alone)} over "
+            "the planned rounds."
+        )
     if results.not_private:
         promise = (
             f"None: {reasons_text(results)}. The epsilon in this report is what the same schedule "

@@ -49,7 +49,7 @@ def _summary(results: Results) -> Iterator[tuple[str, str]]:
     yield "rounds", _round_line(results)
     if (mechanism := privacy.dp_sgd) is not None:
         steps = formatting.count_text(privacy.schedule.steps, "local step")
-        clip = f"multiplier {mechanism.noise:.4g}, clip {mechanism.clip_norm:g}"
+        clip = f"multiplier {mechanism.multiplier:.4g}, clip {mechanism.clip_norm:g}"
         yield "noise", f"{clip}, sampling rate {mechanism.sampling_rate:g}, {steps}"
     yield "traffic", formatting.traffic_text(results)
     yield "device", f"{model.device} {model.dtype}: {model.reason}"
@@ -165,9 +165,17 @@ def _privacy(results: Results) -> str:
     if results.engine == "fleet" and results.rounds:
         # What PCs spent before is in their own ledgers, which nobody here can see.
         spent = f"{formatting.epsilon_text(results.rounds[-1].epsilon)} in this run"
+    noise = "local noise"
+    if privacy.alone_epsilon is not None:
+        alone = formatting.epsilon_text(privacy.alone_epsilon)
+        noise = (
+            f"distributed noise: against whoever sees sums and models, with "
+            f"{privacy.honest} honest PCs in each sum; epsilon {alone} against whoever reads one "
+            "PC's own update"
+        )
     return (
         f"epsilon {spent} at delta {formatting.delta_text(privacy.delta)}, per {privacy.unit}, "
-        f"{privacy.schedule.mechanism.kind} with local noise"
+        f"{privacy.schedule.mechanism.kind} with {noise}"
     )
 
 

@@ -36,9 +36,9 @@ from fedaipc.files import expanded, write_text
 from fedaipc.model.base import with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
-from fedaipc.privacy.budget import filter_order, round_schedule
+from fedaipc.privacy.budget import filter_order
 from fedaipc.privacy.ledger import Ledger
-from fedaipc.protocol.job import Job, SignedJob, make_job
+from fedaipc.protocol.job import Job, SignedJob, job_schedule, make_job
 from fedaipc.protocol.job_folder import CONFIG_FILE, JOB_FILE, write_job
 from fedaipc.protocol.round_terms import check_secagg
 from fedaipc.results import LOCK_FILE, RESULTS_FILE, Engine, Results, RoundResult
@@ -94,7 +94,7 @@ def prepare(
     before = check_model(settings, data)
     settings, public = warm_base(settings, data, on_warm_up)
     classifier = before if public is None else Classifier(settings.model, data.labels)
-    once = round_schedule(settings)
+    once = job_schedule(settings)
     order = filter_order(once, settings.rounds, settings.federation.lifetime_epsilon)
     folder = _new_folder(Path(settings.output.folder), settings.output.name)
     try:

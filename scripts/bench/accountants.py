@@ -42,7 +42,7 @@ def main() -> None:
         prv, pld = epsilon_prv([step], delta), epsilon_pld([step], delta)
         rows.append(
             {
-                "noise_multiplier": mechanism.noise, "sampling_rate": mechanism.sampling_rate,
+                "noise_multiplier": mechanism.multiplier, "sampling_rate": mechanism.sampling_rate,
                 "steps": step.steps, "delta": delta, "rdp": rdp, "prv": prv, "pld": pld,
             }
         )  # fmt: skip

@@ -20,7 +20,7 @@ class TwoCoins(fa.DPSGD):
         return draw.poisson(self.sampling_rate**2)
 
     def event(self) -> Any:
-        noise = dp_event.GaussianDpEvent(self.noise)
+        noise = dp_event.GaussianDpEvent(self.multiplier)
         return dp_event.PoissonSampledDpEvent(self.sampling_rate**2, noise)
 
 

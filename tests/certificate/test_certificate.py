@@ -87,7 +87,7 @@ def test_a_run_has_a_certificate_that_holds(run: Run, key: SigningKey, tmp_path:
     steps = 2 * job["training"]["local_steps"]
     mechanism = step.mechanism
     assert isinstance(mechanism, DPSGD)
-    assert (mechanism.noise, step.steps) == (2.0, steps)
+    assert (mechanism.multiplier, step.steps) == (2.0, steps)
     assert guarantee.epsilon is not None
     taken = dp_sgd(2.0, mechanism.sampling_rate, steps)
     assert guarantee.claim == guarantee.epsilon.pld == epsilon_pld([taken], guarantee.delta)
@@ -454,7 +454,7 @@ def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
     assert epsilon is not None
     mechanism = mechanism_of(step)
     setting: dict[str, Any] = {
-        "noise_multiplier": mechanism.noise, "sampling_rate": mechanism.sampling_rate,
+        "noise_multiplier": mechanism.multiplier, "sampling_rate": mechanism.sampling_rate,
         "steps": step.steps, "canary": {"bound": bound, "promised": epsilon.pld, "delta": 1e-5},
     }  # fmt: skip
     report = {"format": "fedaipc audit", "version": 1, "settings": [setting]}

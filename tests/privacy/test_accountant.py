@@ -53,7 +53,7 @@ def by_dp_accounting(schedule: list[Schedule], orders: tuple[float, ...]) -> Rdp
     accountant = RdpAccountant(orders=list(orders))
     for m in schedule:
         event = dp_event.PoissonSampledDpEvent(
-            m.mechanism.sampling_rate, dp_event.GaussianDpEvent(mechanism_of(m).noise)
+            m.mechanism.sampling_rate, dp_event.GaussianDpEvent(mechanism_of(m).multiplier)
         )
         accountant.compose(event, m.steps)
     return accountant
@@ -66,7 +66,7 @@ def test_rdp_equals_opacus_and_dp_accounting(schedule: list[Schedule]) -> None:
     for m in schedule:
         for _ in range(m.steps):
             own = mechanism_of(m)
-            theirs.step(noise_multiplier=own.noise, sample_rate=own.sampling_rate)
+            theirs.step(noise_multiplier=own.multiplier, sample_rate=own.sampling_rate)
     ours = epsilon_rdp(schedule, DELTA)
     assert ours == pytest.approx(theirs.get_epsilon(DELTA, alphas=list(ORDERS)), rel=1e-9)
     assert ours == pytest.approx(best_order(schedule, DELTA)[1], rel=1e-9)

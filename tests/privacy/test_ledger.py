@@ -110,7 +110,7 @@ def test_spent_is_the_independent_composition_of_any_sequence(
         accountant = RdpAccountant(orders=[6.0])
         for attempt, (run, schedule) in enumerate(entries, start=1):
             ledger.charge(one(attempt, schedule, run))
-            gaussian = dp_event.GaussianDpEvent(mechanism_of(schedule).noise)
+            gaussian = dp_event.GaussianDpEvent(mechanism_of(schedule).multiplier)
             event = dp_event.PoissonSampledDpEvent(schedule.mechanism.sampling_rate, gaussian)
             accountant.compose(event, schedule.steps)
         expected = accountant.get_epsilon(DELTA) if entries else 0.0

@@ -246,7 +246,7 @@ def worst(job: Job, records: int) -> float:
     expected = job.privacy.sampling_rate * records
     steps = job.training.local_steps
     rate = max(job.training.learning_rate, job.training.head_learning_rate or 0)
-    noise = 8 * job.privacy.noise * job.privacy.clip_norm / math.sqrt(steps)  # of one step
+    noise = 8 * job.privacy.multiplier * job.privacy.clip_norm / math.sqrt(steps)  # of one step
     value = 0.0
     for _ in range(steps):
         value -= rate * (2 * expected * job.privacy.clip_norm + noise) / expected

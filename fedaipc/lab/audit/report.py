@@ -172,7 +172,7 @@ def run_audit(
         attempts = results.charged
         one = Setting(
             epsilon=epsilon,
-            noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.noise,
+            noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.multiplier,
             sampling_rate=privacy.schedule.mechanism.sampling_rate,
             steps=privacy.schedule.steps * attempts,
             clip_norm=None if privacy.dp_sgd is None else privacy.dp_sgd.clip_norm,

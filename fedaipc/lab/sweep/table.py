@@ -161,7 +161,7 @@ def _row(folder: Path, cell: Cell) -> Row:
         epsilon_pld=None if results.not_private or planned is None else planned.pld,
         delta=privacy.delta,
         mechanism=privacy.schedule.mechanism,
-        noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.noise,
+        noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.multiplier,
         sampling_rate=privacy.schedule.mechanism.sampling_rate,
         steps=attempts * privacy.schedule.steps,
         rounds=sum(not one.void for one in rounds),

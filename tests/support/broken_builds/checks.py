@@ -54,7 +54,7 @@ def check_composition() -> None:
             ledger.charge(_charge(attempt))
         accountant = RdpAccountant(orders=[ORDER])
         step = mechanism_of(STEP)
-        gaussian = dp_event.GaussianDpEvent(step.noise)
+        gaussian = dp_event.GaussianDpEvent(step.multiplier)
         accountant.compose(dp_event.PoissonSampledDpEvent(step.sampling_rate, gaussian), 30)
         expected = accountant.get_epsilon(DELTA)
         assert math.isclose(Ledger(ledger.path).spent_epsilon(), expected, rel_tol=1e-6)

@@ -1,0 +1,106 @@
+"""A client's share of the noise that only a sum carries (docs/explanation/distributed-noise.md).
+
+Every sum that can be unmasked holds the shares of `honest` honest clients at least, each a rounded
+Gaussian of deviation sigma C / sqrt(honest) on the lattice of the ring. Together they are the
+Gaussian mechanism with noise multiplier sigma, so that every accountant of it holds as it is.
+All numbers here are public: they follow from the signed job and the terms of the round.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedaipc.errors import SecAggError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedaipc.config import DPSGD
+    from fedaipc.privacy.randomness import SecureRandom
+    from fedaipc.secagg.encoding import Encoding, Words
+    from fedaipc.secagg.terms import Terms
+
+MIN_DEVIATION = 16.0  # steps of the lattice; the law of a sum is then off by less than 10^-1000
+MAX_MARGIN = 1 / 8  # of the clip bound, given up to the rounding of a large model
+_DEVIATIONS = 8  # of the noise: beyond, a Gaussian value is less likely than 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseShare:
+    """How one client encodes its clipped sum. Lengths are in gradients, or in `steps` of the ring.
+
+    `clip_norm` bounds one record's gradient: what rounding to whole steps can add to it is taken
+    off. `factor` is what the sum is multiplied by, at most 1; `steps` how many make a unit.
+    `deviation` of the share and `limit` of one value before it are in steps.
+    """
+
+    encoding: Encoding
+    clip_norm: float
+    factor: float
+    deviation: float
+    limit: float
+
+    def encode(self, total: npt.NDArray[np.float64], random: SecureRandom) -> Words:
+        """Ring elements of `total`, shape (size,), each with its share of noise.
+
+        Raises SecAggError where a value is not finite.
+        """
+        if not np.isfinite(total).all():
+            raise SecAggError("a sum that is not finite cannot be sealed")
+        steps = total * (self.factor * self.encoding.scale)
+        # Before the share is added, never after: a sum of values that were moved with their noise
+        # is no function of the sum of the noise. What is too large then wraps around in the ring.
+        np.clip(steps, -self.limit, self.limit, out=steps)
+        noisy = random.noisy(steps, self.deviation, 1.0)  # whole numbers, both of them
+        whole = noisy.astype(np.int64) & ((1 << self.encoding.bits) - 1)
+        words: npt.NDArray[Any] = whole.astype(self.encoding.dtype)
+        return words
+
+
+def noise_share(mechanism: DPSGD, terms: Terms, own: bytes) -> NoiseShare:
+    """Of the PC `own`, in the round that has these terms.
+
+    Raises SecAggError where the sum may have fewer honest clients than the mechanism counts with,
+    or the ring is too coarse for the noise, or for so many values.
+    """
+    bounds, encoding = terms.thresholds, terms.encoding
+    honest = mechanism.honest
+    if not terms.sealed or honest is None:
+        raise SecAggError("distributed noise needs secure aggregation")
+    if bounds.least - bounds.colluding < honest:
+        raise SecAggError(
+            f"a sum may have {bounds.least - bounds.colluding} honest PCs, and the job's noise "
+            f"counts with {honest}"
+        )
+    clip = mechanism.clip_norm
+    deviation = mechanism.multiplier * clip * encoding.scale / math.sqrt(honest)
+    # A thousandth more for the floating-point product that is rounded.
+    margin = 1.001 * math.sqrt(terms.size) / (encoding.scale * clip)
+    limit = (encoding.bound - noise_room(mechanism)) * encoding.scale
+    if limit <= 0:
+        raise SecAggError(
+            f"aggregation.bound = {encoding.bound:g} leaves no room beside the noise: set more "
+            f"than {noise_room(mechanism):g}"
+        )
+    if deviation < MIN_DEVIATION or margin > MAX_MARGIN:
+        raise SecAggError(
+            f"a ring of {encoding.bits} bits is too coarse for {terms.size:,} values with "
+            "distributed noise: set a smaller aggregation.bound, or more aggregation.bits"
+        )
+    place = terms.place(own)
+    return NoiseShare(
+        encoding=encoding,
+        clip_norm=clip * (1 - margin),
+        factor=terms.weights[place] / terms.bundles[place].size_class,
+        deviation=deviation,
+        limit=limit,
+    )
+
+
+def noise_room(mechanism: DPSGD) -> float:
+    """What of the bound on one client's value is kept for its share of the noise."""
+    return _DEVIATIONS * mechanism.multiplier * mechanism.clip_norm

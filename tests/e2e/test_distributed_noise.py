@@ -1,0 +1,127 @@
+"""Runs whose sums alone carry the noise: what they say, what they send, who refuses them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fedaipc.config import DPSGD
+from fedaipc.coordinator.aggregation import PlainSum
+from fedaipc.errors import FedaipcError
+from fedaipc.privacy.budget import alone_epsilon, charged_epsilon
+from fedaipc.protocol.noise_share import NoiseShare
+from fedaipc.report.run_tables import summary
+from fedaipc.simulation.simulation import prepare, simulate
+from tests.support.jobs import tiny
+from tests.support.runs import job_of, ledger, quiet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from fedaipc.privacy.randomness import SecureRandom
+    from fedaipc.secagg.encoding import Words
+    from fedaipc.simulation.simulation import Run
+
+DISTRIBUTED = ("privacy.noise=distributed", "federation.clients=5")
+
+
+def prepared(folder: Path, *changes: str, seed: int | None = None) -> Run:
+    return prepare(tiny(f"output.folder='{folder}'", *DISTRIBUTED, *changes), test_seed=seed)
+
+
+def test_a_run_states_both_promises_and_charges_the_first(tmp_path: Path, minilm: Path) -> None:
+    run = prepared(tmp_path)
+    results = simulate(run, "in-process", quiet)
+    assert results.status == "finished"
+    job = job_of(run)
+    assert isinstance(job.privacy, DPSGD)
+    assert job.privacy.honest == 3  # at least 4 in a sum, of which one may collude
+    own = ledger(run)
+    assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.order)
+    alone = results.privacy.alone_epsilon
+    assert alone == alone_epsilon([job.schedule.times(2)], 1e-5)
+    assert alone is not None
+    assert alone > 2 * own.spent_epsilon()
+    said = " ".join(str(cell) for row in summary(results).rows for cell in row)
+    assert "distributed noise: against whoever sees sums and models, with 3 honest PCs" in said
+    assert f"epsilon {math.ceil(alone * 100) / 100:.2f} against whoever reads one PC's own" in said
+
+
+def test_what_the_coordinator_reads_is_the_exact_sum_with_the_noise_of_all(
+    tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain: list[npt.NDArray[np.float64]] = []
+    encoded: list[Words] = []
+    means: list[npt.NDArray[np.float32]] = []
+    shares: list[NoiseShare] = []
+    real, real_mean = NoiseShare.encode, PlainSum.mean
+
+    def encode(self: NoiseShare, total: npt.NDArray[np.float64], random: SecureRandom) -> Words:
+        plain.append(np.rint(total * (self.factor * self.encoding.scale)))
+        words = real(self, total, random)
+        encoded.append(words.copy())  # masks are added in place
+        shares.append(self)
+        return words
+
+    def mean(self: Any) -> npt.NDArray[np.float32]:
+        means.append(real_mean(self))
+        return means[-1].copy()  # the coordinator changes it in place
+
+    monkeypatch.setattr(NoiseShare, "encode", encode)
+    monkeypatch.setattr(PlainSum, "mean", mean)
+    run = prepared(tmp_path, "rounds=1", "privacy.sampling_rate=1.0")
+    simulate(run, "in-process", quiet)
+    assert len(encoded) == 5
+    job = job_of(run)
+    total = np.sum([w.view("<i4").astype(np.int64) for w in encoded], axis=0)
+    weights = total / shares[0].encoding.scale / means[0]
+    assert np.allclose(weights, weights[0], rtol=1e-5)  # the same divisor for all: public weights
+    noise = total - np.sum(plain, axis=0)
+    deviation = shares[0].deviation * math.sqrt(5)
+    # 770 values or so: their deviation is off by 10 % once in 10^4 times.
+    assert np.std(noise) == pytest.approx(deviation, rel=0.1)
+    assert isinstance(job.privacy, DPSGD)
+    whole = job.privacy.multiplier * job.privacy.clip_norm * shares[0].encoding.scale
+    assert deviation == pytest.approx(whole * math.sqrt(5 / 3))
+
+
+def test_pcs_that_vanish_leave_enough_noise_or_a_void_round(tmp_path: Path, minilm: Path) -> None:
+    run = prepared(
+        tmp_path, "federation.clients=10", "federation.dropout_rate=0.1",
+        "federation.dropout_stage=mask", "federation.stage_timeout=2",
+    )  # fmt: skip
+    results = simulate(run, "in-process", quiet)
+    assert results.status == "finished"
+    assert all(one.void or one.arrived >= 7 for one in results.rounds)
+    job = job_of(run)
+    assert isinstance(job.privacy, DPSGD)
+    assert job.privacy.honest == 6  # whoever answers
+
+
+def test_an_owner_can_limit_what_an_opened_update_would_tell(tmp_path: Path, minilm: Path) -> None:
+    run = prepared(tmp_path)
+    for number in range(5):
+        owner = run.pc_state / f"pc-{number:04}" / "owner.toml"
+        owner.write_text(owner.read_text() + "\n[policy]\nmax_unsealed_epsilon = 0.5\n")
+    with pytest.raises(FedaipcError):
+        simulate(run, "in-process", quiet)
+    assert ledger(run).spent_epsilon() == 0.0
+
+
+def test_it_learns_as_local_noise_of_the_whole_sum_would(tmp_path: Path, minilm: Path) -> None:
+    """The step is the same but for its noise: with next to none, the model is the same."""
+    little = ("privacy.noise_multiplier=0.5", "privacy.sampling_rate=1.0", "rounds=3")
+    vectors = [
+        simulate(prepare(tiny(f"output.folder='{tmp_path}'", "federation.clients=5", *little, how),
+                         test_seed=3), "in-process", quiet)
+        for how in ("privacy.noise=distributed", "privacy.noise=local")
+    ]  # fmt: skip
+    first, second = (one.validation for one in vectors)
+    assert first is not None
+    assert second is not None
+    assert first.loss == pytest.approx(second.loss, abs=0.01)
