@@ -5,8 +5,10 @@ A fault is a function that patches the real code; its docstring says in one line
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,9 @@ from fedaipc.privacy.bookkeeping import BookKeepingModule
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.privacy.norms import Sizes
 from fedaipc.privacy.randomness import SecureRandom
+from fedaipc.protocol import noise_share
 from fedaipc.protocol.messages import SetupRequest
+from fedaipc.protocol.noise_share import NoiseShare
 
 # Training
 
@@ -170,6 +174,58 @@ def poisson_sampling_off(patch: pytest.MonkeyPatch) -> None:
         return np.arange(count)
 
     patch.setattr(SecureRandom, "poisson_sample", sample)
+
+
+# Shares of noise
+
+
+def shares_for_all_who_answer(patch: pytest.MonkeyPatch) -> None:
+    real = noise_share.noise_share
+
+    def of_all(mechanism: Any, terms: Any, own: bytes) -> NoiseShare:
+        found = real(mechanism, terms, own)
+        return replace(
+            found, deviation=found.deviation * math.sqrt(mechanism.honest / terms.cohort)
+        )
+
+    patch.setattr(noise_share, "noise_share", of_all)
+
+
+def a_pc_without_its_share(patch: pytest.MonkeyPatch) -> None:
+    real = noise_share.noise_share
+
+    def of_others(mechanism: Any, terms: Any, own: bytes) -> NoiseShare:
+        found = real(mechanism, terms, own)
+        return found if terms.place(own) != 3 else replace(found, deviation=0.0)
+
+    patch.setattr(noise_share, "noise_share", of_others)
+
+
+def the_same_share_twice(patch: pytest.MonkeyPatch) -> None:
+    real, first = NoiseShare.encode, SecureRandom().key()
+
+    def encode(self: NoiseShare, total: Any, random: SecureRandom) -> Any:
+        return real(self, total, SecureRandom(first))
+
+    patch.setattr(NoiseShare, "encode", encode)
+
+
+def shares_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
+    real, used = NoiseShare.encode, chain.from_iterable(repeat(range(6)))
+
+    def encode(self: NoiseShare, total: Any, random: SecureRandom) -> Any:
+        return real(self, total, SecureRandom.for_test(1, next(used)))
+
+    patch.setattr(NoiseShare, "encode", encode)
+
+
+def limit_after_the_share(patch: pytest.MonkeyPatch) -> None:
+    def encode(self: NoiseShare, total: Any, random: SecureRandom) -> Any:
+        noisy = random.noisy(total * self.factor * self.encoding.scale, self.deviation, 1.0)
+        np.clip(noisy, -self.limit, self.limit, out=noisy)
+        return noisy.astype(np.int64).astype(self.encoding.dtype)
+
+    patch.setattr(NoiseShare, "encode", encode)
 
 
 # Accounting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from tests.support import noise_shares as shares
 from tests.support import private_rounds as steps
 from tests.support.broken_builds import checks, faults
 
@@ -23,7 +24,7 @@ ALL_FAULTS: tuple[Fault, ...] = tuple(
 )
 ALL_CHECKS: tuple[Check, ...] = tuple(
     value
-    for module in (steps, checks)
+    for module in (steps, shares, checks)
     for name, value in vars(module).items()
     if name.startswith("check_") and value.__module__ == module.__name__
 )
@@ -43,6 +44,11 @@ CATCHES: dict[Fault, Check] = {
     faults.empty_sample_skipped: steps.check_empty_sample,
     faults.true_count_as_divisor: steps.check_divisor,
     faults.drawn_count_as_divisor: steps.check_noise,
+    faults.shares_for_all_who_answer: shares.check_shares_of_the_honest,
+    faults.a_pc_without_its_share: shares.check_each_share,
+    faults.the_same_share_twice: shares.check_shares_are_fresh,
+    faults.shares_from_a_fixed_seed: shares.check_shares_are_fresh,
+    faults.limit_after_the_share: shares.check_limit_before_the_share,
     faults.a_new_engine_per_round: checks.check_composition,
     faults.charge_after_training: checks.check_charge_before_training,
     faults.budget_per_run: checks.check_lifetime_budget,

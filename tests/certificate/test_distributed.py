@@ -1,0 +1,90 @@
+"""Certificates of runs with distributed noise: two promises, and what the first rests on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fedaipc.certificate.check import check
+from fedaipc.certificate.document import MECHANISM, TRUST, TRUST_DISTRIBUTED, Certificate
+from fedaipc.certificate.issue import pc_certificate, run_certificate
+from fedaipc.certificate.page import certificate_page
+from fedaipc.federation.key import Admission
+from fedaipc.privacy.budget import alone_epsilon
+from fedaipc.simulation.simulation import prepare, simulate
+from tests.support.jobs import tiny
+from tests.support.runs import job_of, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fedaipc.simulation.simulation import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Run:
+    folder = tmp_path_factory.mktemp("runs")
+    made = prepare(
+        tiny(f"output.folder='{folder}'", "privacy.noise=distributed", "federation.clients=4",
+             "privacy.noise_multiplier=2.0")
+    )  # fmt: skip
+    simulate(made, "in-process", quiet)
+    return made
+
+
+@pytest.fixture(scope="module")
+def certificate(run: Run) -> Certificate:
+    return run_certificate(run.folder, Admission(run.pc_state / "federation").key)
+
+
+def test_it_holds_and_says_both_promises(run: Run, certificate: Certificate) -> None:
+    findings = check(certificate)
+    assert [one.what for one in findings if not one.holds] == []
+    assert "alone" in {one.what for one in findings}
+    job, guarantee = job_of(run), certificate.guarantee
+    assert guarantee.alone == alone_epsilon([job.schedule.times(2)], job.privacy.delta)
+    assert guarantee.claim is not None
+    assert guarantee.alone is not None
+    assert guarantee.alone > guarantee.claim
+    assert certificate.trust == TRUST_DISTRIBUTED != TRUST
+    page = certificate_page(certificate)
+    assert "Secure aggregation holds" in page
+    assert f"{guarantee.alone:.4f}" in page
+
+
+def test_so_does_a_pcs(run: Run) -> None:
+    made = pc_certificate(run.pc_state / "pc-0001")
+    assert [one.what for one in check(made) if not one.holds] == []
+    assert made.trust == TRUST_DISTRIBUTED
+    assert made.guarantee.alone is not None
+
+
+@pytest.mark.parametrize(
+    ("lie", "found"),
+    [
+        (lambda c: c["guarantee"].update(alone=0.1), "alone"),
+        (lambda c: c["guarantee"].update(alone=None), "alone"),
+        (lambda c: c.update(trust=list(TRUST)), "wording"),
+        (lambda c: c["guarantee"].update(mechanism=MECHANISM), "wording"),
+        (lambda c: c["guarantee"]["schedule"][0]["mechanism"].update(honest=30), "schedule"),
+    ],
+    ids=["a smaller promise", "none", "nothing to rest on", "local noise", "more honest PCs"],
+)
+def test_a_lie_is_found_though_it_is_signed(
+    run: Run, certificate: Certificate, lie: Callable[[Any], None], found: str
+) -> None:
+    content = certificate.model_dump(mode="json")
+    lie(content)
+    key = Admission(run.pc_state / "federation").key
+    signed = Certificate.model_validate({**content, "signature": ""}).signed_by(key)
+    assert found in [one.what for one in check(signed) if not one.holds]
+
+
+def test_local_noise_claims_nothing_else(tmp_path: Path, minilm: Path) -> None:
+    made = prepare(tiny(f"output.folder='{tmp_path}'", "privacy.noise_multiplier=2.0"))
+    simulate(made, "in-process", quiet)
+    certificate = run_certificate(made.folder, Admission(made.pc_state / "federation").key)
+    assert certificate.guarantee.alone is None
+    assert certificate.trust == TRUST
