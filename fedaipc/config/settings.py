@@ -107,6 +107,8 @@ class Settings(Section):
                 "aggregation.bits = 16 needs the noise of a private mechanism, which is as large "
                 "in every value: take 24 or 32"
             )
+        if isinstance(self.privacy, DPSGD) and self.privacy.honest is not None:
+            raise ValueError("privacy.honest follows from the job's thresholds: leave it out")
         if fault := distributed_fault(
             self.privacy, self.training, self.aggregation, self.federation.weighting
         ):

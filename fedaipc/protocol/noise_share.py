@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MIN_DEVIATION = 16.0  # steps of the lattice; the law of a sum is then off by less than 10^-1000
 MAX_MARGIN = 1 / 8  # of the clip bound, given up to the rounding of a large model
+_CHUNK = 1 << 22  # values: enough for all threads
 _DEVIATIONS = 8  # of the noise: beyond, a Gaussian value is less likely than 1e-15
 
 
@@ -51,13 +52,15 @@ class NoiseShare:
         """
         if not np.isfinite(total).all():
             raise SecAggError("a sum that is not finite cannot be sealed")
-        steps = total * (self.factor * self.encoding.scale)
-        # Before the share is added, never after: a sum of values that were moved with their noise
-        # is no function of the sum of the noise. What is too large then wraps around in the ring.
-        np.clip(steps, -self.limit, self.limit, out=steps)
-        noisy = random.noisy(steps, self.deviation, 1.0)  # whole numbers, both of them
-        whole = noisy.astype(np.int64) & ((1 << self.encoding.bits) - 1)
-        words: npt.NDArray[Any] = whole.astype(self.encoding.dtype)
+        words: npt.NDArray[Any] = np.empty(len(total), self.encoding.dtype)
+        for start in range(0, len(total), _CHUNK):  # what lies between takes four times the room
+            part = slice(start, start + _CHUNK)
+            steps = total[part] * (self.factor * self.encoding.scale)
+            # Before the share is added, never after: a sum of values that were moved with their
+            # noise is no function of the sum of the noise. What is too large then wraps around.
+            np.clip(steps, -self.limit, self.limit, out=steps)
+            noisy = random.noisy(steps, self.deviation, 1.0)  # both in whole numbers
+            words[part] = noisy.astype(np.int64) & ((1 << self.encoding.bits) - 1)
         return words
 
 

@@ -272,6 +272,7 @@ def test_next_to_no_noise_promises_next_to_nothing_and_is_counted_without_sampli
         (("training.head_learning_rate=1.0",), "learning_rate alone"),
         (("federation.weighting=equal",), "size-class"),
         (("aggregation.kind=plain",), "needs secure aggregation"),
+        (("privacy.honest=3",), "leave it out"),
     ],
 )
 def test_settings_that_do_not_go_with_it_are_refused(changes: tuple[str, ...], said: str) -> None:
