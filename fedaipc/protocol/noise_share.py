@@ -56,8 +56,8 @@ class NoiseShare:
         for start in range(0, len(total), _CHUNK):  # what lies between takes four times the room
             part = slice(start, start + _CHUNK)
             steps = total[part] * (self.factor * self.encoding.scale)
-            # Before the share is added, never after: a sum of values that were moved with their
-            # noise is no function of the sum of the noise. What is too large then wraps around.
+            # Before the share is added, never after: values that were moved with their noise have
+            # a sum that depends on more than the noisy sum. What is too large then wraps around.
             np.clip(steps, -self.limit, self.limit, out=steps)
             noisy = random.noisy(steps, self.deviation, 1.0)  # both in whole numbers
             words[part] = noisy.astype(np.int64) & ((1 << self.encoding.bits) - 1)
