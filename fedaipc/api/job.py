@@ -113,8 +113,8 @@ class Plan:
     `epsilon` is by each accountant, an upper bound each: None without privacy. `trained_values` and
     `bytes_up` (of one update, without what secure aggregation adds) are None where the data is not
     known. With distributed noise `epsilon` holds for sums with `honest` honest clients, and
-    `alone_epsilon` (RDP) against whoever reads one client's own update; both are None with local noise.
-    `notes` are of the texts: what was left out and why, what looks odd, what is cut.
+    `alone_epsilon` (RDP) against whoever reads one client's own update; with local noise both are
+    None. `notes` are of the texts: what was left out and why, what looks odd, what is cut.
     """
 
     recipe: str
