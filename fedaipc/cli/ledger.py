@@ -210,22 +210,11 @@ def _row(path: Path) -> dict[str, Any]:
     }
 
 
-_seen: dict[Any, float] = {}
-
-
 def _prv(schedules: tuple[Any, ...], delta: float) -> float | None:
-    """PRV of a schedule; PCs of one run mostly share theirs, and it takes a second.
-
-    None where that would take minutes.
-    """
+    """None where it would take minutes."""
     from fedaipc.privacy.accountant import epsilon_prv, is_dear
 
-    if is_dear(schedules):
-        return None
-    key = (schedules, delta)
-    if key not in _seen:
-        _seen[key] = epsilon_prv(schedules, delta)
-    return _seen[key]
+    return None if is_dear(schedules) else epsilon_prv(schedules, delta)
 
 
 def _csv(copies: list[Copy]) -> str:

@@ -92,28 +92,16 @@ def epsilon_prv(schedules: Sequence[Schedule], delta: float, eps_error: float = 
 
     For other mechanisms than DP-SGD, which it does not know, PLD's bound.
     """
-    from opacus.accountants import PRVAccountant
-
     if not schedules:
         return 0.0
     if (history := _history(schedules)) is None:
         return epsilon_pld(schedules, delta)
-    accountant = PRVAccountant()
-    accountant.history = history
-    with _order_warnings_off(), np.errstate(divide="ignore"):  # it takes log(1 - q), also of q = 1
-        return float(accountant.get_epsilon(delta, eps_error=eps_error))
+    return _prv(tuple(history), delta, eps_error)
 
 
 def epsilon_pld(schedules: Sequence[Schedule], delta: float) -> float:
     """Google's dp-accounting, privacy loss distributions: pessimistic estimate."""
-    from dp_accounting.pld import PLDAccountant
-
-    if not schedules:
-        return 0.0
-    accountant = PLDAccountant(value_discretization_interval=1e-4)
-    for event, steps in _events(schedules):
-        accountant.compose(event, steps)
-    return float(accountant.get_epsilon(delta))
+    return _pld(tuple(_events(schedules)), delta) if schedules else 0.0
 
 
 def noise_for(mechanism: DPSGD, epsilon: float, steps: int) -> float:
@@ -152,6 +140,29 @@ def best_order(schedules: Sequence[Schedule], delta: float) -> tuple[float, floa
         epsilons = [epsilon_at(a, t, delta) for a, t in zip(ORDERS, totals, strict=True)]
     index = int(np.nanargmin(epsilons))
     return ORDERS[index], epsilons[index]
+
+
+# Both take a second or more, and the PCs of a run mostly share their schedule.
+
+
+@lru_cache(maxsize=256)
+def _prv(history: tuple[tuple[float, float, int], ...], delta: float, eps_error: float) -> float:
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = list(history)
+    with _order_warnings_off(), np.errstate(divide="ignore"):  # it takes log(1 - q), also of q = 1
+        return float(accountant.get_epsilon(delta, eps_error=eps_error))
+
+
+@lru_cache(maxsize=256)
+def _pld(events: tuple[tuple[Any, int], ...], delta: float) -> float:
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=1e-4)
+    for event, steps in events:
+        accountant.compose(event, steps)
+    return float(accountant.get_epsilon(delta))
 
 
 @contextmanager

@@ -62,6 +62,12 @@ def key(run: Run) -> SigningKey:
     return Admission(run.pc_state / "federation").key
 
 
+@pytest.fixture(scope="module")
+def certificate(run: Run, key: SigningKey) -> Certificate:
+    """The true one of the run; it cannot be changed."""
+    return run_certificate(run.folder, key)
+
+
 def wrong(certificate: Certificate) -> list[str]:
     return [one.what for one in check(certificate) if not one.holds]
 
@@ -107,8 +113,8 @@ def test_a_pc_has_a_certificate_that_holds_with_its_whole_ledger(run: Run) -> No
 
 
 @pytest.mark.parametrize("what", ["signature", "signer", "guarantee"])
-def test_who_has_no_key_can_change_nothing(run: Run, key: SigningKey, what: str) -> None:
-    content = run_certificate(run.folder, key).model_dump(mode="json")
+def test_who_has_no_key_can_change_nothing(certificate: Certificate, what: str) -> None:
+    content = certificate.model_dump(mode="json")
     if what == "guarantee":
         content["guarantee"]["epsilon"]["pld"] *= 1.001
     elif what == "signer":
@@ -162,10 +168,10 @@ RUN_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
 
 @pytest.mark.parametrize("lie", RUN_LIES)
 def test_a_lie_about_a_run_is_found_though_it_is_signed(
-    run: Run, key: SigningKey, lie: str
+    certificate: Certificate, key: SigningKey, lie: str
 ) -> None:
     change, where = RUN_LIES[lie]
-    assert where in wrong(told(run_certificate(run.folder, key), key, change))
+    assert where in wrong(told(certificate, key, change))
 
 
 def clean(content: Any) -> None:
@@ -227,21 +233,21 @@ def test_a_charge_that_gives_budget_back_is_found(run: Run, tmp_path: Path) -> N
     ],
 )
 def test_a_certificate_that_wants_the_reader_to_stumble_is_a_failed_check(
-    run: Run, key: SigningKey, change: Callable[[Any], None]
+    certificate: Certificate, key: SigningKey, change: Callable[[Any], None]
 ) -> None:
     def signed_change(content: Any) -> None:
         change(content)
         job = content["run"]["job"].encode()
         content["run"]["job_signature"] = key.sign(b"fedaipc job" + job).hex()
 
-    assert wrong(told(run_certificate(run.folder, key), key, signed_change)) == ["contents"]
+    assert wrong(told(certificate, key, signed_change)) == ["contents"]
 
 
 @pytest.mark.parametrize("value", [1e-9, 1e300, -1.0])
 def test_noise_that_no_accountant_can_take_is_no_certificate(
-    run: Run, key: SigningKey, tmp_path: Path, value: float
+    certificate: Certificate, tmp_path: Path, value: float
 ) -> None:
-    content = run_certificate(run.folder, key).model_dump(mode="json")
+    content = certificate.model_dump(mode="json")
     content["guarantee"]["schedule"][0]["mechanism"]["noise_multiplier"] = value
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(CertificateError, match="no certificate"):
@@ -322,9 +328,9 @@ def test_of_more_kinds_of_steps_than_a_life_has_none_is_computed() -> None:
 
 
 def test_nothing_is_checked_after_what_failed(
-    run: Run, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+    certificate: Certificate, key: SigningKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lie = told(run_certificate(run.folder, key), key, lambda c: c["guarantee"].update(delta=1e-3))
+    lie = told(certificate, key, lambda c: c["guarantee"].update(delta=1e-3))
     monkeypatch.setattr(checker, "_pld", lambda *_: pytest.fail("asked"))
     *before, last = check(lie)
     assert all(one.holds for one in before)
@@ -397,14 +403,16 @@ def test_it_is_checked_without_our_accountants() -> None:
     assert "accountant import" not in source
 
 
-def test_the_page_says_what_is_promised_and_escapes(run: Run, key: SigningKey) -> None:
-    epsilon = run_certificate(run.folder, key).guarantee.epsilon
+def test_the_page_says_what_is_promised_and_escapes(
+    certificate: Certificate, key: SigningKey
+) -> None:
+    epsilon = certificate.guarantee.epsilon
     assert epsilon is not None
     audit = AuditFacts(
         method="<b>one run</b>", lower=0.05, confidence=0.95, promised=epsilon.pld, canaries=100,
         result_hash="0" * 64,
     )  # fmt: skip
-    made = with_audit(run_certificate(run.folder, key), audit, key)
+    made = with_audit(certificate, audit, key)
     assert wrong(made) == []
     page = certificate_page(made)
     assert made.guarantee.epsilon is not None
@@ -487,9 +495,9 @@ def test_what_is_no_certificate_is_refused_in_one_line(
     assert "no certificate" in refused(fedaipc("privacy", "certificate", "verify", "x.json"), 15)
 
 
-def test_a_certificate_with_a_key_twice_is_none(run: Run, key: SigningKey, tmp_path: Path) -> None:
+def test_a_certificate_with_a_key_twice_is_none(certificate: Certificate, tmp_path: Path) -> None:
     """Its signature is good for whoever takes the last one, and no other reader need do so."""
-    text = run_certificate(run.folder, key).write().decode()
+    text = certificate.write().decode()
     path = tmp_path / "twice.json"
     path.write_text(text.replace('"claim"', '"claim": 0.1, "claim"', 1), encoding="utf-8")
     with pytest.raises(CertificateError, match="twice"):

@@ -99,6 +99,7 @@ def test_a_sweep_compares_its_cells_and_says_what_choosing_costs(
     assert listed.count("done") == 4
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_told_and_stops_no_other(
     fedaipc: Callable[..., Ran], minilm: Path
 ) -> None:
