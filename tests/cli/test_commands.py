@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import subprocess
 import sys
@@ -140,6 +141,19 @@ def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None
     assert "decline" not in ran.out
     small = (*rate, "--set", "rounds=40", "--set", "federation.lifetime_epsilon=7.5")
     assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out
+
+
+def test_config_check_says_both_promises_of_distributed_noise(
+    fedaipc: Callable[..., Ran],
+) -> None:
+    words = ("config", "check", *FEW, "--set", "federation.clients=10")
+    said = fedaipc(*words, "--set", "privacy.noise=distributed").out
+    (line,) = (line for line in said.splitlines() if "distributed noise" in line)
+    assert "with 6 honest PCs in each sum" in line
+    assert "against whoever reads one PC's own update" in line
+    first, second = (float(x) for x in re.findall(r"epsilon (\d+\.\d+)(?: charged| \(RDP\))", said))
+    assert first <= 8 < second
+    assert "distributed noise" not in fedaipc(*words).out
 
 
 def test_config_check_says_whether_noise_is_too_strong(fedaipc: Callable[..., Ran]) -> None:
