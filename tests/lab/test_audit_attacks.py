@@ -235,6 +235,7 @@ def test_the_command_leaves_a_report_and_a_page(
     ("words", "message"),
     [
         (("--set", "training.optimizer=adam"), "reads sums out of updates"),
+        (("--set", "privacy.noise=distributed"), "attacks single updates"),
         (("--runs", 3), "3 runs are too few"),
         (("--canaries", 100), "too few for 100 canaries"),
         (("--epsilon", 1e-9), "epsilon"),

@@ -92,7 +92,12 @@ def canary_audit(
 
 
 def check_sums_are_sent(settings: Settings) -> None:
-    """Raise PrivacyError where this job's updates are not sums of gradients."""
+    """Raise PrivacyError where this job's updates are not sums of gradients with their own noise."""
+    if isinstance(settings.privacy, DPSGD) and settings.privacy.distributed:
+        raise PrivacyError(
+            "the audit attacks single updates, and distributed noise promises something for sums: "
+            'set privacy.noise="local"'
+        )
     if settings.training.optimizer != "sgd":
         raise PrivacyError(
             'the canary audit reads sums out of updates: set training.optimizer="sgd"'
