@@ -36,7 +36,8 @@ def show(
     """Show what each PC has spent over its life.
 
     "charged" is what counts against the budget (RDP filter, valid whatever is asked later); RDP
-    and PRV are tighter for the schedule as it happened.
+    and PRV are tighter for the schedule as it happened. Where noise was distributed, these rest on
+    secure aggregation, and "alone" is by RDP against whoever read the PC's own updates.
 
     Example: fedaipc privacy ledger show runs/demo
     """
@@ -44,15 +45,16 @@ def show(
     if as_json:
         say_json(rows)
         return
+    alone = ["alone"] if any(row["alone"] is not None for row in rows) else []
+    names = ("charged", "lifetime_epsilon", "rdp", "prv", *alone)
     lines = []
     for row in rows:
         if row["unprotected"]:
-            shown = [Alarm("NOT PRIVATE"), f"{row['lifetime_epsilon']:g}", "-", "-"]
+            shown = [Alarm("NOT PRIVATE"), f"{row['lifetime_epsilon']:g}", *["-"] * len(names[2:])]
         else:
-            names = ("charged", "lifetime_epsilon", "rdp", "prv")
             shown = ["-" if row[name] is None else f"{row[name]:.3f}" for name in names]
         lines.append([row["pc"], row["charges"], *shown, f"{row['delta']:g}"])
-    columns = ("PC", "rounds", "charged", "lifetime", "RDP", "PRV", "delta")
+    columns = ("PC", "rounds", "charged", "lifetime", "RDP", "PRV", *alone, "delta")
     make_console().print(Table(columns, lines))
 
 
@@ -205,6 +207,7 @@ def _row(path: Path) -> dict[str, Any]:
         "lifetime_epsilon": opened.lifetime_epsilon,
         "rdp": opened.best_epsilon() if clean else None,
         "prv": prv if clean else None,
+        "alone": opened.alone_epsilon(),
         "delta": opened.delta,
         "order": opened.order,
     }

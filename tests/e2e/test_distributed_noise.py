@@ -44,7 +44,7 @@ def test_a_run_states_both_promises_and_charges_the_first(tmp_path: Path, minilm
     own = ledger(run)
     assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.order)
     alone = results.privacy.alone_epsilon
-    assert alone == alone_epsilon([job.schedule.times(2)], 1e-5)
+    assert own.alone_epsilon() == alone == alone_epsilon([job.schedule.times(2)], 1e-5)
     assert alone is not None
     assert alone > 2 * own.spent_epsilon()
     said = " ".join(str(cell) for row in summary(results).rows for cell in row)
