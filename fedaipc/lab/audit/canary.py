@@ -92,7 +92,7 @@ def canary_audit(
 
 
 def check_sums_are_sent(settings: Settings) -> None:
-    """Raise PrivacyError where this job's updates are not sums of gradients with their own noise."""
+    """Raise PrivacyError where updates are not sums of gradients, each with noise of its own."""
     if isinstance(settings.privacy, DPSGD) and settings.privacy.distributed:
         raise PrivacyError(
             "the audit attacks single updates, and distributed noise promises something for sums: "
