@@ -96,7 +96,7 @@ def add_clipped(
         sums[parameter] = total if before is None else double(before).add_(total)
 
 
-def clipped_sums(
+def sample_sums(
     module: BookKeepingModule, losses: Iterable[tuple[torch.Tensor, int]], clip_norm: float
 ) -> Sums:
     """The sums of `add_clipped` over a whole sample; empty where the sample is.
@@ -162,7 +162,7 @@ def private_step(
     is expected to have. Draws one noise vector from `random`. Raises ModelError where a trained
     parameter got no gradient.
     """
-    sums = clipped_sums(module, losses, clip_norm)
+    sums = sample_sums(module, losses, clip_norm)
     for parameter in _trained(optimizer):
         total = sums.get(parameter)
         if total is None:

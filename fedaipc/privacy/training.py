@@ -107,7 +107,7 @@ def clipped_sum(
     sample = mechanism.sample(dp_sgd.Draw(random, len(inputs)))
     with _book_keeping(classifier, rounding) as module:
         losses = _losses(classifier, module, inputs, targets, sample, micro_batch)
-        sums = dp_sgd.clipped_sums(module, losses, clip_norm)
+        sums = dp_sgd.sample_sums(module, losses, clip_norm)
         module.zero_grad()
     return dp_sgd.flat(sums, [parameter for _, parameter in classifier.trainable()])
 
