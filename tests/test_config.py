@@ -104,6 +104,8 @@ _CLASHING = {
     "min_clients",
     "epsilon",
     "noise_multiplier",
+    "noise",
+    "honest",
     "header",
     "encoding",
 }
@@ -140,6 +142,10 @@ def _settings(draw: st.DrawFn) -> Settings:
     if private and draw(st.booleans()):
         name, least = draw(st.sampled_from([("epsilon", 1e-3), ("noise_multiplier", 0.1)]))
         tree["privacy"][name] = draw(st.floats(least, 1000))
+    if private and tree["aggregation"]["kind"] == "secagg" and draw(st.booleans()):
+        tree["privacy"]["noise"] = "distributed"
+        tree["training"] = {"local_steps": 1, "optimizer": "sgd"}
+        tree["federation"].pop("weighting", None)
     if draw(st.booleans()):
         last = tree["federation"].get("clients", 20) - 1
         members = st.lists(st.integers(0, last), min_size=1, max_size=5, unique=True)
