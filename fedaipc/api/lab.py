@@ -129,9 +129,10 @@ def sweep(
     )  # fmt: skip
     scratch = Scratch() if out is None else None
     folder = Path(str(out)) if scratch is None else scratch.folder / "sweep"
-    with Display(Console(quiet=not progress), parallel or cpus()) as display:
+    count = parallel or cpus()
+    with Display(Console(quiet=not progress), count) as display:
         found = run_sweep(
-            wanted, (job or Job()).with_data(data), folder, parallel=parallel, plain_updates=True,
+            wanted, (job or Job()).with_data(data), folder, parallel=count, plain_updates=True,
             on_change=display.on_change,
         )  # fmt: skip
     return replace(found, keep=(scratch, data))

@@ -129,17 +129,18 @@ def test_a_failed_cell_is_tried_again_and_a_finished_one_is_not(
         "data.label_column = 'stars'\n[grid]\n'privacy.clip_norm' = [1.0]\n"
     )
     cells = cells_of(read_sweep(tmp_path / "s.toml"), None)
-    runner, out = Runner(tmp_path / "out", 1), tmp_path / "out"
-    runner.run(cells, lambda *_: None)
+    out, seen = tmp_path / "out", list[tuple[int, int]]()
+    runner = Runner(out, 1, lambda p, _: seen.append((p.done, p.failed)))
+    runner.run(cells, Progress(1))
     assert state_of(out, cells[0]) == "failed"
     assert "later.csv" in error_of(out, cells[0])
     write_reviews(source)
-    seen: list[tuple[int, int]] = []
-    runner.run(cells, lambda p, _: seen.append((p.done, p.failed)))
+    runner.run(cells, Progress(1))
     assert seen[-1] == (1, 0)
     assert error_of(out, cells[0]) == ""
     when = finished(out)
-    runner.run(cells, lambda p, _: seen.append((p.done, p.failed)))
+    runner.run(cells, Progress(1))
+    assert seen[-1] == (1, 0)
     assert finished(out) == when
 
 
@@ -157,7 +158,7 @@ def test_a_process_that_dies_is_a_failed_cell(
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", killed)
-        Runner(out, 1).run(cells, lambda *_: None)
+        Runner(out, 1, lambda *_: None).run(cells, Progress(1))
     assert state_of(out, cells[0]) == "failed"
     assert "killed by signal 9" in error_of(out, cells[0])
 
@@ -227,10 +228,10 @@ def test_updates_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> N
 
 
 def test_the_time_that_is_left_follows_from_the_pace() -> None:
-    progress = Progress(total=12, done=4, failed=2, running=2, seconds=[10.0, 20.0])
-    assert progress.left == 6
+    progress = Progress(total=12, done=4, failed=2, seconds=[10.0, 20.0])
+    assert progress.ended == 6
     assert progress.remaining(parallel=2) == 45.0
-    assert Progress(12, 4, 2, 2, []).remaining(2) is None
+    assert Progress(12, 4, 2).remaining(2) is None
 
 
 @pytest.mark.slow
@@ -285,11 +286,11 @@ def test_a_search_tries_settings_and_goes_on_where_it_was_cut_off(
     pytest.importorskip("optuna")
     real, calls = Runner.run, []
 
-    def cut_off(self: Runner, cells: list[Cell], on_change: object) -> None:
+    def cut_off(self: Runner, cells: list[Cell], progress: Progress) -> None:
         calls.append([cell.values for cell in cells])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(self, cells, on_change)  # type: ignore[arg-type]
+        real(self, cells, progress)
 
     monkeypatch.setattr(Runner, "run", cut_off)
     words = ("privacy", "sweep", written(SMALL + SEARCH), "--out", "out")

@@ -22,17 +22,6 @@ _CUT_SHORT = (
     "ended before the last round: a round that was interrupted is charged like any other, so the "
     "budget was spent earlier"
 )
-_TOGETHER = (
-    "The {runs} that finished, on the same PCs, would cost epsilon {together} together (RDP, delta "
-    "{delta:g}), where the dearest one alone costs {alone}: that is what a coordinator sees, who "
-    "gets all updates."
-)
-_SHOWN_ONCE = (
-    "It would cost epsilon {epsilon} if only the best model were ever shown and the number of "
-    "runs were drawn at random beforehand, with mean {count}. Each run's settings must then be "
-    "drawn without looking at other results, which a tuner does not do (Papernot and Steinke "
-    "2022, theorem 2, eta 0)."
-)
 
 
 def sweep_page(name: str, rows: Sequence[Row]) -> str:
@@ -44,7 +33,7 @@ def sweep_page(name: str, rows: Sequence[Row]) -> str:
         "sweep.html.j2",
         name=name,
         lead=f"{formatting.count_text(len(rows), 'cell')}: {states}",
-        plots=plot_style.inline_all(figures(points_of(rows), majority_of(rows))),
+        plots=plot_style.inline_all(figures(rows)),
         points=point_table(rows),
         failed=Table(
             ("settings", "seed", "why"),
@@ -82,34 +71,33 @@ def point_table(rows: Sequence[Row]) -> Table:
 
 def warning(rows: Sequence[Row]) -> list[str]:
     """Say that tuning on private texts costs privacy, and how much for the cells of `rows`."""
-    private = [(row.schedule, row.delta) for row in rows]
-    runs = [schedule for schedule, _ in private if schedule is not None]
+    runs = [row.schedule for row in rows if row.schedule is not None]
     if not runs:
         return ["No private run has finished, so there is nothing to compose."]
-    delta = max(delta for schedule, delta in private if schedule is not None and delta is not None)
+    delta = max(row.delta or 0.0 for row in rows if row.schedule is not None)
+    count, text = len(runs), formatting.epsilon_text
     alone = max(composed_epsilon([run], delta) for run in runs)
-    count = len(runs)
     together, shown_once = composed_epsilon(runs, delta), selected_epsilon(runs, delta, count)
+    composed = (
+        f"The {formatting.count_text(count, 'private run')} that finished, on the same PCs, would "
+        f"cost epsilon {text(together)} together (RDP, delta {delta:g}), where the dearest one "
+        f"alone costs {text(alone)}: that is what a coordinator sees, who gets all updates."
+    )
+    selected = (
+        f"It would cost epsilon {text(shown_once)} if only the best model were ever shown and the "
+        f"number of runs were drawn at random beforehand, with mean {count}. Each run's settings "
+        "must then be drawn without looking at other results, which a tuner does not do (Papernot "
+        "and Steinke 2022, theorem 2, eta 0)."
+    )
+    if shown_once >= together:
+        selected += " That is no less than all of them together, which holds then too."
     return [
         "Choosing settings by results on private texts costs privacy: each run is charged.",
         "On public texts, as in a simulation on a published data set, it costs nothing.",
-        _TOGETHER.format(
-            runs=formatting.count_text(count, "private run"),
-            together=formatting.epsilon_text(together),
-            alone=formatting.epsilon_text(alone),
-            delta=delta,
-        ),
-        _SHOWN_ONCE.format(count=count, epsilon=formatting.epsilon_text(shown_once))
-        + " That is no less than all of them together, which holds then too."
-        * (shown_once >= together),
+        composed,
+        selected,
         "Accuracies on the test set are for reporting: choose by the validation column.",
     ]
-
-
-def majority_of(rows: Sequence[Row]) -> float | None:
-    """The commonest label's share of the test set, where all cells have the same."""
-    found = {row.majority for row in rows if row.majority is not None}
-    return found.pop() if len(found) == 1 else None
 
 
 def _cells(rows: Sequence[Row]) -> Table:

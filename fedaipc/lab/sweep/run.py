@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedaipc.errors import ConfigError
 from fedaipc.lab.sweep.cells import cells_of, shown
-from fedaipc.lab.sweep.page import majority_of, point_table, sweep_page, warning
+from fedaipc.lab.sweep.page import point_table, sweep_page, warning
 from fedaipc.lab.sweep.plots import figures
+from fedaipc.lab.sweep.progress import Progress
 from fedaipc.lab.sweep.runner import Runner
 from fedaipc.lab.sweep.search import check_kind, search
 from fedaipc.lab.sweep.table import points_of, records, rows_of, to_csv, to_json
-from fedaipc.machine import cpus
 from fedaipc.report.plot_style import save_all
 from fedaipc.results import write_file
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Settings
     from fedaipc.lab.sweep.cells import Cell, Sweep, Values
-    from fedaipc.lab.sweep.progress import Progress
     from fedaipc.lab.sweep.table import Point, Row
     from fedaipc.report.table import Table
 
@@ -71,7 +70,7 @@ class SweepResult:
 
         Raises ConfigError where there is none of that name.
         """
-        found = figures(self.points, majority_of(self.rows))
+        found = figures(self.rows)
         if name not in found:
             raise ConfigError(f"no plot {name}; this sweep has {', '.join(found) or 'none'}")
         return found[name]
@@ -80,7 +79,7 @@ class SweepResult:
         """Write sweep.csv, sweep.json, sweep.html and plots/. Raises OutputError."""
         write_file(self.folder / "sweep.csv", to_csv(self.rows).encode())
         write_file(self.folder / "sweep.json", to_json(self.name, self.rows).encode())
-        save_all(figures(self.points, majority_of(self.rows)), self.folder / "plots")
+        save_all(figures(self.rows), self.folder / "plots")
         write_file(self.folder / "sweep.html", sweep_page(self.name, self.rows).encode())
 
     def __repr__(self) -> str:
@@ -96,22 +95,21 @@ def run_sweep(
     base: Path | Settings | None,
     folder: Path,
     *,
-    parallel: int | None = None,
-    plain_updates: bool = False,
-    on_change: Callable[[Progress, Cell | None], None] = lambda *_: None,
+    parallel: int,
+    plain_updates: bool,
+    on_change: Callable[[Progress, Cell | None], None],
 ) -> SweepResult:
     """Run the unfinished cells in `folder`, on top of a job or its config file, and write.
 
-    `parallel` cells at a time, otherwise as many as there are cores. Other cells go on where one
-    fails. Raises ConfigError, OutputError.
+    `parallel` cells at a time. Other cells go on where one fails. Raises ConfigError, OutputError.
     """
     cells, best = cells_of(sweep, base), None
     check_kind(folder, search=sweep.search is not None)
-    runner = Runner(folder, parallel or cpus(), plain_updates=plain_updates)
+    runner = Runner(folder, parallel, on_change, plain_updates=plain_updates)
     if sweep.search is None:
-        runner.run(cells, on_change)
+        runner.run(cells, Progress(len(cells)))
     else:
-        cells, best = search(sweep, sweep.search, base, folder, runner, on_change)
+        cells, best = search(sweep, sweep.search, base, folder, runner)
     found = SweepResult(sweep.name, folder, rows_of(folder, cells), best)
     if all(row.state == "done" for row in found.rows):
         runner.clear()
