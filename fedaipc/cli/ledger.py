@@ -13,7 +13,7 @@ import typer
 
 from fedaipc import strict_json
 from fedaipc.cli.output import make_console, say, say_json
-from fedaipc.errors import LedgerError, OutputError
+from fedaipc.errors import LedgerError, OutputError, os_errors_as
 from fedaipc.report.table import Alarm, Table
 
 if TYPE_CHECKING:
@@ -158,10 +158,8 @@ def export(
         _open(path)  # a damaged ledger is not exported
     copies = [read_copy(path) for path in paths]
     content = write_export(copies) if file.suffix == ".json" else _csv(copies).encode()
-    try:
+    with os_errors_as(OutputError, f"{file}: cannot be written"):
         write_atomic(file, content)
-    except OSError as error:
-        raise OutputError(f"{file}: cannot be written ({error.strerror})") from None
     lines = sum(len(copy.lines) for copy in copies)
     say(f"wrote {file}: {len(copies)} ledgers, {lines:,} lines")
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from fedaipc import bounds
-from fedaipc.errors import AdmissionError, FedaipcError
+from fedaipc.errors import AdmissionError, FedaipcError, os_errors_as
 from fedaipc.federation.authority import issue_server, make_authority
 from fedaipc.federation.key import KEY_FILE, Admission
 from fedaipc.federation.members import MEMBER_DAYS, Member, Members
@@ -81,7 +81,7 @@ class Federation:
                 "dots and dashes, and host:port as the address; a name with other letters in its "
                 "xn-- form"
             ) from None
-        try:
+        with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
             (folder / SERVER_FOLDER).mkdir(parents=True, mode=0o700)
             folder.chmod(0o700)
             federation = secrets.token_hex(8)
@@ -95,8 +95,6 @@ class Federation:
             write_atomic(folder / FACTS_FILE, facts.model_dump_json(indent=1).encode())
             made = cls(folder)
             made.renew_server()
-        except OSError as error:
-            raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
         return made
 
     @property
@@ -179,10 +177,8 @@ class Federation:
         return server_until(self.folder / SERVER_FOLDER / SERVER_FILE)
 
     def _change(self, members: Members) -> None:
-        try:
+        with os_errors_as(AdmissionError, f"{self.folder}: cannot be written"):
             members.save(self.folder)
-        except OSError as error:
-            raise AdmissionError(f"{self.folder}: cannot be written ({error.strerror})") from None
         self.members = members
         self._publish()
 

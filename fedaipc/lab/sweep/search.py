@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.errors import ConfigError, OutputError
+from fedaipc.errors import ConfigError, OutputError, os_errors_as
 from fedaipc.extras import need
 from fedaipc.lab.sweep.cells import MAX_CELLS, Cell, Search, Space, Sweep, Values, cells_of
 from fedaipc.lab.sweep.progress import Progress
@@ -45,10 +45,8 @@ def search(
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    with os_errors_as(OutputError, f"{folder}: cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
     backend = optuna.storages.journal.JournalFileBackend(str(folder / _LOG_FILE))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend), study_name=sweep.name,
