@@ -30,7 +30,7 @@ from fedaipc.config.model import (
     TrainingMethod,
 )
 from fedaipc.config.owner import AvailabilitySettings, OwnerSettings, Policy, SpeedSettings
-from fedaipc.config.privacy import DPSGD, MAX_STEPS, NoPrivacy, Privacy, Schedule
+from fedaipc.config.privacy import DPSGD, NoPrivacy, Privacy, Schedule
 from fedaipc.config.recipe import for_labels, reasons, recipe_text, rounds_warning
 from fedaipc.config.rounds import (
     Aggregation,
@@ -42,11 +42,9 @@ from fedaipc.config.rounds import (
 )
 from fedaipc.config.section import (
     LOSS_DELTA,
-    MAX_CLIP,
     MAX_KINDS,
     MAX_LOSS,
     MAX_NOISE,
-    MIN_CLIP,
     MIN_NOISE,
     NAME,
     RUN,
@@ -57,7 +55,7 @@ from fedaipc.config.section import (
     register,
 )
 from fedaipc.config.server import FedAdam, FedAvg, FedAvgM, ServerOptimizer
-from fedaipc.config.settings import EvaluationSettings, OutputSettings, Settings
+from fedaipc.config.settings import OutputSettings, Settings
 from fedaipc.config.toml import (
     load_owner,
     load_settings,
@@ -68,71 +66,3 @@ from fedaipc.config.toml import (
     to_toml,
     with_values,
 )
-
-__all__ = [
-    "DPSGD",
-    "LOSS_DELTA",
-    "MAX_CLIP",
-    "MAX_KINDS",
-    "MAX_LOSS",
-    "MAX_NOISE",
-    "MAX_STEPS",
-    "MIN_CLIP",
-    "MIN_NOISE",
-    "NAME",
-    "RUN",
-    "Aggregation",
-    "AvailabilitySettings",
-    "BiTFiT",
-    "ByColumn",
-    "Choice",
-    "DataSettings",
-    "Dirichlet",
-    "EvaluationSettings",
-    "FedAdam",
-    "FedAvg",
-    "FedAvgM",
-    "FederationSettings",
-    "Frozen",
-    "Full",
-    "Head",
-    "Iid",
-    "LastLayers",
-    "LoRA",
-    "NoPrivacy",
-    "OutputSettings",
-    "OwnerSettings",
-    "Partition",
-    "PlainAggregation",
-    "Policy",
-    "Privacy",
-    "Schedule",
-    "SecAgg",
-    "Section",
-    "ServerOptimizer",
-    "Settings",
-    "Skewed",
-    "SpeedSettings",
-    "Stage",
-    "TextClassifier",
-    "TextSource",
-    "TrainingMethod",
-    "TrainingSettings",
-    "WarmUpSettings",
-    "describe_fields",
-    "for_labels",
-    "kind_fault",
-    "load_owner",
-    "load_settings",
-    "owner_from",
-    "read_toml",
-    "reasons",
-    "recipe_text",
-    "register",
-    "rounds_warning",
-    "settings_from",
-    "text_source",
-    "to_toml",
-    "unknown_key",
-    "with_values",
-]
