@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fedaipc.doctor.machine import Machine
     from fedaipc.doctor.probe import Speed
 
-_SAMPLE = 192  # texts that are measured
-
 
 def doctor(
     source: Source = None,
@@ -60,11 +58,9 @@ def doctor(
     table = read_prices(prices)
     machine = this_machine()
     data = prepare_simulation(settings.data, settings.federation.clients)
-    step = max(1, len(data.train) // _SAMPLE)
-    sample = data.train.texts[::step][:_SAMPLE]
     with make_console(stderr=True).status("measuring") as status:
         meter = PowerMeter()
-        speeds = probe(settings, sample, status.update)
+        speeds = probe(settings, data.train.texts, status.update)
         watts = meter.watts()
     own = next(speed for speed in speeds if speed.precision == settings.speed.precision)
     saved = None

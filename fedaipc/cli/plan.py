@@ -17,11 +17,10 @@ from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
-    from fedaipc.lab.planner import Plan
+    from fedaipc.lab.planner import Plan, Unknown
     from fedaipc.privacy.ledger import Ledger
 
 _RECORDS = 1000
-_SAMPLE = 192  # texts that --work measures
 
 
 def plan(
@@ -69,11 +68,7 @@ def plan(
     Example: fedaipc privacy plan --epsilon 2 --delta 1e-6 --records 1000 --batch 50 --rounds 40
     """
     from fedaipc.lab.chart import plan_figure
-    from fedaipc.lab.planner import (
-        GROUPS,
-        Plan,
-        solve,
-    )
+    from fedaipc.lab.planner import GROUPS, Plan, solve
     from fedaipc.privacy.budget import size_class
     from fedaipc.report.plot_style import save
 
@@ -169,9 +164,8 @@ def _work(settings: Settings, plan: Plan) -> dict[str, Any]:
     tree["privacy"] |= {"sampling_rate": plan.rate}
     job = settings_from(tree)
     data = prepare_simulation(job.data, job.federation.clients)
-    step = max(1, len(data.train) // _SAMPLE)
     with make_console(stderr=True).status("measuring") as status:
-        speeds = probe(job, data.train.texts[::step][:_SAMPLE], status.update)
+        speeds = probe(job, data.train.texts, status.update)
     own = next(speed for speed in speeds if speed.precision == job.speed.precision)
     pcs = job.federation.clients
     found = forecast(
@@ -199,13 +193,11 @@ def _given(
 
 
 def _check(
-    unknown: str, given: dict[str, float | None], rate: float, delta: float, records: int
+    unknown: Unknown, given: dict[str, float | None], rate: float, delta: float, records: int
 ) -> None:
-    needs = {
-        "noise": ("epsilon",), "epsilon": ("noise",), "rounds": ("epsilon", "noise"),
-        "rate": ("epsilon", "noise"),
-    }  # fmt: skip
-    for name in needs[unknown]:
+    from fedaipc.lab.planner import NEEDS
+
+    for name in NEEDS[unknown]:
         if given[name] is None:
             raise ConfigError(f"--find {unknown} needs --{name}")
     if not 0 < rate <= 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -176,8 +175,7 @@ def _watch(run: Path, server: Path) -> None:
 
     console, seen, told = make_console(), 0, None
     settings = load_settings(run / CONFIG_FILE)
-    with ExitStack() as until_end:
-        display = until_end.enter_context(Display(console, settings))
+    with Display(console, settings) as display:
         while True:
             over = not (run / WANTED_FILE).is_file()
             results = Results.load(run) if (run / RESULTS_FILE).is_file() else None

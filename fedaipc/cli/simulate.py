@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -124,16 +123,13 @@ def simulate(
                 on_warm_up=warm_up.on_step,
             )
     _announce(console, run)
-    with ExitStack() as open_until_end:
-        watchers = [open_until_end.enter_context(Display(console, run.settings)).on_round]
-        trackers = open_until_end.enter_context(Trackers(run.settings.output.trackers, run.folder))
-        watchers.append(trackers.on_round)
+    stopped, trackers = None, Trackers(run.settings.output.trackers, run.folder)
+    with trackers, Display(console, run.settings) as display:
 
         def on_round(result: RoundResult) -> None:
-            for watch in watchers:
-                watch(result)
+            display.on_round(result)
+            trackers.on_round(result)
 
-        stopped = None
         try:
             simulation.simulate(run, engine, on_round)
         except BudgetExhausted as error:
