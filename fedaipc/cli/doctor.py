@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fedaipc.cli.config import Overrides
-from fedaipc.cli.output import make_console, say_json
+from fedaipc.cli.output import AsJson, make_console, say_json
 from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
 from fedaipc.report.table import Table
 
@@ -38,7 +38,7 @@ def doctor(
         Path | None,
         typer.Option(help="of an enrolled PC: take its texts and base; --save into its owner.toml"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure this PC, and say what a job would take and cost here and on a rented GPU.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedaipc import strict_json
-from fedaipc.cli.output import make_console, say, say_json
+from fedaipc.cli.output import AsJson, make_console, say, say_json
 from fedaipc.errors import LedgerError, OutputError, os_errors_as
 from fedaipc.report.table import Alarm, Table
 
@@ -30,9 +30,7 @@ _COLUMNS = (
 
 
 @app.command()
-def show(
-    folder: Place, as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False
-) -> None:
+def show(folder: Place, as_json: AsJson = False) -> None:
     """Show what each PC has spent over its life.
 
     "charged" is what counts against the budget (RDP filter, valid whatever is asked later); RDP
@@ -74,7 +72,7 @@ def verify(
         str | None,
         typer.Option(help="fingerprint of the key that must have signed, as the owner told you"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check every line and signature, and that no peer remembers a line that is missing.
 

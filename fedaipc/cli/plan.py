@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from fedaipc.cli.config import ConfigFile, Overrides
-from fedaipc.cli.output import make_console, say, say_json
+from fedaipc.cli.output import AsJson, make_console, say, say_json
 from fedaipc.config import DPSGD, load_settings
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
 from fedaipc.report.formatting import duration_text, size_text
@@ -59,7 +59,7 @@ def plan(
         ),
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="file for a plot, .png or .svg")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the noise for a budget, or epsilon, rounds or sampling rate from the others.
 

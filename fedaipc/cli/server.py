@@ -82,7 +82,7 @@ def train(
         run = submit(server, job, name or job.resolve().name)
     say(f"{run}: wanted")
     if running(server) is None:
-        say(_not_running(server))
+        say(f"no server runs in {server}; the run begins with `fedaipc server start {server}`")
     elif not detach:
         try:
             _watch(run, server)
@@ -137,10 +137,6 @@ def stop(
     tell_why(run_folder(server, run), "fedaipc server stop")
     what = "is halted" if running(server) is None else "the server halts it"
     say(f"{run}: {what}; `fedaipc server train --resume {run} --server {server}` goes on")
-
-
-def _not_running(server: Path) -> str:
-    return f"no server runs in {server}; the run begins with `fedaipc server start {server}`"
 
 
 def _cells(results: Results) -> list[str]:

@@ -23,7 +23,7 @@ from fedaipc import bounds
 from fedaipc.client.client import OWNER_FILE, serving
 from fedaipc.client.key_store import FOLDER as KEYS_FOLDER
 from fedaipc.client.key_store import HEAD_FILE, SUCCESSOR_FILE, KeyStore, has_keys, owner_of
-from fedaipc.config import Policy, load_owner, owner_from, text_source, to_toml
+from fedaipc.config import OwnerSettings, Policy, TextSource, load_owner, to_toml, validated
 from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
 from fedaipc.errors import AdmissionError, DataError, SecAggError, os_errors_as
@@ -36,7 +36,6 @@ from fedaipc.secagg.keys import SigningKey
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fedaipc.config import OwnerSettings
     from fedaipc.data.reading import Reading
     from fedaipc.results import TextFit
 
@@ -109,14 +108,15 @@ def enroll(
         "quoting": quoting,
         "header": header,
     }
-    reading = read_records(source, text_source(how), labels=invite.labels or None)
+    reading = read_records(source, validated(TextSource, how), labels=invite.labels or None)
     _check_usable(reading, invite, skip_unusable=skip_unusable)
     public_class = size_class(len(reading.records))
     check_delta(invite.delta, public_class)
     if again:
         lifetime_epsilon = _kept_budget(folder, invite, lifetime_epsilon)
     path = expanded(source)
-    owner = owner_from(
+    owner = validated(
+        OwnerSettings,
         {
             **how,
             "name": name,
@@ -128,7 +128,7 @@ def enroll(
             "admission": invite.issuer,
             "server": invite.address,
             "policy": policy or Policy(),
-        }
+        },
     )
     with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)

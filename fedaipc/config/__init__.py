@@ -59,10 +59,9 @@ from fedaipc.config.settings import OutputSettings, Settings
 from fedaipc.config.toml import (
     load_owner,
     load_settings,
-    owner_from,
     read_toml,
     settings_from,
-    text_source,
     to_toml,
+    validated,
     with_values,
 )
