@@ -211,13 +211,15 @@ def test_a_run_that_lost_a_round_is_told(capsys: pytest.CaptureFixture[str]) -> 
             Row(cell="c", values={"privacy.epsilon": 4.0}, seed=1, state="failed",
                 error="no noise reaches it")]  # fmt: skip
     assert [point.cut_short for point in points_of(rows)] == [1]
-    show(Console(width=100), SweepResult("s", Path("s"), rows))
+    found = SweepResult("s", Path("s"), rows)
+    show(Console(width=100), found)
     said = " ".join(capsys.readouterr().out.split())
     assert "2, 1 cut short" in said
     assert "1 run ended before the last round" in said
     assert "failed: epsilon 4, seed 1: no noise reaches it" in said
-    assert "1 run ended before the last round" in sweep_page("s", rows)
-    assert "stopped" in sweep_page("s", rows)
+    page = sweep_page(found)
+    assert "1 run ended before the last round" in page
+    assert "stopped" in page
 
 
 def test_updates_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> None:

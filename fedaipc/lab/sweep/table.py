@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedaipc.config import Privacy, Schedule
 from fedaipc.lab.sweep.cells import RUN_FOLDER, Values
 from fedaipc.lab.sweep.runner import cell_folder, error_of, state_of
-from fedaipc.report.table import Table
 from fedaipc.results import Results
 
 if TYPE_CHECKING:
@@ -94,30 +93,18 @@ def points_of(rows: Iterable[Row]) -> list[Point]:
     return [_point(group) for group in groups.values()]
 
 
-def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One for each cell; settings that vary have a column each."""
-    keys = dict.fromkeys(key for row in rows for key in row.values)
-    return [
-        {key: row.values.get(key, "") for key in keys} | _measured(row, "values") for row in rows
-    ]
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    return Table.of_records(records(rows)).to_csv()
-
-
 def to_json(name: str, rows: Sequence[Row]) -> str:
     content = {
         "format": _FORMAT,
         "version": 1,
         "name": name,
         "points": [asdict(point) for point in points_of(rows)],
-        "cells": [_measured(row) for row in rows],
+        "cells": [measured(row) for row in rows],
     }
     return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
-def _measured(row: Row, *without: str) -> dict[str, Any]:
+def measured(row: Row, *without: str) -> dict[str, Any]:
     """All fields but the mechanism, which its numbers and the run's own results tell."""
     return {k: v for k, v in asdict(row).items() if k not in ("mechanism", *without)}
 
