@@ -158,7 +158,7 @@ def _watch(run: Path, server: Path) -> None:
 
     Raises OutputError where it halted, BudgetExhausted where the PCs' budgets ended it.
     """
-    from fedaipc.cli.simulate import show_noise
+    from fedaipc.cli.simulate import show_results
     from fedaipc.config import load_settings
     from fedaipc.errors import BudgetExhausted
     from fedaipc.fleet.ownership import as_server
@@ -166,7 +166,6 @@ def _watch(run: Path, server: Path) -> None:
     from fedaipc.protocol.job_folder import CONFIG_FILE
     from fedaipc.report.html import write_all
     from fedaipc.report.progress import Display
-    from fedaipc.report.run_tables import classes, summary
     from fedaipc.results import RESULTS_FILE, Results
 
     console, seen, told = make_console(), 0, None
@@ -188,10 +187,7 @@ def _watch(run: Path, server: Path) -> None:
     word = run_status(run)
     if results is None or word not in {"finished", "stopped"}:
         raise OutputError(f"{run}: halted: {why(run) or f'see {run / LOG_FILE}'}")
-    console.print(summary(results))
-    if results.test is not None:
-        console.print(classes(results))
-    show_noise(console, settings, results)
+    show_results(console, settings, results)
     if settings.output.plots:
         with as_server(server):
             write_all(results, run)
