@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,9 +207,7 @@ def _row(path: Path) -> dict[str, Any]:
     }
 
 
-_seen: dict[Any, float] = {}
-
-
+@cache
 def _prv(schedules: tuple[Any, ...], delta: float) -> float | None:
     """PRV of a schedule; PCs of one run mostly share theirs, and it takes a second.
 
@@ -216,12 +215,7 @@ def _prv(schedules: tuple[Any, ...], delta: float) -> float | None:
     """
     from fedaipc.privacy.accountant import epsilon_prv, is_dear
 
-    if is_dear(schedules):
-        return None
-    key = (schedules, delta)
-    if key not in _seen:
-        _seen[key] = epsilon_prv(schedules, delta)
-    return _seen[key]
+    return None if is_dear(schedules) else epsilon_prv(schedules, delta)
 
 
 def _csv(copies: list[Copy]) -> str:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fedaipc.privacy.ledger import Ledger
 
 _RECORDS = 1000
+_SCHEDULE = (
+    "epsilon", "delta", "noise", "rate", "steps", "rounds", "records", "relative_noise",
+)  # fmt: skip
 
 
 def plan(
@@ -119,16 +122,7 @@ def plan(
     groups = {str(m): found.group_epsilon(m) for m in (*GROUPS, public)}
     report: dict[str, Any] = {
         "found": unknown,
-        "schedule": {
-            "epsilon": found.epsilon,
-            "delta": found.delta,
-            "noise": found.noise,
-            "rate": found.rate,
-            "steps": found.steps,
-            "rounds": found.rounds,
-            "records": found.records,
-            "relative_noise": found.relative_noise,
-        },
+        "schedule": {name: getattr(found, name) for name in _SCHEDULE},
         "epsilon": found.by_accountant(),
         "unit": "one record of one PC added or removed",
         "curve": [{"rounds": r, "epsilon": e} for r, e in points],

@@ -32,7 +32,7 @@ from fedaipc.protocol.server_folder import (
     Facts,
     Node,
     Nodes,
-    server_until,
+    server_period,
 )
 from fedaipc.secagg.keys import fingerprint
 from fedaipc.secagg.roster import ROSTER_FILE, read_roster
@@ -168,13 +168,12 @@ class Federation:
 
     def renew_server(self) -> datetime:
         """A new key and certificate for the server; when it ends."""
-        server = self.folder / SERVER_FOLDER
-        issue_server(self.folder, server, self.facts.names)
-        return server_until(server / SERVER_FILE)
+        issue_server(self.folder, self.folder / SERVER_FOLDER, self.facts.names)
+        return self.server_until()
 
     def server_until(self) -> datetime:
         """When the server's certificate ends. Raises AdmissionError."""
-        return server_until(self.folder / SERVER_FOLDER / SERVER_FILE)
+        return server_period(self.folder / SERVER_FOLDER / SERVER_FILE)[1]
 
     def _change(self, members: Members) -> None:
         with os_errors_as(AdmissionError, f"{self.folder}: cannot be written"):
