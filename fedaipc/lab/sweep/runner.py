@@ -68,7 +68,7 @@ def error_of(folder: Path, cell: Cell) -> str:
 class Runner:
     """Runs cells in `folder`, `parallel` at a time; unsealed ones only with `plain_updates`.
 
-    `on_change` gets the progress, and the cell that has just ended; None before the first.
+    `on_change` gets the progress, and the cell whose end it tells of; None before the first.
     """
 
     def __init__(

@@ -42,12 +42,13 @@ def search(
     """
     need("[search]", "optuna")
     import optuna
+    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with os_errors_as(OutputError, f"{folder}: cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / _LOG_FILE))
+    backend = JournalFileBackend(str(folder / _LOG_FILE))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend), study_name=sweep.name,
         direction="maximize", load_if_exists=True,
