@@ -48,11 +48,6 @@ if TYPE_CHECKING:
     from fedaipc.privacy.ledger import Ledger
     from fedaipc.report.tracking import Tracker, register_tracker
 
-_CONFIG = (
-    "DPSGD", "BiTFiT", "ByColumn", "Dirichlet", "FedAdam", "FedAvg", "FedAvgM", "Full", "Head",
-    "Iid", "LastLayers", "LoRA", "NoPrivacy", "PlainAggregation", "SecAgg", "ServerOptimizer",
-    "Skewed", "TextClassifier", "TrainingMethod", "register",
-)  # fmt: skip
 _HOMES = {
     "Comparison": "fedaipc.api.run",
     "Data": "fedaipc.api.data",
@@ -71,8 +66,7 @@ _HOMES = {
     "register_source": "fedaipc.data.registry",
     "register_tracker": "fedaipc.report.tracking",
     "simulate": "fedaipc.api.simulate",
-    **dict.fromkeys(_CONFIG, "fedaipc.config"),
-}
+}  # all others are settings
 _MODULES = ("errors", "opacus", "privacy")
 
 __all__ = [
@@ -120,11 +114,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fedaipc' has no attribute {name!r}")
     if name in _MODULES:
         return import_module(f"fedaipc.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fedaipc' has no attribute {name!r}")
-    found = getattr(import_module(_HOMES[name]), name)
+    found = getattr(import_module(_HOMES.get(name, "fedaipc.config")), name)
     globals()[name] = found  # looked up once
     return found
 

@@ -11,7 +11,12 @@ second paragraph, what to do: docs/reference/exit-codes.md is made from them.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class FedaipcError(Exception):
@@ -197,3 +202,12 @@ class BadUploader(SecAggError):  # noqa: N818 - it names who is at fault
 def check_clock() -> str:
     """What a reader can do about a date that does not fit, besides asking its issuer."""
     return f"check this machine's clock, which says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+@contextmanager
+def os_errors_as(kind: type[FedaipcError], what: str, advice: str = "") -> Iterator[None]:
+    """Raise `kind` where the system refuses something: `what`, its reason in brackets, `advice`."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what} ({error.strerror or error}){advice}") from None

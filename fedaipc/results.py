@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedaipc import strict_json
 from fedaipc.config import DPSGD, Frozen, Schedule
-from fedaipc.errors import OutputError
+from fedaipc.errors import OutputError, os_errors_as
 from fedaipc.files import write_atomic
 
 SCHEMA_VERSION = 1  # and the Literal in `Results`
@@ -371,14 +371,13 @@ def write_file(path: Path, content: bytes) -> None:
     Makes missing folders. Raises OutputError that names the folder.
     """
     folder = path.parent
-    try:
+    with os_errors_as(
+        OutputError,
+        f"{folder}: cannot write {path.name}",
+        "; free some space or choose another folder",
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot write {path.name} ({error.strerror}); "
-            "free some space or choose another folder"
-        ) from None
 
 
 def _is_worked_on(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,15 +20,10 @@ if TYPE_CHECKING:
     from fedaipc.api.job import Job
     from fedaipc.lab.audit.bound import Bound
     from fedaipc.lab.audit.report import AuditReport
-    from fedaipc.lab.planner import Plan
+    from fedaipc.lab.planner import Plan, Unknown
     from fedaipc.lab.sweep.run import SweepResult
 
-Unknown = Literal["noise", "epsilon", "rounds", "rate"]
 _ROUNDS = 30
-_NEEDS: dict[Unknown, tuple[str, ...]] = {
-    "noise": ("epsilon",), "epsilon": ("noise",), "rounds": ("epsilon", "noise"),
-    "rate": ("epsilon", "noise"),
-}  # fmt: skip
 
 
 def plan(
@@ -51,14 +46,14 @@ def plan(
     where nobody says, and `steps` are those of one round. Met by RDP, as a ledger charges it.
     Raises ConfigError, or PrivacyError where nothing meets it.
     """
-    from fedaipc.lab.planner import Plan, solve
+    from fedaipc.lab.planner import NEEDS, Plan, solve
     from fedaipc.privacy.budget import size_class
 
     if find is None and (epsilon is None) == (noise_multiplier is None):
         raise ConfigError("give one of epsilon and noise_multiplier, or say what to find")
     unknown: Unknown = find or ("epsilon" if epsilon is None else "noise")
-    if unknown not in get_args(Unknown):
-        raise ConfigError(f"find = {unknown!r}: give one of {', '.join(get_args(Unknown))}")
+    if unknown not in NEEDS:
+        raise ConfigError(f"find = {unknown!r}: give one of {', '.join(NEEDS)}")
     if batch is not None and sampling_rate is not None:
         raise ConfigError("give one of batch and sampling_rate, not both")
     given = {
@@ -67,7 +62,7 @@ def plan(
     }  # fmt: skip
     if given[unknown] is not None:
         raise ConfigError(f"{unknown} is what is to be found: leave it out, or find another one")
-    for needed in _NEEDS[unknown]:
+    for needed in NEEDS[unknown]:
         if given[needed] is None:
             raise ConfigError(f"to find the {unknown}, give the {needed} as well")
     public = size_class(records)
@@ -129,9 +124,10 @@ def sweep(
     )  # fmt: skip
     scratch = Scratch() if out is None else None
     folder = Path(str(out)) if scratch is None else scratch.folder / "sweep"
-    with Display(Console(quiet=not progress), parallel or cpus()) as display:
+    count = parallel or cpus()
+    with Display(Console(quiet=not progress), count) as display:
         found = run_sweep(
-            wanted, (job or Job()).with_data(data), folder, parallel=parallel, plain_updates=True,
+            wanted, (job or Job()).with_data(data), folder, parallel=count, plain_updates=True,
             on_change=display.on_change,
         )  # fmt: skip
     return replace(found, keep=(scratch, data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,14 +61,14 @@ def simulate(
             test_seed=test_seed,
             on_warm_up=warm_up.on_step,
         )
-    with ExitStack() as until_end:
-        display = until_end.enter_context(Display(console, run.settings))
-        trackers = until_end.enter_context(Trackers(run.settings.output.trackers, run.folder))
-        watchers = [display.on_round, trackers.on_round, *([on_round] if on_round else [])]
+    trackers = Trackers(run.settings.output.trackers, run.folder)
+    with trackers, Display(console, run.settings) as display:
 
         def tell(result: RoundResult) -> None:
-            for watch in watchers:
-                watch(result)
+            display.on_round(result)
+            trackers.on_round(result)
+            if on_round is not None:
+                on_round(result)
 
         results = simulation.simulate(run, engine, tell)
     if out is not None and run.settings.output.plots:

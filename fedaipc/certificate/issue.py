@@ -28,7 +28,7 @@ from fedaipc.certificate.document import (
 from fedaipc.client.client import OWNER_FILE
 from fedaipc.client.key_store import KeyStore
 from fedaipc.config import DPSGD, load_owner
-from fedaipc.errors import CertificateError
+from fedaipc.errors import CertificateError, os_errors_as
 from fedaipc.privacy.accountant import (
     epsilon_pld,
     epsilon_prv,
@@ -224,11 +224,8 @@ def _signed(certificate: Certificate, key: SigningKey) -> Certificate:
 
 
 def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
+    with os_errors_as(CertificateError, f"{path}: cannot be read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _now() -> str:

@@ -7,16 +7,14 @@ from typing import Annotated
 import typer
 from rich.padding import Padding
 
-from fedaipc.cli.output import make_console, say, say_json
+from fedaipc.cli.output import AsJson, make_console, say, say_json
 from fedaipc.data.assets import fetch_asset, is_cached, list_assets
 
 app = typer.Typer(help="List or fetch named weights and texts.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
-) -> None:
+def list_(as_json: AsJson = False) -> None:
     """Show every asset, where it comes from and whether it is cached.
 
     Example: fedaipc assets list

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedaipc import strict_json
-from fedaipc.cli.output import make_console, say, say_json
+from fedaipc.cli.output import AsJson, make_console, say, say_json
 from fedaipc.errors import CertificateError
 from fedaipc.report.formatting import at_most
 from fedaipc.report.table import Alarm, Table
@@ -73,7 +73,7 @@ def verify(
         str | None,
         typer.Option(help="fingerprint of the key that must have signed, as you were told it"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check signatures and schedule, and compute epsilon again by dp-accounting alone.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedaipc.cli.config import Overrides
-from fedaipc.cli.output import make_console, say_json
+from fedaipc.cli.output import AsJson, make_console, say_json
 from fedaipc.cli.source import (
     By,
     Encoding,
@@ -54,7 +54,7 @@ def describe(
     skip_unusable: SkipUnusable = False,
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option(help="also draw it, .png or .svg")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what each simulated PC holds (a real PC tells nobody).
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fedaipc.cli.config import Overrides
-from fedaipc.cli.output import make_console, say_json
+from fedaipc.cli.output import AsJson, make_console, say_json
 from fedaipc.cli.source import By, Label, Pcs, Source, Text, read_settings
 from fedaipc.report.table import Table
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fedaipc.doctor.forecast import Forecast
     from fedaipc.doctor.machine import Machine
     from fedaipc.doctor.probe import Speed
-
-_SAMPLE = 192  # texts that are measured
 
 
 def doctor(
@@ -40,7 +38,7 @@ def doctor(
         Path | None,
         typer.Option(help="of an enrolled PC: take its texts and base; --save into its owner.toml"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure this PC, and say what a job would take and cost here and on a rented GPU.
 
@@ -60,11 +58,9 @@ def doctor(
     table = read_prices(prices)
     machine = this_machine()
     data = prepare_simulation(settings.data, settings.federation.clients)
-    step = max(1, len(data.train) // _SAMPLE)
-    sample = data.train.texts[::step][:_SAMPLE]
     with make_console(stderr=True).status("measuring") as status:
         meter = PowerMeter()
-        speeds = probe(settings, sample, status.update)
+        speeds = probe(settings, data.train.texts, status.update)
         watts = meter.watts()
     own = next(speed for speed in speeds if speed.precision == settings.speed.precision)
     saved = None

@@ -10,6 +10,7 @@ import typer
 from fedaipc import bounds
 from fedaipc.cli.output import agreed, say
 from fedaipc.cli.source import NoHeader
+from fedaipc.config import SpeedSettings
 from fedaipc.errors import AdmissionError
 from fedaipc.report.formatting import at_most
 
@@ -74,7 +75,10 @@ def enroll(
         token = Invite.read(_text(invite))
         say(f"federation {token.federation} at {token.address}")
         say(f"its fingerprint {token.fingerprint}: compare it with what you were told")
-        rehearsed = _rehearse(base or token.base, token.labels)
+        # Now, and not in a round that costs budget: can this PC train privately?
+        from fedaipc.doctor.rehearsal import rehearse_base
+
+        rehearsed = rehearse_base(base or token.base, token.labels, SpeedSettings())
         found = enroll_pc(
             folder, token, name=name, source=data, text_column=text, label_column=label,
             encoding=encoding, quoting=quoting, header=not no_header,
@@ -160,14 +164,6 @@ def _text(invite: str) -> str:
     if len(invite) < _SHORTEST_TOKEN and not invite.startswith("fedaipc-"):
         raise AdmissionError(f"{invite}: no such file; give the file of the invite, or its text")
     return invite
-
-
-def _rehearse(base: str, labels: tuple[str, ...]) -> bool:
-    """Find out now, and not in a round that costs budget, whether this PC can train privately."""
-    from fedaipc.config import SpeedSettings
-    from fedaipc.doctor.rehearsal import rehearse_base
-
-    return rehearse_base(base, labels, SpeedSettings())
 
 
 def _show(found: Enrolled, folder: Path) -> None:

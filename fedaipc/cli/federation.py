@@ -50,9 +50,9 @@ def init(
     host = _host(address)
     names = list(dict.fromkeys([host, *(name or [])]))
     made = Federation.create(folder, address, names)
-    _say(f"made {folder}: keep it safe and off the server; whoever holds it decides who belongs")
-    _say(f"copy {folder / SERVER_FOLDER} to the server, now and after every change of members")
-    _say(f"fingerprint {made.fingerprint}")
+    say(f"made {folder}: keep it safe and off the server; whoever holds it decides who belongs")
+    say(f"copy {folder / SERVER_FOLDER} to the server, now and after every change of members")
+    say(f"fingerprint {made.fingerprint}")
 
 
 @app.command()
@@ -92,12 +92,12 @@ def invite(
         say(*token.splitlines())
         return
     write_text(out, token.strip())
-    _say(
+    say(
         f"wrote {out}; tell owners this fingerprint through another channel: "
         f"{federation.fingerprint}"
     )
     if settings.warm_up.source is not None:
-        _say(
+        say(
             "the job warms its base up: make it with "
             f"`fedaipc federation base {config} --out base`, and "
             "give owners the folder for `enroll --base`"
@@ -124,11 +124,11 @@ def admit(
     federation = Federation(folder)
     tokens = [_request(path) for path in requests]
     for request in tokens:
-        _say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}")
+        say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}")
     if not yes and not agreed("Did each owner confirm this fingerprint?"):
         raise AdmissionError("nobody was admitted: compare the fingerprints first")
     federation.admit(tokens, days)
-    _say(f"{len(federation.members.active)} members; copy {folder / SERVER_FOLDER} to the server")
+    say(f"{len(federation.members.active)} members; copy {folder / SERVER_FOLDER} to the server")
 
 
 @app.command("list")
@@ -153,7 +153,7 @@ def show(folder: Folder) -> None:
     columns = ("PC", "state", "until", "records, at most", "fingerprint")
     make_console(width_in_a_file=120).print(Table(columns, rows, words=(0, 1, 2, 4)))
     facts = federation.facts
-    _say(f"server {facts.address}, certificate until {federation.server_until():%Y-%m-%d}")
+    say(f"server {facts.address}, certificate until {federation.server_until():%Y-%m-%d}")
 
 
 @app.command()
@@ -167,8 +167,8 @@ def revoke(folder: Folder, names: Names) -> None:
     federation = Federation(folder)
     for name in names or []:
         gone = federation.revoke(name)
-        _say(f"revoked {gone.name}, {gone.fingerprint}")
-    _say(
+        say(f"revoked {gone.name}, {gone.fingerprint}")
+    say(
         f"{len(federation.members.active)} members are left; copy {folder / SERVER_FOLDER} to "
         "the server"
     )
@@ -194,8 +194,8 @@ def renew(
     federation = Federation(folder)
     federation.renew(names or [], days)
     if server:
-        _say(f"the server's certificate is valid until {federation.renew_server():%Y-%m-%d}")
-    _say(f"copy {folder / SERVER_FOLDER} to the server")
+        say(f"the server's certificate is valid until {federation.renew_server():%Y-%m-%d}")
+    say(f"copy {folder / SERVER_FOLDER} to the server")
 
 
 def _request(path: Path) -> Request:
@@ -225,7 +225,3 @@ def _host(address: str) -> str:
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise AdmissionError(f"--address {address}: give host:port, as fleet.example.org:8443")
     return host.strip("[]")
-
-
-def _say(line: str) -> None:
-    say(line)

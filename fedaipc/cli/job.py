@@ -11,15 +11,18 @@ import typer
 
 from fedaipc.cli.output import make_console, say
 
+Config = Annotated[Path, typer.Argument(help="TOML settings", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value; repeat it", show_default=False),
+]
+
 
 def sign(
-    config: Annotated[Path, typer.Argument(help="TOML settings", show_default=False)],
+    config: Config,
     federation: Annotated[Path, typer.Option(help="the federation's folder", show_default=False)],
     out: Annotated[Path, typer.Option(help="folder for the signed job", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="section.key=value; repeat it", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Sign a job for all current members. Copy the folder it makes to the server.
 
@@ -65,12 +68,9 @@ def sign(
 
 
 def base(
-    config: Annotated[Path, typer.Argument(help="TOML settings", show_default=False)],
+    config: Config,
     out: Annotated[Path, typer.Option(help="folder for the base", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="section.key=value; repeat it", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Warm the base up on public texts, as the config says, and copy it for the owners of PCs.
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedaipc import strict_json
-from fedaipc.cli.output import make_console, say, say_json
-from fedaipc.errors import LedgerError, OutputError
+from fedaipc.cli.output import AsJson, make_console, say, say_json
+from fedaipc.errors import LedgerError, OutputError, os_errors_as
 from fedaipc.report.table import Alarm, Table
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ _COLUMNS = (
 
 
 @app.command()
-def show(
-    folder: Place, as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False
-) -> None:
+def show(folder: Place, as_json: AsJson = False) -> None:
     """Show what each PC has spent over its life.
 
     "charged" is what counts against the budget (RDP filter, valid whatever is asked later); RDP
@@ -76,7 +74,7 @@ def verify(
         str | None,
         typer.Option(help="fingerprint of the key that must have signed, as the owner told you"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check every line and signature, and that no peer remembers a line that is missing.
 
@@ -160,10 +158,8 @@ def export(
         _open(path)  # a damaged ledger is not exported
     copies = [read_copy(path) for path in paths]
     content = write_export(copies) if file.suffix == ".json" else _csv(copies).encode()
-    try:
+    with os_errors_as(OutputError, f"{file}: cannot be written"):
         write_atomic(file, content)
-    except OSError as error:
-        raise OutputError(f"{file}: cannot be written ({error.strerror})") from None
     lines = sum(len(copy.lines) for copy in copies)
     say(f"wrote {file}: {len(copies)} ledgers, {lines:,} lines")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleOptions, RenderableType
     from rich.text import Text
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="print as JSON")]
 
 
 def say(*lines: object, err: bool = False) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from fedaipc.cli.config import ConfigFile, Overrides
-from fedaipc.cli.output import make_console, say, say_json
+from fedaipc.cli.output import AsJson, make_console, say, say_json
 from fedaipc.config import DPSGD, load_settings
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
 from fedaipc.report.formatting import duration_text, size_text
@@ -17,11 +17,13 @@ from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
-    from fedaipc.lab.planner import Plan
+    from fedaipc.lab.planner import Plan, Unknown
     from fedaipc.privacy.ledger import Ledger
 
 _RECORDS = 1000
-_SAMPLE = 192  # texts that --work measures
+_SCHEDULE = (
+    "epsilon", "delta", "noise", "rate", "steps", "rounds", "records", "relative_noise",
+)  # fmt: skip
 
 
 def plan(
@@ -60,7 +62,7 @@ def plan(
         ),
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="file for a plot, .png or .svg")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the noise for a budget, or epsilon, rounds or sampling rate from the others.
 
@@ -69,11 +71,7 @@ def plan(
     Example: fedaipc privacy plan --epsilon 2 --delta 1e-6 --records 1000 --batch 50 --rounds 40
     """
     from fedaipc.lab.chart import plan_figure
-    from fedaipc.lab.planner import (
-        GROUPS,
-        Plan,
-        solve,
-    )
+    from fedaipc.lab.planner import GROUPS, Plan, solve
     from fedaipc.privacy.budget import size_class
     from fedaipc.report.plot_style import save
 
@@ -124,16 +122,7 @@ def plan(
     groups = {str(m): found.group_epsilon(m) for m in (*GROUPS, public)}
     report: dict[str, Any] = {
         "found": unknown,
-        "schedule": {
-            "epsilon": found.epsilon,
-            "delta": found.delta,
-            "noise": found.noise,
-            "rate": found.rate,
-            "steps": found.steps,
-            "rounds": found.rounds,
-            "records": found.records,
-            "relative_noise": found.relative_noise,
-        },
+        "schedule": {name: getattr(found, name) for name in _SCHEDULE},
         "epsilon": found.by_accountant(),
         "unit": "one record of one PC added or removed",
         "curve": [{"rounds": r, "epsilon": e} for r, e in points],
@@ -169,9 +158,8 @@ def _work(settings: Settings, plan: Plan) -> dict[str, Any]:
     tree["privacy"] |= {"sampling_rate": plan.rate}
     job = settings_from(tree)
     data = prepare_simulation(job.data, job.federation.clients)
-    step = max(1, len(data.train) // _SAMPLE)
     with make_console(stderr=True).status("measuring") as status:
-        speeds = probe(job, data.train.texts[::step][:_SAMPLE], status.update)
+        speeds = probe(job, data.train.texts, status.update)
     own = next(speed for speed in speeds if speed.precision == job.speed.precision)
     pcs = job.federation.clients
     found = forecast(
@@ -199,13 +187,11 @@ def _given(
 
 
 def _check(
-    unknown: str, given: dict[str, float | None], rate: float, delta: float, records: int
+    unknown: Unknown, given: dict[str, float | None], rate: float, delta: float, records: int
 ) -> None:
-    needs = {
-        "noise": ("epsilon",), "epsilon": ("noise",), "rounds": ("epsilon", "noise"),
-        "rate": ("epsilon", "noise"),
-    }  # fmt: skip
-    for name in needs[unknown]:
+    from fedaipc.lab.planner import NEEDS
+
+    for name in NEEDS[unknown]:
         if given[name] is None:
             raise ConfigError(f"--find {unknown} needs --{name}")
     if not 0 < rate <= 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,7 +82,7 @@ def train(
         run = submit(server, job, name or job.resolve().name)
     say(f"{run}: wanted")
     if running(server) is None:
-        say(_not_running(server))
+        say(f"no server runs in {server}; the run begins with `fedaipc server start {server}`")
     elif not detach:
         try:
             _watch(run, server)
@@ -140,10 +139,6 @@ def stop(
     say(f"{run}: {what}; `fedaipc server train --resume {run} --server {server}` goes on")
 
 
-def _not_running(server: Path) -> str:
-    return f"no server runs in {server}; the run begins with `fedaipc server start {server}`"
-
-
 def _cells(results: Results) -> list[str]:
     rounds = results.rounds
     done = max((r.round for r in rounds if not r.void), default=0)
@@ -163,7 +158,7 @@ def _watch(run: Path, server: Path) -> None:
 
     Raises OutputError where it halted, BudgetExhausted where the PCs' budgets ended it.
     """
-    from fedaipc.cli.simulate import show_noise
+    from fedaipc.cli.simulate import show_results
     from fedaipc.config import load_settings
     from fedaipc.errors import BudgetExhausted
     from fedaipc.fleet.ownership import as_server
@@ -171,13 +166,11 @@ def _watch(run: Path, server: Path) -> None:
     from fedaipc.protocol.job_folder import CONFIG_FILE
     from fedaipc.report.html import write_all
     from fedaipc.report.progress import Display
-    from fedaipc.report.run_tables import classes, summary
     from fedaipc.results import RESULTS_FILE, Results
 
     console, seen, told = make_console(), 0, None
     settings = load_settings(run / CONFIG_FILE)
-    with ExitStack() as until_end:
-        display = until_end.enter_context(Display(console, settings))
+    with Display(console, settings) as display:
         while True:
             over = not (run / WANTED_FILE).is_file()
             results = Results.load(run) if (run / RESULTS_FILE).is_file() else None
@@ -194,10 +187,7 @@ def _watch(run: Path, server: Path) -> None:
     word = run_status(run)
     if results is None or word not in {"finished", "stopped"}:
         raise OutputError(f"{run}: halted: {why(run) or f'see {run / LOG_FILE}'}")
-    console.print(summary(results))
-    if results.test is not None:
-        console.print(classes(results))
-    show_noise(console, settings, results)
+    show_results(console, settings, results)
     if settings.output.plots:
         with as_server(server):
             write_all(results, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -77,7 +76,6 @@ def simulate(
     from fedaipc.machine import processor
     from fedaipc.report.html import write_all
     from fedaipc.report.progress import Display, WarmUpBar
-    from fedaipc.report.run_tables import classes, summary
     from fedaipc.report.tracking import Trackers, check_trackers
     from fedaipc.results import Results
     from fedaipc.simulation import simulation
@@ -124,16 +122,13 @@ def simulate(
                 on_warm_up=warm_up.on_step,
             )
     _announce(console, run)
-    with ExitStack() as open_until_end:
-        watchers = [open_until_end.enter_context(Display(console, run.settings)).on_round]
-        trackers = open_until_end.enter_context(Trackers(run.settings.output.trackers, run.folder))
-        watchers.append(trackers.on_round)
+    stopped, trackers = None, Trackers(run.settings.output.trackers, run.folder)
+    with trackers, Display(console, run.settings) as display:
 
         def on_round(result: RoundResult) -> None:
-            for watch in watchers:
-                watch(result)
+            display.on_round(result)
+            trackers.on_round(result)
 
-        stopped = None
         try:
             simulation.simulate(run, engine, on_round)
         except BudgetExhausted as error:
@@ -141,9 +136,7 @@ def simulate(
     results = Results.load(run.folder)
     if stopped is not None and results.test is None:
         raise stopped
-    console.print(summary(results))
-    console.print(classes(results))
-    show_noise(console, run.settings, results)
+    show_results(console, run.settings, results)
     if run.settings.output.plots:
         write_all(results, run.folder)
         console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False)
@@ -189,15 +182,19 @@ def _announce(console: Console, run: Run) -> None:
     console.print(f"recipe: {recipe_text(settings)}", highlight=False, markup=False)
 
 
-def show_noise(console: Console, settings: Settings, results: Results) -> None:
-    """Say in one line if the noise of a finished run drowned what it could learn."""
+def show_results(console: Console, settings: Settings, results: Results) -> None:
+    """The tables of a run that has ended, and a line if noise drowned what it could learn."""
     from fedaipc.privacy.signal import noise_warning
     from fedaipc.protocol.job import job_schedule
+    from fedaipc.report.run_tables import classes, summary
 
-    classes = [pc.size_class for pc in results.pcs]
+    console.print(summary(results))
+    if results.test is not None:
+        console.print(classes(results))
+    sizes = [pc.size_class for pc in results.pcs]
     values, labels = results.model.trainable_parameters, len(results.data.labels)
-    if classes and (
-        warning := noise_warning(job_schedule(settings), settings, values, labels, classes)
+    if sizes and (
+        warning := noise_warning(job_schedule(settings), settings, values, labels, sizes)
     ):
         console.print(warning, style="yellow", highlight=False, markup=False)
 

@@ -117,17 +117,14 @@ def serving(folder: Path) -> Iterator[None]:
 
     Raises AdmissionError where another process holds it.
     """
-    lock = FileLock(folder / ".serving", timeout=0)
     try:
-        lock.acquire()
+        lock = FileLock(folder / ".serving", timeout=0).acquire()
     except Timeout:
         raise AdmissionError(
             f"{folder}: another process serves this PC; stop its `fedaipc client start` first"
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 @lru_cache(maxsize=1024)

@@ -23,10 +23,10 @@ from fedaipc import bounds
 from fedaipc.client.client import OWNER_FILE, serving
 from fedaipc.client.key_store import FOLDER as KEYS_FOLDER
 from fedaipc.client.key_store import HEAD_FILE, SUCCESSOR_FILE, KeyStore, has_keys, owner_of
-from fedaipc.config import Policy, load_owner, owner_from, text_source, to_toml
+from fedaipc.config import OwnerSettings, Policy, TextSource, load_owner, to_toml, validated
 from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
-from fedaipc.errors import AdmissionError, DataError, SecAggError
+from fedaipc.errors import AdmissionError, DataError, SecAggError, os_errors_as
 from fedaipc.files import expanded, write_atomic, write_private, write_text
 from fedaipc.privacy.budget import check_delta, size_class, usual_order
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
@@ -36,7 +36,6 @@ from fedaipc.secagg.keys import SigningKey
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fedaipc.config import OwnerSettings
     from fedaipc.data.reading import Reading
     from fedaipc.results import TextFit
 
@@ -109,14 +108,15 @@ def enroll(
         "quoting": quoting,
         "header": header,
     }
-    reading = read_records(source, text_source(how), labels=invite.labels or None)
+    reading = read_records(source, validated(TextSource, how), labels=invite.labels or None)
     _check_usable(reading, invite, skip_unusable=skip_unusable)
     public_class = size_class(len(reading.records))
     check_delta(invite.delta, public_class)
     if again:
         lifetime_epsilon = _kept_budget(folder, invite, lifetime_epsilon)
     path = expanded(source)
-    owner = owner_from(
+    owner = validated(
+        OwnerSettings,
         {
             **how,
             "name": name,
@@ -128,9 +128,9 @@ def enroll(
             "admission": invite.issuer,
             "server": invite.address,
             "policy": policy or Policy(),
-        }
+        },
     )
-    try:
+    with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             made = Path(temporary) / "pc"
@@ -142,8 +142,6 @@ def enroll(
                 with suppress(OSError):
                     folder.rmdir()  # an empty folder of this name
                 made.replace(folder)
-    except OSError as error:
-        raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
     return _enrolled(folder, reading)
 
 
@@ -184,7 +182,7 @@ def leave(folder: Path) -> None:
 
 def _leave(folder: Path) -> None:
     path = folder / SUCCESSOR_FILE
-    try:
+    with os_errors_as(AdmissionError, f"{folder}: cannot be changed"):
         if has_keys(folder):  # otherwise a leave was cut off below
             identity = KeyStore(folder).identity
             # An existing one comes from a leave that was cut off, or from an enrollment, and is in
@@ -197,8 +195,6 @@ def _leave(folder: Path) -> None:
         for name in (NODE_KEY_FILE, OWNER_FILE):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-    except OSError as error:
-        raise AdmissionError(f"{folder}: cannot be changed ({error.strerror})") from None
 
 
 def move_out(folder: Path, file: Path) -> None:
@@ -215,7 +211,7 @@ def move_out(folder: Path, file: Path) -> None:
 
 
 def _move_out(folder: Path, file: Path) -> None:
-    try:
+    with os_errors_as(AdmissionError, f"{file}: cannot be written"):
         write_private(file, b"")  # owner-only rights before the first secret is in it
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in _MOVED:
@@ -228,8 +224,6 @@ def _move_out(folder: Path, file: Path) -> None:
             if name != LEDGER_FILE:
                 (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-    except OSError as error:
-        raise AdmissionError(f"{file}: cannot be written ({error.strerror})") from None
 
 
 def move_in(file: Path, folder: Path) -> None:
@@ -241,7 +235,7 @@ def move_in(file: Path, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise AdmissionError(f"{folder}: not empty; give a new folder")
-    try:
+    with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             made = Path(temporary) / "pc"
@@ -253,21 +247,19 @@ def move_in(file: Path, folder: Path) -> None:
                 folder.rmdir()
             made.chmod(0o700)
             used = file.with_name(f"{file.name}.used")
-            try:
+            with os_errors_as(
+                AdmissionError,
+                f"{file}: cannot be deleted",
+                ", and must not stay: copy it to this machine's disk, delete it there, and give "
+                "the copy",
+            ):
                 file.rename(used)
-            except OSError as error:
-                raise AdmissionError(
-                    f"{file}: cannot be deleted ({error.strerror}), and must not stay: copy it to "
-                    "this machine's disk, delete it there, and give the copy"
-                ) from None
             try:
                 made.replace(folder)
             except OSError:
                 used.rename(file)
                 raise
             used.unlink()
-    except OSError as error:
-        raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def _contents(file: Path) -> Iterator[tuple[str, bytes]]:

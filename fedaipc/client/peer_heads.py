@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedaipc import bounds, strict_json
 from fedaipc.client.key_store import KeyStore, has_keys, owner_of
-from fedaipc.errors import FedaipcError, LedgerError
+from fedaipc.errors import FedaipcError, LedgerError, os_errors_as
 from fedaipc.privacy.chain import check_chain, is_whole
 from fedaipc.privacy.ledger import LEDGER_FILE
 from fedaipc.secagg.keys import fingerprint
@@ -156,7 +156,5 @@ def peers_in(folder: Path) -> list[Path]:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
+    with os_errors_as(LedgerError, f"{path}: cannot be read"):
         return bounds.read_bytes(path, bounds.MAX_LEDGER)
-    except OSError as error:
-        raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None

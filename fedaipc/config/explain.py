@@ -89,7 +89,7 @@ def choices(model: type[Section], prefix: str = "") -> list[tuple[str, type[Choi
 
 def _describe_kinds(family: type[Choice], path: str) -> list[tuple[str, str, str]]:
     kinds = family.known()
-    rows = [(f"{path}.kind", " | ".join(kinds), _first_line(family))]
+    rows = [(f"{path}.kind", " | ".join(kinds), (family.__doc__ or "").split(".")[0].strip())]
     found: dict[tuple[str, str, str], list[str]] = {}
     for name, kind in kinds.items():
         for key, allowed, meaning in describe_fields(kind, f"{path}."):
@@ -99,10 +99,6 @@ def _describe_kinds(family: type[Choice], path: str) -> list[tuple[str, str, str
         whose = "" if len(names) == len(kinds) else f"{', '.join(names)}: "
         rows.append((key, allowed, whose + meaning))
     return rows
-
-
-def _first_line(family: type[Choice]) -> str:
-    return (family.__doc__ or "").split(".")[0].strip()
 
 
 def explain(model: type[Section], detail: ErrorDetails, tree: object) -> str:

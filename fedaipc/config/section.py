@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -31,7 +31,6 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Stage = Literal["setup", "mask", "agree", "unmask"]
 MIN_NOISE, MAX_NOISE = 0.1, 1e6  # noise multiplier; beyond, accountants lose their digits
 MAX_KINDS = 100  # of steps: each costs the PLD accountant a second
 # What a schedule can lose at a delta of 1e-15, by RDP. The PLD accountant's grid is about as wide,

@@ -9,7 +9,6 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedaipc import bounds
-from fedaipc.config.data import TextSource
 from fedaipc.config.explain import choices, explain
 from fedaipc.config.owner import OwnerSettings
 from fedaipc.config.section import Choice, Section
@@ -52,26 +51,16 @@ def with_values(settings: Settings, values: Mapping[str, object]) -> Settings:
 
 def settings_from(tree: Mapping[str, object]) -> Settings:
     """Validate a tree of plain values. Raises ConfigError."""
-    return _validated(Settings, tree)
+    return validated(Settings, tree)
 
 
 def load_owner(path: Path) -> OwnerSettings:
     """Read a PC's owner.toml. Raises ConfigError."""
     tree = read_toml(path)
     try:
-        return _validated(OwnerSettings, tree)
+        return validated(OwnerSettings, tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def owner_from(tree: Mapping[str, object]) -> OwnerSettings:
-    """Validate what is to be an owner.toml. Raises ConfigError."""
-    return _validated(OwnerSettings, tree)
-
-
-def text_source(tree: Mapping[str, object]) -> TextSource:
-    """Validate where texts are and how they are written. Raises ConfigError."""
-    return _validated(TextSource, tree)
 
 
 def to_toml(settings: Section, *, without: Collection[str] = ()) -> str:
@@ -153,7 +142,8 @@ def _choose_kinds(tree: dict[str, Any], given: dict[str, object]) -> None:
             node[last] = {k: v for k, v in node[last].items() if k in kind.model_fields}
 
 
-def _validated(model: type[T], tree: Mapping[str, object]) -> T:
+def validated(model: type[T], tree: Mapping[str, object]) -> T:
+    """Settings of the kind `model` from a tree of plain values. Raises ConfigError."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedaipc import strict_json
-from fedaipc.errors import OutputError, RunOver
+from fedaipc.errors import OutputError, RunOver, os_errors_as
 from fedaipc.files import replace_atomic, write_atomic
 from fedaipc.results import RoundResult
 
@@ -129,8 +129,6 @@ class Counters:
     def advance(self, *, attempt: int | None = None, epoch: int | None = None) -> None:
         """Raises OutputError where that cannot be written."""
         new = {"attempt": attempt or self.attempt, "epoch": epoch or self.epoch}
-        try:
+        with os_errors_as(OutputError, f"{self._path}: cannot be written"):
             write_atomic(self._path, json.dumps(new).encode())
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from None
         self.attempt, self.epoch = new["attempt"], new["epoch"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, BinaryIO
 
-from fedaipc.errors import EncodingError, OutputError, SecAggError
+from fedaipc.errors import EncodingError, OutputError, SecAggError, os_errors_as
 from fedaipc.secagg.uploads import Upload, blob_bytes
 
 if TYPE_CHECKING:
@@ -19,20 +19,17 @@ class UploadStore:
         self._folder = folder
         self._open: dict[bytes, BinaryIO] = {}  # of the group that is being unmasked
         shutil.rmtree(folder, ignore_errors=True)
-        try:
+        with os_errors_as(OutputError, f"{folder}: cannot be made"):
             folder.mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
 
     def keep(self, uploader: bytes, frame: bytes) -> None:
         path = self._folder / uploader.hex()
-        try:
+        with os_errors_as(
+            OutputError,
+            f"{path}: the upload cannot be kept",
+            "; free some space and continue with --resume",
+        ):
             path.write_bytes(frame)
-        except OSError as error:
-            raise OutputError(
-                f"{path}: the upload cannot be kept ({error.strerror}); free some space and "
-                "continue with --resume"
-            ) from None
 
     def upload(self, uploader: bytes) -> Upload:
         """All of it."""
@@ -61,13 +58,11 @@ class UploadStore:
 
     def _read(self, uploader: bytes, start: int, size: int) -> bytes:
         path = self._folder / uploader.hex()
-        try:
+        with os_errors_as(OutputError, f"{path}: an upload is missing"):
             if uploader not in self._open:
                 self._open[uploader] = path.open("rb", buffering=0)
             self._open[uploader].seek(start)
             return self._open[uploader].read(size)
-        except OSError as error:
-            raise OutputError(f"{path}: an upload is missing ({error.strerror})") from None
 
 
 def _decoded(content: bytes) -> Upload:

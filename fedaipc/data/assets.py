@@ -30,7 +30,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from fedaipc import strict_json
-from fedaipc.errors import AssetError
+from fedaipc.errors import AssetError, os_errors_as
 from fedaipc.surroundings import inherited
 
 if TYPE_CHECKING:
@@ -150,7 +150,11 @@ def _verify(asset: Asset, folder: Path) -> None:
 
 
 def _install_locked(asset: Asset, folder: Path, *, again: bool) -> None:
-    try:
+    with os_errors_as(
+        AssetError,
+        f"{asset.name}: {folder} cannot be written",
+        "; free space, or set FEDAIPC_CACHE to another folder",
+    ):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             # Whoever had the lock before may have done the work.
@@ -158,11 +162,6 @@ def _install_locked(asset: Asset, folder: Path, *, again: bool) -> None:
                 for left in folder.parent.glob(f".{asset.name}.*"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
                 _install(asset, folder)
-    except OSError as error:
-        raise AssetError(
-            f"{asset.name}: {folder} cannot be written ({error.strerror or error}); free space, "
-            "or set FEDAIPC_CACHE to another folder"
-        ) from None
 
 
 def _install(asset: Asset, folder: Path) -> None:

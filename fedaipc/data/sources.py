@@ -20,7 +20,7 @@ from fedaipc.data.columns import beyond, check_columns, check_header, missing_co
 from fedaipc.data.csv_lines import CsvReader, fits
 from fedaipc.data.reading import Collector, Fault, Reading, Row
 from fedaipc.data.registry import find_source, register_source
-from fedaipc.errors import DataError
+from fedaipc.errors import DataError, os_errors_as
 from fedaipc.extras import need
 from fedaipc.files import expanded
 
@@ -323,7 +323,7 @@ def _single(value: pa.Scalar) -> object:
 
 def _read_folder(path: Path, how: TextSource, collector: Collector) -> Reading:
     unread: Path | None = None
-    try:
+    with os_errors_as(DataError, f"{path.name}: cannot be read"):
         if not any(path.glob("*/*")):
             raise DataError(f"{path.name}: holds no sub-folder with .txt files (one per label)")
         for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != "."):
@@ -336,8 +336,6 @@ def _read_folder(path: Path, how: TextSource, collector: Collector) -> Reading:
                     continue
                 if not collector.add(name, Row(text=text, label=folder.name)):
                     unread = unread or (None if encoding.is_valid(text) else file)
-    except OSError as error:
-        raise DataError(f"{path.name}: cannot be read ({error.strerror or error})") from None
     own = "utf-8" if how.encoding == "auto" else how.encoding  # of a file without a mark
     return Reading(
         where=path.name,

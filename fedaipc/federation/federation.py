@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from fedaipc import bounds
-from fedaipc.errors import AdmissionError, FedaipcError
+from fedaipc.errors import AdmissionError, FedaipcError, os_errors_as
 from fedaipc.federation.authority import issue_server, make_authority
 from fedaipc.federation.key import KEY_FILE, Admission
 from fedaipc.federation.members import MEMBER_DAYS, Member, Members
@@ -32,7 +32,7 @@ from fedaipc.protocol.server_folder import (
     Facts,
     Node,
     Nodes,
-    server_until,
+    server_period,
 )
 from fedaipc.secagg.keys import fingerprint
 from fedaipc.secagg.roster import ROSTER_FILE, read_roster
@@ -81,7 +81,7 @@ class Federation:
                 "dots and dashes, and host:port as the address; a name with other letters in its "
                 "xn-- form"
             ) from None
-        try:
+        with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
             (folder / SERVER_FOLDER).mkdir(parents=True, mode=0o700)
             folder.chmod(0o700)
             federation = secrets.token_hex(8)
@@ -95,8 +95,6 @@ class Federation:
             write_atomic(folder / FACTS_FILE, facts.model_dump_json(indent=1).encode())
             made = cls(folder)
             made.renew_server()
-        except OSError as error:
-            raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
         return made
 
     @property
@@ -170,19 +168,16 @@ class Federation:
 
     def renew_server(self) -> datetime:
         """A new key and certificate for the server; when it ends."""
-        server = self.folder / SERVER_FOLDER
-        issue_server(self.folder, server, self.facts.names)
-        return server_until(server / SERVER_FILE)
+        issue_server(self.folder, self.folder / SERVER_FOLDER, self.facts.names)
+        return self.server_until()
 
     def server_until(self) -> datetime:
         """When the server's certificate ends. Raises AdmissionError."""
-        return server_until(self.folder / SERVER_FOLDER / SERVER_FILE)
+        return server_period(self.folder / SERVER_FOLDER / SERVER_FILE)[1]
 
     def _change(self, members: Members) -> None:
-        try:
+        with os_errors_as(AdmissionError, f"{self.folder}: cannot be written"):
             members.save(self.folder)
-        except OSError as error:
-            raise AdmissionError(f"{self.folder}: cannot be written ({error.strerror})") from None
         self.members = members
         self._publish()
 

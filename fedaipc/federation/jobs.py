@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fedaipc.config import for_labels
 from fedaipc.data.prepare import prepare_held_back
-from fedaipc.errors import AdmissionError
+from fedaipc.errors import AdmissionError, os_errors_as
 from fedaipc.model.base import copy_base, with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
@@ -58,7 +58,7 @@ def sign_job(
         federation.roster_version,
     )
     reasons = ['privacy.kind = "none": neither clip nor noise'] if not job.privacy.private else []
-    try:
+    with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
@@ -77,8 +77,6 @@ def sign_job(
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
-    except OSError as error:
-        raise AdmissionError(f"{folder}: cannot be written ({error.strerror})") from None
     return job
 
 

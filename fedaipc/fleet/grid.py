@@ -31,7 +31,6 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.serverapp import Grid
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -46,14 +45,12 @@ from fedaipc.files import write_atomic
 from fedaipc.fleet.clients import LetGo, loopback
 from fedaipc.fleet.registry import Registry
 from fedaipc.fleet.wire import fetch, is_whole, pack, unpack
+from fedaipc.protocol.one_run_grid import OneRunGrid
 from fedaipc.stopping import STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
-    from types import TracebackType
-
-    from flwr.app import RecordDict
 
 _HEARTBEAT = 5.0  # s; the SuperLink gives a task up 60 s after its last one
 _PATIENCE = 55.0  # s that calls wait for a SuperLink that does not answer; then the run is lost
@@ -62,7 +59,7 @@ _SELF = Node(node_id=1)  # the SuperLink's own number
 _log = logging.getLogger(__name__)
 
 
-class FleetGrid(Grid):
+class FleetGrid(OneRunGrid):
     """`with FleetGrid(...) as grid:` is one Flower run, completed or failed when it ends.
 
     `upload_file` tells the SuperLink how large an answer may be. Once `is_stopped`, the next call
@@ -70,6 +67,8 @@ class FleetGrid(Grid):
     EngineError where the SuperLink does not answer, or has given the run up: the job continues
     from its checkpoint.
     """
+
+    _pause = 0.05
 
     def __init__(
         self,
@@ -134,12 +133,7 @@ class FleetGrid(Grid):
         TaskIdentity.node_id = task.context.node_id
         self._run = Run.create_empty(run)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._heart.join()
         # Whoever lists runs sees the details: no text of an error.
@@ -152,26 +146,6 @@ class FleetGrid(Grid):
         except httpx.HTTPError:
             _log.warning("the SuperLink could not be told that the run is over")
         self._client.close()
-
-    def set_run(self, run: Run) -> None:
-        """Set what `run` returns; nothing else depends on it."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run; only its `run_id` is filled in."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return `Message(...)`, which new code should call directly (deprecated in Flower)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """PCs that are online now."""
@@ -234,21 +208,6 @@ class FleetGrid(Grid):
             # Look at the others first next time.
             self._uploading[name] = self._uploading.pop(name)
         return ready
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Push all messages and pull until every reply is there or `timeout` seconds are over."""
-        end = None if timeout is None else time.monotonic() + timeout
-        waiting = {name for name in self.push_messages(messages) if name}
-        replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
-            for reply in self.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                replies.append(reply)
-            time.sleep(0.05)
-        self.forget(waiting)
-        return replies
 
     def allow_uploads(self, size: int) -> None:
         """Take answers of up to `size` bytes, and let the SuperLink take them; before that it takes

@@ -111,9 +111,8 @@ class Server:
         """Until SIGTERM or Ctrl-C; then all of its processes end; a second signal ends them
         immediately.
         """
-        lock = FileLock(self._state / LOCK_FILE, timeout=0)
         try:
-            lock.acquire()
+            lock = FileLock(self._state / LOCK_FILE, timeout=0).acquire()
         except Timeout:
             raise EngineError(f"{self._folder}: a server is running here already") from None
         with lock, signals(self._stop.set):

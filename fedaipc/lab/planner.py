@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Unknown = Literal["noise", "epsilon", "rounds", "rate"]
+NEEDS: dict[Unknown, tuple[str, ...]] = {  # what has to be known to find it
+    "noise": ("epsilon",), "epsilon": ("noise",), "rounds": ("epsilon", "noise"),
+    "rate": ("epsilon", "noise"),
+}  # fmt: skip
 TARGETS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 GROUPS = (1, 2, 3, 5, 10)
 _MAX_ROUNDS = 10_000_000

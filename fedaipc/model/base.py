@@ -52,11 +52,6 @@ def resolve(base: str) -> str:
     return base
 
 
-def base_folder(base: str) -> Path:
-    """The folder with the files of `base`, fetched from the hub if need be. Raises ModelError."""
-    return _source(base)
-
-
 def warm_folder(base: str) -> Path:
     """Where a base named "warm-up:KEY" lies, whether it is there or not."""
     return cache_folder() / "warm-up" / base.removeprefix(WARM_UP)
@@ -81,7 +76,7 @@ def base_hash(base: str, keep_layers: int | None) -> str:
     PCs and coordinator compare it.
     """
     digest = hashlib.sha256(f"layers {keep_layers}".encode())
-    source = _source(base)
+    source = base_folder(base)
     present = (source / name for name in _HASHED if (source / name).is_file())
     for path in (*sorted(source.glob("*.safetensors")), *present):
         digest.update(path.name.encode() + b"\0")
@@ -92,15 +87,16 @@ def base_hash(base: str, keep_layers: int | None) -> str:
 
 def copy_base(base: str, target: Path) -> None:
     """Weights, configuration and vocabulary. Raises OSError, or ModelError as `resolve`."""
-    shutil.copytree(_source(base), target, ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(base_folder(base), target, ignore=shutil.ignore_patterns(".*"))
 
 
 def weights_bytes(base: str) -> int:
     """Size of the weights' files. Raises ModelError where they are not here and cannot be had."""
-    return sum(path.stat().st_size for path in _source(base).glob("*.safetensors"))
+    return sum(path.stat().st_size for path in base_folder(base).glob("*.safetensors"))
 
 
-def _source(base: str) -> Path:
+def base_folder(base: str) -> Path:
+    """The folder with the files of `base`, fetched from the hub if need be. Raises ModelError."""
     source = Path(resolve(base))
     if source.is_dir():
         return source

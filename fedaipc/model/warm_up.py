@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from fedaipc.config import Full, WarmUpSettings
 from fedaipc.data.prepare import deduplicate, label_list
 from fedaipc.data.sources import read_records
-from fedaipc.errors import DataError, ModelError
+from fedaipc.errors import DataError, ModelError, os_errors_as
 from fedaipc.model.base import WARM_UP, base_hash, warm_folder
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device, has_fused_steps
@@ -63,13 +63,10 @@ def warmed_up(
     """
     base = WARM_UP + _key(settings, model, labels, records)
     folder = warm_folder(base)
-    try:
+    with os_errors_as(
+        ModelError, f"{folder.parent}: cannot be written", "; set FEDAIPC_CACHE to another folder"
+    ):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(
-            f"{folder.parent}: cannot be written ({error.strerror or error}); set FEDAIPC_CACHE to "
-            "another folder"
-        ) from None
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed

@@ -87,8 +87,8 @@ def epsilon_rdp(schedules: Sequence[Schedule], delta: float) -> float:
         return max(0.0, float(accountant.get_epsilon(delta, alphas=list(ORDERS))))
 
 
-def epsilon_prv(schedules: Sequence[Schedule], delta: float, eps_error: float = 0.001) -> float:
-    """Opacus' PRV accountant: upper bound, at most about twice `eps_error` above the truth.
+def epsilon_prv(schedules: Sequence[Schedule], delta: float) -> float:
+    """Opacus' PRV accountant: upper bound, at most about 0.002 above the truth.
 
     For other mechanisms than DP-SGD, which it does not know, PLD's bound.
     """
@@ -96,7 +96,7 @@ def epsilon_prv(schedules: Sequence[Schedule], delta: float, eps_error: float = 
         return 0.0
     if (history := _history(schedules)) is None:
         return epsilon_pld(schedules, delta)
-    return _prv(tuple(history), delta, eps_error)
+    return _prv(tuple(history), delta)
 
 
 def epsilon_pld(schedules: Sequence[Schedule], delta: float) -> float:
@@ -146,13 +146,13 @@ def best_order(schedules: Sequence[Schedule], delta: float) -> tuple[float, floa
 
 
 @lru_cache(maxsize=256)
-def _prv(history: tuple[tuple[float, float, int], ...], delta: float, eps_error: float) -> float:
+def _prv(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
     accountant.history = list(history)
     with _order_warnings_off(), np.errstate(divide="ignore"):  # it takes log(1 - q), also of q = 1
-        return float(accountant.get_epsilon(delta, eps_error=eps_error))
+        return float(accountant.get_epsilon(delta, eps_error=0.001))
 
 
 @lru_cache(maxsize=256)

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from fedaipc import bounds, strict_json
 from fedaipc.config import Privacy, Schedule, kind_fault
-from fedaipc.errors import BudgetExhausted, LedgerError
+from fedaipc.errors import BudgetExhausted, LedgerError, os_errors_as
 from fedaipc.files import append_durable, write_atomic
 from fedaipc.privacy.accountant import (
     ORDERS,
@@ -118,10 +118,8 @@ class Ledger:
         with _locked(path):  # two enrollments at once: the second must not replace the first's
             if path.exists():
                 raise LedgerError(f"{path}: a ledger exists already; it is never replaced")
-            try:
+            with os_errors_as(LedgerError, f"{path}: cannot be written"):
                 write_atomic(path, signed_line(header, "", signer), private=True)
-            except OSError as error:
-                raise LedgerError(f"{path}: cannot be written ({error.strerror})") from None
         return cls(path, signer)
 
     @classmethod
@@ -293,28 +291,23 @@ class Ledger:
 
     def _write(self, line: bytes) -> None:
         """Durably; the caller holds the lock."""
-        try:
+        with os_errors_as(
+            LedgerError, f"{self.path}: the charge cannot be written", "; nothing was trained"
+        ):
             append_durable(self.path, line)
-        except OSError as error:
-            raise LedgerError(
-                f"{self.path}: the charge cannot be written ({error.strerror or error}); "
-                "nothing was trained"
-            ) from None
         entry = strict_json.parse(line)
         own = (entry["key"],) if "key" in entry else ()
         self._take(Chain((*self._chain.entries, entry), (*self._chain.keys, *own)))
 
     def _mend(self, tail: bytes, size: int) -> None:
         """End a last line that has no end, or drop half of one (`chain.is_whole`)."""
-        try:
+        with os_errors_as(LedgerError, f"{self.path}: cannot be mended"):
             if parsed(tail) is not None:
                 append_durable(self.path, b"\n")
             else:
                 with self.path.open("r+b") as file:
                     file.truncate(size - len(tail))
                     os.fsync(file.fileno())
-        except OSError as error:
-            raise LedgerError(f"{self.path}: cannot be mended ({error.strerror})") from None
 
 
 @contextmanager

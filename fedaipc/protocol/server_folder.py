@@ -88,13 +88,10 @@ class Nodes(Frozen):
             ) from None
 
 
-def server_until(path: Path) -> datetime:
-    """When the certificate ends. Raises AdmissionError where it cannot be read."""
-    return server_period(path)[1]
-
-
 def server_period(path: Path) -> tuple[datetime, datetime]:
-    """From when until when it is valid. Raises AdmissionError where it cannot be read."""
+    """From when until when the certificate is valid. Raises AdmissionError where it cannot be
+    read.
+    """
     try:
         certificate = x509.load_pem_x509_certificate(bounds.read_bytes(path, bounds.MAX_KEY))
     except (OSError, ValueError) as error:

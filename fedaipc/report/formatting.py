@@ -108,9 +108,9 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def count_text(count: int, one: str, many: str | None = None) -> str:
+def count_text(count: int, one: str) -> str:
     """For example "1 round" or "2,000 texts"."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {one}{'s' * (count != 1)}"
 
 
 def number_text(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.errors import OutputError
+from fedaipc.errors import OutputError, os_errors_as
 from fedaipc.extras import need
 from fedaipc.report.tracking import register_tracker
 
@@ -30,10 +30,8 @@ class Scalars:
         self.check()
         from torch.utils.tensorboard import SummaryWriter
 
-        try:
+        with os_errors_as(OutputError, f"{run_folder}: cannot be written"):
             self._writer: Any = SummaryWriter(str(run_folder / FOLDER))
-        except OSError as error:
-            raise OutputError(f"{run_folder}: cannot be written ({error.strerror})") from None
 
     def on_round(self, result: RoundResult) -> None:
         """Write what one finished attempt showed."""

@@ -27,7 +27,6 @@ from fedaipc.errors import SecAggError
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 SEAL_OVERHEAD = 48  # encapsulated key of 32 bytes, tag of 16
-FINGERPRINT_BYTES = 32
 _SHOWN_BYTES = 16  # of a fingerprint that people compare
 _HPKE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _RAW = serialization.Encoding.Raw, serialization.PublicFormat.Raw

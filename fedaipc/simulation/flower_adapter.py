@@ -19,7 +19,6 @@ of PCs.
 from __future__ import annotations
 
 import logging
-import time
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -34,10 +33,11 @@ from flwr.app import (
 )
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.serverapp import Grid
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedaipc.protocol.one_run_grid import OneRunGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,7 +69,7 @@ def ensure_message_identity() -> None:
             setattr(TaskIdentity, name, value)
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(OneRunGrid):
     """A grid whose nodes are calls of `client_app` in this process.
 
     Node i gets `partition-id` i and `num-partitions`, as on Flower's simulation runtime, and on
@@ -100,26 +100,6 @@ class InProcessGrid(Grid):
         }
         self._queue: dict[str, Message] = {}  # in the order of pushing
         self._pushed = 0
-
-    def set_run(self, run: Run) -> None:
-        """Set what `run` returns; nothing else depends on it."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run; only its `run_id` is filled in."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return `Message(...)`, which new code should call directly (deprecated in Flower)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """Node ids in the order of `node_configs`; elsewhere the order is arbitrary."""
@@ -154,22 +134,6 @@ class InProcessGrid(Grid):
         message_id = next((i for i in self._queue if i in wanted), None)
         if message_id is not None:
             replies.append(self._run_client(self._queue.pop(message_id)))
-        return replies
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Push all messages and pull until every reply is there or `timeout` seconds are over.
-
-        Holds all replies at once: aggregate with push and pull where updates are large.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        waiting = dict.fromkeys(i for i in self.push_messages(messages) if i)
-        replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
-            for reply in self.pull_messages(waiting):
-                waiting.pop(reply.metadata.reply_to_message_id, None)
-                replies.append(reply)
         return replies
 
     def _run_client(self, message: Message) -> Message:

@@ -85,7 +85,7 @@ def run_on_flower_simulation(
     cpus_per_pc: int = 1,
     num_cpus: int | None = None,
     import_paths: Sequence[Path] = (),
-    on_log: Callable[[str], None] | None = None,
+    on_log: Callable[[str], None] = lambda _: None,
     timeout: float | None = None,
 ) -> FlowerRun:
     """Run a pair of apps, named "module:attribute", with `num_pcs` virtual PCs; wait for the end.
@@ -119,7 +119,7 @@ def run_on_flower_simulation(
             job.write_app(config, server_app, client_app)
             job.start_superlink()
             job.submit(options)
-            return job.wait(on_log or _ignore, timeout)
+            return job.wait(on_log, timeout)
         finally:
             with undisturbed():
                 job.stop()
@@ -370,7 +370,3 @@ def _read_lines(source: IO[bytes] | None, lines: queue.SimpleQueue[str]) -> None
     with contextlib.suppress(ValueError):  # closed while reading
         for line in source or ():
             lines.put(_COLOUR.sub("", line.decode("utf-8", "replace")).rstrip())
-
-
-def _ignore(line: str) -> None:
-    del line

@@ -29,6 +29,7 @@ from fedaipc.errors import (
     OutputError,
     RoundError,
     SecAggError,
+    os_errors_as,
 )
 from fedaipc.extras import need
 from fedaipc.federation.key import Admission
@@ -305,12 +306,8 @@ def _completed(run: Run) -> Results:
 
 
 def _pc_state(folder: Path) -> Path:
-    try:
+    with os_errors_as(OutputError, f"{folder}: cannot be made", "; choose another --pc-state"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be made ({error.strerror}); choose another --pc-state"
-        ) from None
     return folder.resolve()
 
 

@@ -48,7 +48,9 @@ def main() -> None:
         encoding = Encoding(bits=bits, count=job.cohort, bound=results.aggregation.bound)
         # Of the noise of k steps, times the PC's weight: rate sigma C sqrt(k) / q.
         training = job.training
-        noise = training.learning_rate * privacy.multiplier * privacy.clip_norm / privacy.sampling_rate
+        noise = (
+            training.learning_rate * privacy.multiplier * privacy.clip_norm / privacy.sampling_rate
+        )
         noise *= math.sqrt(training.local_steps)
         distance = np.linalg.norm(checkpoint.vector - vectors[32])
         rows.append(

@@ -293,12 +293,13 @@ def test_a_plan_is_of_dp_sgd_and_says_so(fedaipc: Callable[..., Ran], tmp_path: 
     assert 'privacy.kind = "two-coins": this plans DP-SGD' in ran.err
 
 
-def test_a_sweep_composes_the_mechanism_that_was_charged() -> None:
-    from fedaipc.lab.sweep.table import Row, records
+def test_a_sweep_composes_the_mechanism_that_was_charged(tmp_path: Path) -> None:
+    from fedaipc.lab.sweep.run import SweepResult
+    from fedaipc.lab.sweep.table import Row
 
     coins = load("two_coins").TwoCoins(noise_multiplier=2.0, sampling_rate=0.5)
     row = Row(cell="a", values={}, seed=1, state="done", private=True, mechanism=coins,
               noise_multiplier=2.0, sampling_rate=0.5, steps=3)  # fmt: skip
     assert row.schedule is not None
     assert row.schedule.mechanism == coins
-    assert "mechanism" not in records([row])[0]
+    assert "mechanism" not in SweepResult("s", tmp_path, [row]).records()[0]

@@ -16,7 +16,7 @@ from fedaipc.client.disclosure_log import note
 from fedaipc.federation import authority
 from fedaipc.federation.authority import issue_server
 from fedaipc.protocol.enrollment import Invite
-from fedaipc.protocol.server_folder import Nodes, server_until
+from fedaipc.protocol.server_folder import Nodes, server_period
 from tests.support.batch_invariance import Kernels
 from tests.support.commands import refused
 from tests.support.tiny_models import make_folder
@@ -214,7 +214,7 @@ def test_a_servers_certificate_that_is_over_is_refused_and_renewed(
     assert "federation renew FEDERATION --server" in line
     monkeypatch.setattr(authority, "_SERVER_DAYS", 100)
     assert fedaipc("federation", "renew", str(acme), "--server").code == 0
-    assert server_until(acme / "server" / "server.pem") > datetime.now(UTC)
+    assert server_period(acme / "server" / "server.pem")[1] > datetime.now(UTC)
 
 
 def test_a_port_that_is_taken_is_one_line(fedaipc: Callable[..., Ran], acme: Path) -> None:

@@ -130,17 +130,18 @@ def test_a_failed_cell_is_tried_again_and_a_finished_one_is_not(
         "data.label_column = 'stars'\n[grid]\n'privacy.clip_norm' = [1.0]\n"
     )
     cells = cells_of(read_sweep(tmp_path / "s.toml"), None)
-    runner, out = Runner(tmp_path / "out", 1), tmp_path / "out"
-    runner.run(cells, lambda *_: None)
+    out, seen = tmp_path / "out", list[tuple[int, int]]()
+    runner = Runner(out, 1, lambda p, _: seen.append((p.done, p.failed)))
+    runner.run(cells, Progress(1))
     assert state_of(out, cells[0]) == "failed"
     assert "later.csv" in error_of(out, cells[0])
     write_reviews(source)
-    seen: list[tuple[int, int]] = []
-    runner.run(cells, lambda p, _: seen.append((p.done, p.failed)))
+    runner.run(cells, Progress(1))
     assert seen[-1] == (1, 0)
     assert error_of(out, cells[0]) == ""
     when = finished(out)
-    runner.run(cells, lambda p, _: seen.append((p.done, p.failed)))
+    runner.run(cells, Progress(1))
+    assert seen[-1] == (1, 0)
     assert finished(out) == when
 
 
@@ -158,7 +159,7 @@ def test_a_process_that_dies_is_a_failed_cell(
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", killed)
-        Runner(out, 1).run(cells, lambda *_: None)
+        Runner(out, 1, lambda *_: None).run(cells, Progress(1))
     assert state_of(out, cells[0]) == "failed"
     assert "killed by signal 9" in error_of(out, cells[0])
 
@@ -211,13 +212,15 @@ def test_a_run_that_lost_a_round_is_told(capsys: pytest.CaptureFixture[str]) -> 
             Row(cell="c", values={"privacy.epsilon": 4.0}, seed=1, state="failed",
                 error="no noise reaches it")]  # fmt: skip
     assert [point.cut_short for point in points_of(rows)] == [1]
-    show(Console(width=100), SweepResult("s", Path("s"), rows))
+    found = SweepResult("s", Path("s"), rows)
+    show(Console(width=100), found)
     said = " ".join(capsys.readouterr().out.split())
     assert "2, 1 cut short" in said
     assert "1 run ended before the last round" in said
     assert "failed: epsilon 4, seed 1: no noise reaches it" in said
-    assert "1 run ended before the last round" in sweep_page("s", rows)
-    assert "stopped" in sweep_page("s", rows)
+    page = sweep_page(found)
+    assert "1 run ended before the last round" in page
+    assert "stopped" in page
 
 
 def test_updates_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> None:
@@ -228,10 +231,10 @@ def test_updates_in_the_open_must_be_asked_for(fedaipc: Callable[..., Ran]) -> N
 
 
 def test_the_time_that_is_left_follows_from_the_pace() -> None:
-    progress = Progress(total=12, done=4, failed=2, running=2, seconds=[10.0, 20.0])
-    assert progress.left == 6
+    progress = Progress(total=12, done=4, failed=2, seconds=[10.0, 20.0])
+    assert progress.ended == 6
     assert progress.remaining(parallel=2) == 45.0
-    assert Progress(12, 4, 2, 2, []).remaining(2) is None
+    assert Progress(12, 4, 2).remaining(2) is None
 
 
 @pytest.mark.slow
@@ -286,11 +289,11 @@ def test_a_search_tries_settings_and_goes_on_where_it_was_cut_off(
     pytest.importorskip("optuna")
     real, calls = Runner.run, []
 
-    def cut_off(self: Runner, cells: list[Cell], on_change: object) -> None:
+    def cut_off(self: Runner, cells: list[Cell], progress: Progress) -> None:
         calls.append([cell.values for cell in cells])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(self, cells, on_change)  # type: ignore[arg-type]
+        real(self, cells, progress)
 
     monkeypatch.setattr(Runner, "run", cut_off)
     words = ("privacy", "sweep", written(SMALL + SEARCH), "--out", "out")

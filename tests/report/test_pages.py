@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from fedaipc.lab.audit.inversion import Inversion, Reading
 from fedaipc.lab.audit.page import audit_page
 from fedaipc.lab.audit.report import AuditReport, Setting
 from fedaipc.lab.sweep.page import sweep_page
+from fedaipc.lab.sweep.run import SweepResult
 from fedaipc.lab.sweep.table import Row
 from fedaipc.report.html import report_page
 from tests.support.html_pages import HOSTILE, Page
@@ -48,7 +50,7 @@ def _sweep(text: str) -> str:
         values={"model.base": text, "privacy.epsilon": 1.0}, epsilon=1.0,
     )  # fmt: skip
     other = replace(done, values={"model.base": text, "privacy.epsilon": 2.0})
-    return sweep_page(text, [failed, done, other])
+    return sweep_page(SweepResult(text, Path("s"), [failed, done, other]))
 
 
 def _report(text: str) -> str:

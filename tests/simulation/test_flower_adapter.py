@@ -394,7 +394,7 @@ def run_pair(folder: Path, *, broken: bool = False, lines: list[str] | None = No
         client_app="flower_pair_for_test:client",
         num_cpus=2,
         import_paths=[folder],
-        on_log=None if lines is None else lines.append,
+        on_log=(lambda _: None) if lines is None else lines.append,
         timeout=300,
     )
     assert run.status == "finished:completed"

@@ -25,7 +25,7 @@ import numpy as np
 
 from fedaipc.config import DPSGD
 from fedaipc.errors import PrivacyError
-from fedaipc.lab.audit.bound import CONFIDENCE, Bound, audit_bound
+from fedaipc.lab.audit.bound import Bound, audit_bound
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import make_inputs
@@ -62,9 +62,7 @@ class CanaryAudit:
         return self.promised is None or self.bound.lower <= self.promised
 
 
-def canary_audit(
-    audited: Audited, cache: Path | None = None, confidence: float = CONFIDENCE
-) -> CanaryAudit:
+def canary_audit(audited: Audited, cache: Path | None = None) -> CanaryAudit:
     """Score all canaries of all PCs and bound epsilon. Raises PrivacyError where it cannot."""
     settings = audited.settings
     check_sums_are_sent(settings)
@@ -86,7 +84,7 @@ def canary_audit(
     promised = None
     if not audited.results.not_private and attempts:
         promised = planned_epsilon(round_schedule(settings), attempts)["pld"]
-    bound = audit_bound(whole, included, privacy.delta, confidence)
+    bound = audit_bound(whole, included, privacy.delta)
     accuracy = float(((whole > np.median(whole)) == included).mean())
     return CanaryAudit(bound, promised, privacy.delta, accuracy)
 

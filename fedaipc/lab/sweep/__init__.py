@@ -1,6 +1,6 @@
 """Many runs of one job with other settings, and what they tell.
 
-run.py     all of it: the command's and the API's one way in
+run.py     all of it: the command's and the API's one way in, and its result
 cells.py   the sweep file, and the cells that follow from it
 runner.py  one process for each cell, several at a time; continues after a crash
 progress.py  how far it is, and how that is shown

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -27,6 +28,7 @@ from pydantic import (
 
 from fedaipc.config import (
     NoPrivacy,
+    OutputSettings,
     Settings,
     load_settings,
     read_toml,
@@ -47,7 +49,7 @@ RUN_FOLDER, CELL_FILE, ERROR_FILE = "run", "cell.toml", "error.txt"  # in a cell
 _OWN = ("output.folder", "output.name", SEED)
 
 
-def _flat(tree: Any, *, spaces: bool = False, before: str = "") -> Any:
+def _flat(tree: Any, *, spaces: bool = False) -> Any:
     """`privacy.epsilon` and `[grid.privacy] epsilon` are the same.
 
     With `spaces` a table that holds no other is a value. What is not a table is left to the check.
@@ -56,11 +58,11 @@ def _flat(tree: Any, *, spaces: bool = False, before: str = "") -> Any:
         return tree
     found: Values = {}
     for key, value in tree.items():
-        held = value.values() if isinstance(value, dict) else ()
-        if isinstance(value, dict) and (not spaces or any(isinstance(v, dict) for v in held)):
-            found |= _flat(value, spaces=spaces, before=f"{before}{key}.")
+        held = list(value.values()) if isinstance(value, dict) else []
+        if not isinstance(value, dict) or (spaces and not any(isinstance(v, dict) for v in held)):
+            found[key] = value
         else:
-            found[f"{before}{key}"] = value
+            found |= {f"{key}.{name}": v for name, v in _flat(value, spaces=spaces).items()}
     return found
 
 
@@ -196,26 +198,22 @@ class Cell:
     def name(self) -> str:
         """The name of its folder: readable, and different from every other cell's."""
         if self.settings is not None:
-            text = to_toml(
-                self.settings.model_copy(update={"output": type(self.settings.output)()})
-            )
+            text = to_toml(self.settings.model_copy(update={"output": OutputSettings()}))
         else:
             text = json.dumps([shown(self.values), self.seed])
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         words = [f"{key.partition('.')[2]}={shown(value)}" for key, value in self.values.items()]
         slug = "_".join([*words, f"seed={self.seed}"])
-        slug = "".join(c if c.isascii() and (c.isalnum() or c in "=._-") else "-" for c in slug)
-        slug = slug[:80]
-        return f"{slug}_{digest}"
+        return re.sub(r"[^A-Za-z0-9=._-]", "-", slug)[:80] + f"_{digest}"
 
 
 def read_sweep(path: Path) -> Sweep:
     """Raises ConfigError."""
+    tree = read_toml(path)
     try:
-        return sweep_from(read_toml(path))
+        return sweep_from(tree)
     except ConfigError as error:
-        said = str(error)
-        raise ConfigError(said if said.startswith(f"{path}: ") else f"{path}: {said}") from None
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def sweep_from(tree: Mapping[str, object]) -> Sweep:

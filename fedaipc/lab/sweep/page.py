@@ -6,110 +6,37 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from fedaipc.lab.sweep.cells import shown
-from fedaipc.lab.sweep.cost import composed_epsilon, selected_epsilon
 from fedaipc.lab.sweep.plots import figures
-from fedaipc.lab.sweep.table import points_of
 from fedaipc.report import formatting, plot_style
-from fedaipc.report.table import Alarm, Table
+from fedaipc.report.table import Table
 from fedaipc.report.template import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedaipc.lab.sweep.table import Point, Row
-
-_CUT_SHORT = (
-    "ended before the last round: a round that was interrupted is charged like any other, so the "
-    "budget was spent earlier"
-)
-_TOGETHER = (
-    "The {runs} that finished, on the same PCs, would cost epsilon {together} together (RDP, delta "
-    "{delta:g}), where the dearest one alone costs {alone}: that is what a coordinator sees, who "
-    "gets all updates."
-)
-_SHOWN_ONCE = (
-    "It would cost epsilon {epsilon} if only the best model were ever shown and the number of "
-    "runs were drawn at random beforehand, with mean {count}. Each run's settings must then be "
-    "drawn without looking at other results, which a tuner does not do (Papernot and Steinke "
-    "2022, theorem 2, eta 0)."
-)
+    from fedaipc.lab.sweep.run import SweepResult
+    from fedaipc.lab.sweep.table import Row
 
 
-def sweep_page(name: str, rows: Sequence[Row]) -> str:
+def sweep_page(found: SweepResult) -> str:
     """The whole page, also of a sweep that has not ended."""
-    counts = Counter(row.state for row in rows)
+    counts = Counter(row.state for row in found.rows)
     states = ", ".join(f"{counts[s]} {s}" for s in ("done", "open", "failed")
                        if counts[s] or s == "done")  # fmt: skip
     return render(
         "sweep.html.j2",
-        name=name,
-        lead=f"{formatting.count_text(len(rows), 'cell')}: {states}",
-        plots=plot_style.inline_all(figures(points_of(rows), majority_of(rows))),
-        points=point_table(rows),
+        name=found.name,
+        lead=f"{formatting.count_text(len(found.rows), 'cell')}: {states}",
+        plots=plot_style.inline_all(figures(found.rows)),
+        points=found.table,
         failed=Table(
             ("settings", "seed", "why"),
-            [(shown(row.values), row.seed, row.error) for row in rows if row.state == "failed"],
+            [(shown(row.values), row.seed, row.error) for row in found.failed],
             words=(0, 2),
         ),
-        warning=warning(rows),
-        cells=_cells(rows),
+        warning=found.cost(),
+        cells=_cells(found.rows),
     )
-
-
-def point_table(rows: Sequence[Row]) -> Table:
-    """Each point over its seeds; incomplete runs are marked."""
-
-    def accuracy(point: Point) -> str:
-        deviation = "" if point.test_deviation is None else f" ± {point.test_deviation:.4f}"
-        return f"{point.test_mean:.4f}{deviation}"
-
-    lines = [
-        (
-            shown(point.values) or formatting.UNKNOWN,
-            f"{point.runs}" + f", {point.cut_short} cut short" * bool(point.cut_short),
-            accuracy(point), f"{point.validation_mean:.4f}",
-            formatting.epsilon_text(point.epsilon)
-            if point.private else Alarm(formatting.NOT_PRIVATE),
-        )
-        for point in points_of(rows)
-    ]  # fmt: skip
-    short = sum(row.cut_short for row in rows)
-    return Table(
-        ("settings", "runs", "test accuracy ± deviation", "validation", "epsilon charged"), lines,
-        notes=[f"{formatting.count_text(short, 'run')} {_CUT_SHORT}"] if short else [],
-    )  # fmt: skip
-
-
-def warning(rows: Sequence[Row]) -> list[str]:
-    """Say that tuning on private texts costs privacy, and how much for the cells of `rows`."""
-    private = [(row.schedule, row.delta) for row in rows]
-    runs = [schedule for schedule, _ in private if schedule is not None]
-    if not runs:
-        return ["No private run has finished, so there is nothing to compose."]
-    delta = max(delta for schedule, delta in private if schedule is not None and delta is not None)
-    alone = max(composed_epsilon([run], delta) for run in runs)
-    count = len(runs)
-    together, shown_once = composed_epsilon(runs, delta), selected_epsilon(runs, delta, count)
-    return [
-        "Choosing settings by results on private texts costs privacy: each run is charged.",
-        "On public texts, as in a simulation on a published data set, it costs nothing.",
-        _TOGETHER.format(
-            runs=formatting.count_text(count, "private run"),
-            together=formatting.epsilon_text(together),
-            alone=formatting.epsilon_text(alone),
-            delta=delta,
-        ),
-        _SHOWN_ONCE.format(count=count, epsilon=formatting.epsilon_text(shown_once))
-        + " That is no less than all of them together, which holds then too."
-        * (shown_once >= together),
-        "Accuracies on the test set are for reporting: choose by the validation column.",
-    ]
-
-
-def majority_of(rows: Sequence[Row]) -> float | None:
-    """The commonest label's share of the test set, where all cells have the same."""
-    found = {row.majority for row in rows if row.majority is not None}
-    return found.pop() if len(found) == 1 else None
 
 
 def _cells(rows: Sequence[Row]) -> Table:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from fedaipc.lab.sweep.cells import EPSILON, Values, shown
+from fedaipc.lab.sweep.cells import EPSILON, shown
+from fedaipc.lab.sweep.table import points_of
 from fedaipc.report import plot_style
 from fedaipc.report.plot_style import drawing, new_axes, plain, put_legend
 
@@ -19,17 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fedaipc.lab.sweep.table import Point
+    from fedaipc.lab.sweep.table import Point, Row
 
 _MAX_LINES, _MAX_MAPS = 7, 3
 
 
 @drawing()
-def figures(points: Sequence[Point], majority: float | None) -> dict[str, Figure]:
+def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     """All plots by their names; those without data are left out."""
+    points = points_of(rows)
     out: dict[str, Figure] = {}
     if len({p.values[EPSILON] for p in points if _has_epsilon(p)}) > 1:
-        out["utility"] = utility_figure(points, majority)
+        out["utility"] = utility_figure(points, _majority(rows))
     for first, second in itertools.islice(itertools.combinations(_varied(points), 2), _MAX_MAPS):
         name = f"map-{first.partition('.')[2]}-{second.partition('.')[2]}"
         out[name] = heat_map(points, first, second)
@@ -73,17 +75,14 @@ def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
 
 def heat_map(points: Sequence[Point], first: str, second: str) -> Figure:
     """Mean test accuracy by two settings; where others vary too, over them as well."""
-    rows, columns = (_ordered({p.values[key] for p in points if key in p.values})
-                     for key in (first, second))  # fmt: skip
-    values = [
-        [
-            [p.test_mean for p in points
-             if p.values.get(first) == row and p.values.get(second) == column]
-            for column in columns
-        ]
-        for row in rows
-    ]  # fmt: skip
-    means = [[statistics.mean(cell) if cell else math.nan for cell in line] for line in values]
+    rows, columns = _ordered(points, first), _ordered(points, second)
+
+    def mean(row: Any, column: Any) -> float:
+        found = [p.test_mean for p in points
+                 if p.values.get(first) == row and p.values.get(second) == column]  # fmt: skip
+        return statistics.mean(found) if found else math.nan
+
+    means = [[mean(row, column) for column in columns] for row in rows]
     figure, axes = new_axes("test accuracy", second, first, height=1.4 + 0.55 * len(rows))
     image = axes.imshow(means, cmap="cividis", aspect="auto")
     finite = [value for line in means for value in line if math.isfinite(value)]
@@ -113,13 +112,18 @@ def _has_epsilon(point: Point) -> bool:
 
 def _varied(points: Sequence[Point]) -> list[str]:
     keys = dict.fromkeys(key for point in points for key in point.values)
-    return [k for k in keys if len({_name(p.values.get(k)) for p in points}) > 1]
+    return [k for k in keys if len({str(p.values.get(k)) for p in points}) > 1]
 
 
-def _ordered(values: set[Any]) -> list[Any]:
-    return sorted(values, key=lambda v: (isinstance(v, str), v if not isinstance(v, str) else 0,
-                                         str(v)))  # fmt: skip
+def _ordered(points: Sequence[Point], key: str) -> list[Any]:
+    """What a setting was, each value once: numbers by their size, before words and lists."""
+    values = {str(p.values[key]): p.values[key] for p in points if key in p.values}
+    return sorted(
+        values.values(), key=lambda v: (0, v, "") if isinstance(v, float | int) else (1, 0, str(v))
+    )
 
 
-def _name(value: Values | Any) -> str:
-    return str(value)
+def _majority(rows: Sequence[Row]) -> float | None:
+    """The commonest label's share of the test set, where all cells have the same."""
+    found = {row.majority for row in rows if row.majority is not None}
+    return found.pop() if len(found) == 1 else None

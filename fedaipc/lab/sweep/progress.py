@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -21,23 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Progress:
-    """`seconds` are those of cells that finished in this call; `running` how many run now."""
+    """`seconds` are those of cells that finished in this call."""
 
     total: int
-    done: int
-    failed: int
-    running: int
-    seconds: list[float]
+    done: int = 0
+    failed: int = 0
+    seconds: list[float] = field(default_factory=list)
 
     @property
-    def left(self) -> int:
-        return self.total - self.done - self.failed
+    def ended(self) -> int:
+        return self.done + self.failed
 
     def remaining(self, parallel: int) -> float | None:
         """Seconds until the end at the pace so far; None before the first cell has finished."""
         if not self.seconds:
             return None
-        return self.left / parallel * sum(self.seconds) / len(self.seconds)
+        return (self.total - self.ended) / parallel * sum(self.seconds) / len(self.seconds)
 
 
 class Display:
@@ -50,6 +49,7 @@ class Display:
             TextColumn("{task.description}"), console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("")
+        self._started = False
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -61,13 +61,14 @@ class Display:
     def on_change(self, progress: Progress, ended: Cell | None) -> None:
         left = progress.remaining(self._parallel)
         time_left = "" if left is None else f", about {duration_text(left)} left"
-        failed = f", {progress.failed} failed" if progress.failed else ""
-        words = f"{failed}{time_left}".removeprefix(", ")
+        more = f", {progress.failed} failed" * bool(progress.failed) + time_left
         self._bar.update(
-            self._task, total=progress.total, completed=progress.done + progress.failed,
-            description=words,
+            self._task, total=progress.total, completed=progress.ended,
+            description=more.removeprefix(", "),
         )  # fmt: skip
-        if not self._console.is_terminal:
+        again = ended is None and self._started  # each trial of a search has a start of its own
+        if not self._console.is_terminal and not again:
             what = "start" if ended is None else f"{shown(ended.values)}, seed {ended.seed}"
-            done = f"{progress.done + progress.failed}/{progress.total}"
-            self._console.print(f"{done} {what}{failed}{time_left}", markup=False)
+            line = f"{progress.ended}/{progress.total} {what}{more}"
+            self._console.print(line, markup=False)
+        self._started = True

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from fedaipc.errors import ConfigError
 from fedaipc.lab.sweep.cells import cells_of, shown
-from fedaipc.lab.sweep.page import majority_of, point_table, sweep_page, warning
+from fedaipc.lab.sweep.cost import composed_epsilon, selected_epsilon
+from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.plots import figures
+from fedaipc.lab.sweep.progress import Progress
 from fedaipc.lab.sweep.runner import Runner
 from fedaipc.lab.sweep.search import check_kind, search
-from fedaipc.lab.sweep.table import points_of, records, rows_of, to_csv, to_json
-from fedaipc.machine import cpus
+from fedaipc.lab.sweep.table import measured, points_of, rows_of, to_json
+from fedaipc.report import formatting
 from fedaipc.report.plot_style import save_all
+from fedaipc.report.table import Alarm, Table
 from fedaipc.results import write_file
 
 if TYPE_CHECKING:
@@ -24,9 +27,12 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Settings
     from fedaipc.lab.sweep.cells import Cell, Sweep, Values
-    from fedaipc.lab.sweep.progress import Progress
     from fedaipc.lab.sweep.table import Point, Row
-    from fedaipc.report.table import Table
+
+_CUT_SHORT = (
+    "ended before the last round: a round that was interrupted is charged like any other, so the "
+    "budget was spent earlier"
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -55,33 +61,84 @@ class SweepResult:
 
     @property
     def table(self) -> Table:
-        """The points, to be printed."""
-        return point_table(self.rows)
+        """The points, to be printed; those with incomplete runs are marked."""
+
+        def accuracy(point: Point) -> str:
+            deviation = "" if point.test_deviation is None else f" ± {point.test_deviation:.4f}"
+            return f"{point.test_mean:.4f}{deviation}"
+
+        lines = [
+            (
+                shown(point.values) or formatting.UNKNOWN,
+                f"{point.runs}" + f", {point.cut_short} cut short" * bool(point.cut_short),
+                accuracy(point), f"{point.validation_mean:.4f}",
+                formatting.epsilon_text(point.epsilon)
+                if point.private else Alarm(formatting.NOT_PRIVATE),
+            )
+            for point in self.points
+        ]  # fmt: skip
+        short = sum(row.cut_short for row in self.rows)
+        return Table(
+            ("settings", "runs", "test accuracy ± deviation", "validation", "epsilon charged"),
+            lines,
+            notes=[f"{formatting.count_text(short, 'run')} {_CUT_SHORT}"] if short else [],
+        )  # fmt: skip
 
     def records(self) -> list[dict[str, Any]]:
         """A cell each, with what varies as columns of their own: for `pandas.DataFrame`."""
-        return records(self.rows)
+        keys = dict.fromkeys(key for row in self.rows for key in row.values)
+        return [
+            {key: row.values.get(key, "") for key in keys} | measured(row, "values")
+            for row in self.rows
+        ]
 
     def cost(self) -> list[str]:
         """What choosing among these runs costs in privacy, in sentences."""
-        return warning(self.rows)
+        runs = [row.schedule for row in self.rows if row.schedule is not None]
+        if not runs:
+            return ["No private run has finished, so there is nothing to compose."]
+        delta = max(row.delta or 0.0 for row in self.rows if row.schedule is not None)
+        count, text = len(runs), formatting.epsilon_text
+        alone = max(composed_epsilon([run], delta) for run in runs)
+        together, shown_once = composed_epsilon(runs, delta), selected_epsilon(runs, delta, count)
+        composed = (
+            f"The {formatting.count_text(count, 'private run')} that finished, on the same PCs, "
+            f"would cost epsilon {text(together)} together (RDP, delta {delta:g}), where the "
+            f"dearest one alone costs {text(alone)}: that is what a coordinator sees, who gets all "
+            "updates."
+        )
+        selected = (
+            f"It would cost epsilon {text(shown_once)} if only the best model were ever shown and "
+            f"the number of runs were drawn at random beforehand, with mean {count}. Each run's "
+            "settings must then be drawn without looking at other results, which a tuner does not "
+            "do (Papernot and Steinke 2022, theorem 2, eta 0)."
+        )
+        if shown_once >= together:
+            selected += " That is no less than all of them together, which holds then too."
+        return [
+            "Choosing settings by results on private texts costs privacy: each run is charged.",
+            "On public texts, as in a simulation on a published data set, it costs nothing.",
+            composed,
+            selected,
+            "Accuracies on the test set are for reporting: choose by the validation column.",
+        ]
 
     def plot(self, name: str = "utility") -> Figure:
         """A matplotlib figure: test accuracy by epsilon, or a map of two settings.
 
         Raises ConfigError where there is none of that name.
         """
-        found = figures(self.points, majority_of(self.rows))
+        found = figures(self.rows)
         if name not in found:
             raise ConfigError(f"no plot {name}; this sweep has {', '.join(found) or 'none'}")
         return found[name]
 
     def write(self) -> None:
         """Write sweep.csv, sweep.json, sweep.html and plots/. Raises OutputError."""
-        write_file(self.folder / "sweep.csv", to_csv(self.rows).encode())
+        write_file(self.folder / "sweep.csv", Table.of_records(self.records()).to_csv().encode())
         write_file(self.folder / "sweep.json", to_json(self.name, self.rows).encode())
-        save_all(figures(self.points, majority_of(self.rows)), self.folder / "plots")
-        write_file(self.folder / "sweep.html", sweep_page(self.name, self.rows).encode())
+        save_all(figures(self.rows), self.folder / "plots")
+        write_file(self.folder / "sweep.html", sweep_page(self).encode())
 
     def __repr__(self) -> str:
         best = "" if self.best is None else f", best: {shown(self.best)}"
@@ -96,22 +153,21 @@ def run_sweep(
     base: Path | Settings | None,
     folder: Path,
     *,
-    parallel: int | None = None,
-    plain_updates: bool = False,
-    on_change: Callable[[Progress, Cell | None], None] = lambda *_: None,
+    parallel: int,
+    plain_updates: bool,
+    on_change: Callable[[Progress, Cell | None], None],
 ) -> SweepResult:
     """Run the unfinished cells in `folder`, on top of a job or its config file, and write.
 
-    `parallel` cells at a time, otherwise as many as there are cores. Other cells go on where one
-    fails. Raises ConfigError, OutputError.
+    `parallel` cells at a time. Other cells go on where one fails. Raises ConfigError, OutputError.
     """
     cells, best = cells_of(sweep, base), None
     check_kind(folder, search=sweep.search is not None)
-    runner = Runner(folder, parallel or cpus(), plain_updates=plain_updates)
+    runner = Runner(folder, parallel, on_change, plain_updates=plain_updates)
     if sweep.search is None:
-        runner.run(cells, on_change)
+        runner.run(cells, Progress(len(cells)))
     else:
-        cells, best = search(sweep, sweep.search, base, folder, runner, on_change)
+        cells, best = search(sweep, sweep.search, base, folder, runner)
     found = SweepResult(sweep.name, folder, rows_of(folder, cells), best)
     if all(row.state == "done" for row in found.rows):
         runner.clear()

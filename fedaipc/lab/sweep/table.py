@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedaipc.config import Privacy, Schedule
 from fedaipc.lab.sweep.cells import RUN_FOLDER, Values
 from fedaipc.lab.sweep.runner import cell_folder, error_of, state_of
-from fedaipc.report.table import Table
 from fedaipc.results import Results
 
 if TYPE_CHECKING:
@@ -94,36 +93,20 @@ def points_of(rows: Iterable[Row]) -> list[Point]:
     return [_point(group) for group in groups.values()]
 
 
-def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One for each cell; settings that vary have a column each."""
-    keys = list(dict.fromkeys(key for row in rows for key in row.values))
-    found = []
-    for row in rows:
-        measured = _measured(row)
-        values = measured.pop("values")
-        found.append({**{key: values.get(key, "") for key in keys}, **measured})
-    return found
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    return Table.of_records(records(rows)).to_csv()
-
-
 def to_json(name: str, rows: Sequence[Row]) -> str:
     content = {
         "format": _FORMAT,
         "version": 1,
         "name": name,
         "points": [asdict(point) for point in points_of(rows)],
-        "cells": [_measured(row) for row in rows],
+        "cells": [measured(row) for row in rows],
     }
     return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
-def _measured(row: Row) -> dict[str, Any]:
-    found = asdict(row)
-    found.pop("mechanism")  # told by its numbers, and by the run's own results
-    return found
+def measured(row: Row, *without: str) -> dict[str, Any]:
+    """All fields but the mechanism, which its numbers and the run's own results tell."""
+    return {k: v for k, v in asdict(row).items() if k not in ("mechanism", *without)}
 
 
 def _finite(content: Any) -> Any:
@@ -136,21 +119,19 @@ def _finite(content: Any) -> Any:
 
 
 def _row(folder: Path, cell: Cell) -> Row:
-    place = cell_folder(folder, cell)
     state = state_of(folder, cell)
-    start: dict[str, Any] = {
-        "cell": cell.name, "values": cell.values, "seed": cell.seed, "state": state,
-    }  # fmt: skip
+    error = error_of(folder, cell) if state == "failed" else ""
+    row = Row(cell=cell.name, values=cell.values, seed=cell.seed, state=state, error=error)
     if state != "done":
-        return Row(**start, error=error_of(folder, cell) if state == "failed" else "")
-    results = Results.load(place / RUN_FOLDER)
+        return row
+    results = Results.load(cell_folder(folder, cell) / RUN_FOLDER)
     privacy, rounds = results.privacy, results.rounds
     test, validation = results.test, results.validation
     attempts = results.charged
     asked = sum(one.asked for one in rounds)
     planned = privacy.planned_epsilon
-    return Row(
-        **start,
+    return replace(
+        row,
         status=results.status,
         private=not results.not_private,
         test_accuracy=None if test is None else test.accuracy,
