@@ -300,6 +300,7 @@ RULES: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("max_clip_norm", 0.99, 1.0, {}),
     ("min_noise", 1.01, 1.0, {}),
     ("max_epsilon", 0.01, 1000.0, {}),
+    ("max_unsealed_epsilon", 0.01, 1000.0, {"privacy": {"noise": "distributed", "honest": 3}}),
     ("max_rounds", 39, 40, {"max_attempts": 40}),  # each attempt is charged
     ("max_local_steps", 1, 2, {"training": TWO_STEPS}),
     ("max_length", 15, 16, {}),
