@@ -81,8 +81,8 @@ class PrivacyFacts(Frozen):
     )
     alone_epsilon: Amount | None = Field(
         None,
-        description="of all planned rounds by Renyi DP, against whoever reads one PC's own update "
-        "in spite of secure aggregation; null where noise is not distributed",
+        description="of all attempts that the job allows, by Renyi DP, against whoever reads one "
+        "PC's own updates in spite of secure aggregation; null where noise is not distributed",
     )
 
     @property

@@ -24,7 +24,17 @@ from fedaipc.certificate.document import (
     UNIT,
     words,
 )
-from fedaipc.config import DPSGD, LOSS_DELTA, MAX_KINDS, MAX_LOSS, Privacy, Schedule
+from fedaipc.config import (
+    DPSGD,
+    LOSS_DELTA,
+    MAX_KINDS,
+    MAX_LOSS,
+    Aggregation,
+    Privacy,
+    Schedule,
+    TrainingSettings,
+    distributed_fault,
+)
 from fedaipc.errors import FedaipcError
 from fedaipc.privacy.chain import check_chain
 from fedaipc.secagg.keys import verify
@@ -100,10 +110,20 @@ def _wording(certificate: Certificate) -> Finding:
         guarantee.unit, guarantee.neighbours, guarantee.mechanism, guarantee.sampling,
         guarantee.amplification, guarantee.composition, certificate.trust,
     )  # fmt: skip
-    # By the stated schedule, which is compared with what was signed further down.
-    mechanism, trust = words(guarantee.schedule)
+    # By the job, or by the stated schedule, which is compared with what was signed further down.
+    run = certificate.run
+    mechanism, trust = words(guarantee.schedule if run is None else _asked(run))
     own = (UNIT, NEIGHBOURS, mechanism, SAMPLING, AMPLIFICATION, COMPOSITION, trust)
     return Finding("wording", told == own, "unit, neighbours, mechanism, what it rests on")
+
+
+def _asked(run: RunFacts) -> list[Schedule]:
+    """A step of the run's job; nothing where that cannot be read, which its own check finds."""
+    try:
+        mechanism = Privacy.model_validate(strict_json.parse(run.job)["privacy"])
+        return [Schedule(mechanism=mechanism, steps=1)] if mechanism.private else []
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
 
 
 def _audit(audit: AuditFacts, guarantee: Guarantee) -> Finding:
@@ -135,9 +155,12 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
     if private and run.attempts:
         schedule[mechanism] = local * run.attempts
     stated = (guarantee.delta, run.run)
+    sealed = job.get("aggregation", {}).get("kind", run.aggregation)
     yield Finding(
         "job's terms",
         stated == (mechanism.delta, job["run"])
+        and run.aggregation == sealed
+        and _may_share(mechanism, job)
         and run.rounds <= run.attempts <= most
         and (run.status != "finished" or run.rounds == rounds),
         f"delta {guarantee.delta:g}, {run.rounds} rounds in {run.attempts} attempts of {most}",
@@ -160,6 +183,16 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
             and guarantee.basis == (AS_DECLARED if declared else AT_MOST),
             f"{guarantee.claim:.4f}; computed anew {again:.4f}: {guarantee.basis}",
         )
+        yield _alone(guarantee, [taken])
+
+
+def _may_share(mechanism: Privacy, job: dict[str, Any]) -> bool:
+    """Whether a job whose noise is distributed is one that PCs take."""
+    if not isinstance(mechanism, DPSGD) or not mechanism.distributed:
+        return True
+    training = TrainingSettings.model_validate(job["training"])
+    aggregation = Aggregation.model_validate(job["aggregation"])
+    return distributed_fault(mechanism, training, aggregation, job["weighting"]) is None
 
 
 def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
@@ -206,6 +239,7 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
             "claim", guarantee.claim == told.lifetime_epsilon and guarantee.basis == LIFETIME,
             f"the lifetime budget: {guarantee.basis}",
         )  # fmt: skip
+        yield _alone(guarantee, guarantee.schedule)
 
 
 def _charged(entry: dict[str, Any]) -> Schedule:
@@ -241,15 +275,13 @@ def _epsilons(guarantee: Guarantee, told: Epsilons) -> Iterator[Finding]:
         "epsilon by RDP", told.rdp >= pld * (1 - _PLD_DIGITS) and told.rdp >= rdp * (1 - _RELATIVE),
         f"{told.rdp:.4f}; computed anew {rdp:.4f}",
     )  # fmt: skip
-    yield _alone(guarantee)
 
 
-def _alone(guarantee: Guarantee) -> Finding:
+def _alone(guarantee: Guarantee, claimed: Sequence[Schedule]) -> Finding:
     """What one PC's own noise promises, where it adds a share only."""
-    shares = [one for one in guarantee.schedule if one.alone != one]
-    if not shares:
+    if all(one.alone == one for one in claimed):
         return Finding("alone", guarantee.alone is None, "each PC adds all of its noise")
-    again = _rdp([one.alone for one in guarantee.schedule], guarantee.delta)
+    again = _rdp([one.alone for one in claimed], guarantee.delta)
     told = guarantee.alone
     return Finding(
         "alone", told is not None and told >= again * (1 - _RELATIVE),

@@ -40,7 +40,7 @@ DISTRIBUTED = (
 SAMPLING = "Poisson: each record joins a step by itself with probability sampling_rate"
 AMPLIFICATION = (
     "by the PC's own secret Poisson sampling; none for the coordinator's choice of PCs, none for "
-    "secure aggregation"
+    "how many PCs are in a sum"
 )
 COMPOSITION = "of all steps as mechanisms, void and interrupted attempts included"
 # A schedule that was fixed in advance may be accounted for as a whole (PLD). Where somebody may
@@ -65,7 +65,8 @@ TRUST_DISTRIBUTED = (
     "The coordinator and the other PCs need not be trusted beyond that for this epsilon.",
     "Against whoever reads one PC's own update, `alone` is what its own noise promises.",
     "It covers all sums that can be unmasked and all models that follow from them.",
-    *TRUST[3:],
+    TRUST[3],
+    "Records of one person count each; the same record on k PCs counts as k records of one PC.",
 )
 
 

@@ -70,6 +70,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
         raise CertificateError(f"{folder}: results.json and job.json come from two different runs")
     attempts = results.charged
     schedule = [job.schedule.times(attempts)] if job.schedule.private and attempts else []
+    claim, basis, claimed = _run_claim(job, results)
     return _signed(
         Certificate(
             issued=_now(),
@@ -77,8 +78,11 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
                 schedule,
                 job.privacy.delta,
                 results.not_private,
-                *_run_claim(job, results),
+                claim,
+                basis,
+                claimed,
             ),
+            trust=words(claimed)[1],
             software=_software(),
             run=RunFacts(
                 run=job.run,
@@ -122,7 +126,9 @@ def pc_certificate(folder: Path) -> Certificate:
                 [reason for reason, found in reasons.items() if found],
                 ledger.lifetime_epsilon,
                 LIFETIME,
+                ledger.schedules,
             ),
+            trust=words(ledger.schedules)[1],
             software=_software(),
             pc=PcFacts(
                 name=folder.resolve().name,
@@ -154,16 +160,17 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _run_claim(job: Job, results: Results) -> tuple[float, str]:
-    """The epsilon that holds for a run, and why."""
+def _run_claim(job: Job, results: Results) -> tuple[float, str, list[Schedule]]:
+    """The epsilon that holds for a run, why, and of which schedule it is."""
     if not job.schedule.private:
-        return 0.0, NOTHING
+        return 0.0, NOTHING, []
     attempts = results.charged
     declared = results.status == "finished" and attempts == job.rounds
     taken = job.rounds if declared else job.max_attempts
     schedule = [job.schedule.times(taken)]
     _check_size(schedule)
-    return epsilon_pld(schedule, job.privacy.delta), AS_DECLARED if declared else AT_MOST
+    basis = AS_DECLARED if declared else AT_MOST
+    return epsilon_pld(schedule, job.privacy.delta), basis, schedule
 
 
 def _guarantee(
@@ -172,6 +179,7 @@ def _guarantee(
     reasons: Sequence[str],
     claim: float,
     basis: str,
+    claimed: Sequence[Schedule],
 ) -> Guarantee:
     steps = merged(schedule)
     epsilon = None
@@ -182,11 +190,10 @@ def _guarantee(
             prv=epsilon_prv(steps, delta),
             pld=epsilon_pld(steps, delta),
         )
-    mechanism, _ = words(steps)
-    shared = epsilon is not None and any(one.alone != one for one in steps)
+    shared = epsilon is not None and any(one.alone != one for one in claimed)
     return Guarantee(
-        mechanism=mechanism,
-        alone=alone_epsilon(steps, delta) if shared else None,
+        mechanism=words(claimed)[0],
+        alone=alone_epsilon(claimed, delta) if shared else None,
         delta=delta,
         schedule=steps,
         claim=None if reasons else claim,
@@ -217,8 +224,6 @@ def _software() -> Software:
 
 
 def _signed(certificate: Certificate, key: SigningKey) -> Certificate:
-    _, trust = words(certificate.guarantee.schedule)
-    certificate = certificate.model_copy(update={"trust": trust})
     # As it will be read: numbers in JSON come back as they went in, tuples as lists.
     return Certificate.from_json(certificate.write(), max_bytes=MAX_BYTES).signed_by(key)
 

@@ -22,9 +22,9 @@ def certificate_page(certificate: Certificate) -> str:
         "certificate.html.j2",
         certificate=certificate,
         schedule=Table(
-            ("noise multiplier", "sampling rate", "clip bound", "steps"),
+            ("noise", "honest PCs", "noise multiplier", "sampling rate", "clip bound", "steps"),
             [_schedule_row(one) for one in certificate.guarantee.schedule],
-            words=(),
+            words=(0,),
         ),
         base="" if run is None else str(strict_json.parse(run.job)["model"]["base"]),
         versions=", ".join(f"{name} {number}" for name, number in packages.items()),
@@ -36,6 +36,7 @@ def _schedule_row(one: Schedule) -> tuple[str, ...]:
     mechanism = one.mechanism
     assert isinstance(mechanism, DPSGD)  # noqa: S101 - what is not private costs no epsilon
     return (
+        mechanism.noise, "-" if mechanism.honest is None else f"{mechanism.honest:,}",
         f"{mechanism.multiplier:g}", f"{mechanism.sampling_rate:g}", f"{mechanism.clip_norm:g}",
         f"{one.steps:,}",
     )  # fmt: skip

@@ -73,8 +73,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         size_class,
     )
     from fedaipc.privacy.signal import noise_warning
-    from fedaipc.protocol.job import job_schedule
-    from fedaipc.protocol.round_terms import check_secagg
+    from fedaipc.protocol.job import job_schedule, make_job
+    from fedaipc.protocol.round_terms import check_noise, check_secagg
     from fedaipc.report.formatting import NOT_SEALED
 
     settings = load_settings(config, overrides or ())
@@ -108,7 +108,12 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         f"{mechanism.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
         f"PLD {epsilons['pld']:.3f})"
     )
+    parts = getattr(data, "parts", ())
+    sizes = [size_class(len(part)) for part in parts]
     if mechanism.distributed:
+        layout = classifier.layout
+        job = make_job(settings, data.labels, layout.hash, "0" * 16, sizes or [1024], 1)
+        check_noise(job, layout.size)
         alone = alone_epsilon([once.times(rounds)], mechanism.delta)
         say(
             f"distributed noise: that holds against whoever sees sums and models, with "
@@ -120,14 +125,13 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
             f"PCs will decline after {covered} of {rounds} rounds: federation.lifetime_epsilon is "
             f"{lifetime:g}"
         )
-    parts = getattr(data, "parts", ())
-    if parts and (
+    if sizes and (
         warning := noise_warning(
             once,
             settings,
             classifier.layout.size,
             len(data.labels),
-            [size_class(len(part)) for part in parts],
+            sizes,
         )
     ):
         say(warning)

@@ -58,7 +58,8 @@ def sign(
             alone = alone_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
             say(
                 "distributed noise: against whoever reads one PC's own update, epsilon "
-                f"{alone:.2f} at worst; owners whose policy.max_unsealed_epsilon is lower refuse it"
+                f"{alone:.2f} at worst; owners refuse it unless policy.allow_distributed_noise is "
+                "true and policy.max_unsealed_epsilon no lower"
             )
     facts = read_facts(out)
     for note in facts["notes"]:

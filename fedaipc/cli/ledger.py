@@ -25,7 +25,7 @@ Place = Annotated[
 ]
 _COLUMNS = (
     "pc", "line", "time", "run", "round", "attempt", "mechanism", "noise_multiplier",
-    "sampling_rate", "steps", "clip_norm", "delta", "seeded",
+    "noise", "honest", "sampling_rate", "steps", "clip_norm", "delta", "seeded",
 )  # fmt: skip
 
 

@@ -48,7 +48,11 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
         epsilon = charged_epsilon(job.schedule, job.max_attempts, ledger.order)
         faults["max_epsilon"] = epsilon > policy.max_epsilon
         if job.privacy.distributed:
-            alone = alone_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
+            # Over the PC's life: the ledger's budget does not count this.
+            before = [c.schedule for c in ledger.charges if c.run != job.run and c.schedule.private]
+            wanted = job.schedule.times(job.max_attempts)
+            alone = alone_epsilon([*before, wanted], job.privacy.delta)
+            faults["allow_distributed_noise"] = not policy.allow_distributed_noise
             faults["max_unsealed_epsilon"] = alone > policy.max_unsealed_epsilon
         if job.privacy.delta != ledger.delta:
             raise PrivacyError(

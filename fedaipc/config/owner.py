@@ -39,6 +39,11 @@ class Policy(Section):
 
     allow_not_private: bool = Field(False, description="train without clip and noise")
     allow_plain_updates: bool = Field(False, description="send updates that the server can read")
+    allow_distributed_noise: bool = Field(
+        False,
+        description="send updates with a share of the noise, so that epsilon rests on secure "
+        "aggregation",
+    )
     min_sum: int = Field(3, ge=3, description="fewest PCs whose sum may be unmasked")
     max_share: Share = Field(
         0.5,
@@ -49,12 +54,14 @@ class Policy(Section):
     min_threshold: Share = Field(0.5, description="share of a group that must agree on a sum")
     bits: tuple[Literal[32, 24, 16], ...] = Field((32, 24, 16), description="allowed rings")
     max_clip_norm: float = Field(MAX_CLIP, gt=0, description="clip bound")
-    min_noise: float = Field(MIN_NOISE, ge=0, description="noise multiplier")
+    min_noise: float = Field(
+        MIN_NOISE, ge=0, description="noise multiplier; with distributed noise that of a sum"
+    )
     max_epsilon: Positive = Field(1000.0, description="of all attempts of one job")
     max_unsealed_epsilon: Positive = Field(
         1000.0,
-        description="the same, against whoever reads this PC's own update in spite of secure "
-        "aggregation; distributed noise protects little there",
+        description="with distributed noise: over this PC's life, against whoever reads its own "
+        "updates in spite of secure aggregation",
     )
     max_rounds: int = Field(100_000, ge=1, description="of one job, void attempts included")
     max_local_steps: int = Field(1000, ge=1, description="of one round")

@@ -116,12 +116,14 @@ class DPSGD(Privacy):
     def alone(self) -> Self:
         """What holds against whoever opens one client's update: its own noise, and no more.
 
-        With distributed noise that is sigma / sqrt(`honest`), which may be next to nothing: then
-        its sampling counts for nothing either, since accountants lose their digits there.
+        With distributed noise that is sigma / sqrt(`honest`), which may be almost nothing: then
+        its sampling counts for nothing either, since accountants lose their digits there. Raises
+        ValueError where `honest` is missing.
         """
         if not self.distributed:
             return self
-        assert self.honest is not None  # noqa: S101 - a job sees to it
+        if self.honest is None:
+            raise ValueError("distributed noise without a number of honest clients")
         own = self.multiplier / math.sqrt(self.honest)
         rate = self.sampling_rate if own >= MIN_NOISE else 1.0
         return self.model_copy(

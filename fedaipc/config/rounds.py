@@ -73,7 +73,8 @@ class Aggregation(Choice):
     """How updates are added up. Public; part of the job.
 
     `bound` limits what one value of an update, times the PC's weight, may be: what is larger is
-    moved to it, so that no sum can wrap around.
+    moved to it, so that no sum can wrap around. With distributed noise a value is moved before its
+    share is added, and may wrap around with it.
     """
 
     usual: ClassVar[str] = "secagg"

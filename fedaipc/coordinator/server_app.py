@@ -237,7 +237,7 @@ def _facts(
             planned_epsilon=PlannedEpsilon(**planned_epsilon(job.schedule, job.rounds))
             if job.privacy.private
             else None,
-            alone_epsilon=alone_epsilon([job.schedule.times(job.rounds)], job.privacy.delta)
+            alone_epsilon=alone_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
             if isinstance(job.privacy, DPSGD) and job.privacy.distributed
             else None,
         ),

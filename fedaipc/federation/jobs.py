@@ -16,7 +16,7 @@ from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
 from fedaipc.protocol.job import Job, SignedJob, make_job
 from fedaipc.protocol.job_folder import write_job
-from fedaipc.protocol.round_terms import check_secagg
+from fedaipc.protocol.round_terms import check_noise, check_secagg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +57,7 @@ def sign_job(
         [member.size_class for member in members],
         federation.roster_version,
     )
+    check_noise(job, classifier.layout.size)
     reasons = ['privacy.kind = "none": neither clip nor noise'] if not job.privacy.private else []
     with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -155,8 +155,7 @@ def _privacy(results: Results) -> str:
         return f"**NOT PRIVATE**: {reasons}. The model may repeat what it was trained on."
     facts, mechanism = results.privacy, results.privacy.dp_sgd
     assert mechanism is not None  # noqa: S101 - `Results` has reasons where it is None
-    spent = next((one.epsilon for one in reversed(results.rounds) if one.epsilon), None)
-    epsilon = "-" if spent is None else f"{math.ceil(spent * 100 - 1e-6) / 100:.2f}"
+    epsilon = _up(next((one.epsilon for one in reversed(results.rounds) if one.epsilon), None))
     clipped = (
         f"Each PC clipped the gradient of each {facts.unit} to {mechanism.clip_norm:g} and added"
     )
@@ -166,7 +165,8 @@ def _privacy(results: Results) -> str:
     if mechanism.distributed:
         noise = (
             f"{clipped} a share of noise, so that a sum with {mechanism.honest} honest PCs carried "
-            f"{mechanism.multiplier:.4g} times that: the promise rests on secure aggregation."
+            f"{mechanism.multiplier:.4g} times that. The promise rests on secure aggregation; "
+            f"against whoever read a PC's own updates it is epsilon {_up(facts.alone_epsilon)}."
         )
     if type(mechanism) is not DPSGD:
         noise = (
@@ -179,6 +179,10 @@ def _privacy(results: Results) -> str:
         f"ledger says how much. Several {facts.unit}s of one person, or one held by several PCs, "
         "add up."
     )
+
+
+def _up(epsilon: float | None) -> str:
+    return "-" if epsilon is None else f"{math.ceil(epsilon * 100 - 1e-6) / 100:.2f}"
 
 
 def _data(results: Results) -> str:

@@ -25,7 +25,7 @@ from fedaipc.config import (
 )
 from fedaipc.errors import RoundError
 from fedaipc.privacy.budget import round_schedule
-from fedaipc.protocol.round_terms import check_secagg
+from fedaipc.protocol.round_terms import honest_in_sums
 from fedaipc.secagg.keys import SigningKey, verify
 
 if TYPE_CHECKING:
@@ -116,8 +116,7 @@ def job_schedule(settings: Settings) -> Schedule:
     mechanism = once.mechanism
     if not isinstance(mechanism, DPSGD) or not mechanism.distributed:
         return once
-    bounds = check_secagg(settings)
-    honest = {"honest": bounds.least - bounds.colluding}
+    honest = {"honest": honest_in_sums(settings)}
     return once.model_copy(update={"mechanism": mechanism.model_copy(update=honest)})
 
 

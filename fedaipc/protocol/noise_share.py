@@ -77,31 +77,44 @@ def noise_share(mechanism: DPSGD, terms: Terms, own: bytes) -> NoiseShare:
     if bounds.least - bounds.colluding < honest:
         raise SecAggError(
             f"a sum may have {bounds.least - bounds.colluding} honest PCs, and the job's noise "
-            f"counts with {honest}"
+            f"counts with {honest}: the list of members has changed, so have the job signed again"
         )
-    clip = mechanism.clip_norm
-    deviation = mechanism.multiplier * clip * encoding.scale / math.sqrt(honest)
-    # A thousandth more for the floating-point product that is rounded.
-    margin = 1.001 * math.sqrt(terms.size) / (encoding.scale * clip)
-    limit = (encoding.bound - noise_room(mechanism)) * encoding.scale
-    if limit <= 0:
+    check_scale(mechanism, encoding, terms.size)
+    place = terms.place(own)
+    return NoiseShare(
+        encoding=encoding,
+        clip_norm=mechanism.clip_norm * (1 - _margin(mechanism, encoding, terms.size)),
+        factor=terms.weights[place] / terms.bundles[place].size_class,
+        deviation=_deviation(mechanism, encoding),
+        limit=(encoding.bound - noise_room(mechanism)) * encoding.scale,
+    )
+
+
+def check_scale(mechanism: DPSGD, encoding: Encoding, size: int) -> None:
+    """Raise SecAggError where the ring is too coarse for the noise, or for `size` values."""
+    if encoding.bound <= noise_room(mechanism):
         raise SecAggError(
             f"aggregation.bound = {encoding.bound:g} leaves no room beside the noise: set more "
             f"than {noise_room(mechanism):g}"
         )
-    if deviation < MIN_DEVIATION or margin > MAX_MARGIN:
+    coarse = _deviation(mechanism, encoding) < MIN_DEVIATION
+    if coarse or _margin(mechanism, encoding, size) > MAX_MARGIN:
         raise SecAggError(
-            f"a ring of {encoding.bits} bits is too coarse for {terms.size:,} values with "
-            "distributed noise: set a smaller aggregation.bound, or more aggregation.bits"
+            f"a ring of {encoding.bits} bits is too coarse for {size:,} values with distributed "
+            "noise: set a smaller aggregation.bound, or more aggregation.bits"
         )
-    place = terms.place(own)
-    return NoiseShare(
-        encoding=encoding,
-        clip_norm=clip * (1 - margin),
-        factor=terms.weights[place] / terms.bundles[place].size_class,
-        deviation=deviation,
-        limit=limit,
-    )
+
+
+def _deviation(mechanism: DPSGD, encoding: Encoding) -> float:
+    """Of one share, in steps."""
+    honest = math.sqrt(mechanism.honest or 1)
+    return mechanism.multiplier * mechanism.clip_norm * encoding.scale / honest
+
+
+def _margin(mechanism: DPSGD, encoding: Encoding, size: int) -> float:
+    """What rounding `size` values to whole steps can add to a distance, by the clip bound."""
+    # A thousandth more for the floating-point product that is rounded.
+    return 1.001 * math.sqrt(size) / (encoding.scale * mechanism.clip_norm)
 
 
 def noise_room(mechanism: DPSGD) -> float:

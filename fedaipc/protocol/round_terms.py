@@ -14,7 +14,8 @@ import numpy as np
 
 from fedaipc.config import DPSGD, SecAgg
 from fedaipc.errors import ConfigError, SecAggError
-from fedaipc.protocol.noise_share import noise_room
+from fedaipc.protocol.noise_share import check_scale, noise_room
+from fedaipc.secagg.encoding import Encoding
 from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.terms import PLAIN, Terms, capped, thresholds
 
@@ -103,6 +104,22 @@ def check_secagg(settings: Settings) -> Thresholds:
         ) from None
 
 
+def honest_in_sums(settings: Settings) -> int:
+    """How many honest PCs each sum of such a job has at least, whichever group it is of.
+
+    Raises ConfigError as `check_secagg`, which looks at the smallest group.
+    """
+    bounds = [check_secagg(settings)]
+    federation, secagg = settings.federation, settings.aggregation
+    cohort = federation.cohort_size(federation.clients)
+    largest = -(-cohort // -(-cohort // MAX_IN_A_GROUP))
+    if isinstance(secagg, SecAgg):
+        attempts = settings.rounds + federation.spare_attempts
+        members = federation.clients
+        bounds.append(_thresholds(secagg, cohort, attempts, members, largest, largest))
+    return min(one.least - one.colluding for one in bounds)
+
+
 def _thresholds(
     secagg: SecAgg, cohort: int, attempts: int, members: int, group: int, count: int
 ) -> Thresholds:
@@ -146,6 +163,16 @@ def update_bound(job: Job) -> float:
     per_record = 1 if by_size else 1 / job.smallest_class
     noise = job.privacy.multiplier * math.sqrt(steps) / job.privacy.sampling_rate * per_record
     return rate * job.privacy.clip_norm * (2 * steps * most + _DEVIATIONS * noise)
+
+
+def check_noise(job: Job, size: int) -> None:
+    """Raise ConfigError where no PC could add its share of noise to an update of `size` values."""
+    if isinstance(job.privacy, DPSGD) and job.privacy.distributed:
+        try:
+            bits, bound = job.aggregation.bits, update_bound(job)
+            check_scale(job.privacy, Encoding(bits=bits, count=job.cohort, bound=bound), size)
+        except SecAggError as error:
+            raise ConfigError(str(error)) from None
 
 
 def hash_vector(vector: npt.NDArray[np.float32]) -> bytes:

@@ -318,9 +318,9 @@ def _private(results: Results) -> list[tuple[str, str]]:
     if alone is not None:
         trust = (
             "The PC itself, and secure aggregation: each PC adds a share of the noise, and a sum "
-            f"has {privacy.honest} honest PCs or more. Against whoever reads one PC's own update "
-            f"in spite of that, its share alone promises epsilon = {epsilon_text(alone)} over "
-            "the planned rounds."
+            f"has {privacy.honest} honest PCs or more. Against whoever reads one PC's own updates "
+            f"in spite of that, its shares alone promise epsilon = {epsilon_text(alone)} over "
+            "all attempts that the job allows."
         )
     if results.not_private:
         promise = (
@@ -328,10 +328,11 @@ def _private(results: Results) -> list[tuple[str, str]]:
             "costs where noise and sampling are secret."
         )
         trust = "Everybody who knows, or can find out, what made this run not private."
+    more = "" if alone is None else ", and k copies in one sum cost as k records of one PC do"
     left_out = (
         f"Timing. A compromised PC. Poisoning by a member. A person with several {unit}s, or one "
-        f"{unit} held by several PCs: their costs add up. What is true of people in general and "
-        "would be learned without any one of them."
+        f"{unit} held by several PCs: their costs add up{more}. What is true of people in general "
+        "and would be learned without any one of them."
     )
     return [
         ("Promise", promise),

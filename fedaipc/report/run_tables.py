@@ -170,8 +170,8 @@ def _privacy(results: Results) -> str:
         alone = formatting.epsilon_text(privacy.alone_epsilon)
         noise = (
             f"distributed noise: against whoever sees sums and models, with "
-            f"{privacy.honest} honest PCs in each sum; epsilon {alone} against whoever reads one "
-            "PC's own update"
+            f"{privacy.honest} honest PCs in each sum; at most {alone} against whoever reads one "
+            "PC's own updates"
         )
     return (
         f"epsilon {spent} at delta {formatting.delta_text(privacy.delta)}, per {privacy.unit}, "

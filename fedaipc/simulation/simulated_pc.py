@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedaipc.client.client import OWNER_FILE
 from fedaipc.client.key_store import KeyStore
-from fedaipc.config import OwnerSettings, Policy, load_owner, to_toml
+from fedaipc.config import DPSGD, OwnerSettings, Policy, load_owner, to_toml
 from fedaipc.errors import PrivacyError
 from fedaipc.files import write_text
 from fedaipc.privacy.budget import check_delta, size_class
@@ -72,7 +72,10 @@ def _policy(settings: Settings) -> Policy:
     return Policy(
         allow_not_private=settings.privacy.kind == "none",
         allow_plain_updates=settings.aggregation.kind == "plain",
+        allow_distributed_noise=isinstance(settings.privacy, DPSGD)
+        and settings.privacy.distributed,
         max_epsilon=1e9,  # the lifetime budget is the limit here
+        max_unsealed_epsilon=1e9,
         max_local_steps=max(usual.max_local_steps, settings.training.local_steps),
         max_length=max(usual.max_length, settings.model.max_length),
     )

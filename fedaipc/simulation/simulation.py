@@ -41,7 +41,7 @@ from fedaipc.privacy.budget import filter_order
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.protocol.job import Job, SignedJob, job_schedule, make_job
 from fedaipc.protocol.job_folder import CONFIG_FILE, JOB_FILE, write_job
-from fedaipc.protocol.round_terms import check_secagg
+from fedaipc.protocol.round_terms import check_noise, check_secagg
 from fedaipc.results import LOCK_FILE, RESULTS_FILE, Engine, Results, RoundResult
 from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
@@ -126,6 +126,7 @@ def prepare(
                 [owner.size_class for owner in owners],
                 read_roster(roster)[1].version,
             )
+            check_noise(job, classifier.layout.size)
             write_job(
                 folder,
                 SignedJob.sign(admission.key, job),

@@ -52,6 +52,7 @@ def test_it_holds_and_says_both_promises(run: Run, certificate: Certificate) -> 
     assert set(certificate.trust) != set(TRUST)
     page = certificate_page(certificate)
     assert "Secure aggregation holds" in page
+    assert "<td>distributed</td>" in page
     assert f"{guarantee.alone:.4f}" in page
 
 
@@ -70,8 +71,18 @@ def test_so_does_a_pcs(run: Run) -> None:
         (lambda c: c.update(trust=list(TRUST)), "wording"),
         (lambda c: c["guarantee"].update(mechanism=MECHANISM), "wording"),
         (lambda c: c["guarantee"]["schedule"][0]["mechanism"].update(honest=30), "schedule"),
+        (lambda c: c["guarantee"]["schedule"][0]["mechanism"].pop("honest"), "schedule"),
+        (lambda c: c["run"].update(aggregation="plain"), "job's terms"),
     ],
-    ids=["a smaller promise", "none", "nothing to rest on", "local noise", "more honest PCs"],
+    ids=[
+        "a smaller promise",
+        "none",
+        "nothing to rest on",
+        "local noise",
+        "more honest PCs",
+        "no honest PCs",
+        "read by the server",
+    ],
 )
 def test_a_lie_is_found_though_it_is_signed(
     run: Run, certificate: Certificate, lie: Callable[[Any], None], found: str

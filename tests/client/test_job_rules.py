@@ -288,6 +288,7 @@ TWO_STEPS = {"local_steps": 2}
 NOT_PRIVATE = {"privacy": NoPrivacy()}
 # A key of the policy, the first value that forbids the job and one that still allows it; what the
 # job has changed.
+DISTRIBUTED = {"privacy": {"noise": "distributed", "honest": 3}}
 RULES: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("allow_not_private", False, True, NOT_PRIVATE),
     ("allow_plain_updates", False, True, {"aggregation": PlainAggregation()}),
@@ -300,7 +301,8 @@ RULES: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("max_clip_norm", 0.99, 1.0, {}),
     ("min_noise", 1.01, 1.0, {}),
     ("max_epsilon", 0.01, 1000.0, {}),
-    ("max_unsealed_epsilon", 0.01, 1000.0, {"privacy": {"noise": "distributed", "honest": 3}}),
+    ("allow_distributed_noise", False, True, DISTRIBUTED),
+    ("max_unsealed_epsilon", 0.01, 1000.0, DISTRIBUTED),
     ("max_rounds", 39, 40, {"max_attempts": 40}),  # each attempt is charged
     ("max_local_steps", 1, 2, {"training": TWO_STEPS}),
     ("max_length", 15, 16, {}),
@@ -327,12 +329,14 @@ def test_each_rule_of_the_owner_refuses_alone_and_is_named(
         for name, value in changes.items()
     }
     before = (member / LEDGER_FILE).read_bytes()
-    owner(member, policy={key: forbids})
+    # Who sets a limit to what shares tell has allowed them.
+    others = {"allow_distributed_noise": True} if key == "max_unsealed_epsilon" else {}
+    owner(member, policy={**others, key: forbids})
     assert refused(ask_member(**changes))
     assert re.findall(r"policy\.(\w+)", caplog.text) == [key]
     assert (member / LEDGER_FILE).read_bytes() == before
     assert touched == []
-    owner(member, policy={key: allows})
+    owner(member, policy={**others, key: allows})
     assert gave(ask_member(**changes))
 
 
