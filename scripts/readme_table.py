@@ -149,9 +149,9 @@ def audit_line() -> str:
         "planted for the test) are there, proves an epsilon of at least "
         f"{at_least(by[8.0]['bound']['lower'], 2)}. Promised is {at_most(by[8.0]['promised'], 2)} "
         "(the job for epsilon 8, by the tightest accountant). Without privacy it has "
-        f"{by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses right. It reads {plain:.0%} of the words of a "
-        f"PC's texts from a plain update without noise, {private:.0%} from one at epsilon 8, and "
-        f"{sealed:.0%} from a masked one."
+        f"{by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses right. It reads "
+        f"{plain:.0%} of the words of a PC's texts from a plain update without noise, "
+        f"{private:.0%} from one at epsilon 8, and {sealed:.0%} from a masked one."
     )
     return "\n".join(textwrap.wrap(line, 100))
 
