@@ -201,6 +201,7 @@ def test_three_flags_are_enough_for_own_data(
     assert Results.load(tmp_path / "runs" / "run").status == "finished"
 
 
+@pytest.mark.slow
 def test_many_labels_get_more_rounds_unless_told(
     tmp_path: Path, fedaipc: Callable[..., Ran], minilm: Path
 ) -> None:

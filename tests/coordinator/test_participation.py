@@ -269,6 +269,7 @@ def test_a_member_that_answers_with_garbage_rests(tmp_path: Path, pcs: Pcs, stag
     assert [pc.charged for pc in members] == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_pc_that_makes_every_other_attempt_void_rests_longer_each_time(
     tmp_path: Path, pcs: Pcs, later: Any
 ) -> None:

@@ -109,6 +109,7 @@ def test_the_same_run_twice_gives_the_same_model(unbroken: Results, tmp_path: Pa
     assert other.not_private
 
 
+@pytest.mark.slow
 def test_without_a_test_seed_no_run_is_like_another(tmp_path: Path, minilm: Path) -> None:
     hashes = {
         simulate(prepare(settings(tmp_path, "rounds=1")), "in-process", quiet).model.vector_hash

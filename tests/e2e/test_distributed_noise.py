@@ -102,6 +102,7 @@ def test_what_the_coordinator_reads_is_the_exact_sum_with_the_noise_of_all(
     assert deviation == pytest.approx(whole * math.sqrt(5 / 3))
 
 
+@pytest.mark.slow
 def test_pcs_that_vanish_leave_enough_noise_or_a_void_round(tmp_path: Path, minilm: Path) -> None:
     run = prepared(
         tmp_path, "federation.clients=10", "federation.dropout_rate=0.15",
@@ -131,6 +132,7 @@ def test_an_owner_can_limit_what_an_opened_update_would_tell(
     assert ledger(run).spent_epsilon() == 0.0
 
 
+@pytest.mark.slow
 def test_it_learns_as_local_noise_of_the_whole_sum_would(tmp_path: Path, minilm: Path) -> None:
     """The step is the same but for its noise: with little of it, the model is nearly the same."""
     little = ("privacy.noise_multiplier=0.5", "privacy.sampling_rate=0.5", "rounds=3")

@@ -44,6 +44,7 @@ def test_training_with_sealing_gives_the_same_model_as_without_bit_for_bit(
     assert set(in_the_open.rounds[0].traffic) == {"setup", "ready", "mask"}
 
 
+@pytest.mark.slow
 def test_rings_differ_in_their_rounding(tmp_path: Path, minilm: Path) -> None:
     hashes = {
         trained(tmp_path, f"aggregation.bits={bits}").model.vector_hash for bits in (32, 24, 16)
