@@ -285,7 +285,7 @@ def _alone(guarantee: Guarantee, claimed: Sequence[Schedule]) -> Finding:
     told = guarantee.alone
     return Finding(
         "alone", told is not None and told >= again * (1 - _RELATIVE),
-        f"{told}; computed anew {again:.4f}",
+        f"{'nothing told' if told is None else f'{told:.4f}'}; computed anew {again:.4f}",
     )  # fmt: skip
 
 

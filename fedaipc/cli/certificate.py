@@ -133,4 +133,8 @@ def _said(certificate: Certificate) -> str:
     guarantee = certificate.guarantee
     if guarantee.claim is None:
         return f"NOT PRIVATE: {'; '.join(guarantee.not_private)}"
-    return f"epsilon at most {at_most(guarantee.claim)} at delta {guarantee.delta:g}"
+    said = f"epsilon at most {at_most(guarantee.claim)} at delta {guarantee.delta:g}"
+    if guarantee.alone is None:
+        return said
+    alone = at_most(guarantee.alone)
+    return f"{said} if secure aggregation holds; {alone} against whoever reads one PC's own updates"

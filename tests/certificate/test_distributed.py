@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fedaipc.simulation.simulation import Run
+    from tests.support.commands import Ran
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,15 @@ def test_it_holds_and_says_both_promises(run: Run, certificate: Certificate) -> 
     assert "Secure aggregation holds" in page
     assert "<td>distributed</td>" in page
     assert f"{guarantee.alone:.4f}" in page
+
+
+def test_the_command_says_what_the_claim_rests_on(
+    fedaipc: Callable[..., Ran], run: Run, tmp_path: Path
+) -> None:
+    ran = fedaipc("privacy", "certificate", "issue", run.folder, "--out", tmp_path / "c")
+    assert ran.code == 0
+    assert "if secure aggregation holds; " in ran.out
+    assert "against whoever reads one PC's own updates" in ran.out
 
 
 def test_so_does_a_pcs(run: Run) -> None:
