@@ -79,7 +79,7 @@ class PrivacyFacts(Frozen):
     planned_epsilon: PlannedEpsilon | None = Field(
         description="of all planned rounds; null without privacy"
     )
-    alone_epsilon: Amount | None = Field(
+    local_epsilon: Amount | None = Field(
         None,
         description="of all attempts that the job allows, by Renyi DP, against whoever reads one "
         "PC's own updates in spite of secure aggregation; null where noise is not distributed",

@@ -58,7 +58,7 @@ class Job(Settings):
         count what it trains and how many texts it cuts, and too much noise is told. Raises
         PrivacyError where no noise meets the target, DataError, ModelError.
         """
-        from fedaipc.privacy.budget import alone_epsilon, planned_epsilon, size_class
+        from fedaipc.privacy.budget import local_epsilon, planned_epsilon, size_class
         from fedaipc.privacy.signal import noise_warning
         from fedaipc.protocol.job import job_schedule
 
@@ -85,8 +85,8 @@ class Job(Settings):
             noise_multiplier=mechanism.multiplier if isinstance(mechanism, DPSGD) else None,
             epsilon=planned_epsilon(once, job.rounds) if once.private else None,
             honest=mechanism.honest if isinstance(mechanism, DPSGD) else None,
-            alone_epsilon=alone_epsilon([once.times(job.rounds)], mechanism.delta)
-            if once.alone != once
+            local_epsilon=local_epsilon([once.times(job.rounds)], mechanism.delta)
+            if once.local != once
             else None,
             secure_aggregation=job.aggregation.kind == "secagg",
             trained_values=values,
@@ -113,7 +113,7 @@ class Plan:
     `epsilon` is by each accountant, an upper bound each: None without privacy. `trained_values` and
     `bytes_up` (of one update, without what secure aggregation adds) are None where the data is not
     known. With distributed noise `epsilon` holds for sums with `honest` honest clients, and
-    `alone_epsilon` (RDP) against whoever reads one client's own update; with local noise both are
+    `local_epsilon` (RDP) against whoever reads one client's own update; with local noise both are
     None. `notes` are of the texts: what was left out and why, what looks odd, what is cut.
     """
 
@@ -123,7 +123,7 @@ class Plan:
     noise_multiplier: float | None
     epsilon: dict[str, float] | None
     honest: int | None
-    alone_epsilon: float | None
+    local_epsilon: float | None
     secure_aggregation: bool
     trained_values: int | None
     bytes_up: int | None
@@ -137,12 +137,12 @@ class Plan:
         else:
             bounds = ", ".join(f"{v:.3f} ({name.upper()})" for name, v in self.epsilon.items())
             whom = "against the server, other clients and all who see a model: "
-            if self.alone_epsilon is None:
+            if self.local_epsilon is None:
                 whom += "the noise is each client's own"
             else:
                 whom += (
                     f"each sum carries the noise of {self.honest} honest clients; epsilon "
-                    f"{self.alone_epsilon:.3f} (RDP) against whoever reads one client's own update"
+                    f"{self.local_epsilon:.3f} (RDP) against whoever reads one client's own update"
                 )
             lines += [
                 f"noise multiplier {self.noise_multiplier:.4g}",

@@ -31,6 +31,10 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     mechanism = taken.mechanism
     if type(mechanism) is not DPSGD:
         raise CertificateError(f'an audit fits DP-SGD, and not "{mechanism.kind}"')
+    if mechanism.distributed:
+        raise CertificateError(
+            "an audit attacks single updates; with distributed noise a certificate is about sums"
+        )
     wanted = (mechanism.multiplier, mechanism.sampling_rate, taken.steps, guarantee.delta)
     try:
         content = bounds.read_bytes(path, strict_json.MAX_BYTES)

@@ -19,6 +19,7 @@ from fedaipc.certificate.document import (
     AT_MOST,
     COMPOSITION,
     LIFETIME,
+    MECHANISM,
     NEIGHBOURS,
     SAMPLING,
     UNIT,
@@ -128,8 +129,10 @@ def _asked(run: RunFacts) -> list[Schedule]:
 
 def _audit(audit: AuditFacts, guarantee: Guarantee) -> Finding:
     pld = None if guarantee.epsilon is None else guarantee.epsilon.pld
-    same = pld is None or (
-        audit.promised is not None and math.isclose(audit.promised, pld, rel_tol=_RELATIVE)
+    # It attacks single updates: of sums with distributed noise it says nothing.
+    same = guarantee.mechanism == MECHANISM and (
+        pld is None
+        or (audit.promised is not None and math.isclose(audit.promised, pld, rel_tol=_RELATIVE))
     )
     promised = "nothing" if audit.promised is None else f"{audit.promised:.4f}"
     return Finding(
@@ -183,7 +186,7 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
             and guarantee.basis == (AS_DECLARED if declared else AT_MOST),
             f"{guarantee.claim:.4f}; computed anew {again:.4f}: {guarantee.basis}",
         )
-        yield _alone(guarantee, [taken])
+        yield _local(guarantee, [taken])
 
 
 def _may_share(mechanism: Privacy, job: dict[str, Any]) -> bool:
@@ -239,7 +242,7 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
             "claim", guarantee.claim == told.lifetime_epsilon and guarantee.basis == LIFETIME,
             f"the lifetime budget: {guarantee.basis}",
         )  # fmt: skip
-        yield _alone(guarantee, guarantee.schedule)
+        yield _local(guarantee, guarantee.schedule)
 
 
 def _charged(entry: dict[str, Any]) -> Schedule:
@@ -277,14 +280,14 @@ def _epsilons(guarantee: Guarantee, told: Epsilons) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _alone(guarantee: Guarantee, claimed: Sequence[Schedule]) -> Finding:
+def _local(guarantee: Guarantee, claimed: Sequence[Schedule]) -> Finding:
     """What one PC's own noise promises, where it adds a share only."""
-    if all(one.alone == one for one in claimed):
-        return Finding("alone", guarantee.alone is None, "each PC adds all of its noise")
-    again = _rdp([one.alone for one in claimed], guarantee.delta)
-    told = guarantee.alone
+    if all(one.local == one for one in claimed):
+        return Finding("local", guarantee.local is None, "each PC adds all of its noise")
+    again = _rdp([one.local for one in claimed], guarantee.delta)
+    told = guarantee.local
     return Finding(
-        "alone", told is not None and told >= again * (1 - _RELATIVE),
+        "local", told is not None and told >= again * (1 - _RELATIVE),
         f"{'nothing told' if told is None else f'{told:.4f}'}; computed anew {again:.4f}",
     )  # fmt: skip
 

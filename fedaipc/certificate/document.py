@@ -63,7 +63,7 @@ TRUST_DISTRIBUTED = (
     TRUST[0],
     "Secure aggregation holds (fedaipc/secagg/SPEC.md), and each sum has `honest` honest PCs.",
     "The coordinator and the other PCs need not be trusted beyond that for this epsilon.",
-    "Against whoever reads one PC's own update, `alone` is what its own noise promises.",
+    "Against whoever reads one PC's own update, `local` is what its own noise promises.",
     "It covers all sums that can be unmasked and all models that follow from them.",
     TRUST[3],
     "Records of one person count each; the same record on k PCs counts as k records of one PC.",
@@ -117,7 +117,7 @@ class Guarantee(Frozen):
     claim: Amount | None = Field(description="the epsilon that holds; null: nothing is promised")
     basis: str = Field(description="why it holds")
     epsilon: Epsilons | None = Field(description="of the schedule, had it been fixed in advance")
-    alone: Amount | None = Field(
+    local: Amount | None = Field(
         None,
         description="where noise is distributed: the same by Renyi DP, of one PC's own noise alone",
     )

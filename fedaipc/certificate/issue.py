@@ -36,7 +36,7 @@ from fedaipc.privacy.accountant import (
     is_dear,
     merged,
 )
-from fedaipc.privacy.budget import alone_epsilon
+from fedaipc.privacy.budget import local_epsilon
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.job_folder import CONFIG_FILE, read_job
 from fedaipc.results import Results
@@ -190,10 +190,10 @@ def _guarantee(
             prv=epsilon_prv(steps, delta),
             pld=epsilon_pld(steps, delta),
         )
-    shared = epsilon is not None and any(one.alone != one for one in claimed)
+    shared = epsilon is not None and any(one.local != one for one in claimed)
     return Guarantee(
         mechanism=words(claimed)[0],
-        alone=alone_epsilon(claimed, delta) if shared else None,
+        local=local_epsilon(claimed, delta) if shared else None,
         delta=delta,
         schedule=steps,
         claim=None if reasons else claim,

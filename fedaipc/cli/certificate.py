@@ -134,7 +134,7 @@ def _said(certificate: Certificate) -> str:
     if guarantee.claim is None:
         return f"NOT PRIVATE: {'; '.join(guarantee.not_private)}"
     said = f"epsilon at most {at_most(guarantee.claim)} at delta {guarantee.delta:g}"
-    if guarantee.alone is None:
+    if guarantee.local is None:
         return said
-    alone = at_most(guarantee.alone)
-    return f"{said} if secure aggregation holds; {alone} against whoever reads one PC's own updates"
+    local = at_most(guarantee.local)
+    return f"{said} if secure aggregation holds; {local} against whoever reads one PC's own updates"

@@ -65,10 +65,10 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     Example: fedaipc config check my.toml
     """
     from fedaipc.privacy.budget import (
-        alone_epsilon,
         charged_epsilon,
         covered_rounds,
         filter_order,
+        local_epsilon,
         planned_epsilon,
         size_class,
     )
@@ -114,11 +114,11 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         layout = classifier.layout
         job = make_job(settings, data.labels, layout.hash, "0" * 16, sizes or [1024], 1)
         check_noise(job, layout.size)
-        alone = alone_epsilon([once.times(rounds)], mechanism.delta)
+        local = local_epsilon([once.times(rounds)], mechanism.delta)
         say(
             f"distributed noise: that holds against whoever sees sums and models, with "
             f"{mechanism.honest} honest PCs in each sum; against whoever reads one PC's own update "
-            f"in spite of secure aggregation epsilon {alone:.3f} (RDP)"
+            f"in spite of secure aggregation epsilon {local:.3f} (RDP)"
         )
     if (covered := covered_rounds(once, lifetime, order)) < rounds:
         say(

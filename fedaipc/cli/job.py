@@ -34,7 +34,7 @@ def sign(
     from fedaipc.config import load_settings
     from fedaipc.federation.federation import Federation
     from fedaipc.federation.jobs import sign_job
-    from fedaipc.privacy.budget import alone_epsilon, planned_epsilon
+    from fedaipc.privacy.budget import local_epsilon, planned_epsilon
     from fedaipc.protocol.job_folder import read_facts
     from fedaipc.report.progress import WarmUpBar
 
@@ -54,12 +54,12 @@ def sign(
             f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
             f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it"
         )
-        if job.schedule.alone != job.schedule:
-            alone = alone_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
+        if job.schedule.local != job.schedule:
+            local = local_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
             say(
                 "distributed noise: against whoever reads one PC's own update, epsilon "
-                f"{alone:.2f} at worst; owners refuse it unless policy.allow_distributed_noise is "
-                "true and policy.max_unsealed_epsilon no lower"
+                f"{local:.2f} at worst; owners refuse it unless policy.allow_distributed_noise is "
+                "true and policy.max_local_epsilon no lower"
             )
     facts = read_facts(out)
     for note in facts["notes"]:

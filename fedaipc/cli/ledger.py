@@ -35,7 +35,7 @@ def show(folder: Place, as_json: AsJson = False) -> None:
 
     "charged" is what counts against the budget (RDP filter, valid whatever is asked later); RDP
     and PRV are tighter for the schedule as it happened. Where noise was distributed, these rest on
-    secure aggregation, and "alone" is by RDP against whoever read the PC's own updates.
+    secure aggregation, and "local" is by RDP against whoever read the PC's own updates.
 
     Example: fedaipc privacy ledger show runs/demo
     """
@@ -43,8 +43,8 @@ def show(folder: Place, as_json: AsJson = False) -> None:
     if as_json:
         say_json(rows)
         return
-    alone = ["alone"] if any(row["alone"] is not None for row in rows) else []
-    names = ("charged", "lifetime_epsilon", "rdp", "prv", *alone)
+    local = ["local"] if any(row["local"] is not None for row in rows) else []
+    names = ("charged", "lifetime_epsilon", "rdp", "prv", *local)
     lines = []
     for row in rows:
         if row["unprotected"]:
@@ -52,7 +52,7 @@ def show(folder: Place, as_json: AsJson = False) -> None:
         else:
             shown = ["-" if row[name] is None else f"{row[name]:.3f}" for name in names]
         lines.append([row["pc"], row["charges"], *shown, f"{row['delta']:g}"])
-    columns = ("PC", "rounds", "charged", "lifetime", "RDP", "PRV", *alone, "delta")
+    columns = ("PC", "rounds", "charged", "lifetime", "RDP", "PRV", *local, "delta")
     make_console().print(Table(columns, lines))
 
 
@@ -203,7 +203,7 @@ def _row(path: Path) -> dict[str, Any]:
         "lifetime_epsilon": opened.lifetime_epsilon,
         "rdp": opened.best_epsilon() if clean else None,
         "prv": prv if clean else None,
-        "alone": opened.alone_epsilon(),
+        "local": opened.local_epsilon(),
         "delta": opened.delta,
         "order": opened.order,
     }

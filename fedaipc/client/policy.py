@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedaipc.config import DPSGD
 from fedaipc.errors import PrivacyError
-from fedaipc.privacy.budget import alone_epsilon, charged_epsilon
+from fedaipc.privacy.budget import charged_epsilon, local_epsilon
 
 if TYPE_CHECKING:
     from fedaipc.config import Policy
@@ -51,9 +51,9 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
             # Over the PC's life: the ledger's budget does not count this.
             before = [c.schedule for c in ledger.charges if c.run != job.run and c.schedule.private]
             wanted = job.schedule.times(job.max_attempts)
-            alone = alone_epsilon([*before, wanted], job.privacy.delta)
+            local = local_epsilon([*before, wanted], job.privacy.delta)
             faults["allow_distributed_noise"] = not policy.allow_distributed_noise
-            faults["max_unsealed_epsilon"] = alone > policy.max_unsealed_epsilon
+            faults["max_local_epsilon"] = local > policy.max_local_epsilon
         if job.privacy.delta != ledger.delta:
             raise PrivacyError(
                 f"the job promises at delta {job.privacy.delta:g}; this PC's ledger counts at "

@@ -58,7 +58,7 @@ class Policy(Section):
         MIN_NOISE, ge=0, description="noise multiplier; with distributed noise that of a sum"
     )
     max_epsilon: Positive = Field(1000.0, description="of all attempts of one job")
-    max_unsealed_epsilon: Positive = Field(
+    max_local_epsilon: Positive = Field(
         1000.0,
         description="with distributed noise: over this PC's life, against whoever reads its own "
         "updates in spite of secure aggregation",

@@ -113,8 +113,8 @@ class DPSGD(Privacy):
         return self.noise == "distributed"
 
     @property
-    def alone(self) -> Self:
-        """What holds against whoever opens one client's update: its own noise, and no more.
+    def local(self) -> Self:
+        """The same with local noise: what holds against whoever opens one client's update.
 
         With distributed noise that is sigma / sqrt(`honest`), which may be almost nothing: then
         its sampling counts for nothing either, since accountants lose their digits there. Raises
@@ -191,12 +191,12 @@ class Schedule(Section):
         return self.mechanism.private
 
     @property
-    def alone(self) -> Schedule:
-        """The same steps with one client's own noise alone (`DPSGD.alone`)."""
+    def local(self) -> Schedule:
+        """The same steps with local noise (`DPSGD.local`)."""
         mechanism = self.mechanism
         if not isinstance(mechanism, DPSGD) or not mechanism.distributed:
             return self
-        return self.model_copy(update={"mechanism": mechanism.alone})
+        return self.model_copy(update={"mechanism": mechanism.local})
 
     def times(self, rounds: int) -> Schedule:
         """`rounds` times as many steps."""

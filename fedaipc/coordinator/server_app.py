@@ -29,7 +29,7 @@ from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
 from fedaipc.model.export import export, write_card
 from fedaipc.model.metrics import standard_error
-from fedaipc.privacy.budget import NEIGHBOURS, alone_epsilon, planned_epsilon
+from fedaipc.privacy.budget import NEIGHBOURS, local_epsilon, planned_epsilon
 from fedaipc.protocol.job_folder import (
     CONFIG_FILE,
     TEST_FILE,
@@ -237,7 +237,7 @@ def _facts(
             planned_epsilon=PlannedEpsilon(**planned_epsilon(job.schedule, job.rounds))
             if job.privacy.private
             else None,
-            alone_epsilon=alone_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
+            local_epsilon=local_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
             if isinstance(job.privacy, DPSGD) and job.privacy.distributed
             else None,
         ),

@@ -121,13 +121,13 @@ def charged_epsilon(once: Schedule, rounds: int, order: float) -> float:
     return epsilon_at(order, rdp([once.times(rounds)], order), once.mechanism.delta)
 
 
-def alone_epsilon(schedules: Iterable[Schedule], delta: float) -> float:
+def local_epsilon(schedules: Iterable[Schedule], delta: float) -> float:
     """Epsilon, by RDP, against whoever opens a client's own updates in spite of secure aggregation.
 
     Of all these steps with that client's own noise alone; more than the promise of the sums only
     where noise is distributed.
     """
-    return best_order([one.alone for one in schedules], delta)[1]
+    return best_order([one.local for one in schedules], delta)[1]
 
 
 def size_class(records: int) -> int:

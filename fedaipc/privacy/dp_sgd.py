@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from fedaipc.errors import ModelError
@@ -29,7 +30,6 @@ from fedaipc.privacy.norms import double
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from fedaipc.privacy.bookkeeping import BookKeepingModule
@@ -118,8 +118,6 @@ def flat(sums: Sums, parameters: Sequence[torch.nn.Parameter]) -> npt.NDArray[np
 
     Raises ModelError where one of them got no gradient.
     """
-    import numpy as np
-
     if sums and any(parameter not in sums for parameter in parameters):
         raise ModelError("a trainable parameter got no per-example gradients")
     parts = [

@@ -35,7 +35,7 @@ from fedaipc.privacy.accountant import (
     merged,
     rdp,
 )
-from fedaipc.privacy.budget import alone_epsilon, round_schedule
+from fedaipc.privacy.budget import local_epsilon, round_schedule
 from fedaipc.privacy.chain import (
     RESTORE,
     Chain,
@@ -233,13 +233,13 @@ class Ledger:
         """Epsilon so far by Opacus' RDP accountant at its best order."""
         return math.inf if self.unprotected else epsilon_rdp(self.schedules, self.delta)
 
-    def alone_epsilon(self) -> float | None:
+    def local_epsilon(self) -> float | None:
         """Epsilon so far, by RDP, against whoever read this PC's own updates in spite of secure
         aggregation. None where no noise was distributed: then `best_epsilon` holds there too.
         """
-        if self.unprotected or not any(one.alone != one for one in self.schedules):
+        if self.unprotected or not any(one.local != one for one in self.schedules):
             return None
-        return alone_epsilon(self.schedules, self.delta)
+        return local_epsilon(self.schedules, self.delta)
 
     def last_attempt(self, run: str) -> int:
         """The newest attempt charged for `run`, 0 before the first."""

@@ -32,11 +32,11 @@ _DEVIATIONS = 8  # of the noise: beyond, a Gaussian value is less likely than 1e
 
 @dataclass(frozen=True, slots=True)
 class NoiseShare:
-    """How one client encodes its clipped sum. Lengths are in gradients, or in `steps` of the ring.
+    """How one client encodes its clipped sum.
 
-    `clip_norm` bounds one record's gradient: what rounding to whole steps can add to it is taken
-    off. `factor` is what the sum is multiplied by, at most 1; `steps` how many make a unit.
-    `deviation` of the share and `limit` of one value before it are in steps.
+    `clip_norm` bounds one record's gradient: what rounding can add to it is taken off. The sum is
+    multiplied by `factor`, at most 1. `limit` bounds one value before the share is added, and
+    `deviation` is the share's; both in whole numbers of the ring, `encoding.scale` for a unit.
     """
 
     encoding: Encoding

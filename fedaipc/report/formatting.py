@@ -303,8 +303,8 @@ def _private(results: Results) -> list[tuple[str, str]]:
     privacy, unit = results.privacy, results.privacy.unit
     spent = spent_epsilon(results)
     epsilon = f"epsilon = {'see the ledgers' if spent is None else epsilon_text(spent)}"
-    alone = privacy.alone_epsilon
-    seen = "any single PC's update" if alone is None else "any sum that the server can unmask"
+    local = privacy.local_epsilon
+    seen = "any single PC's update" if local is None else "any sum that the server can unmask"
     promise = (
         f"Somebody who sees any model of this training, or {seen}, can hardly tell "
         f"whether a given {unit} was in the training data. The odds of any conclusion change by "
@@ -315,11 +315,11 @@ def _private(results: Results) -> list[tuple[str, str]]:
         "Only the PC itself and the software on it: each PC adds all of the noise before "
         "anything leaves it."
     )
-    if alone is not None:
+    if local is not None:
         trust = (
             "The PC itself, and secure aggregation: each PC adds a share of the noise, and a sum "
             f"has {privacy.honest} honest PCs or more. Against whoever reads one PC's own updates "
-            f"in spite of that, its shares alone promise epsilon = {epsilon_text(alone)} over "
+            f"in spite of that, its shares alone promise epsilon = {epsilon_text(local)} over "
             "all attempts that the job allows."
         )
     if results.not_private:
@@ -328,7 +328,7 @@ def _private(results: Results) -> list[tuple[str, str]]:
             "costs where noise and sampling are secret."
         )
         trust = "Everybody who knows, or can find out, what made this run not private."
-    more = "" if alone is None else ", and k copies in one sum cost as k records of one PC do"
+    more = "" if local is None else ", and k copies in one sum cost as k records of one PC do"
     left_out = (
         f"Timing. A compromised PC. Poisoning by a member. A person with several {unit}s, or one "
         f"{unit} held by several PCs: their costs add up{more}. What is true of people in general "

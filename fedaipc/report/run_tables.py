@@ -166,11 +166,11 @@ def _privacy(results: Results) -> str:
         # What PCs spent before is in their own ledgers, which nobody here can see.
         spent = f"{formatting.epsilon_text(results.rounds[-1].epsilon)} in this run"
     noise = "local noise"
-    if privacy.alone_epsilon is not None:
-        alone = formatting.epsilon_text(privacy.alone_epsilon)
+    if privacy.local_epsilon is not None:
+        local = formatting.epsilon_text(privacy.local_epsilon)
         noise = (
             f"distributed noise: against whoever sees sums and models, with "
-            f"{privacy.honest} honest PCs in each sum; at most {alone} against whoever reads one "
+            f"{privacy.honest} honest PCs in each sum; at most {local} against whoever reads one "
             "PC's own updates"
         )
     return (

@@ -75,7 +75,7 @@ def _policy(settings: Settings) -> Policy:
         allow_distributed_noise=isinstance(settings.privacy, DPSGD)
         and settings.privacy.distributed,
         max_epsilon=1e9,  # the lifetime budget is the limit here
-        max_unsealed_epsilon=1e9,
+        max_local_epsilon=1e9,
         max_local_steps=max(usual.max_local_steps, settings.training.local_steps),
         max_length=max(usual.max_length, settings.model.max_length),
     )

@@ -107,8 +107,8 @@ def test_a_plan_says_what_a_job_costs_before_it_runs(minilm: Path) -> None:
     assert "100% of the training texts are longer" in str(short.plan(fa.load_data(ROWS)))
     shared = small(privacy=fa.DPSGD(epsilon=2, noise="distributed")).plan()
     assert shared.epsilon is not None
-    assert shared.alone_epsilon is not None
-    assert shared.epsilon["rdp"] <= 2 < shared.alone_epsilon
+    assert shared.local_epsilon is not None
+    assert shared.epsilon["rdp"] <= 2 < shared.local_epsilon
     assert f"of {shared.honest} honest clients" in str(shared)
     nothing = small(privacy=fa.NoPrivacy(), aggregation=fa.PlainAggregation()).plan()
     assert nothing.epsilon is None

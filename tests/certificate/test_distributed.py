@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fedaipc.certificate.audited import audit_file
 from fedaipc.certificate.check import check
 from fedaipc.certificate.document import MECHANISM, TRUST, TRUST_DISTRIBUTED, Certificate
 from fedaipc.certificate.issue import pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
+from fedaipc.errors import CertificateError
 from fedaipc.federation.key import Admission
-from fedaipc.privacy.budget import alone_epsilon
+from fedaipc.privacy.budget import local_epsilon
 from fedaipc.simulation.simulation import prepare, simulate
 from tests.support.jobs import tiny
 from tests.support.runs import job_of, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from fedaipc.simulation.simulation import Run
     from tests.support.commands import Ran
@@ -43,18 +45,18 @@ def certificate(run: Run) -> Certificate:
 def test_it_holds_and_says_both_promises(run: Run, certificate: Certificate) -> None:
     findings = check(certificate)
     assert [one.what for one in findings if not one.holds] == []
-    assert "alone" in {one.what for one in findings}
+    assert "local" in {one.what for one in findings}
     job, guarantee = job_of(run), certificate.guarantee
-    assert guarantee.alone == alone_epsilon([job.schedule.times(2)], job.privacy.delta)
+    assert guarantee.local == local_epsilon([job.schedule.times(2)], job.privacy.delta)
     assert guarantee.claim is not None
-    assert guarantee.alone is not None
-    assert guarantee.alone > guarantee.claim
+    assert guarantee.local is not None
+    assert guarantee.local > guarantee.claim
     assert certificate.trust == TRUST_DISTRIBUTED
     assert set(certificate.trust) != set(TRUST)
     page = certificate_page(certificate)
     assert "Secure aggregation holds" in page
     assert "<td>distributed</td>" in page
-    assert f"{guarantee.alone:.4f}" in page
+    assert f"{guarantee.local:.4f}" in page
 
 
 def test_the_command_says_what_the_claim_rests_on(
@@ -66,23 +68,33 @@ def test_the_command_says_what_the_claim_rests_on(
     assert "against whoever reads one PC's own updates" in ran.out
 
 
+def test_an_audit_of_single_updates_is_not_taken_in(certificate: Certificate) -> None:
+    """Though its schedule is the same: its attacker saw all of the noise on one update."""
+    with pytest.raises(CertificateError, match="single updates"):
+        audit_file(Path("audit.json"), certificate.guarantee)
+
+
 def test_so_does_a_pcs(run: Run) -> None:
     made = pc_certificate(run.pc_state / "pc-0001")
     assert [one.what for one in check(made) if not one.holds] == []
     assert made.trust == TRUST_DISTRIBUTED
-    assert made.guarantee.alone is not None
+    assert made.guarantee.local is not None
+
+
+AUDIT = {"method": "m", "lower": 0.1, "confidence": 0.95, "canaries": 10, "result_hash": "0" * 64}
 
 
 @pytest.mark.parametrize(
     ("lie", "found"),
     [
-        (lambda c: c["guarantee"].update(alone=0.1), "alone"),
-        (lambda c: c["guarantee"].update(alone=None), "alone"),
+        (lambda c: c["guarantee"].update(local=0.1), "local"),
+        (lambda c: c["guarantee"].update(local=None), "local"),
         (lambda c: c.update(trust=list(TRUST)), "wording"),
         (lambda c: c["guarantee"].update(mechanism=MECHANISM), "wording"),
         (lambda c: c["guarantee"]["schedule"][0]["mechanism"].update(honest=30), "schedule"),
         (lambda c: c["guarantee"]["schedule"][0]["mechanism"].pop("honest"), "schedule"),
         (lambda c: c["run"].update(aggregation="plain"), "job's terms"),
+        (lambda c: c.update(audit=AUDIT | {"promised": c["guarantee"]["epsilon"]["pld"]}), "audit"),
     ],
     ids=[
         "a smaller promise",
@@ -92,6 +104,7 @@ def test_so_does_a_pcs(run: Run) -> None:
         "more honest PCs",
         "no honest PCs",
         "read by the server",
+        "an audit of single updates",
     ],
 )
 def test_a_lie_is_found_though_it_is_signed(
@@ -108,5 +121,5 @@ def test_local_noise_claims_nothing_else(tmp_path: Path, minilm: Path) -> None:
     made = prepare(tiny(f"output.folder='{tmp_path}'", "privacy.noise_multiplier=2.0"))
     simulate(made, "in-process", quiet)
     certificate = run_certificate(made.folder, Admission(made.pc_state / "federation").key)
-    assert certificate.guarantee.alone is None
+    assert certificate.guarantee.local is None
     assert certificate.trust == TRUST

@@ -302,7 +302,7 @@ RULES: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("min_noise", 1.01, 1.0, {}),
     ("max_epsilon", 0.01, 1000.0, {}),
     ("allow_distributed_noise", False, True, DISTRIBUTED),
-    ("max_unsealed_epsilon", 0.01, 1000.0, DISTRIBUTED),
+    ("max_local_epsilon", 0.01, 1000.0, DISTRIBUTED),
     ("max_rounds", 39, 40, {"max_attempts": 40}),  # each attempt is charged
     ("max_local_steps", 1, 2, {"training": TWO_STEPS}),
     ("max_length", 15, 16, {}),
@@ -330,7 +330,7 @@ def test_each_rule_of_the_owner_refuses_alone_and_is_named(
     }
     before = (member / LEDGER_FILE).read_bytes()
     # Who sets a limit to what shares tell has allowed them.
-    others = {"allow_distributed_noise": True} if key == "max_unsealed_epsilon" else {}
+    others = {"allow_distributed_noise": True} if key == "max_local_epsilon" else {}
     owner(member, policy={**others, key: forbids})
     assert refused(ask_member(**changes))
     assert re.findall(r"policy\.(\w+)", caplog.text) == [key]

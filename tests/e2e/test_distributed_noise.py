@@ -13,7 +13,7 @@ from fedaipc.client import trainer
 from fedaipc.config import DPSGD
 from fedaipc.coordinator.aggregation import PlainSum
 from fedaipc.errors import FedaipcError
-from fedaipc.privacy.budget import alone_epsilon, charged_epsilon
+from fedaipc.privacy.budget import charged_epsilon, local_epsilon
 from fedaipc.privacy.training import clipped_sum
 from fedaipc.protocol.noise_share import NoiseShare
 from fedaipc.report.run_tables import summary
@@ -46,14 +46,14 @@ def test_a_run_states_both_promises_and_charges_the_first(tmp_path: Path, minilm
     assert job.privacy.honest == 3  # at least 4 in a sum, of which one may collude
     own = ledger(run)
     assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.order)
-    alone = results.privacy.alone_epsilon
-    assert own.alone_epsilon() == alone_epsilon([job.schedule.times(2)], 1e-5)
-    assert alone == alone_epsilon([job.schedule.times(job.max_attempts)], 1e-5)
-    assert alone is not None
-    assert alone > 2 * own.spent_epsilon()
+    local = results.privacy.local_epsilon
+    assert own.local_epsilon() == local_epsilon([job.schedule.times(2)], 1e-5)
+    assert local == local_epsilon([job.schedule.times(job.max_attempts)], 1e-5)
+    assert local is not None
+    assert local > 2 * own.spent_epsilon()
     said = " ".join(str(cell) for row in summary(results).rows for cell in row)
     assert "distributed noise: against whoever sees sums and models, with 3 honest PCs" in said
-    assert f"at most {math.ceil(alone * 100) / 100:.2f} against whoever reads one PC's own" in said
+    assert f"at most {math.ceil(local * 100) / 100:.2f} against whoever reads one PC's own" in said
 
 
 def test_what_the_coordinator_reads_is_the_exact_sum_with_the_noise_of_all(
@@ -125,10 +125,10 @@ def test_an_owner_can_limit_what_an_opened_update_would_tell(
         owner = run.pc_state / f"pc-{number:04}" / "owner.toml"
         text = owner.read_text()
         assert "allow_distributed_noise = true" in text  # a simulation's owners have agreed
-        owner.write_text(re.sub(r"max_unsealed_epsilon = .*", "max_unsealed_epsilon = 0.5", text))
+        owner.write_text(re.sub(r"max_local_epsilon = .*", "max_local_epsilon = 0.5", text))
     with pytest.raises(FedaipcError, match="every PC refuses this job"):
         simulate(run, "in-process", quiet)
-    assert "policy.max_unsealed_epsilon" in caplog.text
+    assert "policy.max_local_epsilon" in caplog.text
     assert ledger(run).spent_epsilon() == 0.0
 
 

@@ -16,7 +16,7 @@ from scipy.stats import chi2, norm
 from fedaipc.config import DPSGD, Schedule
 from fedaipc.errors import ConfigError, RoundError, SecAggError
 from fedaipc.privacy.accountant import epsilon_rdp
-from fedaipc.privacy.budget import alone_epsilon
+from fedaipc.privacy.budget import local_epsilon
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.privacy.training import clipped_sum
 from fedaipc.protocol.job import Job
@@ -293,26 +293,26 @@ def test_the_bound_leaves_room_for_the_noise_of_all() -> None:
 
 
 def test_what_one_client_adds_is_its_own_promise() -> None:
-    alone = MECHANISM.alone
-    assert (alone.noise, alone.honest) == ("local", None)
-    assert alone.multiplier == pytest.approx(2.0 / math.sqrt(6))
-    assert DPSGD(noise_multiplier=2.0).alone == DPSGD(noise_multiplier=2.0)
+    local = MECHANISM.local
+    assert (local.noise, local.honest) == ("local", None)
+    assert local.multiplier == pytest.approx(2.0 / math.sqrt(6))
+    assert DPSGD(noise_multiplier=2.0).local == DPSGD(noise_multiplier=2.0)
     schedule = Schedule(mechanism=MECHANISM, steps=30)
     own = Schedule(mechanism=DPSGD(noise_multiplier=2.0 / math.sqrt(6), clip_norm=0.5), steps=30)
-    assert alone_epsilon([schedule], 1e-5) == pytest.approx(epsilon_rdp([own], 1e-5))
-    assert alone_epsilon([own], 1e-5) == pytest.approx(epsilon_rdp([own], 1e-5))
+    assert local_epsilon([schedule], 1e-5) == pytest.approx(epsilon_rdp([own], 1e-5))
+    assert local_epsilon([own], 1e-5) == pytest.approx(epsilon_rdp([own], 1e-5))
 
 
 def test_next_to_no_noise_promises_next_to_nothing_and_is_counted_without_sampling() -> None:
     little = MECHANISM.model_copy(update={"noise_multiplier": 0.12, "sampling_rate": 0.1})
-    assert little.alone.sampling_rate == 1.0
-    epsilon = alone_epsilon([Schedule(mechanism=little, steps=30)], 1e-5)
+    assert little.local.sampling_rate == 1.0
+    epsilon = local_epsilon([Schedule(mechanism=little, steps=30)], 1e-5)
     assert 1e3 < epsilon < math.inf
 
 
 def test_without_a_number_of_honest_clients_nothing_is_promised() -> None:
     with pytest.raises(ValueError, match="honest"):
-        _ = MECHANISM.model_copy(update={"honest": None}).alone
+        _ = MECHANISM.model_copy(update={"honest": None}).local
 
 
 def test_a_job_that_every_pc_would_refuse_is_refused_before() -> None:
