@@ -9,15 +9,15 @@ import pytest
 
 from fedaipc.certificate.audited import audit_file
 from fedaipc.certificate.check import check
-from fedaipc.certificate.document import MECHANISM, TRUST, TRUST_DISTRIBUTED, Certificate
+from fedaipc.certificate.document import AT_MOST, MECHANISM, TRUST, TRUST_DISTRIBUTED, Certificate
 from fedaipc.certificate.issue import pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
-from fedaipc.errors import CertificateError
+from fedaipc.errors import BudgetExhausted, CertificateError
 from fedaipc.federation.key import Admission
 from fedaipc.privacy.budget import local_epsilon
 from fedaipc.simulation.simulation import prepare, simulate
 from tests.support.jobs import tiny
-from tests.support.runs import job_of, quiet
+from tests.support.runs import allow, job_of, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,28 @@ def test_the_command_says_what_the_claim_rests_on(
     assert ran.code == 0
     assert "if secure aggregation holds; " in ran.out
     assert "against whoever reads one PC's own updates" in ran.out
+
+
+def test_where_the_claim_is_for_all_attempts_the_second_promise_is_too(
+    tmp_path: Path, minilm: Path
+) -> None:
+    """Budgets end after one round of two: PCs cannot know what the coordinator may still ask."""
+    made = prepare(
+        tiny(f"output.folder='{tmp_path}'", "privacy.noise=distributed", "federation.clients=4",
+             "privacy.noise_multiplier=2.0")
+    )  # fmt: skip
+    for number in range(4):
+        allow(made, number, rounds=1)
+    with pytest.raises(BudgetExhausted):
+        simulate(made, "in-process", quiet)
+    found = run_certificate(made.folder, Admission(made.pc_state / "federation").key)
+    assert [one.what for one in check(found) if not one.holds] == []
+    job, guarantee = job_of(made), found.guarantee
+    assert guarantee.basis == AT_MOST
+    (charged,) = guarantee.schedule
+    assert charged.steps < job.max_attempts
+    most = local_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
+    assert guarantee.local == most
 
 
 def test_an_audit_of_single_updates_is_not_taken_in(certificate: Certificate) -> None:

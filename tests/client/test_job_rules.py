@@ -14,10 +14,10 @@ import pytest
 from fedaipc.client import client_app, trainer
 from fedaipc.client.disclosure_log import read as read_sent
 from fedaipc.client.key_store import KeyStore
-from fedaipc.config import NoPrivacy, PlainAggregation, Policy
+from fedaipc.config import NoPrivacy, PlainAggregation, Policy, Schedule
 from fedaipc.errors import DataError
-from fedaipc.privacy.budget import charged_epsilon
-from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
+from fedaipc.privacy.budget import charged_epsilon, local_epsilon
+from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.messages import EXHAUSTED, MASK, SETUP, MaskRequest, SetupRequest
 from fedaipc.secagg.keys import SigningKey
@@ -269,6 +269,23 @@ def test_the_owners_epsilon_holds_for_all_attempts_and_not_for_the_rounds_that_a
         member, policy={"max_epsilon": charged_epsilon(five.job.schedule, 40, ledger.order) * 1.01}
     )
     assert gave(ask_member(max_attempts=40))
+
+
+def test_what_a_pcs_own_updates_tell_is_limited_over_its_life(
+    ask_member: Any, member: Path, five: Federation
+) -> None:
+    """The ledger's budget counts sums alone."""
+    shares = five.job.privacy.model_copy(update=DISTRIBUTED["privacy"])
+    ledger = Ledger(member / LEDGER_FILE, KeyStore(member).identity)
+    wanted = Schedule(mechanism=shares, steps=five.job.max_attempts)
+    allowed = local_epsilon([wanted], shares.delta) * 1.01
+    owner(member, policy={"allow_distributed_noise": True, "max_local_epsilon": allowed})
+    ledger.charge(
+        Charge(run="e" * 16, round=1, attempt=1, schedule=Schedule(mechanism=shares, steps=1))
+    )
+    assert refused(ask_member(privacy=shares))
+    owner(member, policy={"allow_distributed_noise": True, "max_local_epsilon": 2 * allowed})
+    assert gave(ask_member(privacy=shares))
 
 
 def test_a_delta_too_large_for_the_pcs_size_class_costs_nothing(
