@@ -83,6 +83,10 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     bounds = check_secagg(settings)
     once = job_schedule(settings)
     rounds = settings.rounds
+    sizes = [size_class(len(part)) for part in getattr(data, "parts", ())]
+    layout, classes = classifier.layout, sizes or [1024]  # a federation's PCs are not known here
+    job = make_job(settings, data.labels, layout.hash, "0" * 16, classes, min_roster=1)
+    check_noise(job, layout.size)
     say("the configuration is valid", f"recipe: {recipe_text(settings)}")
     if warning := rounds_warning(settings, data.labels):
         say(warning)
@@ -108,12 +112,7 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         f"{mechanism.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
         f"PLD {epsilons['pld']:.3f})"
     )
-    parts = getattr(data, "parts", ())
-    sizes = [size_class(len(part)) for part in parts]
     if mechanism.distributed:
-        layout = classifier.layout
-        job = make_job(settings, data.labels, layout.hash, "0" * 16, sizes or [1024], 1)
-        check_noise(job, layout.size)
         local = local_epsilon([once.times(rounds)], mechanism.delta)
         say(
             f"distributed noise: that holds against whoever sees sums and models, with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,33 @@ def test_a_lie_is_found_though_it_is_signed(
     key = Admission(run.pc_state / "federation").key
     signed = Certificate.model_validate({**content, "signature": ""}).signed_by(key)
     assert found in [one.what for one in check(signed) if not one.holds]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": {"local_steps": 50}},
+        {"weighting": "equal"},
+        {"aggregation": {"kind": "plain"}},
+    ],
+    ids=["many steps", "other weights", "read by the server"],
+)
+def test_a_job_that_no_pc_takes_has_no_certificate(
+    run: Run, certificate: Certificate, change: dict[str, Any]
+) -> None:
+    """Though the federation's key signed it: the theorem is about other jobs."""
+    key = Admission(run.pc_state / "federation").key
+    content = certificate.model_dump(mode="json")
+    job = json.loads(content["run"]["job"])
+    for name, value in change.items():
+        job[name] = {**job[name], **value} if isinstance(value, dict) else value
+    text = json.dumps(job)
+    content["run"] |= {
+        "job": text, "job_signature": key.sign(b"fedaipc job" + text.encode()).hex(),
+        "aggregation": job["aggregation"]["kind"],
+    }  # fmt: skip
+    signed = Certificate.model_validate({**content, "signature": ""}).signed_by(key)
+    assert [one.what for one in check(signed) if not one.holds] in (["job's terms"], ["contents"])
 
 
 def test_local_noise_claims_nothing_else(tmp_path: Path, minilm: Path) -> None:

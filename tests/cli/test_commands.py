@@ -154,6 +154,8 @@ def test_config_check_says_both_promises_of_distributed_noise(
     first, second = (float(x) for x in re.findall(r"epsilon (\d+\.\d+)(?: charged| \(RDP\))", said))
     assert first <= 8 < second
     assert "distributed noise" not in fedaipc(*words).out
+    coarse = ("--set", "privacy.noise=distributed", "--set", "aggregation.bits=16")
+    assert "too coarse" in refused(fedaipc(*words, *coarse), 2)
 
 
 def test_config_check_says_whether_noise_is_too_strong(fedaipc: Callable[..., Ran]) -> None:

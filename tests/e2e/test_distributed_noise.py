@@ -12,7 +12,7 @@ import pytest
 from fedaipc.client import trainer
 from fedaipc.config import DPSGD
 from fedaipc.coordinator.aggregation import PlainSum
-from fedaipc.errors import FedaipcError
+from fedaipc.errors import ConfigError, FedaipcError
 from fedaipc.privacy.budget import charged_epsilon, local_epsilon
 from fedaipc.privacy.training import clipped_sum
 from fedaipc.protocol.noise_share import NoiseShare
@@ -54,6 +54,12 @@ def test_a_run_states_both_promises_and_charges_the_first(tmp_path: Path, minilm
     said = " ".join(str(cell) for row in summary(results).rows for cell in row)
     assert "distributed noise: against whoever sees sums and models, with 3 honest PCs" in said
     assert f"at most {math.ceil(local * 100) / 100:.2f} against whoever reads one PC's own" in said
+
+
+def test_a_run_whose_noise_no_pc_could_share_is_not_begun(tmp_path: Path, minilm: Path) -> None:
+    with pytest.raises(ConfigError, match="too coarse"):
+        prepared(tmp_path / "runs", "federation.clients=14", "aggregation.bits=16")
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_what_the_coordinator_reads_is_the_exact_sum_with_the_noise_of_all(

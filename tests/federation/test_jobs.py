@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fedaipc.config import settings_from, to_toml
+from fedaipc.config import DPSGD, SecAgg, settings_from, to_toml
 from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, SecAggError
 from fedaipc.federation.federation import Federation
 from fedaipc.federation.jobs import hand_out_base, sign_job
@@ -63,6 +63,20 @@ def settings(tmp_path: Path) -> Settings:
             },
         }
     )  # fmt: skip
+
+
+def test_a_job_whose_noise_no_pc_could_share_is_not_signed(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    privacy = DPSGD(epsilon=8.0, noise="distributed")
+    wanted = settings.model_copy(update={"privacy": privacy})
+    job = sign_job(federation, wanted, tmp_path / "first")
+    assert isinstance(job.privacy, DPSGD)
+    assert job.privacy.honest == 2
+    coarse = wanted.model_copy(update={"aggregation": SecAgg(bits=16)})
+    with pytest.raises(ConfigError, match="too coarse"):
+        sign_job(federation, coarse, tmp_path / "second")
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_job_is_for_the_members_there_are_and_can_be_read_with_their_list(
