@@ -175,7 +175,7 @@ def test_linux_tells_the_processors_name_and_instructions(
 
 
 # Written before scripts named their machine: a file that is measured anew leaves this list.
-_UNNAMED = {"memory.json"}
+_UNNAMED: set[str] = set()
 _NO_TIMES = {"broken_builds.json"}  # counts of what attacks found, on any machine
 
 
