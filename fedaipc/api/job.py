@@ -81,6 +81,7 @@ class Job(Settings):
         return Plan(
             recipe=recipe_text(job),
             rounds=job.rounds,
+            unit=mechanism.unit,
             delta=mechanism.delta,
             noise_multiplier=mechanism.multiplier if isinstance(mechanism, DPSGD) else None,
             epsilon=planned_epsilon(once, job.rounds) if once.private else None,
@@ -110,15 +111,17 @@ def _fit_notes(classifier: Classifier, data: Data) -> list[str]:
 class Plan:
     """What the job costs one client that takes part in every round.
 
-    `epsilon` is by each accountant, an upper bound each: None without privacy. `trained_values` and
-    `bytes_up` (of one update, without what secure aggregation adds) are None where the data is not
-    known. With distributed noise `epsilon` holds for sums with `honest` honest clients, and
-    `local_epsilon` (RDP) against whoever reads one client's own update; with local noise both are
-    None. `notes` are of the texts: what was left out and why, what looks odd, what is cut.
+    `unit` is what is protected: one record, or one client with all of its records. `epsilon` is by
+    each accountant, an upper bound each: None without privacy. `trained_values` and `bytes_up` (of
+    one update, without what secure aggregation adds) are None where the data is not known. With
+    distributed noise `epsilon` holds for sums with `honest` honest clients, and `local_epsilon`
+    (RDP) against whoever reads one client's own update; with local noise both are None. `notes` are
+    of the texts: what was left out and why, what looks odd, what is cut.
     """
 
     recipe: str
     rounds: int
+    unit: str
     delta: float
     noise_multiplier: float | None
     epsilon: dict[str, float] | None
@@ -144,9 +147,11 @@ class Plan:
                     f"each sum carries the noise of {self.honest} honest clients; epsilon "
                     f"{self.local_epsilon:.3f} (RDP) against whoever reads one client's own update"
                 )
+            promise = f"epsilon {bounds} at delta {self.delta:g}, per {self.unit}, over "
+            promise += f"{self.rounds} rounds"
             lines += [
                 f"noise multiplier {self.noise_multiplier:.4g}",
-                f"epsilon {bounds} at delta {self.delta:g}, per record, over {self.rounds} rounds",
+                promise,
                 whom,
             ]
         lines.append(

@@ -31,9 +31,10 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
     mechanism = taken.mechanism
     if type(mechanism) is not DPSGD:
         raise CertificateError(f'an audit fits DP-SGD, and not "{mechanism.kind}"')
-    if mechanism.distributed:
+    if mechanism.noise_at_encoding:
         raise CertificateError(
-            "an audit attacks single updates; with distributed noise a certificate is about sums"
+            "an audit attacks single updates with noise in each step, and looks for one record: it "
+            "fits neither distributed noise nor whole clients"
         )
     wanted = (mechanism.multiplier, mechanism.sampling_rate, taken.steps, guarantee.delta)
     try:

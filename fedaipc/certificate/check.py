@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from fedaipc import strict_json
 from fedaipc.certificate.document import (
-    AMPLIFICATION,
     AS_DECLARED,
     AT_MOST,
     COMPOSITION,
     LIFETIME,
     MECHANISM,
-    NEIGHBOURS,
-    SAMPLING,
-    UNIT,
-    words,
+    UNITS,
+    Wording,
+    wording,
 )
 from fedaipc.config import (
     DPSGD,
@@ -34,7 +32,7 @@ from fedaipc.config import (
     Privacy,
     Schedule,
     TrainingSettings,
-    distributed_fault,
+    mechanism_fault,
 )
 from fedaipc.errors import FedaipcError
 from fedaipc.privacy.chain import check_chain
@@ -107,15 +105,25 @@ def _findings(certificate: Certificate) -> Iterator[Finding]:
 def _wording(certificate: Certificate) -> Finding:
     """What is claimed is what fedaipc claims: one record, added or removed, and so on."""
     guarantee = certificate.guarantee
-    told = (
-        guarantee.unit, guarantee.neighbours, guarantee.mechanism, guarantee.sampling,
-        guarantee.amplification, guarantee.composition, certificate.trust,
+    told = Wording(
+        unit=guarantee.unit, neighbours=guarantee.neighbours, mechanism=guarantee.mechanism,
+        sampling=guarantee.sampling, amplification=guarantee.amplification,
+        trust=certificate.trust,
     )  # fmt: skip
     # By the job, or by the stated schedule, which is compared with what was signed further down.
-    run = certificate.run
-    mechanism, trust = words(guarantee.schedule if run is None else _asked(run))
-    own = (UNIT, NEIGHBOURS, mechanism, SAMPLING, AMPLIFICATION, COMPOSITION, trust)
-    return Finding("wording", told == own, "unit, neighbours, mechanism, what it rests on")
+    run, unit = certificate.run, _unit(guarantee)
+    schedule = guarantee.schedule if run is None else _asked(run)
+    holds = (
+        unit is not None
+        and all(one.mechanism.unit == unit for one in (*schedule, *guarantee.schedule))
+        and told == wording(schedule, unit)
+        and guarantee.composition == COMPOSITION
+    )
+    return Finding("wording", holds, "unit, neighbours, mechanism, what it rests on")
+
+
+def _unit(guarantee: Guarantee) -> str | None:
+    return next((unit for unit, words in UNITS.items() if words == guarantee.unit), None)
 
 
 def _asked(run: RunFacts) -> list[Schedule]:
@@ -151,9 +159,8 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
     job: dict[str, Any] = strict_json.parse(run.job)
     mechanism = Privacy.model_validate(job["privacy"])
     private = mechanism.private
-    local, most, rounds = (
-        int(n) for n in (job["training"]["local_steps"], job["max_attempts"], job["rounds"])
-    )
+    most, rounds = int(job["max_attempts"]), int(job["rounds"])
+    local = mechanism.noisy_steps(int(job["training"]["local_steps"]))
     schedule: Counter[Privacy] = Counter()
     if private and run.attempts:
         schedule[mechanism] = local * run.attempts
@@ -163,7 +170,7 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
         "job's terms",
         stated == (mechanism.delta, job["run"])
         and run.aggregation == sealed
-        and _may_share(mechanism, job)
+        and _is_taken(mechanism, job)
         and run.rounds <= run.attempts <= most
         and (run.status != "finished" or run.rounds == rounds),
         f"delta {guarantee.delta:g}, {run.rounds} rounds in {run.attempts} attempts of {most}",
@@ -189,13 +196,13 @@ def _run(run: RunFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
         yield _local(guarantee, [taken])
 
 
-def _may_share(mechanism: Privacy, job: dict[str, Any]) -> bool:
-    """Whether a job whose noise is distributed is one that PCs take."""
-    if not isinstance(mechanism, DPSGD) or not mechanism.distributed:
+def _is_taken(mechanism: Privacy, job: dict[str, Any]) -> bool:
+    """Whether PCs take a job with such a unit, and such a place of the noise."""
+    if not isinstance(mechanism, DPSGD) or not mechanism.noise_at_encoding:
         return True
     training = TrainingSettings.model_validate(job["training"])
     aggregation = Aggregation.model_validate(job["aggregation"])
-    return distributed_fault(mechanism, training, aggregation, job["weighting"]) is None
+    return mechanism_fault(mechanism, training, aggregation, job["weighting"]) is None
 
 
 def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
@@ -216,7 +223,7 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
     for one in taken:
         if one.private:
             schedule[one.mechanism] += one.steps
-    stated = (guarantee.delta, pc.filter.lifetime_epsilon, pc.filter.order, "record")
+    stated = (guarantee.delta, pc.filter.lifetime_epsilon, pc.filter.order, _unit(guarantee))
     facts = tuple(header[key] for key in ("delta", "lifetime_epsilon", "order", "unit"))
     yield Finding(
         "ledger's terms", stated == facts,
@@ -340,7 +347,7 @@ def _composed(accountant: Any, schedule: Sequence[Schedule], delta: float) -> fl
         mechanism = one.mechanism
         if type(mechanism) is DPSGD:
             event: Any = dp_event.GaussianDpEvent(mechanism.multiplier)
-            if mechanism.sampling_rate < 1:
+            if mechanism.sampling_rate < 1 and mechanism.unit == "record":
                 event = dp_event.PoissonSampledDpEvent(mechanism.sampling_rate, event)
         else:
             raise ValueError("a step that is not DP-SGD, of which alone a certificate speaks")

@@ -8,6 +8,7 @@ the PC's identity signs it, and the ledger with all its lines is within.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -27,8 +28,14 @@ Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
-UNIT = "one record (one text with its label) of one PC"
-NEIGHBOURS = "data sets that differ by one record added or removed"
+UNITS = {
+    "record": "one record (one text with its label) of one PC",
+    "client": "all records of one PC",
+}
+NEIGHBOURS = {
+    "record": "data sets that differ by one record added or removed",
+    "client": "data sets that differ by all records of one PC added or removed",
+}
 MECHANISM = (
     "Gaussian noise of standard deviation noise_multiplier times the clip bound on the sum of "
     "per-record gradients, each clipped to that bound in L2 norm; on the PC, before anything leaves"
@@ -37,11 +44,23 @@ DISTRIBUTED = (
     "the same noise on a sum over the records of several PCs: each adds a share, rounded to whole "
     "numbers, so that any `honest` shares carry all of it; on the PC, before anything leaves"
 )
-SAMPLING = "Poisson: each record joins a step by itself with probability sampling_rate"
-AMPLIFICATION = (
-    "by the PC's own secret Poisson sampling; none for the coordinator's choice of PCs, none for "
-    "how many PCs are in a sum"
+WHOLE = (
+    "Gaussian noise of standard deviation noise_multiplier times the clip bound on a PC's whole "
+    "update of a round, clipped to that bound in L2 norm; on the PC, before anything leaves"
 )
+WHOLE_DISTRIBUTED = (
+    "the same noise on a sum of whole updates of several PCs: each adds a share, rounded to whole "
+    "numbers, so that any `honest` shares carry all of it; on the PC, before anything leaves"
+)
+SAMPLING = {
+    "record": "Poisson: each record joins a step by itself with probability sampling_rate",
+    "client": "none that counts: sampling_rate is of steps within an update",
+}
+AMPLIFICATION = {
+    "record": "by the PC's own secret Poisson sampling; none for the coordinator's choice of PCs, "
+    "none for how many PCs are in a sum",
+    "client": "none: neither for the choice of PCs nor for how many are in a sum",
+}
 COMPOSITION = "of all steps as mechanisms, void and interrupted attempts included"
 # A schedule that was fixed in advance may be accounted for as a whole (PLD). Where somebody may
 # have stopped or continued after looking at results it may not: then a bound that was fixed in
@@ -55,7 +74,6 @@ TRUST = (
     "The coordinator and other PCs need not be trusted for this epsilon.",
     "It covers what PCs send and all models that follow from it.",
     "It does not cover when PCs answer, whether they are there, and their public size class.",
-    "Records of one person count each; the same record on several PCs composes.",
 )
 
 
@@ -66,18 +84,45 @@ TRUST_DISTRIBUTED = (
     "Against whoever reads one PC's own update, `local` is what its own noise promises.",
     "It covers all sums that can be unmasked and all models that follow from them.",
     TRUST[3],
-    "Records of one person count each; the same record on k PCs counts as k records of one PC.",
 )
+_PERSON = {
+    ("record", False): "Records of one person count each; the same record on several PCs composes.",
+    ("record", True): "Records of one person count each; the same record on k PCs counts as k "
+    "records of one PC.",
+    ("client", False): "A person's records on several PCs compose.",
+    ("client", True): "A person's records on k PCs count as k PCs.",
+}
 
 
-def words(schedule: Sequence[Schedule]) -> tuple[str, tuple[str, ...]]:
-    """How the mechanism of this schedule is described, and what it rests on."""
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a certificate says in words."""
+
+    unit: str
+    neighbours: str
+    mechanism: str
+    sampling: str
+    amplification: str
+    trust: tuple[str, ...]
+
+
+def wording(schedule: Sequence[Schedule], unit: str) -> Wording:
+    """How this schedule is described, which promises something for `unit`."""
     kinds = {
         isinstance(one.mechanism, DPSGD) and one.mechanism.distributed for one in schedule
     } or {False}
     said = {False: MECHANISM, True: DISTRIBUTED}
-    mechanism = "; or ".join(said[kind] for kind in sorted(kinds))
-    return mechanism, TRUST_DISTRIBUTED if True in kinds else TRUST
+    if unit == "client":
+        said = {False: WHOLE, True: WHOLE_DISTRIBUTED}
+    shared = True in kinds
+    return Wording(
+        unit=UNITS[unit],
+        neighbours=NEIGHBOURS[unit],
+        mechanism="; or ".join(said[kind] for kind in sorted(kinds)),
+        sampling=SAMPLING[unit],
+        amplification=AMPLIFICATION[unit],
+        trust=(*(TRUST_DISTRIBUTED if shared else TRUST), _PERSON[unit, shared]),
+    )
 
 
 class Epsilons(Frozen):
@@ -106,11 +151,11 @@ class Guarantee(Frozen):
     is promised, and `not_private` says why.
     """
 
-    unit: str = Field(UNIT, description="what is protected")
-    neighbours: str = Field(NEIGHBOURS, description="which data sets are compared")
-    mechanism: str = Field(MECHANISM, description="in words")
-    sampling: str = Field(SAMPLING, description="in words")
-    amplification: str = Field(AMPLIFICATION, description="in words")
+    unit: str = Field(description="what is protected")
+    neighbours: str = Field(description="which data sets are compared")
+    mechanism: str = Field(description="in words")
+    sampling: str = Field(description="in words")
+    amplification: str = Field(description="in words")
     composition: str = Field(COMPOSITION, description="in words")
     delta: float = Field(gt=0, lt=1, description="at which epsilon holds")
     schedule: tuple[Schedule, ...] = Field(description="mechanisms with their numbers of steps")
@@ -186,9 +231,7 @@ class Certificate(Frozen):
     version: Literal[1] = Field(1, description="of the format")
     issued: str = Field(description="UTC, ISO 8601")
     guarantee: Guarantee = Field(description="what is claimed, and of what")
-    trust: tuple[str, ...] = Field(
-        TRUST, description="what has to be trusted, and what is not covered"
-    )
+    trust: tuple[str, ...] = Field(description="what has to be trusted, and what is not covered")
     software: Software = Field(description="that issued it")
     run: RunFacts | None = Field(None, description="of a certificate of a run")
     pc: PcFacts | None = Field(None, description="of a certificate of a PC")

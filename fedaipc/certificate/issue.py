@@ -23,7 +23,8 @@ from fedaipc.certificate.document import (
     PcFacts,
     RunFacts,
     Software,
-    words,
+    Wording,
+    wording,
 )
 from fedaipc.client.client import OWNER_FILE
 from fedaipc.client.key_store import KeyStore
@@ -71,6 +72,7 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
     attempts = results.charged
     schedule = [job.schedule.times(attempts)] if job.schedule.private and attempts else []
     claim, basis, claimed = _run_claim(job, results)
+    said = wording(claimed, job.privacy.unit)
     return _signed(
         Certificate(
             issued=_now(),
@@ -81,8 +83,9 @@ def run_certificate(folder: Path, key: SigningKey) -> Certificate:
                 claim,
                 basis,
                 claimed,
+                said,
             ),
-            trust=words(claimed)[1],
+            trust=said.trust,
             software=_software(),
             run=RunFacts(
                 run=job.run,
@@ -116,7 +119,7 @@ def pc_certificate(folder: Path) -> Certificate:
         "a round without clip and noise": any(not c.schedule.private for c in ledger.charges),
         "a round with a test seed": any(c.seeded for c in ledger.charges),
     }
-    owner = folder / OWNER_FILE
+    owner, said = folder / OWNER_FILE, wording(ledger.schedules, ledger.unit)
     return _signed(
         Certificate(
             issued=_now(),
@@ -127,8 +130,9 @@ def pc_certificate(folder: Path) -> Certificate:
                 ledger.lifetime_epsilon,
                 LIFETIME,
                 ledger.schedules,
+                said,
             ),
-            trust=words(ledger.schedules)[1],
+            trust=said.trust,
             software=_software(),
             pc=PcFacts(
                 name=folder.resolve().name,
@@ -180,6 +184,7 @@ def _guarantee(
     claim: float,
     basis: str,
     claimed: Sequence[Schedule],
+    said: Wording,
 ) -> Guarantee:
     steps = merged(schedule)
     epsilon = None
@@ -192,7 +197,11 @@ def _guarantee(
         )
     shared = epsilon is not None and any(one.local != one for one in claimed)
     return Guarantee(
-        mechanism=words(claimed)[0],
+        unit=said.unit,
+        neighbours=said.neighbours,
+        mechanism=said.mechanism,
+        sampling=said.sampling,
+        amplification=said.amplification,
         local=local_epsilon(claimed, delta) if shared else None,
         delta=delta,
         schedule=steps,

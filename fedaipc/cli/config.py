@@ -106,10 +106,13 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     order = filter_order(once, rounds, lifetime)
     epsilons = planned_epsilon(once, rounds)
     charged = charged_epsilon(once, rounds, order)
+    steps = f"{rounds} rounds of {once.steps} steps at rate {mechanism.sampling_rate:g}"
+    at = "at"
+    if mechanism.unit == "client":
+        steps, at = f"{rounds} whole updates of a PC", "per client at"
     say(
-        f"noise multiplier {mechanism.multiplier:.4f}, {rounds} rounds of {once.steps} "
-        f"steps at rate {mechanism.sampling_rate:g}: epsilon {charged:.3f} charged at delta "
-        f"{mechanism.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
+        f"noise multiplier {mechanism.multiplier:.4f}, {steps}: epsilon {charged:.3f} charged {at} "
+        f"delta {mechanism.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
         f"PLD {epsilons['pld']:.3f})"
     )
     if mechanism.distributed:

@@ -83,6 +83,7 @@ def invite(
         base=settings.model.base,
         labels=settings.data.labels or (),
         lifetime_epsilon=settings.federation.lifetime_epsilon,
+        unit=privacy.unit,
         delta=privacy.delta,
         order=filter_order(
             job_schedule(settings), settings.rounds, settings.federation.lifetime_epsilon

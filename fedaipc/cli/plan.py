@@ -72,17 +72,18 @@ def plan(
     """
     from fedaipc.lab.chart import plan_figure
     from fedaipc.lab.planner import GROUPS, Plan, solve
-    from fedaipc.privacy.budget import size_class
+    from fedaipc.privacy.budget import NEIGHBOURS, size_class
     from fedaipc.report.plot_style import save
 
     settings = load_settings(config, overrides or ())
     own = settings.privacy
     if not isinstance(own, DPSGD):
         raise PrivacyError('privacy.kind = "none" has nothing to plan')
-    if type(own) is not DPSGD:
+    if type(own) is not DPSGD or own.unit != "record":
+        other = f'kind = "{own.kind}"' if own.unit == "record" else f'unit = "{own.unit}"'
         raise PrivacyError(
-            f'privacy.kind = "{own.kind}": this plans DP-SGD; `fedaipc config check` says what a '
-            "job of another mechanism costs"
+            f"privacy.{other}: this plans DP-SGD on records; `fedaipc config check` says what "
+            "another job costs"
         )
     opened = None if ledger is None else _opened(ledger)
     if opened is not None and delta is None:
@@ -124,7 +125,7 @@ def plan(
         "found": unknown,
         "schedule": {name: getattr(found, name) for name in _SCHEDULE},
         "epsilon": found.by_accountant(),
-        "unit": "one record of one PC added or removed",
+        "unit": NEIGHBOURS["record"],
         "curve": [{"rounds": r, "epsilon": e} for r, e in points],
         "trade_offs": [
             {"epsilon": o.epsilon, "noise": o.noise, "relative_noise": o.relative_noise}

@@ -111,7 +111,8 @@ def enroll(
     reading = read_records(source, validated(TextSource, how), labels=invite.labels or None)
     _check_usable(reading, invite, skip_unusable=skip_unusable)
     public_class = size_class(len(reading.records))
-    check_delta(invite.delta, public_class)
+    # Among one client no delta is too large: how many there are is known when a job is signed.
+    check_delta(invite.delta, invite.unit, public_class=public_class, clients=1)
     if again:
         lifetime_epsilon = _kept_budget(folder, invite, lifetime_epsilon)
     path = expanded(source)
@@ -290,6 +291,11 @@ def _kept_budget(folder: Path, invite: Invite, wanted: float | None) -> float:
     """The budget of the ledger that a PC left here, which is continued."""
     path, key = folder / LEDGER_FILE, _successor(folder)
     ledger = Ledger(path, key)
+    if ledger.unit != invite.unit:
+        raise AdmissionError(
+            f"{path}: this PC's ledger counts per {ledger.unit} permanently, and the invite is for "
+            f"jobs that count per {invite.unit}: enroll in a new folder"
+        )
     for what, kept, now in (
         ("delta", ledger.delta, invite.delta),
         ("lifetime_epsilon", ledger.lifetime_epsilon, wanted or ledger.lifetime_epsilon),
@@ -338,7 +344,12 @@ def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -
         order = usual_order(lifetime, invite.delta)
     identity = KeyStore(folder).identity
     Ledger.create(
-        folder / LEDGER_FILE, identity, lifetime_epsilon=lifetime, delta=invite.delta, order=order
+        folder / LEDGER_FILE,
+        identity,
+        lifetime_epsilon=lifetime,
+        delta=invite.delta,
+        order=order,
+        unit=invite.unit,
     )
     _facts(folder, owner, invite)
 

@@ -54,6 +54,11 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
             local = local_epsilon([*before, wanted], job.privacy.delta)
             faults["allow_distributed_noise"] = not policy.allow_distributed_noise
             faults["max_local_epsilon"] = local > policy.max_local_epsilon
+        if job.privacy.unit != ledger.unit:
+            raise PrivacyError(
+                f"the job promises something per {job.privacy.unit}; this PC's ledger counts per "
+                f"{ledger.unit} permanently"
+            )
         if job.privacy.delta != ledger.delta:
             raise PrivacyError(
                 f"the job promises at delta {job.privacy.delta:g}; this PC's ledger counts at "

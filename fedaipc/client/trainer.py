@@ -31,7 +31,7 @@ from fedaipc.model.inputs import Inputs, longest_input, make_inputs
 from fedaipc.privacy.budget import check_delta, outgrown
 from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
 from fedaipc.privacy.randomness import SecureRandom
-from fedaipc.privacy.training import clipped_sum, rehearse, train_round
+from fedaipc.privacy.training import clipped_sum, clipped_update, rehearse, train_round
 from fedaipc.protocol.job import SignedJob
 from fedaipc.protocol.noise_share import NoiseShare, noise_share
 from fedaipc.protocol.round_terms import hash_vector, make_terms
@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A round that this PC would take part in. `keys` are None where updates travel unsealed,
-    `share` where the PC adds all of its noise itself.
+    `share` where noise is added in each step, or none is.
     """
 
     job: Job
@@ -107,10 +107,16 @@ class Trainer:
         if seen is not None:
             ledger.check_head(seen.count, seen.digest)
         pc.key_store.expire()
-        terms = self._terms(signed, pc.key_store.roster(admission))
+        roster = pc.key_store.roster(admission)
+        terms = self._terms(signed, roster)
         check_policy(owner.policy, job, terms, ledger, pc.key_store.identity.public)
         if job.privacy.private:
-            check_delta(ledger.delta, owner.size_class)
+            check_delta(
+                ledger.delta,
+                ledger.unit,
+                public_class=owner.size_class,
+                clients=len(roster.members),
+            )
         ledger.check_new(job.run, terms.number)
         keys = pc.key_store.keys(terms) if terms.sealed else None
         if keys is not None:
@@ -194,21 +200,35 @@ class Trainer:
     ) -> npt.NDArray[Any]:
         """The encoded update."""
         owner, terms = self._pc.owner, admitted.terms
-        mechanism = admitted.job.privacy
-        if admitted.share is not None and isinstance(mechanism, DPSGD):
+        mechanism, share = admitted.job.privacy, admitted.share
+        if share is not None and isinstance(mechanism, DPSGD):
             random = self._random("training")
-            total = clipped_sum(
-                admitted.classifier,
-                examples,
-                targets,
-                admitted.vector,
-                mechanism=mechanism,
-                clip_norm=admitted.share.clip_norm,
-                size_class=owner.size_class,
-                micro_batch=owner.speed.micro_batch,
-                random=random,
+            total = (
+                clipped_update(
+                    admitted.classifier,
+                    examples,
+                    targets,
+                    admitted.vector,
+                    mechanism=mechanism,
+                    clip_norm=share.clip_norm,
+                    training=admitted.job.training,
+                    micro_batch=owner.speed.micro_batch,
+                    random=random,
+                )
+                if mechanism.unit == "client"
+                else clipped_sum(
+                    admitted.classifier,
+                    examples,
+                    targets,
+                    admitted.vector,
+                    mechanism=mechanism,
+                    clip_norm=share.clip_norm,
+                    size_class=owner.size_class,
+                    micro_batch=owner.speed.micro_batch,
+                    random=random,
+                )
             )
-            return admitted.share.encode(total, random)
+            return share.encode(total, random)
         update = train_round(
             admitted.classifier,
             examples,
@@ -259,7 +279,7 @@ class Trainer:
 
     def _share(self, job: Job, terms: Terms) -> NoiseShare | None:
         mechanism = job.privacy
-        if not isinstance(mechanism, DPSGD) or not mechanism.distributed:
+        if not isinstance(mechanism, DPSGD) or not mechanism.noise_at_encoding:
             return None
         return noise_share(mechanism, terms, self._pc.key_store.identity.public)
 
@@ -267,7 +287,8 @@ class Trainer:
         """Once per process and model. Raises RoundError where this machine cannot do the job."""
         speed = self._pc.owner.speed
         threads = torch.get_num_threads()  # which decides where a matrix product is cut
-        key = (classifier.layout.hash, job.model.max_length, mechanism.kind, threads, speed)
+        kind = f"{mechanism.kind} {mechanism.unit}"
+        key = (classifier.layout.hash, job.model.max_length, kind, threads, speed)
         if key in _rehearsed:
             classifier.by_record = _rehearsed[key]
             return

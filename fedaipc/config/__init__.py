@@ -55,7 +55,7 @@ from fedaipc.config.section import (
     register,
 )
 from fedaipc.config.server import FedAdam, FedAvg, FedAvgM, ServerOptimizer
-from fedaipc.config.settings import OutputSettings, Settings, distributed_fault
+from fedaipc.config.settings import OutputSettings, Settings, mechanism_fault
 from fedaipc.config.toml import (
     load_owner,
     load_settings,

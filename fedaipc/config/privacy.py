@@ -29,19 +29,30 @@ MAX_STEPS = 1_000_000_000_000  # of a schedule; accountants multiply, and do not
 class Privacy(Choice):
     """What is promised. Everything here is public and part of the job.
 
-    Unit: one record. Neighbours: add or remove one record of one client.
+    Neighbours: one record of one client is added or removed, or all of its records are, by `unit`.
     """
 
     usual: ClassVar[str] = "dp-sgd"
     private: ClassVar[bool] = True
 
-    unit: Literal["record"] = Field("record", description="what is protected")
-    delta: float = Field(1e-5, gt=0, lt=0.01, description="at most 1 / (10 n) of any PC")
+    unit: Literal["record", "client"] = Field(
+        "record", description="what is protected: one record, or all that a client holds"
+    )
+    delta: float = Field(
+        1e-5,
+        gt=0,
+        lt=0.01,
+        description="at most 1 / (10 n): of n records of any PC, or n clients, by unit",
+    )
     sampling_rate: Share = Field(
         1.0,
         description="Poisson sampling rate q of one local step; default: 1 for a head, "
         "otherwise 0.1",
     )
+
+    def noisy_steps(self, local_steps: int) -> int:
+        """How many steps accountants count for a round of `local_steps` steps on a client."""
+        return 1 if self.private and self.unit == "client" else local_steps
 
 
 @register
@@ -56,6 +67,10 @@ class DPSGD(Privacy):
     With `noise` "distributed" each client adds a share, and each sum that can be unmasked carries
     the whole noise once: that promise rests on secure aggregation
     (docs/explanation/distributed-noise.md).
+
+    With `unit` "client" a client trains its local steps without noise, and clips its whole update
+    of the round to `clip_norm`; then it adds the noise, or its share (McMahan et al., ICLR 2018).
+    That protects all that the client holds. Its local sampling counts for nothing there.
 
     A mechanism of your own derives from this one, overrides `sample` or `step`, and says in `event`
     what accountants must count instead.
@@ -72,7 +87,10 @@ class DPSGD(Privacy):
         description="noise by clip bound, in place of epsilon",
     )
     clip_norm: float = Field(
-        1.0, ge=MIN_CLIP, le=MAX_CLIP, description="L2 bound C on one record's gradient"
+        1.0,
+        ge=MIN_CLIP,
+        le=MAX_CLIP,
+        description="L2 bound C on one record's gradient, or on a client's update, by unit",
     )
     noise: Literal["local", "distributed"] = Field(
         "local",
@@ -113,6 +131,11 @@ class DPSGD(Privacy):
         return self.noise == "distributed"
 
     @property
+    def noise_at_encoding(self) -> bool:
+        """Whether the noise is added to what a client encodes, and not within its steps."""
+        return self.distributed or self.unit == "client"
+
+    @property
     def local(self) -> Self:
         """The same with local noise: what holds against whoever opens one client's update.
 
@@ -146,7 +169,7 @@ class DPSGD(Privacy):
         from dp_accounting import dp_event
 
         event: Any = dp_event.GaussianDpEvent(self.multiplier)
-        if self.sampling_rate < 1:
+        if self.sampling_rate < 1 and self.unit == "record":
             event = dp_event.PoissonSampledDpEvent(self.sampling_rate, event)
         return event
 

@@ -31,6 +31,8 @@ _BEYOND_A_HEAD = (
 def filled(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A tree of settings, and in it what follows from its training method."""
     whole = dict(tree)
+    if _value(tree, "privacy", "unit") == "client":
+        _fill(whole, "federation", "weighting", "equal")
     if _value(_value(tree, "model"), "train", "kind", default="head") != "head":
         for section, name, value in _BEYOND_A_HEAD:
             _fill(whole, section, name, value)

@@ -22,17 +22,24 @@ from fedaipc.config.section import NAME, Section
 from fedaipc.config.server import FedAdam, ServerOptimizer
 
 
-def distributed_fault(
+def mechanism_fault(
     privacy: Privacy, training: TrainingSettings, aggregation: Aggregation, weighting: str
 ) -> str | None:
-    """Why distributed noise does not go with these settings; None where it does, or is not asked
-    for.
+    """Why the mechanism's unit, or where its noise sits, does not go with these settings; None
+    where they do.
     """
-    if not isinstance(privacy, DPSGD) or not privacy.distributed:
+    if not isinstance(privacy, DPSGD) or not privacy.noise_at_encoding:
         return None
     asks = 'privacy.noise = "distributed" needs '
-    if not isinstance(aggregation, SecAgg):
+    if privacy.distributed and not isinstance(aggregation, SecAgg):
         return asks + "secure aggregation: a single update has a share of the noise only"
+    if privacy.unit == "client":
+        asks = 'privacy.unit = "client" needs '
+        if weighting != "equal":
+            return asks + 'federation.weighting = "equal": each client is protected alike'
+        if type(privacy) is not DPSGD:
+            return f'{asks}privacy.kind = "dp-sgd", and not "{privacy.kind}"'
+        return None
     if training.local_steps > 1 or training.optimizer != "sgd":
         return (
             asks + 'training.local_steps = 1 and training.optimizer = "sgd": a PC has no noisy '
@@ -109,7 +116,7 @@ class Settings(Section):
             )
         if isinstance(self.privacy, DPSGD) and self.privacy.honest is not None:
             raise ValueError("privacy.honest follows from the job's thresholds: leave it out")
-        if fault := distributed_fault(
+        if fault := mechanism_fault(
             self.privacy, self.training, self.aggregation, self.federation.weighting
         ):
             raise ValueError(fault)

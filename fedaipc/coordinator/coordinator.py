@@ -384,7 +384,8 @@ class Coordinator:
     def _as_update(self, mean: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """What PCs would have sent that can step by themselves; `mean` may be changed in place."""
         privacy = self._job.privacy
-        if isinstance(privacy, DPSGD) and privacy.distributed:  # it is of sums of gradients
+        if isinstance(privacy, DPSGD) and privacy.distributed and privacy.unit == "record":
+            # It is of sums of gradients.
             mean *= np.float32(-self._job.training.learning_rate / privacy.sampling_rate)
         return mean
 

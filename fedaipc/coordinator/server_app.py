@@ -230,7 +230,7 @@ def _facts(
         resumed=before.resumed + 1 if before else 0,
         not_private=tuple(data.pop("not_private")),
         privacy=PrivacyFacts(
-            neighbours=NEIGHBOURS,
+            neighbours=NEIGHBOURS[job.privacy.unit],
             schedule=job.schedule,
             rounds=job.rounds,
             target_epsilon=target.epsilon if isinstance(target, DPSGD) else None,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
@@ -109,6 +109,7 @@ class Federation:
         base: str,
         labels: tuple[str, ...],
         lifetime_epsilon: float,
+        unit: Literal["record", "client"],
         delta: float,
         order: float,
     ) -> str:
@@ -124,6 +125,7 @@ class Federation:
             base=base,
             labels=labels,
             lifetime_epsilon=lifetime_epsilon,
+            unit=unit,
             delta=delta,
             order=order,
         ).write(self.admission.key)

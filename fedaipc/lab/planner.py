@@ -139,7 +139,7 @@ def solve(find: Unknown, given: Plan) -> Plan:
     The least noise, the most rounds or the largest rate that meet epsilon; or the epsilon that
     follows. Raises PrivacyError where nothing meets it, or delta is too large for the records.
     """
-    check_delta(given.delta, given.records)
+    check_delta(given.delta, "record", public_class=given.records, clients=1)
     if find == "noise":
         noise = noise_for(given.mechanism, given.epsilon, given.steps * given.rounds)
         found = replace(given, mechanism=given.mechanism.with_noise(noise))

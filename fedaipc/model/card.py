@@ -156,9 +156,11 @@ def _privacy(results: Results) -> str:
     facts, mechanism = results.privacy, results.privacy.dp_sgd
     assert mechanism is not None  # noqa: S101 - `Results` has reasons where it is None
     epsilon = _up(next((one.epsilon for one in reversed(results.rounds) if one.epsilon), None))
-    clipped = (
-        f"Each PC clipped the gradient of each {facts.unit} to {mechanism.clip_norm:g} and added"
-    )
+    what = "the gradient of each record" if facts.unit == "record" else "its whole update"
+    clipped = f"Each PC clipped {what} to {mechanism.clip_norm:g} and added"
+    several = "Several records of one person, or one held by several PCs, add up."
+    if facts.unit == "client":
+        several = "Records of one person on several PCs add up."
     noise = (
         f"{clipped} noise of {mechanism.multiplier:.4g} times that itself, before anything left it."
     )
@@ -176,8 +178,7 @@ def _privacy(results: Results) -> str:
         f"Differential privacy per {facts.unit}: epsilon {epsilon} at delta {facts.delta:g} for a "
         f"PC that took part in every round of this run. Neighbouring data sets: "
         f"{facts.neighbours}. {noise} A PC that also took part in other runs has spent more: its "
-        f"ledger says how much. Several {facts.unit}s of one person, or one held by several PCs, "
-        "add up."
+        f"ledger says how much. {several}"
     )
 
 

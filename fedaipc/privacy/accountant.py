@@ -187,7 +187,7 @@ def _history(schedules: Sequence[Schedule]) -> list[tuple[float, float, int]] | 
 def _sampled_gaussian(mechanism: Privacy) -> tuple[float, float] | None:
     """(noise multiplier, sampling rate) of DP-SGD's step, None where a step is another one."""
     if isinstance(mechanism, DPSGD) and type(mechanism).event is DPSGD.event:
-        return mechanism.multiplier, mechanism.sampling_rate
+        return mechanism.multiplier, mechanism.sampling_rate if mechanism.unit == "record" else 1.0
     return None
 
 

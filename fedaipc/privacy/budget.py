@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
 
 SMALLEST_CLASS = 32
-NEIGHBOURS = "one record of one PC added or removed"
+NEIGHBOURS = {
+    "record": "one record of one PC added or removed",
+    "client": "all records of one PC added or removed",
+}
 
 
 def round_schedule(settings: Settings) -> Schedule:
@@ -43,8 +46,8 @@ def round_schedule(settings: Settings) -> Schedule:
     ledger whose filter has this order and this budget covers exactly them. A PC that is asked
     in a fraction of the rounds spends less. Raises PrivacyError where the target cannot be met.
     """
-    steps = settings.training.local_steps
     mechanism = settings.privacy
+    steps = mechanism.noisy_steps(settings.training.local_steps)
     if isinstance(mechanism, DPSGD) and mechanism.epsilon is not None:
         noise = noise_for(mechanism, mechanism.epsilon, steps * settings.rounds)
         mechanism = mechanism.with_noise(noise)
@@ -165,14 +168,16 @@ def outgrown(records: int, public_class: int) -> str:
     return ""
 
 
-def check_delta(delta: float, public_class: int) -> None:
-    """Raise PrivacyError on a delta above 1 / (10 n), n the upper end of the public size class.
+def check_delta(delta: float, unit: str, *, public_class: int, clients: int) -> None:
+    """Raise PrivacyError on a delta above 1 / (10 n), n being how many of the unit there are.
 
-    The class and not the true count decides, so that a refusal says nothing about the data.
+    Of records, the upper end of the PC's public size class; of clients, all in the federation. The
+    class and not the true count decides, so that a refusal says nothing about the data.
     """
-    bound = 1 / (10 * public_class)
+    count = public_class if unit == "record" else clients
+    bound = 1 / (10 * count)
     if delta > bound:
+        among = f"size class {count}" if unit == "record" else f"{count:,} clients"
         raise PrivacyError(
-            f"privacy.delta = {delta:g} is too large for size class {public_class}: "
-            f"choose at most {bound:.1e}"
+            f"privacy.delta = {delta:g} is too large for {among}: choose at most {bound:.1e}"
         )

@@ -35,7 +35,7 @@ from fedaipc.privacy.accountant import (
     merged,
     rdp,
 )
-from fedaipc.privacy.budget import local_epsilon, round_schedule
+from fedaipc.privacy.budget import NEIGHBOURS, local_epsilon, round_schedule
 from fedaipc.privacy.chain import (
     RESTORE,
     Chain,
@@ -92,15 +92,25 @@ class Ledger:
 
     @classmethod
     def create(
-        cls, path: Path, signer: Signer, *, lifetime_epsilon: float, delta: float, order: float
+        cls,
+        path: Path,
+        signer: Signer,
+        *,
+        lifetime_epsilon: float,
+        delta: float,
+        order: float,
+        unit: str = "record",
     ) -> Ledger:
-        """Start a ledger whose RDP filter has `order`, which never changes. Never over an existing
-        one.
+        """Start a ledger of `unit` whose RDP filter has `order`; neither ever changes. Never over
+        an existing one.
 
         Any order gives a valid filter. It decides how much of the budget is of use: take the best
         one for the jobs that are expected (`budget.filter_order`). Raises LedgerError where a
-        ledger exists, the order is unknown or leaves no budget, or the file cannot be written.
+        ledger exists, unit or order are unknown, the order leaves no budget, or the file cannot be
+        written.
         """
+        if unit not in NEIGHBOURS:
+            raise LedgerError(f"a ledger counts per record or per client, and not per {unit}")
         if order not in ORDERS or filter_budget(order, lifetime_epsilon, delta) <= 0:
             raise LedgerError(
                 f"RDP order {order:g} cannot certify epsilon {lifetime_epsilon:g} "
@@ -108,7 +118,7 @@ class Ledger:
             )
         header = {
             "kind": "ledger",
-            "unit": "record",
+            "unit": unit,
             "delta": delta,
             "lifetime_epsilon": lifetime_epsilon,
             "order": order,
@@ -149,14 +159,15 @@ class Ledger:
         """Enter `charge` durably; train only after this has returned.
 
         Raises BudgetExhausted (nothing is written) where the lifetime budget does not cover it,
-        LedgerError where the attempt is not newer than the run's last one, the file changed
-        underneath, or it cannot be written.
+        LedgerError where the attempt is not newer than the run's last one, the schedule has another
+        unit, the file changed underneath, or it cannot be written.
         """
         if self._signer is None:
             raise LedgerError(f"{self.path}: was opened read-only")
         with _locked(self.path):
             self._load()
             self.check_new(charge.run, charge.attempt)
+            self.check_unit(charge.schedule.mechanism)
             if charge.schedule.private and not self.covers(charge.schedule):
                 raise BudgetExhausted(
                     f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
@@ -186,6 +197,14 @@ class Ledger:
             raise LedgerError(
                 f"{self.path}: attempt {attempt} of run {run} is not newer than the last one "
                 "charged; each attempt is charged once"
+            )
+
+    def check_unit(self, mechanism: Privacy) -> None:
+        """Raise LedgerError where `mechanism` promises something for another unit."""
+        if mechanism.private and mechanism.unit != self.unit:
+            raise LedgerError(
+                f"{self.path}: counts per {self.unit} permanently, and the job per "
+                f"{mechanism.unit}; enroll in a new folder for such jobs"
             )
 
     def check_head(self, count: int, digest: bytes) -> None:
@@ -275,10 +294,10 @@ class Ledger:
             )
         header, *rest = chain.entries
         try:
-            self.delta = float(header["delta"])
+            self.unit, self.delta = str(header["unit"]), float(header["delta"])
             self.lifetime_epsilon = float(header["lifetime_epsilon"])
             self.order = float(header["order"])
-            if self.order not in ORDERS:
+            if self.order not in ORDERS or self.unit not in NEIGHBOURS:
                 raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
             _check_installed(rest)
             self.charges = tuple(_charge(entry) for entry in rest if entry["kind"] == "charge")

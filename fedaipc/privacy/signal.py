@@ -28,20 +28,36 @@ def noise_ratio(
     A step of a PC of size class n adds noise of length sigma C sqrt(values) to a sum that is at
     most q n C long, where all gradients agree. Both are divided by q n and weighted. Over T steps
     signals add up to T times one step, independent noise to sqrt(T) times. 0 without noise. With
-    distributed noise each PC adds sigma C / sqrt(honest) in its place.
+    distributed noise each PC adds sigma C / sqrt(honest) in its place. Where clients are protected,
+    one adds sigma C sqrt(values), or such a share, to an update that is at most C long.
     """
     mechanism = once.mechanism
     if not isinstance(mechanism, DPSGD):
         return 0.0
     federation = settings.federation
-    by_size = federation.weighting == "size-class"
-    weights = [n if by_size else 1 for n in size_classes]
-    noise = math.hypot(*(w / n for w, n in zip(weights, size_classes, strict=True)))
-    if mechanism.honest is not None:
-        noise = math.sqrt(len(weights) / mechanism.honest)
     steps = settings.rounds * once.steps * federation.fraction
-    signal = mechanism.sampling_rate * sum(weights) * math.sqrt(steps)
+    if mechanism.unit == "client":
+        noise = math.sqrt(len(size_classes) / (mechanism.honest or 1))
+        signal = len(size_classes) * math.sqrt(steps)
+    else:
+        by_size = federation.weighting == "size-class"
+        weights = [n if by_size else 1 for n in size_classes]
+        noise = math.hypot(*(w / n for w, n in zip(weights, size_classes, strict=True)))
+        if mechanism.honest is not None:
+            noise = math.sqrt(len(weights) / mechanism.honest)
+        signal = mechanism.sampling_rate * sum(weights) * math.sqrt(steps)
     return mechanism.multiplier * math.sqrt(values) * noise / signal
+
+
+def clients_of_use(
+    once: Schedule, settings: Settings, values: int, size_classes: Sequence[int]
+) -> int:
+    """How many clients a job needs that protects them whole, so that noise does not drown it.
+
+    Upper bound where noise is distributed and there are few: their sums will have more honest ones.
+    """
+    ratio = noise_ratio(once, settings, values, size_classes)
+    return math.ceil(len(size_classes) * (ratio / DROWNED) ** 2)
 
 
 def noise_warning(
@@ -55,6 +71,14 @@ def noise_warning(
     ratio = noise_ratio(once, settings, values, size_classes)
     if ratio < DROWNED or not isinstance(mechanism, DPSGD):
         return None
+    if mechanism.unit == "client":
+        needed = clients_of_use(once, settings, values, size_classes)
+        return (
+            f"noise is too strong to learn much: {ratio:.2g} of the largest possible update "
+            f"({DROWNED:g} already halves what the model learns). What helps: about {needed:,} PCs "
+            f"in place of {len(size_classes):,}, a larger epsilon, fewer trained values than "
+            f"{values:,}"
+        )
     head = settings.model.train.kind == "head"
     fewer = "" if head else ', fewer trained values (model.train.kind = "head")'
     return (

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedaipc.config import DPSGD, Schedule
+from fedaipc.config import DPSGD, NoPrivacy, Schedule
 from fedaipc.model.classifier import read_vector, write_vector
 from fedaipc.model.device import has_fused_steps
 from fedaipc.model.inputs import batch_rows
@@ -112,6 +112,39 @@ def clipped_sum(
     return dp_sgd.flat(sums, [parameter for _, parameter in classifier.trainable()])
 
 
+def clipped_update(
+    classifier: Classifier,
+    inputs: Inputs,
+    targets: npt.NDArray[np.int64],
+    start: npt.NDArray[np.float32],
+    *,
+    mechanism: DPSGD,
+    clip_norm: float,
+    training: TrainingSettings,
+    micro_batch: int,
+    random: SecureRandom,
+) -> npt.NDArray[np.float64]:
+    """What `training.local_steps` ordinary steps change, clipped as a whole; shape (size,).
+
+    It holds NO noise yet: all records of the PC together move it by `clip_norm` at most, in L2,
+    away from the zeros of a PC without records. Nothing of it may leave before the noise is added
+    (`protocol.noise_share`). All else is as in `train_round`.
+    """
+    plain = NoPrivacy(sampling_rate=mechanism.sampling_rate)
+    update = train_round(
+        classifier,
+        inputs,
+        targets,
+        start,
+        schedule=Schedule(mechanism=plain, steps=training.local_steps),
+        training=training,
+        size_class=1,  # of no account: the mean is over what was really drawn
+        micro_batch=micro_batch,
+        random=random,
+    )
+    return dp_sgd.clipped_update(update, clip_norm)
+
+
 def usual_micro_batch(classifier: Classifier) -> int:
     """Rows of a micro-batch by default: public, by the method alone."""
     return _HEAD_BATCH if classifier.pooled else _USUAL_BATCH
@@ -131,6 +164,19 @@ def rehearse(
     If memory runs out, it must run out here. If it ran out later for the length of one record,
     that record would remove the contributions of all others. Raises ModelError (`settle_rows`).
     """
+    if mechanism.unit == "client":
+        clipped_update(
+            classifier,
+            longest,
+            np.zeros(1, dtype=np.int64),
+            start,
+            mechanism=mechanism.model_copy(update={"sampling_rate": 1.0}),
+            clip_norm=mechanism.clip_norm,
+            training=training.model_copy(update={"local_steps": 1}),
+            micro_batch=micro_batch,
+            random=SecureRandom(),
+        )
+        return
     with _book_keeping(classifier, EXACT) as module:
         settle_rows(
             classifier,

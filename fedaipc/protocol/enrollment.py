@@ -89,8 +89,8 @@ class EnrollmentToken(Frozen):
 class Invite(EnrollmentToken):
     """Where the server is, which TLS authority it has, and what the owner is advised to allow.
 
-    The issuer is the admission key. `authority` is a certificate in PEM; `order` that of the RDP
-    filter of the new ledger, chosen for the jobs that are planned.
+    The issuer is the admission key. `authority` is a certificate in PEM; `unit` what a new ledger
+    protects, and `order` that of its RDP filter, both chosen for the jobs that are planned.
     """
 
     kind = "invite"
@@ -101,6 +101,7 @@ class Invite(EnrollmentToken):
     base: str = Field(min_length=1, max_length=300)
     labels: tuple[str, ...] = ()
     lifetime_epsilon: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+    unit: Literal["record", "client"] = "record"
     delta: float = Field(gt=0, lt=0.01)
     order: float = Field(gt=1)
 

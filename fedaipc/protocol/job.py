@@ -20,11 +20,11 @@ from fedaipc.config import (
     TextClassifier,
     TrainingMethod,
     TrainingSettings,
-    distributed_fault,
     kind_fault,
+    mechanism_fault,
 )
 from fedaipc.errors import RoundError
-from fedaipc.privacy.budget import round_schedule
+from fedaipc.privacy.budget import check_delta, round_schedule
 from fedaipc.protocol.round_terms import honest_in_sums
 from fedaipc.secagg.keys import SigningKey, verify
 
@@ -70,16 +70,15 @@ class Job(Frozen):
                 raise ValueError("a job holds the noise itself, not a target")
             if self.privacy.distributed is (self.privacy.honest is None):
                 raise ValueError("distributed noise, and it alone, counts honest clients")
-        if fault := distributed_fault(
-            self.privacy, self.training, self.aggregation, self.weighting
-        ):
+        if fault := mechanism_fault(self.privacy, self.training, self.aggregation, self.weighting):
             raise ValueError(fault)
         return self
 
     @property
     def schedule(self) -> Schedule:
         """What one round, void or not, asks of a PC that takes part."""
-        return Schedule(mechanism=self.privacy, steps=self.training.local_steps)
+        steps = self.privacy.noisy_steps(self.training.local_steps)
+        return Schedule(mechanism=self.privacy, steps=steps)
 
     @classmethod
     def parse(cls, text: str) -> Job:
@@ -128,8 +127,13 @@ def make_job(
     size_classes: Collection[int],
     min_roster: int,
 ) -> Job:
-    """Fix a job's public parameters. Raises PrivacyError where the target cannot be met."""
-    federation = settings.federation
+    """Fix a job's public parameters.
+
+    Raises PrivacyError where the target cannot be met, or delta is too large for so many clients.
+    """
+    federation, unit = settings.federation, settings.privacy.unit
+    if settings.privacy.private and unit == "client":  # of its records each PC sees to it itself
+        check_delta(settings.privacy.delta, unit, public_class=1, clients=federation.clients)
     return Job(
         run=run,
         model=settings.model,

@@ -3,7 +3,8 @@
 Every sum that can be unmasked holds the shares of `honest` honest clients at least, each a rounded
 Gaussian of deviation sigma C / sqrt(honest) on the lattice of the ring. Together they are the
 Gaussian mechanism with noise multiplier sigma, so that every accountant of it holds as it is.
-All numbers here are public: they follow from the signed job and the terms of the round.
+A client whose whole update is protected adds its noise here too: a share, or all of it (`honest`
+is then 1). All numbers here are public: they follow from the signed job and the terms of the round.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ _DEVIATIONS = 8  # of the noise: beyond, a Gaussian value is less likely than 1e
 
 @dataclass(frozen=True, slots=True)
 class NoiseShare:
-    """How one client encodes its clipped sum.
+    """How one client encodes its clipped sum, or its clipped update.
 
-    `clip_norm` bounds one record's gradient: what rounding can add to it is taken off. The sum is
-    multiplied by `factor`, at most 1. `limit` bounds one value before the share is added, and
-    `deviation` is the share's; both in whole numbers of the ring, `encoding.scale` for a unit.
+    `clip_norm` bounds one record's gradient, or the whole update: what rounding can add to it is
+    taken off. The sum is multiplied by `factor`, at most 1. `limit` bounds one value before the
+    share is added, and `deviation` is the share's; both in whole numbers of the ring,
+    `encoding.scale` for a unit.
     """
 
     encoding: Encoding
@@ -71,37 +73,40 @@ def noise_share(mechanism: DPSGD, terms: Terms, own: bytes) -> NoiseShare:
     or the ring is too coarse for the noise, or for so many values.
     """
     bounds, encoding = terms.thresholds, terms.encoding
-    honest = mechanism.honest
-    if not terms.sealed or honest is None:
+    if mechanism.distributed and (not terms.sealed or mechanism.honest is None):
         raise SecAggError("distributed noise needs secure aggregation")
-    if bounds.least - bounds.colluding < honest:
+    honest = mechanism.honest or 1
+    if mechanism.distributed and bounds.least - bounds.colluding < honest:
         raise SecAggError(
             f"a sum may have {bounds.least - bounds.colluding} honest PCs, and the job's noise "
             f"counts with {honest}: the list of members has changed, so have the job signed again"
         )
     check_scale(mechanism, encoding, terms.size)
-    place = terms.place(own)
+    place, whole = terms.place(own), mechanism.unit == "client"
+    if whole and terms.weights[place] != 1:
+        raise SecAggError("a whole update is protected by what it weighs: one, as any other's")
     return NoiseShare(
         encoding=encoding,
         clip_norm=mechanism.clip_norm * (1 - _margin(mechanism, encoding, terms.size)),
-        factor=terms.weights[place] / terms.bundles[place].size_class,
+        factor=1.0 if whole else terms.weights[place] / terms.bundles[place].size_class,
         deviation=_deviation(mechanism, encoding),
-        limit=(encoding.bound - noise_room(mechanism)) * encoding.scale,
+        limit=(encoding.bound - noise_room(mechanism, encoding.count)) * encoding.scale,
     )
 
 
 def check_scale(mechanism: DPSGD, encoding: Encoding, size: int) -> None:
     """Raise SecAggError where the ring is too coarse for the noise, or for `size` values."""
-    if encoding.bound <= noise_room(mechanism):
+    room = noise_room(mechanism, encoding.count)
+    if encoding.bound <= room:
         raise SecAggError(
             f"aggregation.bound = {encoding.bound:g} leaves no room beside the noise: set more "
-            f"than {noise_room(mechanism):g}"
+            f"than {room:g}"
         )
     coarse = _deviation(mechanism, encoding) < MIN_DEVIATION
     if coarse or _margin(mechanism, encoding, size) > MAX_MARGIN:
         raise SecAggError(
-            f"a ring of {encoding.bits} bits is too coarse for {size:,} values with distributed "
-            "noise: set a smaller aggregation.bound, or more aggregation.bits"
+            f"a ring of {encoding.bits} bits is too coarse for the noise on {size:,} values: set a "
+            "smaller aggregation.bound, or more aggregation.bits"
         )
 
 
@@ -117,6 +122,10 @@ def _margin(mechanism: DPSGD, encoding: Encoding, size: int) -> float:
     return 1.001 * math.sqrt(size) / (encoding.scale * mechanism.clip_norm)
 
 
-def noise_room(mechanism: DPSGD) -> float:
-    """What of the bound on one client's value is kept for its share of the noise."""
-    return _DEVIATIONS * mechanism.multiplier * mechanism.clip_norm
+def noise_room(mechanism: DPSGD, clients: int) -> float:
+    """What of the bound on one client's value is kept for the noise in a sum over `clients`.
+
+    The noise of all of them has a deviation of sqrt(clients / honest) sigma C.
+    """
+    share = mechanism.multiplier * mechanism.clip_norm / math.sqrt(mechanism.honest or 1)
+    return _DEVIATIONS * share / math.sqrt(clients)

@@ -145,14 +145,15 @@ def update_bound(job: Job) -> float:
     n the size class, z Gaussian of deviation sigma C. With twice the expected b, and 8 deviations,
     k steps stay below rate * (2 C k + 8 sigma C sqrt(k) / (q n)). Times a weight of n, or of 1, and
     with the largest or smallest n that a job can have. To move a value to L is post-processing of
-    the noisy update: epsilon does not depend on L. With distributed noise the value is one of a
-    clipped sum, and moved to what L leaves beside the noise before a share is added.
+    the noisy update: epsilon does not depend on L. Where noise is added to what is encoded, a value
+    is one of a clipped sum or update, and moved before that to what L leaves beside the noise.
     """
     if job.aggregation.bound is not None:
         return job.aggregation.bound
-    if isinstance(job.privacy, DPSGD) and job.privacy.distributed:
-        records = 2 * job.privacy.sampling_rate * job.largest_class
-        return job.privacy.clip_norm * records + noise_room(job.privacy)
+    if isinstance(job.privacy, DPSGD) and job.privacy.noise_at_encoding:
+        whole = job.privacy.unit == "client"
+        records = 1 if whole else 2 * job.privacy.sampling_rate * job.largest_class
+        return job.privacy.clip_norm * records + noise_room(job.privacy, job.cohort)
     steps, by_size = job.training.local_steps, job.weighting == "size-class"
     rate = max(job.training.learning_rate, job.training.head_learning_rate or 0.0)
     most = job.largest_class if by_size else 1
@@ -166,8 +167,8 @@ def update_bound(job: Job) -> float:
 
 
 def check_noise(job: Job, size: int) -> None:
-    """Raise ConfigError where no PC could add its share of noise to an update of `size` values."""
-    if isinstance(job.privacy, DPSGD) and job.privacy.distributed:
+    """Raise ConfigError where no PC could add its noise to an encoded update of `size` values."""
+    if isinstance(job.privacy, DPSGD) and job.privacy.noise_at_encoding:
         try:
             bits, bound = job.aggregation.bits, update_bound(job)
             check_scale(job.privacy, Encoding(bits=bits, count=job.cohort, bound=bound), size)

@@ -307,7 +307,8 @@ def _private(results: Results) -> list[tuple[str, str]]:
     seen = "any single PC's update" if local is None else "any sum that the server can unmask"
     promise = (
         f"Somebody who sees any model of this training, or {seen}, can hardly tell "
-        f"whether a given {unit} was in the training data. The odds of any conclusion change by "
+        f"whether {'a given record was' if unit == 'record' else 'the records of a given PC were'} "
+        f"in the training data. The odds of any conclusion change by "
         f"at most a factor of e^epsilon ({epsilon}), except with a probability of delta = "
         f"{delta_text(privacy.delta)}."
     )
@@ -328,15 +329,19 @@ def _private(results: Results) -> list[tuple[str, str]]:
             "costs where noise and sampling are secret."
         )
         trust = "Everybody who knows, or can find out, what made this run not private."
-    more = "" if local is None else ", and k copies in one sum cost as k records of one PC do"
+    protected = "One record" if unit == "record" else "All records of one PC"
+    several = "A person with several records, or one record held by several PCs: their costs add up"
+    if unit == "client":
+        several = "A person with records on several PCs: their costs add up"
+    elif local is not None:
+        several += ", and k copies in one sum cost as k records of one PC do"
     left_out = (
-        f"Timing. A compromised PC. Poisoning by a member. A person with several {unit}s, or one "
-        f"{unit} held by several PCs: their costs add up{more}. What is true of people in general "
-        "and would be learned without any one of them."
+        f"Timing. A compromised PC. Poisoning by a member. {several}. What is true of people in "
+        "general and would be learned without any one of them."
     )
     return [
         ("Promise", promise),
-        ("Unit", f"One {unit}. Neighbouring data sets: {privacy.neighbours}."),
+        ("Unit", f"{protected}. Neighbouring data sets: {privacy.neighbours}."),
         ("Who must be trusted", trust),
         ("Counted over", "The whole life of a PC: all runs on its ledger, not this one alone."),
         ("Not covered", left_out),

@@ -40,6 +40,7 @@ def owner_settings(
             )
     if enrolled or (folder / LEDGER_FILE).is_file():
         ledger = Ledger(folder / LEDGER_FILE)
+        ledger.check_unit(privacy)
         for name, now, kept in (
             ("privacy.delta", privacy.delta, ledger.delta),
             ("federation.lifetime_epsilon", federation.lifetime_epsilon, ledger.lifetime_epsilon),
@@ -50,7 +51,9 @@ def owner_settings(
                     f"give --set {name}={kept:g}, or use a new --pc-state"
                 )
     if privacy.kind != "none":
-        check_delta(privacy.delta, public_class)
+        check_delta(
+            privacy.delta, privacy.unit, public_class=public_class, clients=federation.clients
+        )
     return OwnerSettings(
         name=folder.name,
         source=f"./{_RECORDS_FILE}",
@@ -94,6 +97,7 @@ def prepare_pc(
             lifetime_epsilon=settings.federation.lifetime_epsilon,
             delta=settings.privacy.delta,
             order=order,
+            unit=settings.privacy.unit,
         )
     records.write_parquet(folder / f"{_RECORDS_FILE}{_NEW}")
     write_text(folder / f"{OWNER_FILE}{_NEW}", to_toml(owner))

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from fedaipc.certificate.audited import with_audit
 from fedaipc.certificate.check import check
 from fedaipc.certificate.document import (
     AS_DECLARED,
+    COMPOSITION,
     LIFETIME,
     AuditFacts,
     Certificate,
@@ -25,6 +27,7 @@ from fedaipc.certificate.document import (
     Guarantee,
     RunFacts,
     Software,
+    wording,
 )
 from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
@@ -260,12 +263,14 @@ def by_a_stranger(noise: float, rate: float, local: int, rounds: int) -> Certifi
     step = dp_sgd(noise, rate, local * rounds)
     job = {"privacy": step.mechanism.model_dump(), "training": {"local_steps": local},
            "max_attempts": rounds, "rounds": rounds, "run": "0" * 16}  # fmt: skip
-    text = json.dumps(job)
+    text, said = json.dumps(job), asdict(wording([step], "record"))
+    trust = said.pop("trust")
     return Certificate(
         issued="now",
+        trust=trust,
         guarantee=Guarantee(
-            delta=1e-5, schedule=(step,), claim=1e9, basis=AS_DECLARED,
-            epsilon=Epsilons(rdp=1.0, prv=1.0, pld=1.0), not_private=(),
+            **said, composition=COMPOSITION, delta=1e-5, schedule=(step,), claim=1e9,
+            basis=AS_DECLARED, epsilon=Epsilons(rdp=1.0, prv=1.0, pld=1.0), not_private=(),
         ),
         software=Software(fedaipc="0", code="0" * 64, packages={}),
         run=RunFacts(

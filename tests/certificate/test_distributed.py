@@ -10,7 +10,7 @@ import pytest
 
 from fedaipc.certificate.audited import audit_file
 from fedaipc.certificate.check import check
-from fedaipc.certificate.document import AT_MOST, MECHANISM, TRUST, TRUST_DISTRIBUTED, Certificate
+from fedaipc.certificate.document import AT_MOST, MECHANISM, Certificate, wording
 from fedaipc.certificate.issue import pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
 from fedaipc.errors import BudgetExhausted, CertificateError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from fedaipc.simulation.simulation import Run
     from tests.support.commands import Ran
+
+TRUST = wording([], "record").trust
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_it_holds_and_says_both_promises(run: Run, certificate: Certificate) -> 
     assert guarantee.claim is not None
     assert guarantee.local is not None
     assert guarantee.local > guarantee.claim
-    assert certificate.trust == TRUST_DISTRIBUTED
+    assert certificate.trust == wording(guarantee.schedule, "record").trust
     assert set(certificate.trust) != set(TRUST)
     page = certificate_page(certificate)
     assert "Secure aggregation holds" in page
@@ -100,7 +102,7 @@ def test_an_audit_of_single_updates_is_not_taken_in(certificate: Certificate) ->
 def test_so_does_a_pcs(run: Run) -> None:
     made = pc_certificate(run.pc_state / "pc-0001")
     assert [one.what for one in check(made) if not one.holds] == []
-    assert made.trust == TRUST_DISTRIBUTED
+    assert made.trust == wording(made.guarantee.schedule, "record").trust
     assert made.guarantee.local is not None
 
 

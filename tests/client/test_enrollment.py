@@ -43,8 +43,8 @@ def federation(tmp_path: Path) -> Federation:
 def invite(federation: Federation) -> Invite:
     return Invite.read(
         federation.invite(
-            days=3, base="minilm-l6", labels=("no", "yes"), lifetime_epsilon=8.0, delta=1e-5,
-            order=4.0,
+            days=3, base="minilm-l6", labels=("no", "yes"), lifetime_epsilon=8.0, unit="record",
+            delta=1e-5, order=4.0,
         )
     )  # fmt: skip
 
@@ -346,7 +346,7 @@ def test_a_planted_ledger_is_not_taken_over(tmp_path: Path, invite: Invite, data
     """With a budget of 100000 it would allow everything."""
     folder, stranger = tmp_path / "pc", SigningKey()
     folder.mkdir()
-    terms = {"lifetime_epsilon": 100_000.0, "delta": 1e-5, "order": 4.0}
+    terms: dict[str, Any] = {"lifetime_epsilon": 100_000.0, "delta": 1e-5, "order": 4.0}
     Ledger.create(folder / "ledger.jsonl", stranger, **terms)
     with pytest.raises(
         AdmissionError, match=r"nothing shows who its owner is: enroll in a new folder"

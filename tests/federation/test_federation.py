@@ -275,10 +275,12 @@ def test_a_request_with_a_key_that_the_server_cannot_read_is_no_request(
 
 def test_an_invite_names_this_federation(federation: Federation) -> None:
     text = federation.invite(
-        days=3, base="minilm-l6", labels=(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
-    )
+        days=3, base="minilm-l6", labels=(), lifetime_epsilon=8.0, unit="client", delta=1e-5,
+        order=4.0,
+    )  # fmt: skip
     letter = Invite.read(text)
     assert letter.fingerprint == federation.fingerprint
+    assert letter.unit == "client"
     assert letter.address == "fleet.example:8443"
     assert letter.not_after == pytest.approx(time.time() + 3 * 86400, abs=60)
     x509.load_pem_x509_certificate(letter.authority.encode())

@@ -38,11 +38,17 @@ def test_a_pc_without_records_has_no_class() -> None:
 
 
 def test_delta_is_refused_by_the_class_and_not_by_the_count() -> None:
-    check_delta(1 / (10 * 1024), 1024)
-    with pytest.raises(PrivacyError, match="1024"):
-        check_delta(1 / (10 * 1024) * 1.001, 1024)
+    check_delta(1 / (10 * 1024), "record", public_class=1024, clients=10**9)
+    with pytest.raises(PrivacyError, match="size class 1024"):
+        check_delta(1 / (10 * 1024) * 1.001, "record", public_class=1024, clients=1)
     # 513 and 1024 records are one class: the same answer, so that it says nothing.
     assert size_class(513) == size_class(1024)
+
+
+def test_where_clients_are_protected_their_number_decides() -> None:
+    check_delta(1 / 200, "client", public_class=2**40, clients=20)
+    with pytest.raises(PrivacyError, match="20 clients"):
+        check_delta(1 / 200 * 1.001, "client", public_class=32, clients=20)
 
 
 def test_a_schedule_counts_every_local_step_of_every_round() -> None:

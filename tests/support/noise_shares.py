@@ -7,17 +7,22 @@ Ten PCs, of which 7 are in every sum at least and one may collude: six are hones
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
-from fedaipc.config import DPSGD
+from fedaipc.config import DPSGD, TrainingSettings
+from fedaipc.model.inputs import Inputs
+from fedaipc.privacy import training
 from fedaipc.privacy.randomness import SecureRandom
 from fedaipc.protocol import noise_share
 from fedaipc.secagg.terms import Terms
+from tests.support import private_rounds
 from tests.support.private_rounds import assert_deviation
 from tests.support.secagg import federation
+from tests.support.tiny_models import TARGETS, TEXTS
 
 MECHANISM = DPSGD(noise="distributed", noise_multiplier=2.0, honest=6, clip_norm=0.5)
 WHOLE = MECHANISM.multiplier * MECHANISM.clip_norm  # deviation that the sum must have
@@ -56,6 +61,34 @@ def check_shares_are_fresh() -> None:
     first, second = summed(6), summed(6)
     assert_deviation(first, WHOLE)
     assert_deviation(first - second, WHOLE * math.sqrt(2))
+
+
+def check_whole_update() -> None:
+    """All records of a PC together move its update by the clip bound at most, away from zeros."""
+    for method in ("head", "bitfit", "full"):
+        found = whole_update(method, range(len(TEXTS)))
+        assert 0.99 * private_rounds.CLIP < np.linalg.norm(found) <= private_rounds.CLIP
+        assert not whole_update(method, []).any()
+
+
+def whole_update(method: str, records: Iterable[int]) -> npt.NDArray[np.float64]:
+    """Of a PC with these of the tiny records, after three steps that go far."""
+    classifier, start = private_rounds.model(method)
+    kept = list(records)
+    inputs = Inputs.nothing()
+    if kept:
+        inputs = private_rounds.only(private_rounds.all_inputs(method), kept)
+    return training.clipped_update(
+        classifier,
+        inputs,
+        TARGETS[kept],
+        start,
+        mechanism=DPSGD(unit="client", noise_multiplier=1.0, sampling_rate=1.0),
+        clip_norm=private_rounds.CLIP,
+        training=TrainingSettings(local_steps=3, learning_rate=1.0),
+        micro_batch=64,
+        random=SecureRandom.for_test(3),
+    )
 
 
 def check_limit_before_the_share() -> None:

@@ -91,7 +91,13 @@ def canary_audit(audited: Audited, cache: Path | None = None) -> CanaryAudit:
 
 def check_sums_are_sent(settings: Settings) -> None:
     """Raise PrivacyError where updates are not sums of gradients, each with noise of its own."""
-    if isinstance(settings.privacy, DPSGD) and settings.privacy.distributed:
+    privacy = settings.privacy
+    if isinstance(privacy, DPSGD) and privacy.unit == "client":
+        raise PrivacyError(
+            'the audit plants single records, and privacy.unit = "client" protects all that a PC '
+            'holds: set privacy.unit="record"'
+        )
+    if isinstance(privacy, DPSGD) and privacy.distributed:
         raise PrivacyError(
             "the audit attacks single updates, and distributed noise promises something for sums: "
             'set privacy.noise="local"'

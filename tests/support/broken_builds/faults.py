@@ -228,6 +228,20 @@ def limit_after_the_share(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NoiseShare, "encode", encode)
 
 
+# Whole updates
+
+
+def whole_update_not_clipped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dp_sgd, "clipped_update", lambda update, _: update.astype(np.float64))
+
+
+def each_value_clipped_by_itself(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        dp_sgd, "clipped_update",
+        lambda update, bound: np.clip(update.astype(np.float64), -bound, bound),
+    )  # fmt: skip
+
+
 # Accounting
 
 

@@ -49,6 +49,8 @@ CATCHES: dict[Fault, Check] = {
     faults.the_same_share_twice: shares.check_shares_are_fresh,
     faults.shares_from_a_fixed_seed: shares.check_shares_are_fresh,
     faults.limit_after_the_share: shares.check_limit_before_the_share,
+    faults.whole_update_not_clipped: shares.check_whole_update,
+    faults.each_value_clipped_by_itself: shares.check_whole_update,
     faults.a_new_engine_per_round: checks.check_composition,
     faults.charge_after_training: checks.check_charge_before_training,
     faults.budget_per_run: checks.check_lifetime_budget,
