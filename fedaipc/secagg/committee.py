@@ -7,6 +7,7 @@ answer leaves (M21, M23).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
@@ -27,6 +28,7 @@ from fedaipc.secagg.uploads import (
     LedgerHead,
     blob_bytes,
     open_shares,
+    shares_in,
 )
 from fedaipc.secagg.wire import Reader, Writer, parsed
 
@@ -270,7 +272,7 @@ def agree(
         fine = seen is None or again or head.count > seen.count
         if fine:
             try:
-                keys.opened[_name(terms, one)] = _opened(terms, keys, one)
+                keys.opened[_name(terms, one)] = b"".join(_opened(terms, keys, one))
             except SecAggError:
                 fine, reason = False, Reason.SHARES
         if not fine:
@@ -303,7 +305,8 @@ def release(
     for one in request.proposal.uploads:
         uploader = one.header.uploader
         try:
-            shares = keys.opened.pop(_name(terms, one), None) or _opened(terms, keys, one)
+            kept = keys.opened.pop(_name(terms, one), b"")
+            shares = shares_in(kept) if kept else _opened(terms, keys, one)
         except SecAggError:
             continue  # its complaint was ignored, or the blob was changed: nothing to release
         others = enumerate(terms.neighbours(uploader), 1)
@@ -339,7 +342,13 @@ def _opened(terms: Terms, keys: Keys, one: ProposedUpload) -> list[bytes]:
 
 def _name(terms: Terms, one: ProposedUpload) -> bytes:
     """The name of a checked blob in `Keys.opened`: no other blob can have this name."""
-    return terms.context + one.header.encode() + one.leaf + one.blob
+    parts = (
+        terms.context,
+        one.header.encode(),
+        one.leaf,
+        one.blob,
+    )  # all but the last have one length
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def _agreed(terms: Terms, digest: bytes) -> bytes:

@@ -50,13 +50,14 @@ _HEADER_LABEL, _PAIR_LABEL, _SHARES_LABEL = b"fedaipc header", b"fedaipc pair", 
 class Keys:
     """A PC's secret keys of an epoch.
 
-    `opened` keeps what a member opened when it agreed until it releases.
+    `opened` keeps what a member opened when it agreed until it releases: each blob's shares, joined.
+    As small objects they would take three times the memory.
     """
 
     identity: SigningKey
     mask: ExchangeKey
     share: ExchangeKey
-    opened: dict[bytes, list[bytes]] = field(default_factory=dict, repr=False, compare=False)
+    opened: dict[bytes, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def check(self, bundles: Iterable[Bundle]) -> None:
         """Raise SecAggError where one holds a key with which nobody can share a secret."""
@@ -247,10 +248,15 @@ def open_shares(terms: Terms, keys: Keys, header: Header, entry: bytes, blob: by
     if len(blob) != blob_bytes(len(terms.participants)):
         raise SecAggError("a blob has the wrong length")
     content = keys.share.open(blob, _blob_info(terms, uploader, own))
-    shares = [content[i : i + SHARE_BYTES] for i in range(0, len(content), SHARE_BYTES)]
+    shares = shares_in(content)
     if _leaf(terms, uploader, own, blob, shares) != entry or not all(map(is_share, shares)):
         raise SecAggError("a blob does not hold the shares that its uploader signed")
     return shares
+
+
+def shares_in(content: bytes) -> list[bytes]:
+    """The shares of a blob that was opened."""
+    return [content[i : i + SHARE_BYTES] for i in range(0, len(content), SHARE_BYTES)]
 
 
 def _leaf(
