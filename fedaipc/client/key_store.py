@@ -275,7 +275,7 @@ class _Epoch(NamedTuple):
     bundle: Bundle
     mask: ExchangeKey
     share: ExchangeKey
-    opened: dict[bytes, list[bytes]]
+    opened: dict[bytes, bytes]
 
 
 # What a process has read of files that have not changed since.

@@ -50,8 +50,9 @@ _HEADER_LABEL, _PAIR_LABEL, _SHARES_LABEL = b"fedaipc header", b"fedaipc pair", 
 class Keys:
     """A PC's secret keys of an epoch.
 
-    `opened` keeps what a member opened when it agreed until it releases: each blob's shares, joined.
-    As small objects they would take three times the memory.
+    `opened` keeps the shares of each blob that a member opened when it agreed until it releases,
+    joined:
+    as small objects they would take three times the memory.
     """
 
     identity: SigningKey
