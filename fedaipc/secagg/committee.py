@@ -347,7 +347,7 @@ def _name(terms: Terms, one: ProposedUpload) -> bytes:
         one.header.encode(),
         one.leaf,
         one.blob,
-    )  # all but the last have one length
+    )  # the first three: fixed lengths
     return hashlib.sha256(b"".join(parts)).digest()
 
 

@@ -18,17 +18,18 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-QUICK = {"clipping": ["--quick"]}
-FULL: dict[str, list[str]] = {
-    "clipping": [],
-    "secagg_cost": [],
-    "secagg_round": [],
-    "ring": [],
-    "memory": [],
-    "secagg_demo": [],
-    "fleet": [],
-    "accountants": [],
-}
+QUICK = (["clipping", "--quick"],)
+FULL = (
+    ["clipping"],
+    ["secagg_cost"],
+    ["secagg_round"],
+    ["ring"],
+    ["memory"],
+    ["demo_pairs", "secagg"],
+    ["demo_pairs", "noise"],
+    ["fleet"],
+    ["accountants"],
+)
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer benchmarks and repeats")
     chosen = QUICK if parser.parse_args().quick else FULL
     missed = []
-    for name, options in chosen.items():
+    for name, *options in chosen:
         print(f"== {name}", flush=True)
         started = time.monotonic()
         done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *options], check=False)
