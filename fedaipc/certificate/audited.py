@@ -33,8 +33,8 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
         raise CertificateError(f'an audit fits DP-SGD, and not "{mechanism.kind}"')
     if mechanism.noise_at_encoding:
         raise CertificateError(
-            "an audit attacks single updates with noise in each step, and looks for one record: it "
-            "fits neither distributed noise nor whole clients"
+            "a certificate takes in audits of single updates: none of a job with distributed noise, "
+            "nor of one that protects whole clients"
         )
     wanted = (mechanism.multiplier, mechanism.sampling_rate, taken.steps, guarantee.delta)
     try:

@@ -137,7 +137,7 @@ def _asked(run: RunFacts) -> list[Schedule]:
 
 def _audit(audit: AuditFacts, guarantee: Guarantee) -> Finding:
     pld = None if guarantee.epsilon is None else guarantee.epsilon.pld
-    # It attacks single updates: of sums with distributed noise it says nothing.
+    # Of single updates: such an attack says nothing of sums with distributed noise.
     same = guarantee.mechanism == MECHANISM and (
         pld is None
         or (audit.promised is not None and math.isclose(audit.promised, pld, rel_tol=_RELATIVE))

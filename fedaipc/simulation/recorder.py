@@ -58,7 +58,7 @@ class Recorder:
         terms = Terms.decode(request.terms)
         content = Upload.decode(frame).vector if terms.sealed else frame
         words = terms.encoding.unpack(content, terms.size)
-        (weight,) = set(terms.weights)  # equal: the settings see to that
+        weight = terms.weights[0]  # equal where updates are plain: the settings see to that
         update = terms.encoding.decode(words) / weight
         self.updates.append(
             ObservedUpdate(pc, request.round, request.vector.copy(), update, terms.sealed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from fedaipc.lab.audit.report import at_budget
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.inputs import make_inputs
 from fedaipc.privacy.budget import size_class
+from fedaipc.protocol.noise_share import NoiseShare
+from tests.support.broken_builds.audited import JOB
 from tests.support.commands import refused
 
 if TYPE_CHECKING:
@@ -200,6 +203,46 @@ def test_a_job_without_word_embeddings_cannot_be_inverted(
         inversion_attack(settings, read_data(settings), {}, tmp_path / "x")
 
 
+# Sums with distributed noise
+
+
+def sums_audited(folder: Path, epsilon: float) -> CanaryAudit:
+    settings = load_settings(
+        None,
+        [*JOB, f"privacy.epsilon={epsilon}", f"federation.lifetime_epsilon={epsilon}",
+         "privacy.noise=distributed", "server.kind=fedavgm", f"speed.cache_folder='{folder}'"],
+    )  # fmt: skip
+    data = read_data(settings)
+    pcs = plant(data, 20, seed=1)
+    return canary_audit(run_canaries(settings, data, pcs, folder / "runs"), folder)
+
+
+@pytest.mark.slow
+def test_what_sums_with_distributed_noise_prove_is_below_the_promise(
+    tmp_path: Path, minilm: Path, sentiment: Path
+) -> None:
+    found = sums_audited(tmp_path, 8.0)
+    assert found.promised is not None
+    assert 0 <= found.bound.lower <= found.promised < 8
+    assert found.accuracy > 0.53  # it is an attack: of 400 coins
+
+
+@pytest.mark.slow
+def test_shares_that_are_too_small_are_found_in_sums_alone(
+    tmp_path: Path, minilm: Path, sentiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is divided by the root of all records in place of the honest PCs'."""
+    real = NoiseShare.encode
+
+    def encode(self: NoiseShare, total: Any, random: Any) -> Any:
+        return real(replace(self, deviation=self.deviation / 20), total, random)
+
+    monkeypatch.setattr(NoiseShare, "encode", encode)
+    found = sums_audited(tmp_path, 2.0)
+    assert found.promised is not None
+    assert found.bound.lower > found.promised
+
+
 # The command
 
 
@@ -235,7 +278,7 @@ def test_the_command_leaves_a_report_and_a_page(
     ("words", "message"),
     [
         (("--set", "training.optimizer=adam"), "reads sums out of updates"),
-        (("--set", "privacy.noise=distributed"), "attacks single updates"),
+        (("--set", "privacy.noise=distributed", "--set", "server=fedadam"), "two rounds"),
         (("--runs", 3), "3 runs are too few"),
         (("--canaries", 100), "too few for 100 canaries"),
         (("--epsilon", 1e-9), "epsilon"),

@@ -13,23 +13,31 @@ Without privacy PCs divide by how many texts there were, which the coins decide 
 is one more unknown. The noise of a round is measured on what remains when all that is known is
 explained. It is not taken from the promise, so a build with too little noise gives everything
 away. Several local steps are treated as one long step, which weakens the attack.
+
+Where noise is distributed the auditor is a server that keeps to secure aggregation. It has the sum
+over all PCs, which it learns from two models in succession, and nothing else: y_t is that sum, G_t
+has the canaries of all PCs, and the noise is that of the sum.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedaipc.config import DPSGD
+from fedaipc.config import DPSGD, FedAvg, FedAvgM
 from fedaipc.errors import PrivacyError
 from fedaipc.lab.audit.bound import Bound, audit_bound
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import make_inputs
-from fedaipc.privacy.budget import planned_epsilon, round_schedule, size_class
+from fedaipc.privacy.budget import planned_epsilon, size_class
+from fedaipc.protocol.job import job_schedule
+from fedaipc.protocol.round_terms import check_secagg
+from fedaipc.secagg.terms import capped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,45 +75,112 @@ def canary_audit(audited: Audited, cache: Path | None = None) -> CanaryAudit:
     settings = audited.settings
     check_sums_are_sent(settings)
     classifier = Classifier(settings.model, audited.labels)
-    scores = [
-        _scores(
-            classifier,
-            settings,
-            client,
-            [one for one in audited.updates if one.pc == number],
-            cache,
-        )
-        for number, client in enumerate(audited.pcs)
-    ]
+    if _of_sums(settings):
+        scores = [_scores_by_sums(classifier, audited, cache)]
+    else:
+        scores = [
+            _scores(
+                classifier,
+                settings,
+                client,
+                [one for one in audited.updates if one.pc == number],
+                cache,
+            )
+            for number, client in enumerate(audited.pcs)
+        ]
     included = np.concatenate([client.included for client in audited.pcs])
     whole = np.concatenate(scores)
     privacy = audited.results.privacy
     attempts = audited.results.charged
     promised = None
     if not audited.results.not_private and attempts:
-        promised = planned_epsilon(round_schedule(settings), attempts)["pld"]
+        promised = planned_epsilon(job_schedule(settings), attempts)["pld"]
     bound = audit_bound(whole, included, privacy.delta)
     accuracy = float(((whole > np.median(whole)) == included).mean())
     return CanaryAudit(bound, promised, privacy.delta, accuracy)
 
 
 def check_sums_are_sent(settings: Settings) -> None:
-    """Raise PrivacyError where updates are not sums of gradients, each with noise of its own."""
+    """Raise PrivacyError where neither updates nor their sums are noisy sums of gradients."""
     privacy = settings.privacy
     if isinstance(privacy, DPSGD) and privacy.unit == "client":
         raise PrivacyError(
             'the audit plants single records, and privacy.unit = "client" protects all that a PC '
             'holds: set privacy.unit="record"'
         )
-    if isinstance(privacy, DPSGD) and privacy.distributed:
+    if _of_sums(settings) and not isinstance(settings.server, FedAvg | FedAvgM):
         raise PrivacyError(
-            "the audit attacks single updates, and distributed noise promises something for sums: "
-            'set privacy.noise="local"'
+            "with distributed noise the canary audit reads sums out of the models of two rounds: "
+            'set server.kind="fedavgm"'
         )
     if settings.training.optimizer != "sgd":
         raise PrivacyError(
             'the canary audit reads sums out of updates: set training.optimizer="sgd"'
         )
+
+
+def _of_sums(settings: Settings) -> bool:
+    return isinstance(settings.privacy, DPSGD) and settings.privacy.distributed
+
+
+def _scores_by_sums(classifier: Classifier, audited: Audited, cache: Path | None) -> Floats:
+    """Scores of all PCs' canaries at once, in the order of the PCs.
+
+    The last round's sum is left out: its model is not sent to any PC.
+    """
+    settings, privacy = audited.settings, audited.settings.privacy
+    assert isinstance(privacy, DPSGD)  # noqa: S101 - `_of_sums` says so
+    labels = {label: number for number, label in enumerate(classifier.labels)}
+    classes = [size_class(len(client.held)) for client in audited.pcs]
+    weights = capped(classes, check_secagg(settings))
+    prepared = [
+        (_prepared(classifier, client.canaries, labels, cache),
+         _prepared(classifier, client.real, labels, cache), weight / own)
+        for client, weight, own in zip(audited.pcs, weights, classes, strict=True)
+    ]  # fmt: skip
+    models = {one.round: one.vector for one in audited.updates}
+    vectors = [models[number].astype(np.float64) for number in sorted(models)]
+    momentum = settings.server.momentum if isinstance(settings.server, FedAvgM) else 0.0
+    step = np.zeros(len(vectors[0]))
+    rounds: list[_Reading] = []
+    squares: list[float] = []
+    for number, (before, after) in enumerate(pairwise(vectors), start=1):
+        last, step = step, (after - before) / settings.server.learning_rate
+        mean = step - momentum * last
+        # What the server multiplied by -rate / q, and divided by all weights.
+        total = mean * (-privacy.sampling_rate * sum(weights) / settings.training.learning_rate)
+        model, own = models[number], []
+        others = np.zeros(len(total))
+        for canaries, real, factor in prepared:
+            found, rest = (
+                factor * clipped(example_gradients(classifier, *texts, model), privacy.clip_norm)
+                for texts in (canaries, real)
+            )
+            own.append(found)
+            others += rest.sum(axis=0, dtype=np.float64)
+        sums = np.vstack([*own, others]).astype(np.float64)
+        rounds.append(_Reading(sums @ sums.T, sums @ total, 0.0))
+        squares.append(float(total @ total))
+    noises = _joint_noises(rounds, squares, len(vectors[0]))
+    rounds = [replace(one, noise=noise) for one, noise in zip(rounds, noises, strict=True)]
+    return _posterior(rounds, privacy.sampling_rate, 1.0)
+
+
+def _joint_noises(rounds: list[_Reading], squares: list[float], values: int) -> list[float]:
+    """Noise of each round by what all rounds together leave unexplained.
+
+    A single round has fewer values than all PCs have canaries.
+    """
+    found = np.linalg.solve(
+        _firm(np.sum([one.products for one in rounds], axis=0)),
+        np.sum([one.right for one in rounds], axis=0),
+    )
+    free = max(1.0, values - len(found) / len(rounds))
+    noises = []
+    for one, square in zip(rounds, squares, strict=True):
+        rest = square - 2 * float(found @ one.right) + float(found @ one.products @ found)
+        noises.append(math.sqrt(max(rest, 0.0) / free + _TINY * square / values))
+    return noises
 
 
 def _scores(

@@ -1,8 +1,9 @@
 """A real run whose PCs hold canaries, each in or out by a coin, and what the server saw.
 
 The run is an ordinary one: the same coordinator, PCs, ledgers and messages. Updates are plain,
-because the promise does not rest on secure aggregation. Everything is recorded on the wire, as a
-curious server would.
+because the promise does not rest on secure aggregation. Where it does (distributed noise) they are
+masked, all PCs must answer, and one may collude: then a sum has hardly more noise than the promise
+needs. Everything is recorded on the wire, as a curious server would.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedaipc.config import PlainAggregation
+from fedaipc.config import DPSGD, PlainAggregation
 from fedaipc.data.prepare import prepare_simulation
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
@@ -121,7 +122,12 @@ def run_canaries(
     folder.mkdir(parents=True)
     settings, _ = warm_base(settings, data, lambda *_: None)
     wanted = _with_sources(settings, data, pcs, folder)
-    if not sealed:
+    if isinstance(settings.privacy, DPSGD) and settings.privacy.distributed:
+        all_answer = {"threshold": 1.0, "colluding": 1}
+        wanted = wanted.model_copy(
+            update={"aggregation": wanted.aggregation.model_copy(update=all_answer)}
+        )
+    elif not sealed:
         wanted = wanted.model_copy(
             update={"aggregation": PlainAggregation(bound=wanted.aggregation.bound)}
         )
@@ -143,6 +149,8 @@ def _with_sources(
     settings: Settings, data: SimulatedData, pcs: tuple[CanaryClient, ...], folder: Path
 ) -> Settings:
     """The same job on files in `folder`: one value of a column for each PC."""
+    privacy = settings.privacy
+    shared = isinstance(privacy, DPSGD) and privacy.distributed  # weighs by size class
     paths = {name: folder / f"{name}.csv" for name in ("source", "validation", "test")}
     held = [
         (text, label, f"{_PART}{number:04d}")
@@ -167,7 +175,11 @@ def _with_sources(
             "data": settings.data.model_copy(update=update),
             # All PCs in every round: who is asked must not depend on how much a PC holds.
             "federation": settings.federation.model_copy(
-                update={"weighting": "equal", "fraction": 1.0, "only": None}
+                update={
+                    "weighting": "size-class" if shared else "equal",
+                    "fraction": 1.0,
+                    "only": None,
+                }
             ),
             "output": settings.output.model_copy(update=output),
         }

@@ -34,7 +34,9 @@ def audit_page(report: AuditReport) -> str:
 
 
 def setting_name(setting: Setting) -> str:
-    return "not private" if setting.epsilon is None else f"epsilon {setting.epsilon:g}"
+    if setting.epsilon is None:
+        return "not private"
+    return f"epsilon {setting.epsilon:g}{', sums' * (setting.noise == 'distributed')}"
 
 
 def verdict(setting: Setting) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -35,7 +35,10 @@ _INVERSION = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What was attacked at one budget; `epsilon` is the target, None for no privacy."""
+    """What was attacked at one budget; `epsilon` is the target, None for no privacy.
+
+    With local `noise` the canaries are looked for in single updates, otherwise in sums.
+    """
 
     epsilon: float | None
     noise_multiplier: float | None
@@ -45,6 +48,7 @@ class Setting:
     test_accuracy: float | None
     canary: CanaryAudit
     membership: Membership | None
+    noise: Literal["local", "distributed"] = "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,7 @@ def run_audit(
             test_accuracy=None if results.test is None else results.test.accuracy,
             canary=canary,
             membership=membership,
+            noise="local" if privacy.dp_sgd is None else privacy.dp_sgd.noise,
         )
         report = replace(report, settings=(*report.settings, one))
         keep(report)
@@ -204,6 +209,8 @@ def _jobs_to_read(
     try:
         job = settings_from(tree)
         plain = at_budget(job, None)
+        if isinstance(job.privacy, DPSGD) and job.privacy.distributed:
+            return plain, {}  # a single update would have a share of the noise only
         return plain, {f"epsilon {e:g}": at_budget(job, e) for e in budgets if e is not None}
     except ConfigError as error:
         raise ConfigError(f"gradient inversion of this job: {error}") from None
