@@ -14,9 +14,9 @@ is one more unknown. The noise of a round is measured on what remains when all t
 explained. It is not taken from the promise, so a build with too little noise gives everything
 away. Several local steps are treated as one long step, which weakens the attack.
 
-Where noise is distributed the auditor is a server that keeps to secure aggregation. It has the sum
-over all PCs, which it learns from two models in succession, and nothing else: y_t is that sum, G_t
-has the canaries of all PCs, and the noise is that of the sum.
+Where noise is distributed the auditor is a server that keeps to secure aggregation. All that it has
+are the models of all rounds. From two in succession it works out the sum over all PCs: y_t is that
+sum, G_t has the canaries of all PCs, and the noise is that of the sum.
 """
 
 from __future__ import annotations
