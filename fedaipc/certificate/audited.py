@@ -33,8 +33,8 @@ def audit_file(path: Path, guarantee: Guarantee) -> AuditFacts:
         raise CertificateError(f'an audit fits DP-SGD, and not "{mechanism.kind}"')
     if mechanism.noise_at_encoding:
         raise CertificateError(
-            "a certificate takes in audits of single updates: none of a job with distributed noise, "
-            "nor of one that protects whole clients"
+            "a certificate takes in audits of single updates: none of jobs with distributed noise, "
+            "nor of those that protect whole clients"
         )
     wanted = (mechanism.multiplier, mechanism.sampling_rate, taken.steps, guarantee.delta)
     try:
