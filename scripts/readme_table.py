@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fedaipc.config import load_settings
+from fedaipc.privacy.budget import local_epsilon
+from fedaipc.protocol.job import job_schedule
 from fedaipc.report.formatting import at_least, at_most
 from fedaipc.report.run_tables import summary
 from fedaipc.report.table import Table
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "simulations" / "results"
+DEMO = ROOT / "simulations" / "demo.toml"
 BENCH = ROOT / "scripts" / "bench" / "results"
 ORDER = (
     "public-only", "alone-by-domain", "alone-iid", "central",
@@ -34,16 +38,14 @@ ORDER = (
     "federated-iid", "private-8-iid", "private-3-iid", "private-1-iid",
     "private-8-bfloat16", "cold-open", "cold-8",
 )  # fmt: skip
-SHORT = (  # of the README
-    "public-only", "alone-by-domain", "central", "federated", "private-8", "private-3", "private-1",
-)  # fmt: skip
+SHORT = ("public-only", "alone-by-domain", "central", "federated")  # of the README
 SHOWN = ("run", "privacy", "updates", "test accuracy", "PCs", "rounds", "traffic", "time")
 
 
 def main() -> None:
     parts = {
         "README.md": {
-            "results": lambda: table(SHORT),
+            "results": noise_table,
             "demo": lambda: f"```\n{demo(SHOWN)}\n```",
             "audit": audit_line,
         },
@@ -60,6 +62,7 @@ def main() -> None:
             "defaults": defaults,
         },
         "docs/explanation/numerics.md": {"accountants": accountants},
+        "docs/explanation/distributed-noise.md": {"study": noise_study},
     }
     for name, found in parts.items():
         path = ROOT / name
@@ -95,8 +98,60 @@ def table(claims: Sequence[str] = ORDER) -> str:
     return Table(("what", "privacy", "test accuracy", "macro-F1"), rows).to_markdown()
 
 
+def noise_table() -> str:
+    """What is trained, where the noise sits, both promises: without privacy, then by epsilon."""
+    rows = []
+    for claim in SHORT:
+        result = json.loads((RESULTS / f"{claim}.json").read_text(encoding="utf-8"))
+        accuracy = f"{result['test_accuracy_mean']:.3f} ± {result['test_accuracy_deviation']:.3f}"
+        trained = "-" if claim == "public-only" else "head"
+        rows.append((result["what"], trained, "none", "-", "-", accuracy))
+    for epsilon in (8, 3, 1):
+        for noise in ("local", "distributed"):
+            (point,) = (
+                point for point in _lab("noise")["points"]
+                if point["values"]["privacy.epsilon"] == epsilon
+                and point["values"]["privacy.noise"] == noise
+                and "aggregation.threshold" not in point["values"]
+            )  # fmt: skip
+            own = at_most(_own_epsilon(point["values"]), 2)
+            accuracy = f"{point['test_mean']:.3f} ± {point['test_deviation']:.3f}"
+            promised = at_most(point["epsilon"], 2)
+            rows.append(("20 PCs", "head", noise, promised, own, accuracy))
+    columns = ("what", "trained in private", "noise", "epsilon of sums and models",
+               "epsilon of one PC's own updates", "test accuracy")  # fmt: skip
+    return Table(columns, rows).to_markdown()
+
+
+def noise_study() -> str:
+    """Test accuracy by epsilon and by where the noise sits."""
+    points = _lab("noise")["points"]
+    found: dict[float, dict[str, str]] = {}
+    for point in points:
+        values = point["values"]
+        all_answer = "aggregation.threshold" in values
+        kind = "nearly central" if all_answer else values["privacy.noise"]
+        found.setdefault(values["privacy.epsilon"], {})[kind] = (
+            f"{point['test_mean']:.3f} ± {point['test_deviation']:.3f}"
+        )
+    rows = [
+        (f"{epsilon:g}", by["local"], by["distributed"], by["nearly central"])
+        for epsilon, by in found.items()
+    ]
+    columns = ("epsilon", "local: 4.5 times central", "distributed, any 12 of 20: 1.29 times",
+               "distributed, any 19 of 20: 1.03 times")  # fmt: skip
+    return Table(columns, rows).to_markdown()
+
+
+def _own_epsilon(values: dict[str, Any]) -> float:
+    """Of all rounds of such a job, against whoever reads one PC's own updates."""
+    settings = load_settings(DEMO, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+    once = job_schedule(settings)
+    return local_epsilon([once.times(settings.rounds)], once.mechanism.delta)
+
+
 def _lab(name: str) -> Any:
-    file = {"budget": "sweep"}.get(name, name)
+    file = {"budget": "sweep", "noise": "sweep"}.get(name, name)
     return json.loads((RESULTS / name / f"{file}.json").read_text(encoding="utf-8"))
 
 
