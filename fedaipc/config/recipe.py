@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedaipc.config.privacy import DPSGD
+from fedaipc.config.rounds import LIFETIME, MAX_LIFETIME
 from fedaipc.config.section import Section
 
 if TYPE_CHECKING:
@@ -29,8 +30,11 @@ _BEYOND_A_HEAD = (
 
 
 def filled(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of settings, and in it what follows from its training method."""
+    """A tree of settings, and in it what follows from its target, unit and training method."""
     whole = dict(tree)
+    epsilon = _value(tree, "privacy", "epsilon")
+    if isinstance(epsilon, int | float) and LIFETIME < epsilon <= MAX_LIFETIME:
+        _fill(whole, "federation", "lifetime_epsilon", float(epsilon))
     if _value(tree, "privacy", "unit") == "client":
         _fill(whole, "federation", "weighting", "equal")
     if _value(_value(tree, "model"), "train", "kind", default="head") != "head":

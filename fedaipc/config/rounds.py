@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fedaipc.config.section import Choice, Positive, Section, Seed, Share, register
 
 Stage = Literal["setup", "mask", "agree", "unmask"]
+LIFETIME, MAX_LIFETIME = 8.0, 1000.0
 
 
 class TrainingSettings(Section):
@@ -32,10 +33,11 @@ class FederationSettings(Section):
         "size-class", description="of a PC's update in the average"
     )
     lifetime_epsilon: float = Field(
-        8.0,
+        LIFETIME,
         gt=0,
-        le=1000,
-        description="lifetime budget of each simulated PC; in an invite, what owners are advised",
+        le=MAX_LIFETIME,
+        description="lifetime budget of each simulated PC; in an invite, what owners are advised; "
+        "default: 8, or privacy.epsilon where that is given and larger",
     )
     dropout_rate: float = Field(
         0.0, ge=0, le=1, description="probability that a PC drops out of a round, injected"

@@ -147,7 +147,8 @@ class Participation:
         if self._exhausted and not self._enough(able):
             return BudgetExhausted(
                 f"{len(able)} of {len(self._everybody)} PCs can afford another round at this "
-                "noise: the lifetime budgets of the others are spent; the last checkpoint stands"
+                "noise: the lifetime budgets of the others (federation.lifetime_epsilon) are "
+                "spent; the last checkpoint stands"
             )
         if not members:
             return RoundError("no PC can take part: start at least one, and look into its log")

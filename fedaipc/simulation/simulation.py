@@ -280,7 +280,8 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
         # The app's own error stayed in another process; the results say whether it was this one.
         if _status(run.folder) == "stopped" and _starts(run.folder) > starts:
             raise BudgetExhausted(
-                "too few PCs can afford another round; the last checkpoint stands"
+                "too few PCs can afford another round: the lifetime budgets of the others "
+                "(federation.lifetime_epsilon) are spent; the last checkpoint stands"
             ) from None
         raise
 

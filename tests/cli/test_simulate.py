@@ -347,6 +347,7 @@ def test_a_budget_that_ends_before_the_rounds_do_ends_with_code_7_and_a_model(
     ran = simulate(*short, "--rounds", "30", "--insecure-test-seed", "7")
     assert (ran.code, ran.err.count("\n")) == (7, 1)
     assert "can afford another round" in ran.err
+    assert "(federation.lifetime_epsilon) are spent" in ran.err
     assert "the PCs' budgets end after" in ran.out
     assert "epsilon 4" not in ran.out
     results = Results.load(Path("out/run"))
