@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from fedaipc.api.data import Data
     from fedaipc.model.classifier import Classifier
 
-_RECORDS = 1000  # of a client, where nobody said how many
-
 
 class Job(Settings):
     """What is trained, and how: model, privacy, training, aggregation, server, rounds.
@@ -56,9 +54,16 @@ class Job(Settings):
 
         With `data` the rounds follow from its labels where nobody gave them, the model is opened to
         count what it trains and how many texts it cuts, and too much noise is told. Raises
-        PrivacyError where no noise meets the target, DataError, ModelError.
+        PrivacyError where no noise meets the target, delta is too large or a lifetime budget covers
+        no round, DataError, ModelError.
         """
-        from fedaipc.privacy.budget import local_epsilon, planned_epsilon, size_class
+        from fedaipc.privacy.budget import (
+            check_delta,
+            early_end,
+            local_epsilon,
+            planned_epsilon,
+            size_class,
+        )
         from fedaipc.privacy.signal import noise_warning
         from fedaipc.protocol.job import job_schedule
 
@@ -66,10 +71,20 @@ class Job(Settings):
         values, warning = None, None
         notes: tuple[str, ...] = ()
         if data is not None:
+            from fedaipc.api.data import Data
             from fedaipc.config import for_labels
             from fedaipc.model.classifier import Classifier
 
             job = for_labels(job, data.labels)
+            if data.clients is None:  # then as many as `simulate` makes
+                data = Data(data.settings, job.federation.clients)
+            if job.privacy.private:
+                check_delta(
+                    job.privacy.delta,
+                    job.privacy.unit,
+                    public_class=size_class(max(data.sizes)),
+                    clients=len(data.sizes),
+                )
             classifier = Classifier(job.model, data.labels)
             values = classifier.layout.size
             notes = (*data.notes, *_fit_notes(classifier, data))
@@ -77,6 +92,9 @@ class Job(Settings):
         if data is not None and values is not None:
             sizes = [size_class(size) for size in data.sizes]
             warning = noise_warning(once, job, values, len(data.labels), sizes)
+        if once.private:
+            lifetime = job.federation.lifetime_epsilon
+            notes = (*filter(None, [early_end(once, job.rounds, lifetime)]), *notes)
         mechanism = once.mechanism
         return Plan(
             recipe=recipe_text(job),
@@ -115,8 +133,9 @@ class Plan:
     each accountant, an upper bound each: None without privacy. `trained_values` and `bytes_up` (of
     one update, without what secure aggregation adds) are None where the data is not known. With
     distributed noise `epsilon` holds for sums with `honest` honest clients, and `local_epsilon`
-    (RDP) against whoever reads one client's own update; with local noise both are None. `notes` are
-    of the texts: what was left out and why, what looks odd, what is cut.
+    (RDP) against whoever reads one client's own update; with local noise both are None. `notes` say
+    whether budgets end early, and of the texts what was left out and why, what looks odd, what is
+    cut.
     """
 
     recipe: str

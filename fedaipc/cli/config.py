@@ -66,7 +66,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """
     from fedaipc.privacy.budget import (
         charged_epsilon,
-        covered_rounds,
+        check_delta,
+        early_end,
         filter_order,
         local_epsilon,
         planned_epsilon,
@@ -84,6 +85,13 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     once = job_schedule(settings)
     rounds = settings.rounds
     sizes = [size_class(len(part)) for part in getattr(data, "parts", ())]
+    if sizes and settings.privacy.private:
+        check_delta(
+            settings.privacy.delta,
+            settings.privacy.unit,
+            public_class=max(sizes),
+            clients=len(sizes),
+        )
     layout, classes = classifier.layout, sizes or [1024]  # a federation's PCs are not known here
     job = make_job(settings, data.labels, layout.hash, "0" * 16, classes, min_roster=1)
     check_noise(job, layout.size)
@@ -122,11 +130,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
             f"{mechanism.honest} honest PCs in each sum; against whoever reads one PC's own update "
             f"in spite of secure aggregation epsilon {local:.3f} (RDP)"
         )
-    if (covered := covered_rounds(once, lifetime, order)) < rounds:
-        say(
-            f"PCs will decline after {covered} of {rounds} rounds: federation.lifetime_epsilon is "
-            f"{lifetime:g}"
-        )
+    if line := early_end(once, rounds, lifetime):
+        say(line)
     if sizes and (
         warning := noise_warning(
             once,

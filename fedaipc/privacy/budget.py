@@ -115,6 +115,20 @@ def covered_rounds(once: Schedule, lifetime: float, order: float) -> int:
     return int(min(room * (1 + 1e-9), sys.maxsize))
 
 
+def early_end(once: Schedule, rounds: int, lifetime: float) -> str | None:
+    """One line where a new PC's lifetime budget ends before the planned rounds do.
+
+    Raises PrivacyError where it does not cover a single one.
+    """
+    covered = covered_rounds(once, lifetime, filter_order(once, rounds, lifetime))
+    if covered >= rounds:
+        return None
+    return (
+        f"PCs will decline after {covered} of {rounds} rounds: federation.lifetime_epsilon is "
+        f"{lifetime:g}"
+    )
+
+
 def _ratio(budget: float, cost: float) -> float:
     return budget / cost if cost else math.inf  # so much noise that the cost rounds to 0
 

@@ -118,6 +118,43 @@ def test_a_plan_says_what_a_job_costs_before_it_runs(minilm: Path) -> None:
         small(privacy=fa.DPSGD(epsilon=1e-9, delta=1e-12)).plan()
 
 
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        ("record", r"size class 32: choose at most 3\.1e-03"),
+        ("client", r"20 clients: choose at most 5\.0e-03"),
+    ],
+)
+def test_a_plan_refuses_a_delta_that_simulate_refuses(minilm: Path, unit: Any, said: str) -> None:
+    del minilm
+    data = fa.load_data(ROWS).partition(clients=20)
+    job = small(privacy=fa.DPSGD(delta=0.009, unit=unit))
+    for ask in (job.plan, lambda data: fa.simulate(job, data, progress=False)):
+        with pytest.raises(PrivacyError, match=said):
+            ask(data)
+
+
+def test_a_plan_without_a_partition_counts_the_clients_of_the_job(minilm: Path) -> None:
+    """All 192 records on one client would make the delta too large."""
+    del minilm
+    job = small(privacy=fa.DPSGD(delta=1 / 320))
+    assert job.plan(fa.load_data(ROWS)).delta == 1 / 320
+
+
+def test_the_lifetime_budget_is_no_smaller_than_the_target_that_somebody_gives() -> None:
+    job = fa.Job(privacy=fa.DPSGD(epsilon=10))
+    assert job.federation.lifetime_epsilon == 10
+    assert job.plan().notes == ()
+    for less in (fa.Job(), fa.Job(privacy=fa.DPSGD(epsilon=3))):
+        assert less.federation.lifetime_epsilon == 8
+    own = fa.Job(privacy=fa.DPSGD(epsilon=10), federation={"lifetime_epsilon": 8})
+    (line,) = own.plan().notes
+    assert line in str(own.plan())
+    assert line.endswith("of 30 rounds: federation.lifetime_epsilon is 8")
+    with pytest.raises(ConfigError, match=r"^Job: privacy.epsilon = 2000"):
+        fa.Job(privacy={"epsilon": 2000})
+
+
 # Data
 
 

@@ -143,6 +143,16 @@ def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None
     assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out
 
 
+def test_config_check_refuses_a_delta_that_simulate_refuses(fedaipc: Callable[..., Ran]) -> None:
+    for unit, among in (("record", "size class 32"), ("client", "20 clients")):
+        words = ("--set", "privacy.delta=0.009", "--set", f"privacy.unit={unit}", *FEW)
+        line = refused(fedaipc("config", "check", *words), 6)
+        assert f"privacy.delta = 0.009 is too large for {among}: choose at most" in line
+        assert refused(fedaipc("simulate", *words), 6) == line
+    assert fedaipc("config", "check", "--set", "privacy.kind=none",
+                   "--set", "privacy.delta=0.009", *FEW).code == 0  # fmt: skip
+
+
 def test_config_check_says_both_promises_of_distributed_noise(
     fedaipc: Callable[..., Ran],
 ) -> None:
