@@ -44,9 +44,9 @@ class Data:
     ) -> Data:
         """Spread the records over clients: at random, by a column, or as `kind` says.
 
-        `by` names the column whose values are the clients; with more values than `clients` some
-        clients hold several of them, and without `clients` each value is one, up to 20. Raises
-        ConfigError.
+        `by` names the column whose values are the clients. With more values than `clients` some
+        clients hold several of them; with fewer, values are spread over several clients, and
+        `notes` says so. Without `clients` each value is one, up to 20. Raises ConfigError.
         """
         chosen = kind if kind is not None else Iid() if by is None else ByColumn()
         tree = self.settings.model_dump(exclude_none=True) | {"partition": chosen}

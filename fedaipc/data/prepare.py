@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedaipc.config import ByColumn
 from fedaipc.data.partition import partition
 from fedaipc.data.reading import label_hints, label_name, shown_names
 from fedaipc.data.sources import read_records
@@ -99,6 +100,12 @@ def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
     )
     for number, (key, size) in enumerate(sizes.items()):
         train, given[key] = _split_off(train, size, seed=[settings.split_seed, 3, number])
+    values = len(set(train.groups or ()))
+    if isinstance(settings.partition, ByColumn) and values < pcs:
+        notes.append(
+            f"data.client_column = {group} has {values:,} values for {pcs:,} PCs: records of one "
+            "value lie on several PCs; where a value is a person, what they cost adds up"
+        )
     return SimulatedData(
         train=train,
         validation=given["validation"],

@@ -210,12 +210,23 @@ def test_too_many_pcs_are_refused_with_the_number_that_fits(tmp_path: Path) -> N
         prepare_simulation(DataSettings(source=source), 17)
 
 
+def test_a_value_that_lies_on_several_pcs_is_told(tmp_path: Path) -> None:
+    rows = [(*row, f"c{n % 3}") for n, row in enumerate(numbered(60))]
+    source = write(tmp_path / "own.csv", rows, "text,label,who")
+    settings = DataSettings(source=source, partition="column", client_column="who")
+    assert prepare_simulation(settings, 3).notes == ()
+    (note,) = prepare_simulation(settings, 4).notes
+    assert "data.client_column = who has 3 values for 4 PCs" in note
+    assert prepare_simulation(DataSettings(source=source, client_column="who"), 4).notes == ()
+
+
 def test_the_real_default_task(sentiment: Path) -> None:
     settings = DataSettings(partition="column", client_column="domain")
     data = prepare_simulation(settings, 20)
     assert (len(data.train), len(data.validation), len(data.test)) == (19_176, 2_000, 2_000)
     assert data.labels == ("negative", "positive")
-    assert data.notes == ("144 duplicates and contradictions dropped",)
+    assert data.notes[0] == "144 duplicates and contradictions dropped"
+    assert "domain has 4 values for 20 PCs" in data.notes[1]
     assert all(850 < len(part) < 1_010 for part in data.parts)
     share = Counter(data.test.labels)["positive"] / 2_000
     assert abs(share - 0.535) < 0.002
