@@ -76,7 +76,7 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     from fedaipc.privacy.signal import noise_warning
     from fedaipc.protocol.job import job_schedule, make_job
     from fedaipc.protocol.round_terms import check_noise, check_secagg
-    from fedaipc.report.formatting import NOT_SEALED
+    from fedaipc.report.formatting import NOT_SEALED, distributed_text
 
     settings = load_settings(config, overrides or ())
     data, classifier = _opened(settings)
@@ -125,11 +125,7 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     )
     if mechanism.distributed:
         local = local_epsilon([once.times(rounds)], mechanism.delta)
-        say(
-            f"distributed noise: that holds against whoever sees sums and models, with "
-            f"{mechanism.honest} honest PCs in each sum; against whoever reads one PC's own update "
-            f"in spite of secure aggregation epsilon {local:.3f} (RDP)"
-        )
+        say(distributed_text(mechanism.honest, local))
     if line := early_end(once, rounds, lifetime):
         say(line)
     if sizes and (

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.cli.output import AsJson, make_console, say, say_json
-from fedaipc.config import DPSGD, load_settings
+from fedaipc.config import DPSGD, Schedule, load_settings
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
-from fedaipc.report.formatting import duration_text, size_text
+from fedaipc.report.formatting import distributed_text, duration_text, size_text
 from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def plan(
         "found": unknown,
         "schedule": {name: getattr(found, name) for name in _SCHEDULE},
         "epsilon": found.by_accountant(),
+        "distributed": _distributed(settings, found) if own.distributed else None,
         "unit": NEIGHBOURS["record"],
         "curve": [{"rounds": r, "epsilon": e} for r, e in points],
         "trade_offs": [
@@ -143,6 +144,25 @@ def plan(
     _show(make_console(highlight=False), report, found)
     if plot is not None:
         say(f"wrote {plot}")
+
+
+def _distributed(settings: Settings, plan: Plan) -> dict[str, Any]:
+    """How many honest PCs a sum has, and epsilon against whoever reads one PC's own update.
+
+    Raises ConfigError where there are too few PCs, or more than one step.
+    """
+    from fedaipc.privacy.budget import local_epsilon
+    from fedaipc.protocol.round_terms import honest_in_sums
+
+    if plan.steps > 1:
+        raise ConfigError(
+            'privacy.noise = "distributed" takes one step a round: leave out --steps'
+        )
+    honest = honest_in_sums(settings.model_copy(update={"rounds": plan.rounds}))
+    shared = {"noise": "distributed", "honest": honest}
+    mechanism = plan.mechanism.model_copy(update=shared)
+    schedule = Schedule(mechanism=mechanism, steps=plan.rounds)
+    return {"honest": honest, "local_epsilon": local_epsilon([schedule], plan.delta)}
 
 
 def _work(settings: Settings, plan: Plan) -> dict[str, Any]:
@@ -250,6 +270,8 @@ def _show(console: Console, report: dict[str, Any], found: Plan) -> None:
         f"({', '.join(others)}; "
         "upper bounds all three, RDP is what a ledger charges)"
     )
+    if (shared := report["distributed"]) is not None:
+        console.print(distributed_text(shared["honest"], shared["local_epsilon"]))
     rows = [
         (f"{row['epsilon']:.2f}", f"{row['noise']:.3f}", f"{row['relative_noise']:.4g} clips")
         for row in report["trade_offs"]

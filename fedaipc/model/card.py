@@ -168,7 +168,8 @@ def _privacy(results: Results) -> str:
         noise = (
             f"{clipped} a share of noise, so that a sum with {mechanism.honest} honest PCs carried "
             f"{mechanism.multiplier:.4g} times that. The promise rests on secure aggregation; "
-            f"against whoever read a PC's own updates it is epsilon {_up(facts.local_epsilon)}."
+            f"against whoever read a PC's own updates it is epsilon {_up(facts.local_epsilon)} "
+            "over all attempts that the job allows."
         )
     if type(mechanism) is not DPSGD:
         noise = (

@@ -214,8 +214,21 @@ def base_text(results: Results) -> str:
 
 
 def cost_text(results: Results) -> str:
-    """The epsilon that the run promises, as an upper bound."""
-    return NOT_PRIVATE if results.not_private else epsilon_text(spent_epsilon(results))
+    """The epsilon that the run promises, as an upper bound; marked where it holds for sums only."""
+    if results.not_private:
+        return NOT_PRIVATE
+    spent = spent_epsilon(results)
+    sums = spent is not None and results.privacy.local_epsilon is not None
+    return epsilon_text(spent) + (" (sums)" if sums else "")
+
+
+def distributed_text(honest: int | None, local: float) -> str:
+    """What distributed noise promises, and against whom; `local` is by RDP."""
+    return (
+        f"distributed noise: that holds against whoever sees sums and models, with {honest} honest "
+        "PCs in each sum; against whoever reads one PC's own update in spite of secure aggregation "
+        f"epsilon {local:.3f} (RDP)"
+    )
 
 
 def planned_text(planned: PlannedEpsilon) -> str:
@@ -273,7 +286,7 @@ def headline(results: Results) -> str:
         )
     else:
         parts.append(
-            f"No PC has spent more than epsilon {epsilon_text(spent_epsilon(results))} "
+            f"No PC has spent more than epsilon {cost_text(results)} "
             f"at delta {delta_text(results.privacy.delta)} over its life."
         )
     return " ".join(parts)

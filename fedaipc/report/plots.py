@@ -105,8 +105,8 @@ def comparison(runs: Sequence[Results]) -> Figure:
         # The line beside the name is the legend: same colour, same dashes.
         right.plot([-0.09, -0.01], [number, number], color=color, linestyle=dashes, linewidth=3,
                    transform=right.get_yaxis_transform(), clip_on=False)  # fmt: skip
-        spent = formatting.epsilon_text(formatting.spent_epsilon(run))
-        cost = formatting.NOT_PRIVATE if run.not_private else f"epsilon {spent}"
+        cost = formatting.cost_text(run)
+        cost = cost if run.not_private else f"epsilon {cost}"
         names.append(f"{plain(name, 26)}\n{cost}")
     _label_rounds(left)
     left.set_ylabel("validation accuracy (share of texts)")

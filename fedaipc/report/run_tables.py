@@ -137,14 +137,16 @@ def compare(runs: Sequence[Results]) -> Table:
         )
         for name, run in zip(formatting.run_names(runs), runs, strict=True)
     ]
-    note = "± one standard error of the test set's draw; epsilon: the most that any PC has spent."
+    note = "± one standard error of the test set's draw; epsilon: the most that any PC has spent"
+    if any(run.privacy.local_epsilon is not None for run in runs):
+        note += "; (sums): its noise is distributed, and protects sums and models alone"
     return Table(
         ("run", "method", "PCs", "rounds", "epsilon", "sealed", "test accuracy", "macro-F1",
          "time"),
         rows,
         words=(0, 1),
         title="Runs" if len(bases) > 1 else f"Runs on {bases.pop()}",
-        notes=(note, *map(Caution, _comparison_warnings(runs))),
+        notes=(f"{note}.", *map(Caution, _comparison_warnings(runs))),
     )  # fmt: skip
 
 
@@ -171,7 +173,7 @@ def _privacy(results: Results) -> str:
         noise = (
             f"distributed noise: against whoever sees sums and models, with "
             f"{privacy.honest} honest PCs in each sum; at most {local} against whoever reads one "
-            "PC's own updates"
+            "PC's own updates, over all attempts that the job allows"
         )
     return (
         f"epsilon {spent} at delta {formatting.delta_text(privacy.delta)}, per {privacy.unit}, "

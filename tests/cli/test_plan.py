@@ -72,6 +72,19 @@ def test_any_other_unknown_is_found_too(fedaipc: Callable[..., Ran]) -> None:
     assert rate["schedule"]["rate"] == pytest.approx(0.1, rel=1e-3)
 
 
+def test_both_promises_of_distributed_noise_are_planned(fedaipc: Callable[..., Ran]) -> None:
+    shared = ("--set", "privacy.noise=distributed", "--set", "federation.clients=10")
+    found = planned(fedaipc, "--epsilon", 2, *SMALL, *shared)
+    assert found["distributed"]["honest"] == 6
+    assert found["distributed"]["local_epsilon"] > 2 >= found["schedule"]["epsilon"]
+    assert planned(fedaipc, "--epsilon", 2, *SMALL)["distributed"] is None
+    said = " ".join(fedaipc("privacy", "plan", "--epsilon", 2, *SMALL[:-1], *shared).out.split())
+    assert f"epsilon {found['distributed']['local_epsilon']:.3f} (RDP)" in said
+    assert "with 6 honest PCs in each sum" in said
+    steps = fedaipc("privacy", "plan", "--epsilon", 2, "--steps", 3, *shared)
+    assert "leave out --steps" in refused(steps, 2)
+
+
 def test_a_batch_is_a_rate_of_the_public_size_class(fedaipc: Callable[..., Ran]) -> None:
     words = ("--epsilon", 2, "--delta", "1e-6", "--records", 1000, "--batch", 51.2, "--json")
     assert planned(fedaipc, *words, "--rounds", 5)["schedule"]["rate"] == pytest.approx(0.05)

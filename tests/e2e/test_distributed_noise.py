@@ -53,7 +53,10 @@ def test_a_run_states_both_promises_and_charges_the_first(tmp_path: Path, minilm
     assert local > 2 * own.spent_epsilon()
     said = " ".join(str(cell) for row in summary(results).rows for cell in row)
     assert "distributed noise: against whoever sees sums and models, with 3 honest PCs" in said
-    assert f"at most {math.ceil(local * 100) / 100:.2f} against whoever reads one PC's own" in said
+    bound = f"at most {math.ceil(local * 100) / 100:.2f} against whoever reads one PC's own updates"
+    assert f"{bound}, over all attempts that the job allows" in said
+    card = (run.folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"epsilon {math.ceil(local * 100) / 100:.2f} over all attempts that the job" in card
 
 
 def test_a_run_whose_noise_no_pc_could_share_is_not_begun(tmp_path: Path, minilm: Path) -> None:

@@ -80,6 +80,19 @@ def test_not_private_is_bold_red_and_hides_the_epsilon() -> None:
     assert "7.97" not in _shown(run_tables.summary(run))
 
 
+def test_an_epsilon_that_rests_on_sums_is_marked() -> None:
+    run = make_results()
+    shared = run.privacy.model_copy(update={"local_epsilon": 40.0, "honest": 6})
+    other = run.model_copy(update={"privacy": shared})
+    assert f"epsilon {formatting.cost_text(run)} at delta" in formatting.headline(run)
+    assert formatting.cost_text(other) == f"{formatting.cost_text(run)} (sums)"
+    assert "(sums) at delta 1e-5" in formatting.headline(other)
+    assert "(sums): its noise is distributed" in _shown(run_tables.compare([run, other]))
+    assert "(sums)" not in _shown(run_tables.compare([run]))
+    empty = begun_results().model_copy(update={"privacy": shared})
+    assert formatting.cost_text(empty) == formatting.UNKNOWN
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_compare_keeps_numbers_whole(width: int) -> None:
     runs = [make_results(name=f"run-{number}") for number in range(3)]
