@@ -65,6 +65,8 @@ def plan(
     for needed in NEEDS[unknown]:
         if given[needed] is None:
             raise ConfigError(f"to find the {unknown}, give the {needed} as well")
+    if epsilon is not None:
+        DPSGD(epsilon=epsilon)  # raises where no job can have it
     public = size_class(records)
     rate = sampling_rate if batch is None else batch / public
     mechanism = DPSGD(

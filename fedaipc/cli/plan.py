@@ -155,9 +155,7 @@ def _distributed(settings: Settings, plan: Plan) -> dict[str, Any]:
     from fedaipc.protocol.round_terms import honest_in_sums
 
     if plan.steps > 1:
-        raise ConfigError(
-            'privacy.noise = "distributed" takes one step a round: leave out --steps'
-        )
+        raise ConfigError('privacy.noise = "distributed" takes one step a round: leave out --steps')
     honest = honest_in_sums(settings.model_copy(update={"rounds": plan.rounds}))
     shared = {"noise": "distributed", "honest": honest}
     mechanism = plan.mechanism.model_copy(update=shared)

@@ -17,6 +17,7 @@ from fedaipc.config import DPSGD, Schedule
 from fedaipc.errors import PrivacyError
 from fedaipc.privacy.accountant import (
     best_order,
+    check_reachable,
     epsilon_pld,
     epsilon_prv,
     epsilon_rdp,
@@ -140,6 +141,8 @@ def solve(find: Unknown, given: Plan) -> Plan:
     follows. Raises PrivacyError where nothing meets it, or delta is too large for the records.
     """
     check_delta(given.delta, "record", public_class=given.records, clients=1)
+    if find != "epsilon":
+        check_reachable(given.epsilon, given.delta)
     if find == "noise":
         noise = noise_for(given.mechanism, given.epsilon, given.steps * given.rounds)
         found = replace(given, mechanism=given.mechanism.with_noise(noise))

@@ -13,6 +13,7 @@ PLD (Koskela et al. 2020; dp-accounting) are tighter and hold for a schedule dec
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from contextlib import contextmanager
 from functools import lru_cache
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from fedaipc.config import Privacy
 
-# Opacus' own orders, continued upwards so that small budgets find theirs too.
+# Opacus' own orders, continued upwards for small budgets. The largest bounds what can be certified
+# from below (`check_reachable`).
 ORDERS = (
     *(1 + x / 10 for x in range(1, 100)),
     *(float(x) for x in range(11, 64)),
@@ -59,6 +61,16 @@ def epsilon_at(order: float, total_rdp: float, delta: float) -> float:
     """(epsilon, delta) of RDP at one order (Balle et al. 2020, theorem 21)."""
     epsilon = total_rdp - np.log(delta * order) / (order - 1) + np.log1p(-1 / order)
     return max(0.0, float(epsilon))
+
+
+def check_reachable(epsilon: float, delta: float) -> None:
+    """Raise PrivacyError on an epsilon that none of ORDERS certifies, whatever the noise."""
+    least = min(epsilon_at(order, 0.0, delta) for order in ORDERS)
+    if epsilon <= least:
+        raise PrivacyError(
+            f"no noise reaches epsilon {epsilon:g} at delta {delta:g}, where the accountant "
+            f"certifies nothing below {math.ceil(least * 1e4) / 1e4:g}: ask for a larger epsilon"
+        )
 
 
 def filter_budget(order: float, epsilon: float, delta: float) -> float:
@@ -110,6 +122,7 @@ def noise_for(mechanism: DPSGD, epsilon: float, steps: int) -> float:
     At the mechanism's delta. Never below MIN_NOISE. Raises PrivacyError if no noise below
     MAX_NOISE meets it.
     """
+    check_reachable(epsilon, mechanism.delta)
 
     def fits(noise: float) -> bool:
         schedule = Schedule(mechanism=mechanism.with_noise(noise), steps=steps)

@@ -313,6 +313,8 @@ def test_a_plan_of_a_budget_is_what_the_ledger_charges() -> None:
     assert found.curve()[-1] == (40, found.epsilon)
     with pytest.raises(ConfigError, match="one of epsilon and noise"):
         fa.privacy.plan(records=10)
+    with pytest.raises(ConfigError, match=r"epsilon = 0: .*\(allowed: more than 0 to 1000\)"):
+        fa.privacy.plan(epsilon=0)
     with pytest.raises(PrivacyError, match="size class"):
         fa.privacy.plan(epsilon=1, delta=1e-2 / 2, records=1000)
 

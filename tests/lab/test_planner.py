@@ -230,8 +230,10 @@ def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("find", "change", "why"),
     [
-        ("rounds", {"epsilon": 0.01, "noise": 0.5}, "does not cover one round"),
-        ("rate", {"epsilon": 0.01, "noise": 0.5}, "however few records"),
+        ("rounds", {"epsilon": 0.05, "noise": 0.5}, "does not cover one round"),
+        ("rounds", {"epsilon": 0.005}, "nothing below 0.0"),
+        ("rate", {"epsilon": 0.005}, "nothing below 0.0"),
+        ("rate", {"epsilon": 0.05, "noise": 0.5, "rounds": 10**6}, "however few records"),
         ("noise", {"epsilon": 1e-9, "rate": 1.0, "rounds": 10**6}, "no noise reaches"),
         ("noise", {"delta": 1e-3}, "too large for size class"),
     ],

@@ -207,6 +207,14 @@ def test_a_target_out_of_reach_is_refused_in_one_line() -> None:
         least(1e-9, 1e-12, 1.0, 10**9)
 
 
+def test_a_target_below_what_any_order_certifies_is_told_from_too_many_steps() -> None:
+    with pytest.raises(PrivacyError, match=r"at delta 1e-05, where .* nothing below 0\.0084: ask"):
+        least(0.008, 1e-5, 1.0, 1)
+    assert least(0.0084, 1e-5, 1.0, 1) < MAX_NOISE
+    with pytest.raises(PrivacyError, match="in 1000000000 steps: ask for fewer steps"):
+        least(0.0084, 1e-5, 1.0, 10**9)
+
+
 def test_order_and_grouping_of_a_schedule_do_not_matter() -> None:
     mixed = [mechanism(1.0, 0.1, 3), mechanism(2.0, 0.2, 4), mechanism(1.0, 0.1, 5)]
     assert merged(mixed) == (mechanism(1.0, 0.1, 8), mechanism(2.0, 0.2, 4))
