@@ -174,8 +174,21 @@ def _pld(events: tuple[tuple[Any, int], ...], delta: float) -> float:
 
     accountant = PLDAccountant(value_discretization_interval=1e-4)
     for event, steps in events:
-        accountant.compose(event, steps)
+        _compose(accountant, event, steps)
     return float(accountant.get_epsilon(delta))
+
+
+def _compose(accountant: Any, event: Any, steps: int) -> None:
+    """Count `event`, `steps` times. Raises PrivacyError where dp-accounting cannot."""
+    from dp_accounting import UnsupportedEventError
+
+    try:
+        accountant.compose(event, steps)
+    except (UnsupportedEventError, TypeError):
+        raise PrivacyError(
+            f"the mechanism's `event` gives {type(event).__name__}, which dp-accounting's "
+            f"{type(accountant).__name__} cannot count: give an event that it knows"
+        ) from None
 
 
 @contextmanager
@@ -229,7 +242,7 @@ def _rdp_of_step(mechanism: Privacy) -> npt.NDArray[np.float64]:
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # it reports each order that it leaves out
     accountant = RdpAccountant(orders=list(ORDERS))
-    accountant.compose(_private(mechanism).event(), 1)
+    _compose(accountant, _private(mechanism).event(), 1)
     values: npt.NDArray[np.float64] = np.array(accountant._rdp)  # noqa: SLF001 - of each order
     return values
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 import fedaipc as fa
-from fedaipc.errors import ConfigError, LedgerError
+from fedaipc.errors import ConfigError, LedgerError, PrivacyError
 from fedaipc.secagg.keys import SigningKey
 
 if TYPE_CHECKING:
@@ -89,6 +89,28 @@ def test_a_mechanism_is_charged_by_its_own_event(tmp_path: Path) -> None:
     )
     ledger.charge(Charge(run="r", round=1, attempt=1, schedule=coins))
     assert Ledger(ledger.path).schedules == (coins,)
+
+
+def test_a_mechanism_whose_event_no_accountant_knows_is_refused_in_one_line() -> None:
+    from dp_accounting import dp_event
+
+    from fedaipc.config import Schedule
+    from fedaipc.privacy.accountant import epsilon_pld, epsilon_rdp
+
+    class Odd(fa.DPSGD):
+        kind: str = "odd"
+
+        def event(self) -> Any:
+            return None if self.clip_norm == 2 else dp_event.UnsupportedDpEvent()
+
+    for clip, name in ((1, "UnsupportedDpEvent"), (2, "NoneType")):
+        odd = Schedule(mechanism=Odd(noise_multiplier=2.0, clip_norm=clip), steps=1)
+        for bound in (epsilon_rdp, epsilon_pld):
+            with pytest.raises(PrivacyError, match=f"`event` gives {name}") as caught:
+                bound([odd], 1e-5)
+            assert "\n" not in str(caught.value)
+    with pytest.raises(PrivacyError, match="`event` gives"):
+        fa.Job(privacy=Odd()).plan()
 
 
 def test_a_ledger_with_a_mechanism_that_is_not_installed_is_refused(tmp_path: Path) -> None:
