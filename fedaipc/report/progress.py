@@ -81,7 +81,7 @@ class WarmUpBar:
 class Display:
     """A live bar on a terminal, one line in a notebook, a line per round elsewhere.
 
-    All of them with the time that is left.
+    From the second round on with the time that is left.
     """
 
     def __init__(self, console: Console, settings: Settings) -> None:
@@ -99,7 +99,6 @@ class Display:
             disable=not self._live,
         )
         self._task = self._bar.add_task("first round: frozen layers", total=self._rounds)
-        self._accuracy = ""
         self._seconds: list[float] = []
 
     def __enter__(self) -> Self:
@@ -113,11 +112,11 @@ class Display:
 
     def on_round(self, result: RoundResult) -> None:
         """Show one finished attempt."""
-        if result.validation is not None:
-            self._accuracy = f"accuracy {result.validation.accuracy:.3f}"
+        score = result.validation
+        accuracy = "" if score is None else f"validation accuracy {score.accuracy:.3f}"
         spent = "NOT PRIVATE" if result.epsilon is None else f"epsilon {result.epsilon:.2f}"
         pcs = f"{result.arrived} of {result.asked} PCs"
-        words = [pcs, self._accuracy, spent] + (["void"] if result.void else [])
+        words = [pcs, accuracy, spent] + (["void"] if result.void else [])
         line = ", ".join(word for word in words if word)
         done = result.round - result.void
         self._bar.update(self._task, completed=done, description=line)
@@ -133,10 +132,10 @@ class Display:
             self._notebook.show(line, done, self._rounds)
 
     def _left(self, rounds: int) -> str:
-        """The time that is left, by the pace of the last rounds: the first one takes longest."""
+        """The time that is left, by the pace of the last rounds; the first one says nothing."""
         from fedaipc.report.formatting import duration_text
 
-        if not rounds:
+        recent = self._seconds[1:][-20:]
+        if not rounds or not recent:
             return ""
-        recent = self._seconds[1:][-20:] or self._seconds
         return f", about {duration_text(rounds * sum(recent) / len(recent))} left"

@@ -98,7 +98,7 @@ def test_a_mechanism_whose_event_no_accountant_knows_is_refused_in_one_line() ->
     from fedaipc.privacy.accountant import epsilon_pld, epsilon_rdp
 
     class Odd(fa.DPSGD):
-        kind: str = "odd"
+        kind: Any = "odd"
 
         def event(self) -> Any:
             return None if self.clip_norm == 2 else dp_event.UnsupportedDpEvent()

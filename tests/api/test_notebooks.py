@@ -143,7 +143,7 @@ run = fa.simulate(job, data)"""
     found = run.run(tmp_path / "run.ipynb")
     assert run.kinds(found) == [["text/html text/plain"], ["image/png text/plain"], []]
     (line,) = found.cells[0].outputs
-    assert line.data["text/plain"].startswith("round 3/3: 3 of 3 PCs, accuracy ")
+    assert line.data["text/plain"].startswith("round 3/3: 3 of 3 PCs, validation accuracy ")
     assert '<progress value="3" max="3">' in line.data["text/html"]
     assert "\x1b" not in str(line.data)
 
@@ -166,16 +166,22 @@ def test_the_line_changes_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     result: Any = SimpleNamespace(
         round=1, void=False, validation=None, epsilon=1.25, asked=3, arrived=2, seconds=1.0
     )
-    settings: Any = SimpleNamespace(rounds=2)
+    second = SimpleNamespace(
+        **{**vars(result), "round": 2, "validation": SimpleNamespace(accuracy=0.5)}
+    )
+    settings: Any = SimpleNamespace(rounds=4)
     with Display(console, settings) as progress:
-        progress.on_round(result)
+        for one in (result, second, SimpleNamespace(**{**vars(result), "round": 3})):
+            progress.on_round(one)
     with WarmUpBar(console) as warm_up:
         for step in (1, 2):
             warm_up.on_step(step, 2)
     assert shown == [
         [
             "round 1 takes longest: frozen layers are computed once for every text",
-            "round 1/2: 2 of 3 PCs, epsilon 1.25, about 1.0 s left",
+            "round 1/4: 2 of 3 PCs, epsilon 1.25",
+            "round 2/4: 2 of 3 PCs, validation accuracy 0.500, epsilon 1.25, about 2.0 s left",
+            "round 3/4: 2 of 3 PCs, epsilon 1.25, about 1.0 s left",
         ],
         ["warm-up on public texts: step 1/2", "warm-up on public texts: step 2/2"],
     ]

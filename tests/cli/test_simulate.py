@@ -66,7 +66,7 @@ def test_own_data_by_customer_gives_a_model_a_report_and_a_ledger(
     run = tmp_path / "runs" / "run"
     assert "run: minilm-l6, head, 3 PCs, 2 rounds, epsilon 8" in ran.out
     assert re.search(
-        r"round 1/2: 3 of 3 PCs, accuracy [01]\.\d{3}, epsilon \d\.\d\d, about ", ran.out
+        r"round 1/2: 3 of 3 PCs, validation accuracy [01]\.\d{3}, epsilon \d\.\d\d\n", ran.out
     )
     assert "NOT PRIVATE" not in ran.out
     assert "recipe: head on mean-pooled states, 2 rounds of 1 step on all records" in ran.out
