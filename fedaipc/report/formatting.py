@@ -108,6 +108,12 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def time_text(results: Results) -> str:
+    """How long the rounds took: a warm-up is timed apart."""
+    beside = "" if results.warm_up is None else " without the warm-up"
+    return duration_text(results.seconds) + beside
+
+
 def count_text(count: int, one: str) -> str:
     """For example "1 round" or "2,000 texts"."""
     return f"{count:,} {one}{'s' * (count != 1)}"
@@ -245,7 +251,7 @@ def key_figures(results: Results) -> list[tuple[str, str]]:
         ("epsilon, at most", cost_text(results)),
         ("PCs", f"{pc_count(results):,}"),
         ("rounds", f"{done_rounds(results):,}"),
-        ("time", duration_text(results.seconds)),
+        ("time", time_text(results)),
     ]
 
 
@@ -270,9 +276,10 @@ def headline(results: Results) -> str:
     if test is not None:
         guess = results.data.majority
         beside = "" if guess is None else f"; always the commonest label: {guess:.3f}"
+        error = "standard error, " if results.standard_error else ""
         parts.append(
             f"Test accuracy {test_text(results)} "
-            f"(standard error, {count_text(test.examples, 'text')}{beside})."
+            f"({error}{count_text(test.examples, 'text')}{beside})."
         )
     if (learned := no_better_text(results)) is not None:
         parts.append(f"{learned[0].upper()}{learned[1:]}.")

@@ -56,7 +56,7 @@ def _summary(results: Results) -> Iterator[tuple[str, str]]:
     memory = ""
     if results.peak_memory_bytes is not None:
         memory = f", peak memory {formatting.size_text(results.peak_memory_bytes)}"
-    yield "time", formatting.duration_text(results.seconds) + memory
+    yield "time", formatting.time_text(results) + memory
 
 
 def classes(results: Results) -> Table:
@@ -140,6 +140,8 @@ def compare(runs: Sequence[Results]) -> Table:
     note = "± one standard error of the test set's draw; epsilon: the most that any PC has spent"
     if any(run.privacy.local_epsilon is not None for run in runs):
         note += "; (sums): its noise is distributed, and protects sums and models alone"
+    if any(run.warm_up is not None for run in runs):
+        note += "; time: without the warm-up"
     return Table(
         ("run", "method", "PCs", "rounds", "epsilon", "sealed", "test accuracy", "macro-F1",
          "time"),

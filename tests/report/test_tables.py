@@ -93,6 +93,23 @@ def test_an_epsilon_that_rests_on_sums_is_marked() -> None:
     assert formatting.cost_text(empty) == formatting.UNKNOWN
 
 
+def test_the_time_of_a_run_says_that_its_warm_up_is_not_in_it() -> None:
+    warm = WarmUpFacts(base="minilm-l6", source="short-reviews", texts=9, seconds=60.0)
+    run = make_results(warm_up=warm)
+    words = "3 min 41 s without the warm-up"
+    assert words in " ".join(_shown(run_tables.summary(run)).split())
+    assert dict(formatting.key_figures(run))["time"] == words
+    assert "time: without the warm-up" in _shown(run_tables.compare([run]))
+    assert "without" not in _shown(run_tables.summary(make_results()))
+    assert "without" not in _shown(run_tables.compare([make_results()]))
+
+
+def test_an_accuracy_without_a_standard_error_names_none() -> None:
+    run = make_results(standard_error=0.0)
+    assert "Test accuracy 0.768 (2,000 texts;" in formatting.headline(run)
+    assert "± 0.009 (standard error, 2,000 texts;" in formatting.headline(make_results())
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_compare_keeps_numbers_whole(width: int) -> None:
     runs = [make_results(name=f"run-{number}") for number in range(3)]
