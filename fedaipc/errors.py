@@ -179,7 +179,7 @@ class AdmissionError(FedaipcError):
 class MissingExtra(FedaipcError):  # noqa: N818 - it names what is missing
     """What was asked for needs packages of an extra that is not installed.
 
-    Install the extra that the message names, as in `pip install "fedaipc[lab]"`.
+    Install the extra that the message names, as in `pip install ".[lab]"` in a clone.
     """
 
     exit_code = 16

@@ -5,6 +5,7 @@ No module imports one of them before it has called `need`, and then only where i
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
 from fedaipc.errors import MissingExtra
@@ -29,4 +30,14 @@ def need(what: str, *packages: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             extra = EXTRAS[package]
-            raise MissingExtra(f"{what} needs the extra [{extra}]: pip install 'fedaipc[{extra}]'")
+            raise MissingExtra(f"{what} needs the extra [{extra}]: {_remedy(extra)}")
+
+
+def _remedy(extra: str) -> str:
+    try:  # pip notes where it had a package from, if that was not an index
+        source = distribution("fedaipc").read_text("direct_url.json")
+    except PackageNotFoundError:
+        source = "a clone"
+    if source is None:
+        return f"pip install 'fedaipc[{extra}]'"
+    return f"pip install '.[{extra}]' in your clone"

@@ -8,11 +8,13 @@ import sys
 import tomllib
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
 
 import fedaipc
+from fedaipc import extras
 from fedaipc.errors import MissingExtra
 from fedaipc.extras import EXTRAS, need
 
@@ -81,7 +83,13 @@ def test_the_error_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) 
     need("a table", "numpy")
     with pytest.raises(MissingExtra) as caught:
         need("a table", "numpy", "pandas")
-    assert str(caught.value) == "a table needs the extra [lab]: pip install 'fedaipc[lab]'"
+    told = "a table needs the extra [lab]: pip install "
+    assert str(caught.value) == f"{told}'.[lab]' in your clone"
+    # Installed from an index, which notes no other place:
+    monkeypatch.setattr(extras, "distribution", lambda _: SimpleNamespace(read_text=lambda _: None))
+    with pytest.raises(MissingExtra) as caught:
+        need("a table", "pandas")
+    assert str(caught.value) == f"{told}'fedaipc[lab]'"
 
 
 def test_every_module_but_the_fleets_loads_without_extras(tmp_path: Path) -> None:
@@ -99,7 +107,7 @@ def test_every_module_but_the_fleets_loads_without_extras(tmp_path: Path) -> Non
 
 
 def remedy(what: str, extra: str) -> str:
-    return f"{what} needs the extra [{extra}]: pip install 'fedaipc[{extra}]'\n"
+    return f"{what} needs the extra [{extra}]: pip install '.[{extra}]' in your clone\n"
 
 
 PROCESS = remedy("a server or client process", "fleet")
