@@ -211,6 +211,8 @@ def test_an_unknown_key_is_refused_by_its_path(section: str) -> None:
             'privacy.epsilonn: unknown key of kind "dp-sgd"; did you mean epsilon?',
         ),
         ("federtion.pcs=3", "federtion: unknown key; did you mean federation?"),
+        ("data.text=body", "data.text: unknown key; did you mean text_column?"),
+        ("data.label=stars", "data.label: unknown key; did you mean label_column?"),
     ],
 )
 def test_a_slip_of_the_pen_gets_a_hint(given: str, hint: str) -> None:

@@ -130,7 +130,8 @@ def unknown_key(path: str, name: str, known: Sequence[str], kind: str = "") -> s
 
     `kind` names the kind of thing that has these keys.
     """
-    close = difflib.get_close_matches(name, known, n=1)
+    longer = [key for key in known if key.startswith(f"{name}_")]
+    close = longer or difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "known keys: " + ", ".join(known)
     return f"{path}: unknown key{kind and f' of {kind}'}; {hint}"
 
