@@ -116,7 +116,7 @@ class Run:
     def __repr__(self) -> str:
         from fedaipc.report.formatting import headline
 
-        return f"<Run {self.results.name}: {headline(self.results)}>"
+        return f"<Run {self.folder.resolve().name}: {headline(self.results)}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the headline, the numbers and the plots."""
@@ -166,7 +166,7 @@ class History:
 
 
 class Model:
-    """An ordinary model of transformers, or of peft, and its labels."""
+    """A model of transformers, or of peft, and its labels; its card says how to load it."""
 
     def __init__(self, folder: Path) -> None:
         """Raises OutputError where the run has no model."""

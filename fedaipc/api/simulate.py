@@ -31,8 +31,9 @@ def simulate(
 ) -> Run:
     """Train `job` on `data` (else on what the job names) and return the run.
 
-    `out` is the new folder that keeps the run, as the command line would write it; without it the
-    run lives as long as the object. `pc_state` keeps the clients and what their ledgers have spent
+    `out` is the new folder that keeps the run, as the command line would write it; if it is there
+    already, the run goes to `out`-2 and so on (`run.folder`). Without it the run lives as long as
+    the object. `pc_state` keeps the clients and what their ledgers have spent
     over several runs. `test_seed` makes noise repeatable and the result NOT PRIVATE. `on_round` is
     called after every attempt. Raises FedaipcError as the command line does, in one line each;
     BudgetExhausted where the clients' budgets end: the run so far is in `out`.

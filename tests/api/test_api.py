@@ -80,6 +80,7 @@ def test_a_job_is_what_the_same_toml_is(tmp_path: Path) -> None:
         (lambda: fa.DPSGD(epsilon=1, noise_multiplier=1), "^DPSGD: give one of privacy.epsilon"),
         (lambda: fa.Job(privacy=fa.NoPrivacy(), aggregation=fa.SecAgg(bits=16)), "bits = 16"),
         (lambda: fa.Job(model={"train": {"kind": "lore"}}), "model.train.kind = 'lore': not known"),
+        (lambda: FA.Job(model="minilm-l6"), "^Job: model: is a section: .* such as base, train$"),
         (lambda: FA.Job(round=3), "^Job: round: unknown key; did you mean rounds"),
         (lambda: FA.Job(3), "^Job: give its settings by name$"),
         (lambda: fa.TextClassifier(base="a", max_length=True), "max_length = True"),
@@ -280,6 +281,10 @@ def test_a_run_is_written_where_it_is_asked_for_and_loads_again(
     assert (run.folder / "report.html").is_file()
     again = fa.load_run(tmp_path / "runs" / "one")
     assert again.results == run.results
+    assert repr(run).startswith("<Run one: ")
+    other = fa.simulate(small(), data, out=tmp_path / "runs" / "one", progress=False)
+    assert other.folder == tmp_path / "runs" / "one-2"
+    assert repr(other).startswith("<Run one-2: ")
     rows = fa.compare([run, again]).rows()
     assert [row["clients"] for row in rows] == [4, 4]
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook, which Rich takes for a terminal
