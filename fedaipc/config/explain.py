@@ -118,7 +118,8 @@ def explain(model: type[Section], detail: ErrorDetails, tree: object) -> str:
     if detail["type"] == "value_error":  # of a section; our own words name the keys
         return detail["msg"].removeprefix("Value error, ")
     if field is None:
-        return f"{path}: is a section: give it keys, as in [{path}]" if path else "no settings"
+        keys = ", ".join(list(parent.model_fields)[:2])
+        return f"{path}: is a section: give it keys, such as {keys}" if path else "no settings"
     shown = "" if isinstance(given, dict) else f" = {_short(given)}"
     message = _WORDS.get(detail["type"]) or detail["msg"][:1].lower() + detail["msg"][1:]
     allowed = _allowed(field)
