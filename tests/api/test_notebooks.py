@@ -166,12 +166,13 @@ def test_the_line_changes_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     result: Any = SimpleNamespace(
         round=1, void=False, validation=None, epsilon=1.25, asked=3, arrived=2, seconds=1.0
     )
-    second = SimpleNamespace(
+    second: Any = SimpleNamespace(
         **{**vars(result), "round": 2, "validation": SimpleNamespace(accuracy=0.5)}
     )
+    third: Any = SimpleNamespace(**{**vars(result), "round": 3})
     settings: Any = SimpleNamespace(rounds=4)
     with Display(console, settings) as progress:
-        for one in (result, second, SimpleNamespace(**{**vars(result), "round": 3})):
+        for one in (result, second, third):
             progress.on_round(one)
     with WarmUpBar(console) as warm_up:
         for step in (1, 2):

@@ -325,7 +325,7 @@ def test_a_missing_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'fedaipc\[flower\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install '\.\[flower\]'"):
         run_on_flower_simulation(run_config={}, num_pcs=1)
 
 
