@@ -39,7 +39,7 @@ ORDER = (
     "private-8-bfloat16", "cold-open", "cold-8",
 )  # fmt: skip
 SHORT = ("public-only", "alone-by-domain", "central", "federated")  # of the README
-SHOWN = ("run", "privacy", "updates", "test accuracy", "PCs", "rounds", "traffic", "time")
+SHOWN = ("privacy", "updates", "test accuracy", "traffic", "time")
 
 
 def main() -> None:
