@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 from fedaipc.client import trainer
 from fedaipc.config import DPSGD
 from fedaipc.coordinator.aggregation import PlainSum
-from fedaipc.errors import ConfigError, FedaipcError
+from fedaipc.errors import ConfigError, FedaipcError, RoundError
 from fedaipc.privacy.budget import charged_epsilon, local_epsilon
 from fedaipc.privacy.training import clipped_sum
 from fedaipc.protocol.noise_share import NoiseShare
 from fedaipc.report.run_tables import summary
+from fedaipc.results import Results
+from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.simulation.simulation import prepare, simulate
 from tests.support.jobs import tiny
 from tests.support.runs import job_of, ledger, quiet
@@ -127,6 +130,40 @@ def test_pcs_that_vanish_leave_enough_noise_or_a_void_round(tmp_path: Path, mini
     job = job_of(run)
     assert isinstance(job.privacy, DPSGD)
     assert job.privacy.honest == 6  # whoever answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.3])
+@pytest.mark.parametrize("stage", ["setup", "mask", "agree", "unmask"])
+def test_wherever_pcs_drop_out_no_sum_has_less_noise_and_every_attempt_is_charged(
+    tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch, stage: str, rate: float
+) -> None:
+    """What was promised counts with the honest PCs of the smallest sum, whoever drops out."""
+    sums: list[int] = []
+    real = Aggregator.unmask
+
+    def unmask(self: Aggregator) -> None:
+        real(self)
+        sums.append(len(self.uploaders))
+
+    monkeypatch.setattr(Aggregator, "unmask", unmask)
+    run = prepared(
+        tmp_path, "federation.clients=10", f"federation.dropout_rate={rate}",
+        f"federation.dropout_stage={stage}", "federation.stage_timeout=2",
+    )  # fmt: skip
+    with suppress(RoundError):  # too many dropped out, again and again
+        simulate(run, "in-process", quiet)
+    mechanism, own = job_of(run).privacy, Results.load(run.folder)
+    assert isinstance(mechanism, DPSGD)
+    assert mechanism.honest == 6
+    assert all(count - 1 >= mechanism.honest for count in sums)  # one of them may collude
+    assert len(sums) == sum(not one.void for one in own.rounds)
+    spent = [ledger(run, number) for number in range(10)]
+    assert max(len(one.charges) for one in spent) <= own.charged
+    for one in spent:
+        count = len(one.charges)
+        costs = charged_epsilon(job_of(run).schedule, count, one.order) if count else 0.0
+        assert one.spent_epsilon() == pytest.approx(costs)
 
 
 def test_an_owner_can_limit_what_an_opened_update_would_tell(
