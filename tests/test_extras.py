@@ -92,6 +92,7 @@ def test_the_error_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) 
     assert str(caught.value) == f"{told}'fedaipc[lab]'"
 
 
+@pytest.mark.slow
 def test_every_module_but_the_fleets_loads_without_extras(tmp_path: Path) -> None:
     """Not by a detour either: asked of a fresh interpreter."""
     names = [
@@ -113,6 +114,7 @@ def remedy(what: str, extra: str) -> str:
 PROCESS = remedy("a server or client process", "fleet")
 
 
+@pytest.mark.slow
 def test_commands_name_the_extra_that_they_miss(tmp_path: Path) -> None:
     commands = {
         "data describe hf:imdb": remedy("hf:imdb", "hub"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GRID = {"privacy.epsilon": [4, math.inf]}
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_its_cells_and_the_command_finds_them_done(
     fedaipc: Callable[..., Ran], minilm: Path, tmp_path: Path
 ) -> None:

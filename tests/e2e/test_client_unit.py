@@ -186,6 +186,7 @@ def test_the_planner_and_config_check_say_what_they_know(
     assert "PCs in place of 5" in ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["local", "distributed"])
 def test_certificates_hold_and_lies_about_the_unit_are_found(
     tmp_path: Path, minilm: Path, noise: str

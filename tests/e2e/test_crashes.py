@@ -157,6 +157,7 @@ def test_a_run_that_dies_in_its_last_evaluation_has_its_model(
     assert Exported.load(run.folder / server_app.MODEL_FOLDER)
 
 
+@pytest.mark.slow
 @needs_kill
 def test_a_run_killed_in_training_and_after_a_checkpoint_ends_as_an_unbroken_one(
     unbroken: Results, tmp_path: Path
@@ -170,6 +171,7 @@ def test_a_run_killed_in_training_and_after_a_checkpoint_ends_as_an_unbroken_one
     finish(run.folder, unbroken, killed=2)
 
 
+@pytest.mark.slow
 @needs_kill
 def test_the_epsilon_that_a_resumed_run_shows_is_the_one_in_the_ledgers(
     tmp_path: Path, minilm: Path
