@@ -39,12 +39,13 @@ def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
     from fedaipc.client.availability import Availability
     from fedaipc.client.client import OWNER_FILE, Client
     from fedaipc.client.client_app import app as client_app
-    from fedaipc.client.enrollment import AUTHORITY_FILE, NODE_KEY_FILE
+    from fedaipc.client.enrollment import AUTHORITY_FILE, NODE_KEY_FILE, check_not_moved
     from fedaipc.config import load_owner
     from fedaipc.data.sources import local_path
     from fedaipc.fleet.node import FleetNode
     from fedaipc.model.base import weights_bytes
 
+    check_not_moved(folder)
     if not (folder / OWNER_FILE).is_file():
         raise AdmissionError(
             f"{folder}: no PC is enrolled here; see `fedaipc client enroll --help`"

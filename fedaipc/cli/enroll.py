@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import click
 import typer
+from click.core import ParameterSource
 
 from fedaipc import bounds
 from fedaipc.cli.output import agreed, say
@@ -67,7 +69,10 @@ def enroll(
     from fedaipc.files import write_text
     from fedaipc.protocol.enrollment import Invite
 
+    if out is not None and out.exists():
+        raise AdmissionError(f"{out}: is there already; give another name")
     if again:
+        _check_nothing_else_given()
         found = request_again(folder)
     else:
         if invite is None or data is None or name is None:
@@ -85,6 +90,8 @@ def enroll(
             skip_unusable=skip_unusable, base=base, lifetime_epsilon=epsilon,
         )  # fmt: skip
     _show(found, folder)
+    if not again and found.ledger.lifetime_epsilon > token.lifetime_epsilon:
+        say(f"note: the invite advises epsilon {token.lifetime_epsilon:g}; yours is fixed for life")
     if not (again or rehearsed):
         say(
             "the base model is not on this PC yet: once it is, `fedaipc doctor --folder "
@@ -96,6 +103,22 @@ def enroll(
     else:
         write_text(out, found.token.strip())
         say(f"send {out} to the federation")
+
+
+def _check_nothing_else_given() -> None:
+    """Raise AdmissionError for what --again would ignore."""
+    context = click.get_current_context()
+    unused = [
+        param.opts[0] if param.param_type_name == "option" else "the invite"
+        for param in context.command.params
+        if param.name not in ("again", "folder", "out")
+        and context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if unused:
+        raise AdmissionError(
+            f"--again takes --folder and --out only; leave out {', '.join(unused)}, and change "
+            "owner.toml instead"
+        )
 
 
 def leave(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fedaipc.data.reading import Reading
     from fedaipc.results import TextFit
 
+MOVED_LEDGER = f"{LEDGER_FILE}.moved"  # stays where a PC was moved out
 NODE_KEY_FILE, AUTHORITY_FILE, FEDERATION_FILE = "node.key", "authority.pem", "federation"
 _REQUEST_SECONDS = 30 * 24 * 3600
 _MOVED = (
@@ -94,12 +95,17 @@ def enroll(
     taken or cannot be written, ConfigError, DataError, PrivacyError or LedgerError; then no new
     folder is left behind, and an existing one is unchanged.
     """
-    again = (folder / LEDGER_FILE).is_file() and not (folder / OWNER_FILE).exists()
-    if folder.exists() and any(folder.iterdir()) and not again:
+    check_not_moved(folder)
+    if (folder / OWNER_FILE).exists():
+        # Not a new folder: it would start a second budget for the same texts.
         raise AdmissionError(
-            f"{folder}: not empty; give a new folder, or print its request again with "
-            f"`fedaipc client enroll --again --folder {folder}`"
+            f"{folder}: a PC is enrolled here already; change its {OWNER_FILE}, print its request "
+            f"again with `fedaipc client enroll --again --folder {folder}`, or run `fedaipc client "
+            f"leave --folder {folder}` and enroll in the same folder"
         )
+    again = (folder / LEDGER_FILE).is_file()
+    if folder.exists() and any(folder.iterdir()) and not again:
+        raise AdmissionError(f"{folder}: not empty; give a new folder")
     how = {
         "source": source,
         "text_column": text_column,
@@ -143,13 +149,21 @@ def enroll(
                 with suppress(OSError):
                     folder.rmdir()  # an empty folder of this name
                 made.replace(folder)
-    return _enrolled(folder, reading)
+    # As each round reads them: what is advised now is for owner.toml.
+    return _enrolled(folder, read_records(owner.source, owner, labels=invite.labels or None))
 
 
 def request_again(folder: Path) -> Enrolled:
     """The request of an enrolled PC, again: for one that was lost or has expired."""
+    check_not_moved(folder)
     owner = load_owner(folder / OWNER_FILE)
     return _enrolled(folder, read_records(owner.source, owner))
+
+
+def check_not_moved(folder: Path) -> None:
+    """Raise AdmissionError where the PC in `folder` was moved out."""
+    if (folder / MOVED_LEDGER).is_file():
+        raise AdmissionError(f"{folder}: this PC was moved to another machine; use it there")
 
 
 def _check_usable(reading: Reading, invite: Invite, *, skip_unusable: bool) -> None:
@@ -220,7 +234,7 @@ def _move_out(folder: Path, file: Path) -> None:
                     archive.write(folder / name, name)
         write_atomic(file, file.read_bytes(), private=True)
         # First: a folder with a ledger and no owner's file is one that may be enrolled again.
-        (folder / LEDGER_FILE).replace(folder / f"{LEDGER_FILE}.moved")
+        (folder / LEDGER_FILE).replace(folder / MOVED_LEDGER)
         for name in (*_MOVED, f"{KEYS_FOLDER}/epoch.json"):
             if name != LEDGER_FILE:
                 (folder / name).unlink(missing_ok=True)

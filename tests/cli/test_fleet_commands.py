@@ -237,6 +237,46 @@ def test_texts_with_other_labels_than_the_federations_are_no_texts_for_it(
     assert not Path("fedaipc-pc").exists()
 
 
+def test_a_request_is_printed_again_without_what_would_be_ignored(
+    fedaipc: Callable[..., Ran], invite: str, texts: str
+) -> None:
+    enroll = ("client", "enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
+    assert fedaipc(*enroll).code == 0
+    again = ("client", "enroll", "--again", "--out", "new.request")
+    line = refused(fedaipc(*again, "--encoding", "cp1252", "--text", "text"), 14)
+    assert "leave out --text, --encoding, and change owner.toml" in line
+    assert "leave out the invite, --data" in refused(fedaipc(*enroll[:5], "--again"), 14)
+    assert not Path("new.request").exists()
+
+
+def test_a_request_does_not_replace_another(
+    fedaipc: Callable[..., Ran], invite: str, texts: str
+) -> None:
+    Path("pc.request").write_text("of another PC")
+    enroll = ("client", "enroll", invite, "--data", texts, "--name", "pc", "--out", "pc.request")
+    assert "pc.request: is there already" in refused(fedaipc(*enroll), 14)
+    assert Path("pc.request").read_text() == "of another PC"
+    assert not Path("fedaipc-pc").exists()
+
+
+def test_a_budget_above_the_advice_is_remarked_on(
+    fedaipc: Callable[..., Ran], invite: str, texts: str
+) -> None:
+    enroll = ("client", "enroll", invite, "--data", texts, "--name", "pc", "--folder")
+    assert "fixed for life" not in fedaipc(*enroll, "one").out
+    said = fedaipc(*enroll, "two", "--epsilon", "100").out
+    assert "the invite advises epsilon 8; yours is fixed for life" in said
+
+
+def test_a_pc_that_was_moved_out_says_so_where_it_was(
+    fedaipc: Callable[..., Ran], invite: str, texts: str
+) -> None:
+    assert fedaipc("client", "enroll", invite, "--data", texts, "--name", "pc").code == 0
+    assert fedaipc("client", "move-out", "file.pc").code == 0
+    assert "was moved to another machine" in refused(fedaipc("client", "start"), 14)
+    assert "was moved to another machine" in refused(fedaipc("client", "enroll", "--again"), 14)
+
+
 def test_leaving_asks_first(
     fedaipc: Callable[..., Ran], invite: str, texts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

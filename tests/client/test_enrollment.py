@@ -241,9 +241,34 @@ def test_a_delta_too_large_for_the_data_is_refused(
 def test_no_pc_is_made_over_another(tmp_path: Path, invite: Invite, data: Path) -> None:
     enrolled(tmp_path / "pc", invite, data)
     before = (tmp_path / "pc" / "keys" / "identity.key").read_bytes()
-    with pytest.raises(AdmissionError, match="--again"):
+    with pytest.raises(AdmissionError, match=r"--again.* client leave.* same folder") as caught:
         enrolled(tmp_path / "pc", invite, data)
+    assert "new folder" not in str(caught.value)  # a second budget for the same texts
     assert (tmp_path / "pc" / "keys" / "identity.key").read_bytes() == before
+
+
+def test_a_folder_with_something_else_in_it_is_not_taken(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    (tmp_path / "pc").mkdir()
+    (tmp_path / "pc" / "notes.txt").touch()
+    with pytest.raises(AdmissionError, match="not empty; give a new folder"):
+        enrolled(tmp_path / "pc", invite, data)
+
+
+def test_what_is_advised_once_a_pc_is_enrolled_is_for_its_owner_file(
+    tmp_path: Path, invite: Invite
+) -> None:
+    for found in (
+        enrolled(tmp_path / "pc", invite, latin(tmp_path, 3, 30)),
+        request_again(tmp_path / "pc"),
+    ):
+        said = found.reading.left_out_text()
+        assert 'encoding = "cp1252" in owner.toml' in said
+        assert "--encoding" not in said
+    path = tmp_path / "pc" / "owner.toml"
+    path.write_text(path.read_text().replace('encoding = "utf-8"', 'encoding = "cp1252"'))
+    assert len(request_again(tmp_path / "pc").reading.records) == 33
 
 
 def test_the_request_can_be_had_again(tmp_path: Path, invite: Invite, data: Path) -> None:
@@ -293,7 +318,7 @@ def test_who_enrols_again_goes_on_with_what_was_spent(
     assert path.read_bytes() == spent
     assert load_owner(folder / "owner.toml").name == "office-2"
     assert not (folder / "successor.key").exists()
-    with pytest.raises(AdmissionError, match="not empty"):
+    with pytest.raises(AdmissionError, match="enrolled here already"):
         enrolled(folder, invite, data)
 
 
@@ -387,7 +412,7 @@ def test_a_move_that_was_cut_off_leaves_no_folder_to_enrol_in(
         with pytest.raises(AdmissionError):
             move_out(folder, tmp_path / "file.pc")
     assert not (folder / "ledger.jsonl").exists()
-    with pytest.raises(AdmissionError, match="not empty"):
+    with pytest.raises(AdmissionError, match="moved to another machine"):
         enrolled(folder, invite, data)
 
 
@@ -415,7 +440,7 @@ def test_an_enrolment_that_was_cut_off_can_be_done_again(
         with pytest.raises(AdmissionError, match="No space left"):
             enrolled(folder, invite, data)
     if step == "successor.key":  # a PC already; it must not leave with the key that it has
-        with pytest.raises(AdmissionError, match="not empty"):
+        with pytest.raises(AdmissionError, match="enrolled here already"):
             enrolled(folder, invite, data)
         leave(folder)
     assert not (folder / "owner.toml").exists()
@@ -435,6 +460,9 @@ def test_a_pc_moves_with_all_it_has_spent(tmp_path: Path, invite: Invite, data: 
         assert stat.S_IMODE((tmp_path / "file.pc").stat().st_mode) == 0o600
     with pytest.raises(FedaipcError):  # two copies would spend the budget twice
         Client(tmp_path / "old")
+    for again in (request_again, lambda folder: enrolled(folder, invite, data)):
+        with pytest.raises(AdmissionError, match="moved to another machine"):
+            again(tmp_path / "old")
     move_in(tmp_path / "file.pc", tmp_path / "new")
     assert Client(tmp_path / "new").key_store.identity.public == identity
     assert (tmp_path / "new" / "ledger.jsonl").read_bytes() == ledger
