@@ -45,24 +45,30 @@ def check_header(
         )
 
 
-def check_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
-    """Raise DataError unless each of `columns` is there once."""
+def check_columns(
+    where: str, present: Sequence[str], columns: Sequence[str], how: TextSource | None = None
+) -> None:
+    """Raise DataError unless each of `columns` is there once; `how` says how to name others."""
     for column in columns:
         if list(present).count(column) > 1:
             raise DataError(f"{where}: column {column!r} is there twice; rename one of them")
-    missing = missing_column(where, present, columns)
+    missing = missing_column(where, present, columns, how)
     if missing is not None:
         raise missing
 
 
-def missing_column(where: str, present: Sequence[str], columns: Sequence[str]) -> DataError | None:
-    for column in columns:
+def missing_column(
+    where: str, present: Sequence[str], columns: Sequence[str], how: TextSource | None = None
+) -> DataError | None:
+    for place, column in enumerate(columns):
         if column not in present:
             close = difflib.get_close_matches(column, present, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             shown = [name if name.isprintable() else repr(name) for name in present[:20]]
             more = ", ..." if len(present) > 20 else ""
+            key = ("text_column", "label_column", "")[place]
+            remedy = f"; name it with {how.remedy(**{key: 'NAME'})}" if how and key else ""
             return DataError(
-                f"{where}: no column {column!r}; {hint}there are: {', '.join(shown)}{more}"
+                f"{where}: no column {column!r}; {hint}there are: {', '.join(shown)}{more}{remedy}"
             )
     return None

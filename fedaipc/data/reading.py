@@ -19,12 +19,13 @@ from fedaipc.data.records import Records
 from fedaipc.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     Place = int | str  # a line of a text file, a row of a table, the name of a file in a folder
 
 _MAX_PLACES = 10
 _MAX_NAMES = 10
+_LONGEST_NAME = 40  # characters
 _BOOLEANS = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 
 
@@ -59,8 +60,8 @@ class Row:
 class Dropped:
     """Records that were left out for one reason: how many, and the first ten places.
 
-    `names` are labels, where they are what is wrong; `almost` has for each of them the listed label
-    that it differs from only in case or spaces, or "".
+    `names` are labels, where they are what is wrong and no texts of another column; `almost` has
+    for each of them the listed label that it differs from only in case or spaces, or "".
     """
 
     fault: Fault
@@ -181,17 +182,26 @@ class Collector:
         return Records(tuple(self._texts), tuple(self._labels), groups)
 
     def dropped(self) -> tuple[Dropped, ...]:
+        names = self._names()
         return tuple(
             Dropped(
                 fault=fault,
                 count=self._counts[fault],
                 places=tuple(self._places[fault]),
-                names=tuple(self._unknown) if fault is Fault.UNKNOWN else (),
-                almost=tuple(self._alike.get(_folded(name), "") for name in self._unknown),
+                names=names if fault is Fault.UNKNOWN else (),
+                almost=tuple(self._alike.get(_folded(name), "") for name in names),
             )
             for fault in Fault
             if fault in self._counts
         )
+
+    def _names(self) -> tuple[str, ...]:
+        """Unknown labels that may be shown: few and short, and not most of a column of texts."""
+        count, names = self._counts[Fault.UNKNOWN], tuple(self._unknown)
+        if not _few_and_short(names):
+            return ()
+        repeat = 2 * len(names) <= count or all(_folded(name) in self._alike for name in names)
+        return names if repeat or count <= len(self._texts) else ()
 
     def _judge(self, row: Row) -> Fault | None:
         text, label = row.text, label_name(row.label)
@@ -256,15 +266,24 @@ def label_hints(labels: Iterable[str]) -> tuple[str, ...]:
     if single and len(counts) > 1:
         hints.append(
             f"{len(single):,} of {len(counts):,} labels have one text only, too few to learn or "
-            f"measure: {shown_names(single)}"
+            "measure"
+            + (f": {shown_names(single)}" if _few_and_short(single) else "; is the column right?")
         )
     return tuple(hints)
+
+
+def _few_and_short(names: Sequence[str]) -> bool:
+    """Whether they may be shown: otherwise they may be texts of another column."""
+    return len(names) <= _MAX_NAMES and all(len(name) <= _LONGEST_NAME for name in names)
 
 
 def shown_names(names: Iterable[str]) -> str:
     """At most ten, each short and in quotation marks, control characters written out."""
     listed = list(names)
-    shown = [repr(name if len(name) <= 40 else f"{name[:37]}...") for name in listed[:_MAX_NAMES]]
+    shown = [
+        repr(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}...")
+        for name in listed[:_MAX_NAMES]
+    ]
     return ", ".join(shown) + (", ..." if len(listed) > _MAX_NAMES else "")
 
 
@@ -278,9 +297,11 @@ def _places(unit: str, dropped: Dropped) -> str:
 def _names(dropped: Dropped) -> str:
     if not dropped.names:
         return ""
-    almost = [name for name in dropped.almost if name]
-    near = f"; almost the same as {shown_names(almost)}" if almost else ""
-    return f": {shown_names(dropped.names)}{near}"
+    shown = (
+        shown_names([name]) + (f" (almost the same as {near!r})" if near else "")
+        for name, near in zip(dropped.names, dropped.almost, strict=True)
+    )
+    return f": {', '.join(shown)}"
 
 
 def _folded(label: str) -> str:

@@ -74,6 +74,8 @@ def read_records(
         return _read_folder(path, how, collector)
     if not is_file:
         close = difflib.get_close_matches(source, [asset.name for asset in list_assets()], n=1)
+        if not close and (path.suffix or len(path.parts) > 1):  # no asset is named so
+            raise DataError(f"{source}: no such file or folder")
         hint = f"did you mean {close[0]}?" if close else "see `fedaipc assets list`"
         raise DataError(f"{source}: no such file, folder or asset; {hint}")
     return _read_file(path, how, columns, collector)
@@ -93,7 +95,7 @@ def _read_file(
         if kind in (".jsonl", ".ndjson"):
             return _read_jsonl(path, how, columns, collector)
         if kind == ".parquet":
-            return _read_parquet(path, columns, collector)
+            return _read_parquet(path, how, columns, collector)
     except pa.ArrowException as error:
         raise DataError(f"{path.name}: not valid {kind[1:]} ({type(error).__name__})") from None
     except OSError as error:
@@ -187,7 +189,7 @@ def _places(
             raise DataError(f"{path.name}: its first row is not {own}; {advice}")
         rows = [line.cells for line in islice(lines, 1000) if isinstance(line.cells, list)]
         check_header(path.name, how, names, rows)
-    check_columns(path.name, names, columns)
+    check_columns(path.name, names, columns, how)
     return [names.index(column) for column in columns]
 
 
@@ -255,7 +257,7 @@ def _read_jsonl(
         row = _json_row(line, columns)
         if isinstance(row, dict):
             if missing is None:
-                missing = missing_column(path.name, list(row), columns)
+                missing = missing_column(path.name, list(row), columns, how)
             row = Fault.KEY
         collector.add(number, row)
     records, dropped = collector.records(), collector.dropped()
@@ -288,9 +290,11 @@ def _json_row(line: str, columns: Sequence[str]) -> Row | Fault | dict[str, obje
     return Row(text=text, label=label, group=group[0] if group else "")
 
 
-def _read_parquet(path: Path, columns: Sequence[str], collector: Collector) -> Reading:
+def _read_parquet(
+    path: Path, how: TextSource, columns: Sequence[str], collector: Collector
+) -> Reading:
     with pq.ParquetFile(path) as file:
-        check_columns(path.name, file.schema_arrow.names, columns)
+        check_columns(path.name, file.schema_arrow.names, columns, how)
         table = file.read(columns=list(dict.fromkeys(columns)))
     return _read_table(path.name, [_values(table[column]) for column in columns], collector)
 

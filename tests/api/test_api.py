@@ -220,6 +220,7 @@ def test_data_says_what_was_left_out_and_how_to_ask_for_it_in_python(tmp_path: P
         (lambda: fa.load_data(7), DataError, "give a path, a table with columns, or a list"),
         (lambda: fa.load_data([("a", "b", "c")]), DataError, "give a path, a table"),
         (lambda: fa.load_data("nowhere.csv").labels, DataError, "no such file"),
+        (lambda: fa.load_data({"a": ["b"]}).labels, DataError, "name it with text='NAME'$"),
         (lambda: fa.load_data(ROWS, encodings="x"), ConfigError, "encodings: unknown key"),
         (lambda: fa.load_data(ROWS).partition("randomly"), ConfigError, "not known here"),
         (lambda: fa.load_data(ROWS).partition(by="shop"), DataError, "shop"),

@@ -370,7 +370,7 @@ def test_a_budget_that_ends_before_the_rounds_do_ends_with_code_7_and_a_model(
     [
         ("", 3, "is empty"),
         ("body,stars\n", 3, "holds no records"),
-        ("text,label\nsecret words,1\n", 3, "no column 'body'; there are: text, label"),
+        ("text,label\nsecret words,1\n", 3, "there are: text, label; name it with --text NAME"),
         ("bodi,stars\nsecret words,1\n", 3, "did you mean 'bodi'?"),
         ("body,stars\nsecret words,1\n  ,5\n", 3, "a text that is empty or not a text (line 3)"),
         ("body,stars\nsecret words,1\nsecret more,\n", 3, "a label that is missing (line 3)"),
@@ -395,7 +395,7 @@ def test_data_that_cannot_be_used_is_one_line_without_a_word_of_it(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("nowhere.csv",), 3, "nowhere.csv: no such file, folder or asset"),
+        (("nowhere.csv",), 3, "nowhere.csv: no such file or folder"),
         (("nowhere.toml",), 2, "nowhere.toml: no such file"),
         (("sms-spa",), 3, "did you mean sms-spam?"),
         (("minilm-l6",), 3, "is a model, not text"),

@@ -204,7 +204,7 @@ def test_labels_that_the_federation_does_not_train_are_named(
 ) -> None:
     assert "'maybe'" in enrolled(tmp_path / "pc", invite, data).reading.left_out_text()
     data.write_text("body,stars\nx,No\ny,Yes\n")
-    with pytest.raises(DataError, match="almost the same as 'no', 'yes'"):
+    with pytest.raises(DataError, match=r"'No' \(almost the same as 'no'\), 'Yes' \("):
         enrolled(tmp_path / "other", invite, data)
 
 

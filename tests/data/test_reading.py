@@ -218,10 +218,31 @@ def test_labels_that_are_not_in_the_list_are_named(tmp_path: Path) -> None:
     assert found.records.labels == ("yes", "no")
     (dropped,) = found.dropped
     assert (dropped.names, dropped.places) == (("Yes", "may\x1b[2Jbe"), (3, 4))
-    assert "'Yes', 'may\\x1b[2Jbe'; almost the same as 'yes'" in found.left_out_text()
+    assert "'Yes' (almost the same as 'yes'), 'may\\x1b[2Jbe')" in found.left_out_text()
     path = tmp_path / "data.csv"
     with pytest.raises(DataError, match=r"not in the label list \(lines 3, 4: 'Yes'"):
         prepare_simulation(DataSettings(source=str(path), labels=("yes", "no")), 1)
+
+
+@pytest.mark.parametrize("known", [0, 4, 40])
+@pytest.mark.parametrize("texts", [3, 30])
+@pytest.mark.parametrize("length", [1, 20])
+def test_texts_in_the_place_of_labels_are_not_shown(
+    tmp_path: Path, known: int, texts: int, length: int
+) -> None:
+    """Columns that were swapped: owners send such lines to others."""
+    rows = ["a,yes"] * known + [f"no,{'zq7 ' * length}{n}" for n in range(texts)]
+    found = reading(tmp_path / "a.csv", "\n".join(("text,label", *rows)), labels=("yes", "no"))
+    said = found.left_out_text()
+    assert f"{texts} of {known + texts} records" in said
+    few = texts == 3 and length == 1 and known > texts  # a label or two that are misspelled
+    assert ("zq7" in said) == few
+
+
+def test_few_short_labels_are_named_though_no_record_has_a_known_one(tmp_path: Path) -> None:
+    content = "text,label\n" + "a,pos\nb,neg\n" * 3
+    found = reading(tmp_path / "a.csv", content, labels=("positive", "negative"))
+    assert "(lines 2, 3, 4, 5, 6, 7: 'pos', 'neg')" in found.left_out_text()
 
 
 @pytest.mark.parametrize("true", [True, "True", "TRUE", "true"])
@@ -255,6 +276,7 @@ def test_odd_labels_are_hinted_at() -> None:
     assert "'Very good', 'very  good'" in near
     assert single.startswith("3 of 5 labels have one text only")
     assert label_hints(["a", "a", "b", "b"]) == ()
+    assert "zq7" not in label_hints([f"zq7 {n}" for n in range(11)])[0]
 
 
 # Encodings

@@ -167,7 +167,8 @@ def test_any_whole_number_is_one_label(number: int) -> None:
 
 BAD_CSV: dict[str, tuple[str | bytes, str]] = {
     "no column": ("text,labels,id\na,1,2\n",
-                  "no column 'label'; did you mean 'labels'? there are: text, labels, id"),
+                  "no column 'label'; did you mean 'labels'? there are: text, labels, id; "
+                  "name it with --label NAME"),
     "twice": ("text,label,label\na,1,2\n", "column 'label' is there twice"),
     "empty text": (f"text,label\n{SECRET},1\n  ,0\n", "data.csv: 1 of 2 records"),
     "blank lines count": (f"text,label\n\n{SECRET},1\n\n,0\n", "not a text (line 5)"),
@@ -270,7 +271,9 @@ def test_the_mark_of_each_file_of_a_folder_says_its_encoding(tmp_path: Path) -> 
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    assert "no such file, folder or asset; see `fedaipc assets list`" in refused("nowhere.csv")
+    assert "no such file, folder or asset; see `fedaipc assets list`" in refused("nowhere")
+    for name in ("nowhere.csv", "no-folder/texts"):
+        assert refused(name).endswith(f"{name}: no such file or folder")
     assert "did you mean sentiment-4?" in refused("sentiment4")
     assert "unknown kind of file (known: .csv" in refused(written(tmp_path / "data.xlsx", "a"))
     assert "cannot be read" in refused("x" * 5000)
