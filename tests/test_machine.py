@@ -114,7 +114,7 @@ def test_a_pc_rests_while_its_unit_is_short_of_memory(groups: Groups) -> None:
     from fedaipc.client.availability import Availability
 
     available = Availability(AvailabilitySettings(low_priority=False, min_free_gib=2.0))
-    assert available() == "only 1.0 GiB of memory are free"
+    assert available() == "only 1.0 GiB of memory are free, and min_free_gib in owner.toml is 2"
 
 
 def test_affinity_counts(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,12 @@ class Availability:
         if self._settings.only_on_mains and _on_battery():
             return "on battery"
         free = machine.memory_available() / 2**30
-        if free < self._settings.min_free_gib:
-            return f"only {free:.1f} GiB of memory are free"
+        least = self._settings.min_free_gib
+        if free < least:
+            return (
+                f"only {free:.1f} GiB of memory are free, and min_free_gib in owner.toml is "
+                f"{least:g}"
+            )
         most = self._settings.max_load
         if most is not None:
             others = self.others_load()

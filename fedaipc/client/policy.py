@@ -22,38 +22,36 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
     Rounds are counted as attempts: each is charged, and a coordinator may need or want them all.
     """
     model, training = job.model, job.training
-    faults = {
-        "max_rounds": job.max_attempts > policy.max_rounds,
-        "max_local_steps": training.local_steps > policy.max_local_steps,
-        "max_length": model.max_length > policy.max_length,
-        "bits": terms.bits not in policy.bits,
+    faults = {"bits": terms.bits not in policy.bits}
+    asked: dict[str, float] = {
+        "max_rounds": job.max_attempts,
+        "max_local_steps": training.local_steps,
+        "max_length": model.max_length,
     }
     if terms.sealed:
         bounds = terms.thresholds
-        faults |= {
-            "min_sum": bounds.least < policy.min_sum,
-            "min_colluding": bounds.colluding < policy.min_colluding,
-            "min_threshold": bounds.shares < policy.min_threshold * bounds.count,
-            "max_share": terms.largest_share(own) > policy.max_share,
+        asked |= {
+            "min_sum": bounds.least,
+            "min_colluding": bounds.colluding,
+            "min_threshold": bounds.shares / bounds.count,
+            "max_share": terms.largest_share(own),
         }
     else:
         faults["allow_plain_updates"] = not policy.allow_plain_updates
     if not isinstance(job.privacy, DPSGD):
         faults["allow_not_private"] = not policy.allow_not_private
     else:
-        faults |= {
-            "max_clip_norm": job.privacy.clip_norm > policy.max_clip_norm,
-            "min_noise": job.privacy.multiplier < policy.min_noise,
+        asked |= {
+            "max_clip_norm": job.privacy.clip_norm,
+            "min_noise": job.privacy.multiplier,
+            "max_epsilon": charged_epsilon(job.schedule, job.max_attempts, ledger.order),
         }
-        epsilon = charged_epsilon(job.schedule, job.max_attempts, ledger.order)
-        faults["max_epsilon"] = epsilon > policy.max_epsilon
         if job.privacy.distributed:
             # Over the PC's life: the ledger's budget does not count this.
             before = [c.schedule for c in ledger.charges if c.run != job.run and c.schedule.private]
             wanted = job.schedule.times(job.max_attempts)
-            local = local_epsilon([*before, wanted], job.privacy.delta)
             faults["allow_distributed_noise"] = not policy.allow_distributed_noise
-            faults["max_local_epsilon"] = local > policy.max_local_epsilon
+            asked["max_local_epsilon"] = local_epsilon([*before, wanted], job.privacy.delta)
         if job.privacy.unit != ledger.unit:
             raise PrivacyError(
                 f"the job promises something per {job.privacy.unit}; this PC's ledger counts per "
@@ -67,3 +65,10 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
     for key, broken in faults.items():
         if broken:
             raise PrivacyError(f"the job asks for more than policy.{key} in owner.toml allows")
+    for key, value in asked.items():
+        limit = getattr(policy, key)
+        if not (value <= limit if key.startswith("max_") else value >= limit):
+            raise PrivacyError(
+                f"the job asks for more than policy.{key} in owner.toml allows (the job: "
+                f"{value:.6g}, the policy: {limit:.6g})"
+            )

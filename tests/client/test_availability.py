@@ -68,6 +68,7 @@ def test_it_rests_while_its_texts_are_not_there(tmp_path: Path) -> None:
 def test_it_rests_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     free = SimpleNamespace(available=3 * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    assert work(min_free_gib=4.0)() == "only 3.0 GiB of memory are free"
+    said = "only 3.0 GiB of memory are free, and min_free_gib in owner.toml is 4"
+    assert work(min_free_gib=4.0)() == said
     assert work(min_free_gib=2.0)() is None
     assert work()() is None

@@ -351,6 +351,8 @@ def test_each_rule_of_the_owner_refuses_alone_and_is_named(
     owner(member, policy={**others, key: forbids})
     assert refused(ask_member(**changes))
     assert re.findall(r"policy\.(\w+)", caplog.text) == [key]
+    if isinstance(forbids, float):
+        assert re.search(rf"\(the job: [\d.e+]+, the policy: {forbids:.6g}\)", caplog.text)
     assert (member / LEDGER_FILE).read_bytes() == before
     assert touched == []
     owner(member, policy={**others, key: allows})
