@@ -68,7 +68,9 @@ def issue(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="certificate.json", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="certificate.json, or its folder", show_default=False)
+    ],
     key: Annotated[
         str | None,
         typer.Option(help="fingerprint of the key that must have signed, as you were told it"),
@@ -85,6 +87,7 @@ def verify(
     from fedaipc.certificate.document import Certificate
     from fedaipc.secagg.keys import fingerprint, read_fingerprint
 
+    file = file / JSON_FILE if file.is_dir() else file
     certificate = Certificate.load(file)
     signer = fingerprint(bytes.fromhex(certificate.signer))
     found: list[Finding] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +32,10 @@ def predict(
     """
     from fedaipc.model.export import Exported
 
+    (name,) = texts if texts is not None and len(texts) == 1 else [""]
+    if os.path.isfile(name):  # noqa: PTH113 - which never raises
+        command = f"fedaipc predict {shlex.quote(str(run))} < {shlex.quote(name)}"
+        raise DataError(f"{name}: is a file; `{command}` classifies its lines")
     folder = run / "model"
     if not folder.is_dir():
         if (run / RESULTS_FILE).is_file():

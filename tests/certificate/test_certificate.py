@@ -488,6 +488,9 @@ def test_an_audit_of_the_same_schedule_goes_into_a_certificate(
     (tmp_path / "none.json").write_text("{}")
     assert "is not what" in refused(fedaipc(*words, tmp_path / "none.json"), 15)
     assert "gone.json: no such file" in refused(fedaipc(*words, tmp_path / "gone.json"), 15)
+    verify = ("privacy", "certificate", "verify")
+    assert "signed by" in fedaipc(*verify, tmp_path / "c").out
+    assert "certificate.json: no such file" in refused(fedaipc(*verify, tmp_path), 15)
 
 
 @pytest.mark.parametrize(

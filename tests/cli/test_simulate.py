@@ -243,6 +243,9 @@ def test_texts_on_stdin_are_classified_line_by_line(
     monkeypatch.setattr("sys.stdin", io.StringIO(many))
     lines = fedaipc("predict", "out/run").out.splitlines()
     assert [line.split("\t")[2] for line in lines] == many.split("\n")[:130]
+    Path("some texts.csv").write_text(many)
+    said = "`fedaipc predict out/run < 'some texts.csv'` classifies its lines"
+    assert said in fedaipc("predict", "out/run", "some texts.csv").err
     monkeypatch.setattr("sys.stdin", io.StringIO("\n\n"))
     assert "no text to classify" in fedaipc("predict", "out/run").err
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
