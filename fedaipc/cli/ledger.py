@@ -80,8 +80,9 @@ def verify(
 
     A ledger is "good" if it is signed by the PC in whose folder it lies, or by the key that
     --key names. Otherwise it is at most "consistent", which anybody can forge. Peers remember
-    the last state of each ledger with which they shared a sealed round. Without such a peer,
-    lines that were cut off at the end cannot be noticed.
+    the last state of each ledger with which they shared a sealed round; "remembered by" counts
+    the folders asked that do, its own among them. Without such a peer, lines that were cut off
+    at the end cannot be noticed.
 
     Example: fedaipc privacy ledger verify runs/demo
     """
@@ -121,7 +122,7 @@ def verify(
             word = v.word + ", the last line is incomplete: a crash cut it off" * bool(v.torn)
             good = Alarm(word) if v.problem else word
             lines.append((v.pc, v.lines, v.charges, v.key or "nobody", v.peers, good))
-        columns = ("PC", "lines", "charges", "signed by", "remembered by", "")
+        columns = ("PC", "lines", "charges", "signed by", "remembered by", "verdict")
         make_console().print(Table(columns, lines, words=(0, 3, 5)))
         if any(v.word == "consistent" for v in verdicts):
             say(
@@ -192,11 +193,13 @@ def _open(path: Path) -> Any:
 
 
 def _row(path: Path) -> dict[str, Any]:
+    from fedaipc.client.peer_heads import pc_name
+
     opened = _open(path)
     clean = not opened.unprotected
     prv = _prv(opened.schedules, opened.delta)
     return {
-        "pc": path.resolve().parent.name,
+        "pc": pc_name(path.parent),
         "charges": len(opened.charges),
         "unprotected": opened.unprotected,
         "charged": opened.spent_epsilon() if clean else None,

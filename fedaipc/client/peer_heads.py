@@ -8,12 +8,15 @@ its own record of rounds, and its peers (secagg/SPEC.md, M31). So the promise re
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedaipc import bounds, strict_json
+from fedaipc.client.client import OWNER_FILE
 from fedaipc.client.key_store import KeyStore, has_keys, owner_of
-from fedaipc.errors import FedaipcError, LedgerError, os_errors_as
+from fedaipc.config import load_owner
+from fedaipc.errors import ConfigError, FedaipcError, LedgerError, os_errors_as
 from fedaipc.privacy.chain import check_chain, is_whole
 from fedaipc.privacy.ledger import LEDGER_FILE
 from fedaipc.secagg.keys import fingerprint
@@ -67,6 +70,13 @@ class Verdict:
         return "good" if self.known else "consistent"
 
 
+def pc_name(folder: Path) -> str:
+    """Its public name, as its owner.toml has it; the folder's where it has left."""
+    with suppress(ConfigError):
+        return load_owner(folder / OWNER_FILE).name
+    return folder.resolve().name
+
+
 def read_copy(path: Path) -> Copy:
     """The ledger at `path`, as it is; nothing is repaired. Raises LedgerError or SecAggError."""
     *lines, tail = _bytes(path).split(b"\n")
@@ -79,7 +89,7 @@ def read_copy(path: Path) -> Copy:
         lines.append(tail)
     key = owner_of(path.parent)
     owner = None if key is None else key.public
-    return Copy(path.parent.name, str(path), tuple(lines), torn, owner)
+    return Copy(pc_name(path.parent), str(path), tuple(lines), torn, owner)
 
 
 def write_export(copies: Sequence[Copy]) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 
 from fedaipc.client.key_store import KeyStore
 from fedaipc.client.peer_heads import read_copy, write_export
-from fedaipc.config import NoPrivacy, Schedule
+from fedaipc.config import NoPrivacy, OwnerSettings, Schedule, to_toml
 from fedaipc.privacy.chain import key_line, signed_line
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey, fingerprint
@@ -59,6 +59,19 @@ def test_a_whole_ledger_is_verified_and_says_who_signed_it(
     wrong = fedaipc("privacy", "ledger", "verify", two / "b", "--key", key)
     assert wrong.code == 8
     assert "was not signed by" in wrong.err
+
+
+def test_a_pc_is_called_by_its_public_name(fedaipc: Callable[..., Ran], two: Path) -> None:
+    owner = OwnerSettings(
+        name="office-1", source="a.csv", size_class=64, base="minilm-l6", admission="a" * 64
+    )
+    (two / "a" / "owner.toml").write_text(to_toml(owner))
+    (two / "b" / "owner.toml").write_text("damaged")
+    for verb in ("show", "verify"):
+        rows = json.loads(fedaipc("privacy", "ledger", verb, two, "--json").out)
+        assert [row["pc"] for row in rows] == ["office-1", "b"]
+    head = fedaipc("privacy", "ledger", "verify", two).out.splitlines()[0]
+    assert head.split()[-3:] == ["remembered", "by", "verdict"]
 
 
 @pytest.mark.parametrize("what", ["file", "export"])
