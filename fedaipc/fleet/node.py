@@ -164,7 +164,9 @@ class FleetNode:
                 _log.warning("the server refuses with status %d", error.response.status_code)
             except httpx.HTTPError as error:
                 self._node = None  # say immediately that we are back
-                _log.warning("the server cannot be reached: %s", why(error, self._proxy))
+                _log.warning(
+                    "the server cannot be reached (%s); tries again", why(error, self._proxy)
+                )
             except Exception as error:  # noqa: BLE001 - whatever a server answers, or a full disk
                 self._node = None
                 _log.warning("this PC could not continue (%s)", type(error).__name__)

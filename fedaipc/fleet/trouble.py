@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ def why(error: httpx.HTTPError, proxy: httpx.Proxy | None = None) -> str:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _about_certificate(cause.verify_code)
     text = str(error).split("\n", maxsplit=1)[0][:_LONGEST] or type(error).__name__
+    text = re.sub(r"^\[Errno -?\d+\] (\w)", lambda found: found[1].lower(), text)
     if proxy is None:
         return text
     if isinstance(error, httpx.ProxyError):

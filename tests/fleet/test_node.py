@@ -122,6 +122,14 @@ def test_no_answer_of_a_server_ends_it(
     assert not (tmp_path / "promised.bin").exists()
 
 
+def test_a_server_that_is_not_there_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        serve(tmp_path, monkeypatch, [httpx.ConnectError("[Errno 111] Connection refused")])
+    assert "the server cannot be reached (connection refused); tries again" in caplog.text
+
+
 def test_what_a_server_writes_is_no_more_than_text_to_the_owners_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
