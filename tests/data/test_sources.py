@@ -167,8 +167,7 @@ def test_any_whole_number_is_one_label(number: int) -> None:
 
 BAD_CSV: dict[str, tuple[str | bytes, str]] = {
     "no column": ("text,labels,id\na,1,2\n",
-                  "no column 'label'; did you mean 'labels'? there are: text, labels, id; "
-                  "name it with --label NAME"),
+                  "did you mean 'labels'? there are: text, labels, id; name it with --label NAME"),
     "twice": ("text,label,label\na,1,2\n", "column 'label' is there twice"),
     "empty text": (f"text,label\n{SECRET},1\n  ,0\n", "data.csv: 1 of 2 records"),
     "blank lines count": (f"text,label\n\n{SECRET},1\n\n,0\n", "not a text (line 5)"),
