@@ -322,7 +322,7 @@ def _kept_budget(folder: Path, invite: Invite, wanted: float | None) -> float:
         raise AdmissionError(
             f"{path}: this PC's ledger allows epsilon {ledger.lifetime_epsilon:g} for life, and "
             f"the invite advises {invite.lifetime_epsilon:g}: give --epsilon "
-            f"{ledger.lifetime_epsilon:g} if that is what you want, or enroll in a new folder"
+            f"{ledger.lifetime_epsilon:g} if that is what you want"
         )
     return ledger.lifetime_epsilon
 

@@ -35,8 +35,8 @@ def bounded_client(authority: bytes, proxy: httpx.Proxy | None = None) -> httpx.
         context.load_verify_locations(cadata=authority.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
         raise AdmissionError(
-            f"the federation's TLS authority cannot be read ({error}); enroll this PC again, in a "
-            "new folder"
+            f"the federation's TLS authority cannot be read ({error}); run `fedaipc client leave`, "
+            "and enroll again in the same folder"
         ) from None
     inner = httpx.HTTPTransport(verify=context, trust_env=False, proxy=proxy)
     return httpx.Client(

@@ -234,6 +234,10 @@ def test_texts_with_other_labels_than_the_federations_are_no_texts_for_it(
     ran = fedaipc("client", "enroll", letter, "--data", texts, "--name", "pc")
     assert (ran.code, ran.err.count("\n")) == (3, 1)
     assert "no record has a label that the federation trains: 'good', 'bad'" in ran.err
+    swapped = ("--data", texts, "--name", "pc", "--text", "label", "--label", "text")
+    ran = fedaipc("client", "enroll", letter, *swapped)
+    assert "is the label column right?" in ran.err
+    assert "text 1" not in ran.err  # owners send such lines to others
     assert not Path("fedaipc-pc").exists()
 
 

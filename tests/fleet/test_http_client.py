@@ -145,7 +145,7 @@ def test_another_authority_and_tls_1_2_are_refused(liar: Liar, tmp_path: Path) -
 
 def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
     for content in (b"-----BEGIN CERTIFICATE-----\nno\n", b"", b"\xff"):
-        with pytest.raises(AdmissionError, match="enroll this PC again"):
+        with pytest.raises(AdmissionError, match="enroll again in the same folder"):
             bounded_client(content)
 
 
