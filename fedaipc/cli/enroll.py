@@ -215,7 +215,7 @@ def _show(found: Enrolled, folder: Path) -> None:
     )
     say(
         f"this PC's lifetime privacy budget: epsilon {ledger.lifetime_epsilon:g} at delta "
-        f"{ledger.delta:g}, {spent}"
+        f"{ledger.delta:g} per {ledger.unit}, {spent}"
     )
     say(
         f"{request.name} will tell the federation its name, its keys, and that it holds at most "

@@ -51,9 +51,9 @@ def show(folder: Place, as_json: AsJson = False) -> None:
             shown = [Alarm("NOT PRIVATE"), f"{row['lifetime_epsilon']:g}", *["-"] * len(names[2:])]
         else:
             shown = ["-" if row[name] is None else f"{row[name]:.3f}" for name in names]
-        lines.append([row["pc"], row["charges"], *shown, f"{row['delta']:g}"])
-    columns = ("PC", "rounds", "charged", "lifetime", "RDP", "PRV", *local, "delta")
-    make_console().print(Table(columns, lines))
+        lines.append([row["pc"], row["charges"], *shown, f"{row['delta']:g}", row["unit"]])
+    columns = ("PC", "rounds", "charged", "lifetime", "RDP", "PRV", *local, "delta", "per")
+    make_console().print(Table(columns, lines, words=(0, len(columns) - 1)))
 
 
 @app.command()
@@ -208,6 +208,7 @@ def _row(path: Path) -> dict[str, Any]:
         "prv": prv if clean else None,
         "local": opened.local_epsilon(),
         "delta": opened.delta,
+        "unit": opened.unit,
         "order": opened.order,
     }
 

@@ -367,6 +367,18 @@ def test_a_leave_that_was_cut_off_can_be_done_again(
     Ledger(folder / "ledger.jsonl", KeyStore(folder).identity)
 
 
+def test_the_invite_says_what_a_new_ledger_protects_and_it_stays_so(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    folder, whole = tmp_path / "pc", invite.model_copy(update={"unit": "client"})
+    assert enrolled(tmp_path / "other", invite, data).ledger.unit == "record"
+    assert enrolled(folder, whole, data).ledger.unit == "client"
+    leave(folder)
+    with pytest.raises(AdmissionError, match=r"counts per client permanently"):
+        enrolled(folder, invite, data)
+    assert enrolled(folder, whole, data).ledger.unit == "client"
+
+
 def test_a_planted_ledger_is_not_taken_over(tmp_path: Path, invite: Invite, data: Path) -> None:
     """With a budget of 100000 it would allow everything."""
     folder, stranger = tmp_path / "pc", SigningKey()
