@@ -16,10 +16,18 @@ from filelock import FileLock, Timeout
 
 from fedaipc import bounds, strict_json
 from fedaipc.config import NAME
-from fedaipc.errors import OutputError
+from fedaipc.errors import OutputError, RoundError
 from fedaipc.files import write_atomic
 from fedaipc.fleet.ownership import as_server, foreign, server_user, user_name
-from fedaipc.protocol.job_folder import FILES, TEST_FILE, VALIDATION_FILE, read_job
+from fedaipc.protocol.job import Job
+from fedaipc.protocol.job_folder import (
+    FILES,
+    JOB_FILE,
+    TEST_FILE,
+    VALIDATION_FILE,
+    read_job,
+    read_text,
+)
 from fedaipc.protocol.server_folder import STATE_FOLDER, Facts
 from fedaipc.results import RESULTS_FILE, Results
 from fedaipc.secagg.roster import ROSTER_FILE
@@ -52,12 +60,17 @@ def submit(folder: Path, job: Path, name: str) -> Path:
         raise OutputError(f"{job}: cannot be read ({error.strerror})") from None
     target = run_folder(folder, name)
     with as_server(folder):
+        run_id = _run_id(job)
+        for other in (folder / RUNS_FOLDER).glob("*/"):
+            if run_id is not None and _run_id(other) == run_id:
+                raise OutputError(
+                    f"{other}: is the run of this job; to go on, --resume {other.name}; to train "
+                    "again, have the job signed anew"
+                )
         try:
             target.mkdir(parents=True)
         except FileExistsError:
-            raise OutputError(
-                f"{target}: is there already; give another --name, or --resume {name}"
-            ) from None
+            raise OutputError(f"{target}: is another job's; give another --name") from None
         try:
             for file, content in contents.items():
                 (target / file).write_bytes(content)
@@ -68,6 +81,14 @@ def submit(folder: Path, job: Path, name: str) -> Path:
             shutil.rmtree(target, ignore_errors=True)
             raise
     return target
+
+
+def _run_id(folder: Path) -> str | None:
+    """The run that the job in this folder is; None where it cannot be read."""
+    try:
+        return Job.parse(read_text(folder / JOB_FILE)).run
+    except (OutputError, RoundError):
+        return None
 
 
 def _check(run: Path) -> None:

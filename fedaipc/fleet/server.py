@@ -199,7 +199,8 @@ class Server:
         wanted = {run.name: run for run in in_order(self._folder)}
         for name in [name for name in self._runs if name not in wanted]:
             self._runs.pop(name).stop()
-            self._say(f"{name}: halted; `fedaipc server train --resume {name}` goes on")
+            again = f"fedaipc server train --resume {name} --server {self._folder}"
+            self._say(f"{name}: halted; `{again}` goes on")
         for name in sorted(wanted, key=lambda name: name not in self._runs):  # stable
             folder = wanted[name]
             if name not in self._runs and (line := foreign(folder, self._folder)) is not None:

@@ -38,7 +38,9 @@ def wanted(tmp_path: Path, name: str, at: int) -> Path:
     return run
 
 
-def test_runs_go_one_at_a_time_and_first_come_first_served(server: Server, tmp_path: Path) -> None:
+def test_runs_go_one_at_a_time_and_first_come_first_served(
+    server: Server, tmp_path: Path, said: list[str]
+) -> None:
     late, early = wanted(tmp_path, "a", 2000), wanted(tmp_path, "b", 1000)
     server._keep_runs()
     server._keep_runs()
@@ -49,6 +51,7 @@ def test_runs_go_one_at_a_time_and_first_come_first_served(server: Server, tmp_p
     assert (early / "roster.bin").is_file()
     unwant(early)
     server._keep_runs()
+    assert f"--resume b --server {tmp_path / 'acme' / 'server'}`" in " ".join(said)
     assert list(server._runs) == ["a"]
     assert (late / "roster.bin").is_file()
 
