@@ -17,7 +17,7 @@ from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.uploads import Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -76,9 +76,12 @@ class PlainSum:
 class MaskedSum(PlainSum):
     """The coordinator can read the sum alone. Uploads lie in `folder` until it is finished."""
 
-    def __init__(self, groups: Sequence[Terms], folder: Path) -> None:
-        """Raises OutputError."""
+    def __init__(
+        self, groups: Sequence[Terms], folder: Path, name: Callable[[bytes], str] = bytes.hex
+    ) -> None:
+        """`name` is what the log calls a PC. Raises OutputError."""
         super().__init__(groups)
+        self._name = name
         self._store = UploadStore(folder)
         self._aggregators = [Aggregator(terms, self._total) for terms in groups]
         self._aggregator = {pc: a for a in self._aggregators for pc in a.terms.participants}
@@ -99,7 +102,7 @@ class MaskedSum(PlainSum):
 
     def finish(self, ask: Ask) -> None:
         for aggregator in self._aggregators:
-            unmasking = Unmasking(aggregator, self._store, ask)
+            unmasking = Unmasking(aggregator, self._store, ask, self._name)
             # A PC that uploaded a moment ago is likely to be still online.
             first = [pc for pc in self._arrived if pc in aggregator.uploaders]
             rest = [pc for pc in aggregator.terms.participants if pc not in first]

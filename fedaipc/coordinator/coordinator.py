@@ -79,7 +79,7 @@ class _Outcome:
 
 
 class Coordinator:
-    """Runs the rounds that are left, from `checkpoint` on."""
+    """Runs the rounds that are left, from `checkpoint` on. `names`: of all members, in a fleet."""
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class Coordinator:
         validation: Evaluation,
         claims_epsilon: bool,
         on_round: Callable[[RoundResult], None],
+        names: Collection[str] | None = None,
     ) -> None:
         self._folder = folder
         self._settings = settings
@@ -105,7 +106,7 @@ class Coordinator:
         self._exchange: Exchange
         self._membership = Membership(settings.federation, self._job, roster)
         self._participation = Participation(
-            self._membership, checkpoint, roster.members, self._enough
+            self._membership, checkpoint, roster.members, self._enough, names
         )
         self._counters = Counters(folder)
         self._tried: set[bytes] = set()  # those that had the time to try out what is asked
@@ -150,7 +151,7 @@ class Coordinator:
         total = (
             PlainSum(groups)
             if self._job.aggregation.kind == "plain"
-            else MaskedSum(groups, self._folder / _UPLOADS)
+            else MaskedSum(groups, self._folder / _UPLOADS, self._participation.name)
         )
         self._collect(groups, number, total, outcome)
         collected = time.monotonic()
@@ -263,7 +264,7 @@ class Coordinator:
             asked = sum(len(terms.participants) for terms in found)
             if asked and asked >= self._federation.min_clients:
                 return found
-            least = f"{asked} are there, federation.min_clients = {self._federation.min_clients}"
+            least = f"{asked}, and federation.min_clients = {self._federation.min_clients}"
             reason = reasons[0] if reasons else least
         if self._may_skip(attempt):  # the next attempt draws others
             self._counters.advance(attempt=attempt)
@@ -300,9 +301,15 @@ class Coordinator:
         """The groups of those that are `there`, and why the others cannot be."""
         members, vector = self._membership.members, self._checkpoint.vector
         vector_hash, found, reasons = hash_vector(vector), [], []
+        everybody = len(self._roster.members)
         for group in self._roster.groups(attempt, self._job.cohort):
             bundles = [members[pc].bundle for pc in group if pc in there]
             try:
+                least = job_thresholds(self._job, everybody, len(group), len(group)).least
+                if len(bundles) < least:
+                    drawn = "" if len(group) == everybody else " that were drawn"
+                    reasons.append(f"{len(bundles)} of {len(group)}{drawn}, and {least} are needed")
+                    continue
                 terms = make_terms(
                     self._signed, self._roster, attempt, group, bundles, vector_hash, len(vector)
                 )

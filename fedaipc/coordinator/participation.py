@@ -33,7 +33,7 @@ class Participation:
     """Over one run of the coordinator; what must outlive it is in the checkpoint.
 
     `everybody` are all members of the federation; `enough` says of a set of PCs whether a sum could
-    be unmasked if all of them took part.
+    be unmasked if all of them took part. `names` are those of all members, in a fleet.
     """
 
     def __init__(
@@ -42,8 +42,9 @@ class Participation:
         kept: Checkpoint,
         everybody: Collection[bytes],
         enough: Callable[[Collection[bytes]], bool],
+        names: Collection[str] | None,
     ) -> None:
-        self._membership, self._kept = membership, kept
+        self._membership, self._kept, self._names = membership, kept, names
         self._everybody, self._enough = set(everybody), enough
         self._exhausted: set[bytes] = set()
         self._refused: set[bytes] = set()
@@ -87,7 +88,7 @@ class Participation:
 
     def refuse(self, pc: bytes, word: str) -> None:
         """A PC declines: permanently, except for `UNABLE`."""
-        _log.warning("%s does not take part (%s); its own log says why", self._name(pc), word)
+        _log.warning("%s does not take part (%s); its own log says why", self.name(pc), word)
         self._not_now[pc] = "cannot take part now; its log says why"
         if word == EXHAUSTED:
             self._exhausted.add(pc)
@@ -128,7 +129,7 @@ class Participation:
         _let_rest(self._kept.failures, pcs, seconds)
         for pc in pcs:
             count = self._kept.failures[pc][0]
-            _log.warning("%s did not do its part in %s", self._name(pc), _attempts(count))
+            _log.warning("%s did not do its part in %s", self.name(pc), _attempts(count))
 
     @property
     def charged(self) -> int:
@@ -137,7 +138,7 @@ class Participation:
 
     def too_few(self, reason: str) -> RoundError | BudgetExhausted:
         """What to raise where no sum could be unmasked: nobody was charged for finding out."""
-        members = self._membership.members
+        in_fleet = self._names is not None
         if self._refused >= self._everybody:
             return RunOver(
                 "every PC refuses this job: it breaks its owner's rules or is not for this PC's "
@@ -150,12 +151,23 @@ class Participation:
                 "noise: the lifetime budgets of the others (federation.lifetime_epsilon) are "
                 "spent; the last checkpoint stands"
             )
-        if not members:
+        if not self._membership.members and not in_fleet:
             return RoundError("no PC can take part: start at least one, and look into its log")
-        return RoundError(
-            f"too few PCs take part, and none was charged: {reason}{self._who()}; start more PCs, "
-            "or solve what their logs name, and continue with --resume"
+        remedy = (
+            "it goes on by itself when more do"
+            if in_fleet
+            else "solve what their logs name, and continue with --resume"
         )
+        return RoundError(
+            f"too few PCs take part, and none was charged: {reason}{self._away()}{self._who()}; "
+            f"{remedy}"
+        )
+
+    def _away(self) -> str:
+        """Those that have not answered since the keys were last asked for, by name."""
+        there = {member.name for member in self._membership.members.values()}
+        away = _first(sorted(set(self._names or ()) - there))
+        return f"; not there: {', '.join(away)}" if away else ""
 
     def _who(self) -> str:
         """Those that are there and left out, by name."""
@@ -163,27 +175,23 @@ class Participation:
         why = dict.fromkeys(self._kept.banned, "was proved wrong")
         for pc, (count, until) in failures.items():
             if until > now:
-                back = datetime.fromtimestamp(until, UTC)
-                why[pc] = (
-                    f"did not do its part in {_attempts(count)} and rests until {back:%H:%M} UTC"
-                )
+                why[pc] = f"did not do its part in {_attempts(count)} and {_rests(until)}"
         for pc, (count, until) in self._missed.items():
             if until > now and count > 1:
-                why.setdefault(pc, f"did not answer {count} times and rests")
+                why.setdefault(pc, f"did not answer {count} times and {_rests(until)}")
         why |= dict.fromkeys(self._membership.late(), "has keys that end soon")
         why |= self._not_now
         why |= dict.fromkeys(self._exhausted, "has spent its budget")
         why |= dict.fromkeys(self._refused, "refuses the job; its log says why")
         lines = sorted(
-            f"{self._name(pc)} {reason}"
+            f"{self.name(pc)} {reason}"
             for pc, reason in why.items()
             if pc in self._membership.members
         )
-        if len(lines) > _MAX_NAMED:
-            lines = [*lines[:_MAX_NAMED], f"{len(lines) - _MAX_NAMED} more"]
-        return "".join(f"; {line}" for line in lines)
+        return "".join(f"; {line}" for line in _first(lines))
 
-    def _name(self, pc: bytes) -> str:
+    def name(self, pc: bytes) -> str:
+        """For people: its public name, or the beginning of its key where that is not known."""
         member = self._membership.members.get(pc)
         return pc.hex()[:16] if member is None else member.name
 
@@ -201,3 +209,13 @@ def _let_rest(
 
 def _attempts(count: int) -> str:
     return f"{count} void attempts" if count > 1 else "a void attempt"
+
+
+def _rests(until: float) -> str:
+    return f"rests until {datetime.fromtimestamp(until, UTC):%H:%M} UTC"
+
+
+def _first(lines: list[str]) -> list[str]:
+    """As many as fit into one line for people."""
+    more = len(lines) - _MAX_NAMED
+    return [*lines[:_MAX_NAMED], f"{more} more"] if more > 0 else lines

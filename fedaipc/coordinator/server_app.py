@@ -57,7 +57,7 @@ from fedaipc.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from fedaipc.protocol.job import Job
     from fedaipc.secagg.roster import Roster
@@ -95,9 +95,16 @@ def _print_event(result: RoundResult) -> None:
 
 
 def run_job(
-    grid: Grid, folder: Path, engine: Engine, on_round: Callable[[RoundResult], None]
+    grid: Grid,
+    folder: Path,
+    engine: Engine,
+    on_round: Callable[[RoundResult], None],
+    names: Collection[str] | None = None,
 ) -> None:
-    """Run or continue the job in `folder`; leaves results.json, checkpoint and model there."""
+    """Run or continue the job in `folder`; leaves results.json, checkpoint and model there.
+
+    `names` are those of all members, in a fleet.
+    """
     clock = time.monotonic()
     settings = load_settings(folder / CONFIG_FILE)
     signed, roster = read_job(folder)
@@ -131,6 +138,7 @@ def run_job(
         validation=validation,
         claims_epsilon=job.privacy.private and not results.not_private,
         on_round=report,
+        names=names,
     )
     try:
         coordinator.run(grid)

@@ -36,7 +36,9 @@ class Unmasking:
     `disputes` pairs of which one is wrong; `silent` members gave no useful answer when asked.
     """
 
-    def __init__(self, aggregator: Aggregator, store: UploadStore, ask: Ask) -> None:
+    def __init__(
+        self, aggregator: Aggregator, store: UploadStore, ask: Ask, name: Callable[[bytes], str]
+    ) -> None:
         self.blamed: set[bytes] = set()
         self.silent: set[bytes] = set()
         self.disputes: set[tuple[bytes, bytes]] = set()
@@ -44,6 +46,7 @@ class Unmasking:
         self._terms = aggregator.terms
         self._store = store
         self._ask = ask
+        self._name = name
 
     def run(self, members: Sequence[bytes]) -> None:
         """Remove the group's masks from the sum; asks `members` in this order.
@@ -98,8 +101,8 @@ class Unmasking:
             if not isinstance(said, Agreement):
                 if said.uploader in self._aggregator.uploaders:
                     _log.warning(
-                        "PC %s says of PC %s: %s",
-                        member.hex()[:16], said.uploader.hex()[:16], said.reason.text,
+                        "%s says of %s: %s",
+                        self._name(member), self._name(said.uploader), said.reason.text,
                     )  # fmt: skip
                     complaints[said.uploader] += 1
                     self.disputes.add((member, said.uploader))
@@ -154,7 +157,7 @@ class Unmasking:
                     answer = read(member, decode_answer(records))
                 except (SecAggError, EncodingError) as error:
                     # No ban: an answer is not signed as a whole. Others answer in its place.
-                    _log.warning("PC %s: %s", member.hex()[:16], error)
+                    _log.warning("%s: %s", self._name(member), error)
                     if member not in due:
                         self.silent.discard(member)
                     continue

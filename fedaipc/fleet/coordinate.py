@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from fedaipc import parent_watch, strict_json
-from fedaipc.errors import BudgetExhausted, EngineError, FedaipcError, RoundError, RunOver
+from fedaipc.errors import (
+    AdmissionError,
+    BudgetExhausted,
+    EngineError,
+    FedaipcError,
+    RoundError,
+    RunOver,
+)
 from fedaipc.fleet.runs import RUNNING_FILE, clear_why, tell_why, unwant
 from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
+from fedaipc.protocol.server_folder import Nodes
 from fedaipc.results import LOCK_FILE
 from fedaipc.stopping import STOPPED, Stop, signals
 from fedaipc.terminal import log_to_stderr
@@ -72,7 +80,15 @@ def _run(folder: Path, state: Path, stop: Stop) -> None:
     address = strict_json.load(state / RUNNING_FILE)["superlink"]
     secret = (state / SECRET_FILE).read_bytes()
     with FleetGrid(address, secret, state / UPLOAD_FILE, stop.is_set) as grid:
-        run_job(grid, folder, "fleet", partial(_tell, folder))
+        run_job(grid, folder, "fleet", partial(_tell, folder), _names(state.parent))
+
+
+def _names(server: Path) -> list[str]:
+    """Of all members; none while the list is being copied."""
+    try:
+        return [node.name for node in Nodes.load(server).nodes]
+    except AdmissionError:
+        return []
 
 
 def _tell(folder: Path, result: RoundResult) -> None:

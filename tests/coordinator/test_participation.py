@@ -380,6 +380,24 @@ def test_a_run_that_waits_uses_up_no_attempt_and_gets_new_keys(tmp_path: Path, p
     assert run(tmp_path, members).error is None
 
 
+def test_a_fleet_that_waits_names_who_is_not_there(tmp_path: Path, pcs: Pcs) -> None:
+    """It goes on by itself: nobody has to resume it."""
+    members = pcs(4)
+    ran = fakes.run(tmp_path, FakeGrid(members[:2]), members=members[2:], fleet=True)
+    assert str(ran.error) == (
+        "too few PCs take part, and none was charged: 2 of 4, and 3 are needed; "
+        "not there: pc-2, pc-3; it goes on by itself when more do"
+    )
+    ran = fakes.run(tmp_path, FakeGrid([]), members=members, fleet=True)
+    assert "0 of 4, and 3 are needed; not there: pc-0, pc-1, pc-2, pc-3;" in str(ran.error)
+    many = pcs(9)
+    ran = fakes.run(tmp_path / "many", FakeGrid(many[:2]), members=many[2:], fleet=True)
+    assert "not there: pc-2, pc-3, pc-4, pc-5, pc-6, 2 more;" in str(ran.error)
+    changes = ("federation.fraction=0.4",)
+    ran = fakes.run(tmp_path / "few", FakeGrid(many[:1]), *changes, members=many[1:], fleet=True)
+    assert " of 4 that were drawn, and 3 are needed" in str(ran.error)
+
+
 def test_a_draw_that_too_few_answer_is_drawn_anew(tmp_path: Path, pcs: Pcs) -> None:
     """Each attempt of a fraction asks others; the ones of a draw may be gone for good."""
     members = pcs(9)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -315,7 +316,9 @@ def wrong_checks(upload: Upload, places: list[int]) -> Upload:
     return dataclasses.replace(upload, header=header, checks=tuple(checks))
 
 
-def test_a_dealer_of_whom_many_complain_is_left_out_and_named(tmp_path: Path, pcs: Pcs) -> None:
+def test_a_dealer_of_whom_many_complain_is_left_out_and_named(
+    tmp_path: Path, pcs: Pcs, caplog: pytest.LogCaptureFixture
+) -> None:
     """M19, M20."""
     members = pcs(10)
     liar = members[3]
@@ -326,6 +329,7 @@ def test_a_dealer_of_whom_many_complain_is_left_out_and_named(tmp_path: Path, pc
         (9, False, ("pc-3",)), (9, False, ()),
     ]  # fmt: skip
     assert len(liar.asked) == 1
+    assert re.search(r"pc-\d says of pc-3: its encrypted shares cannot be read", caplog.text)
 
 
 def test_a_pc_that_was_left_out_stays_out_when_the_coordinator_starts_again(

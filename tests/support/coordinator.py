@@ -221,7 +221,13 @@ def roster_of(members: Iterable[FakePc], version: int = 1) -> Roster:
     )  # fmt: skip
 
 
-def run(folder: Path, grid: FakeGrid, *changes: str, members: Iterable[FakePc] = ()) -> Ran:
+def run(
+    folder: Path,
+    grid: FakeGrid,
+    *changes: str,
+    members: Iterable[FakePc] = (),
+    fleet: bool = False,
+) -> Ran:
     """Run a job over the PCs of the grid; what is left, with the error that ended it.
 
     `members` are on the list too but not connected.
@@ -245,6 +251,7 @@ def run(folder: Path, grid: FakeGrid, *changes: str, members: Iterable[FakePc] =
         validation=ruler,
         claims_epsilon=True,
         on_round=rounds.append,
+        names=[pc.name for pc in everybody] if fleet else None,
     )
     error = None
     try:
