@@ -65,7 +65,7 @@ def submit(folder: Path, job: Path, name: str) -> Path:
             if run_id is not None and _run_id(other) == run_id:
                 raise OutputError(
                     f"{other}: is the run of this job; to go on, --resume {other.name}; to train "
-                    "again, have the job signed anew"
+                    "again, have the job signed again"
                 )
         try:
             target.mkdir(parents=True)

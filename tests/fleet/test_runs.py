@@ -69,7 +69,7 @@ def test_a_job_has_one_run_under_whatever_name(
     job, anew = (_job(tmp_path / name, run) for name, run in (("job", "0"), ("anew", "1")))
     submit(server, job, "first")
     for name in ("first", "second"):
-        with pytest.raises(OutputError, match=r"to go on, --resume first; .* signed anew"):
+        with pytest.raises(OutputError, match=r"to go on, --resume first; .* signed again"):
             submit(server, job, name)
     with pytest.raises(OutputError, match="is another job's; give another --name"):
         submit(server, anew, "first")
