@@ -34,7 +34,7 @@ def sign(
     from fedaipc.config import load_settings
     from fedaipc.federation.federation import Federation
     from fedaipc.federation.jobs import sign_job
-    from fedaipc.privacy.budget import local_epsilon, planned_epsilon
+    from fedaipc.privacy.budget import early_end, local_epsilon, planned_epsilon
     from fedaipc.protocol.job_folder import read_facts
     from fedaipc.report.progress import WarmUpBar
 
@@ -52,8 +52,12 @@ def sign(
     if job.privacy.private:
         say(
             f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
-            f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it"
+            f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it, and so do PCs whose "
+            "invite had another delta"
         )
+        lifetime = settings.federation.lifetime_epsilon
+        if line := early_end(job.schedule, job.rounds, lifetime):
+            say(line)
         if job.schedule.local != job.schedule:
             local = local_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
             say(

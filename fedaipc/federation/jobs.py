@@ -14,6 +14,7 @@ from fedaipc.errors import AdmissionError, os_errors_as
 from fedaipc.model.base import copy_base, with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
+from fedaipc.privacy.budget import check_delta, filter_order
 from fedaipc.protocol.job import Job, SignedJob, make_job
 from fedaipc.protocol.job_folder import write_job
 from fedaipc.protocol.round_terms import check_noise, check_secagg
@@ -45,7 +46,11 @@ def sign_job(
     settings = _for_members(settings, len(members))
     held_back = prepare_held_back(settings.data)
     settings = for_labels(settings, held_back.labels)
-    check_secagg(settings)
+    check_secagg(settings, "admit more PCs: `fedaipc federation admit`")
+    classes = [member.size_class for member in members]
+    privacy = settings.privacy
+    if privacy.private:  # as each PC will
+        check_delta(privacy.delta, privacy.unit, public_class=max(classes), clients=len(members))
     before = check_model(settings, held_back)
     settings, warm_up = warm_base(settings, held_back, on_warm_up)
     classifier = before if warm_up is None else Classifier(settings.model, held_back.labels)
@@ -54,10 +59,12 @@ def sign_job(
         held_back.labels,
         classifier.layout.hash,
         secrets.token_hex(8),
-        [member.size_class for member in members],
+        classes,
         federation.roster_version,
     )
     check_noise(job, classifier.layout.size)
+    if job.privacy.private:  # the coordinator would refuse a budget for not a single round
+        filter_order(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
     reasons = ['privacy.kind = "none": neither clip nor noise'] if not job.privacy.private else []
     with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)

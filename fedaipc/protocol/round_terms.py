@@ -83,10 +83,16 @@ def job_thresholds(job: Job, members: int, group: int, count: int) -> Thresholds
     return _thresholds(job.aggregation, job.cohort, job.max_attempts, members, group, count)
 
 
-def check_secagg(settings: Settings) -> Thresholds:
+_ASK_MORE = (
+    "ask more PCs (three at least), or send updates that the server can read: "
+    'aggregation.kind = "plain", for which simulate asks for --insecure-plain-updates'
+)
+
+
+def check_secagg(settings: Settings, remedy: str = _ASK_MORE) -> Thresholds:
     """The thresholds of the smallest group of a job with these settings.
 
-    Raises ConfigError where a round has too few PCs for secure aggregation.
+    Raises ConfigError, with the `remedy`, where a round has too few PCs for secure aggregation.
     """
     federation = settings.federation
     if not isinstance(settings.aggregation, SecAgg):
@@ -98,10 +104,7 @@ def check_secagg(settings: Settings) -> Thresholds:
     try:
         return _thresholds(settings.aggregation, cohort, attempts, federation.clients, group, asked)
     except SecAggError as error:
-        raise ConfigError(
-            f"{error}; ask more PCs (three at least), or send updates that the server can read: "
-            'aggregation.kind = "plain", for which simulate asks for --insecure-plain-updates'
-        ) from None
+        raise ConfigError(f"{error}; {remedy}") from None
 
 
 def honest_in_sums(settings: Settings) -> int:

@@ -49,8 +49,8 @@ class Thresholds:
             raise SecAggError("at least one colluding PC must be tolerated")
         if not max(MIN_PCS, self.colluding + 2) <= self.least <= self.count:
             raise SecAggError(
-                f"{self.count} PCs take part, of which {self.colluding} may collude: a sum of "
-                f"{self.least} cannot be reached, or does not hide a single PC"
+                f"too few PCs take part ({self.count}, of which {self.colluding} may collude): a "
+                f"sum of {self.least} cannot be reached, or does not hide a single PC"
             )
         if not 2 * self.shares > self.count + self.colluding or self.shares > self.count:
             raise SecAggError(

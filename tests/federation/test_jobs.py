@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fedaipc.config import DPSGD, SecAgg, settings_from, to_toml
-from fedaipc.errors import AdmissionError, ConfigError, DataError, OutputError, SecAggError
+from fedaipc.errors import (
+    AdmissionError,
+    ConfigError,
+    DataError,
+    OutputError,
+    PrivacyError,
+    SecAggError,
+)
 from fedaipc.federation.federation import Federation
 from fedaipc.federation.jobs import hand_out_base, sign_job
 from fedaipc.model.base import base_hash, weights_bytes
@@ -18,6 +26,7 @@ from fedaipc.privacy.accountant import epsilon_rdp
 from fedaipc.protocol.enrollment import Request
 from fedaipc.protocol.job_folder import FILES, read_facts, read_job
 from fedaipc.secagg.keys import SigningKey
+from tests.support.commands import refused
 from tests.support.node_keys import node_key
 from tests.support.tiny_models import shared_folder
 
@@ -108,8 +117,34 @@ def test_signing_says_what_a_job_costs_at_worst(
     assert worst > epsilon_rdp([job.schedule.times(job.rounds)], job.privacy.delta)
     assert (
         f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
-        f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it"
+        f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it, and so do "
+        "PCs whose invite had another delta"
     ) in " ".join(ran.out.split())
+
+
+def test_signing_says_when_pcs_will_decline(
+    tmp_path: Path, federation: Federation, settings: Settings, fedaipc: Callable[..., Ran]
+) -> None:
+    (tmp_path / "job.toml").write_text(to_toml(settings))
+    sign = ("federation", "sign", "job.toml", "--federation", "acme", "--set")
+    ran = fedaipc(*sign, "federation.lifetime_epsilon=6", "--out", "first")
+    line = re.search(
+        r"PCs will decline after 1 of 3 rounds: federation.lifetime_epsilon is 6", ran.out
+    )
+    assert line, ran.out
+    assert "decline" not in fedaipc(*sign, "federation.lifetime_epsilon=9", "--out", "second").out
+    ran = fedaipc(*sign, "federation.lifetime_epsilon=0.1", "--out", "third")
+    assert "does not cover a single round" in refused(ran, 6)
+    assert not Path("third").exists()
+
+
+def test_a_delta_that_the_largest_pc_refuses_is_not_signed(
+    tmp_path: Path, federation: Federation, settings: Settings
+) -> None:
+    privacy = DPSGD(epsilon=8.0, delta=5e-4)  # for a class of 128 it would do
+    with pytest.raises(PrivacyError, match="too large for size class 256"):
+        sign_job(federation, settings.model_copy(update={"privacy": privacy}), tmp_path / "first")
+    assert not (tmp_path / "first").exists()
 
 
 def test_a_changed_job_is_refused(
@@ -151,7 +186,7 @@ def test_nothing_is_left_of_a_job_that_cannot_be_signed(
     with pytest.raises(DataError, match=r"data\.test is not given: a real federation"):
         sign_job(federation, settings.model_copy(update={"data": data}), tmp_path / "first")
     federation.revoke("pc-1")
-    with pytest.raises(ConfigError, match="ask more PCs"):
+    with pytest.raises(ConfigError, match=r"; admit more PCs: `fedaipc federation admit`$"):
         sign_job(federation, settings, tmp_path / "first")
     for name in ("pc-2", "pc-3"):
         federation.revoke(name)
