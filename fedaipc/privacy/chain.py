@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 VERSION = 2
 _LABEL, _SUCCESSOR, _KEY_BYTES = b"fedaipc ledger", b"fedaipc successor", 32
 _LINE_BYTES = 4096
-RESTORE = "restore a backup made after this PC's last training round"
+RESTORE = "put the newest copy back, if there is one; otherwise see docs/how-to/back-up.md"
 
 
 class Signer(Protocol):
