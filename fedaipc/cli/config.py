@@ -103,7 +103,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         say(f"{NOT_SEALED} (simulate asks for --insecure-plain-updates)")
     else:
         say(
-            f"sealed: no sum of fewer than {bounds.least} PCs is unmasked; {bounds.colluding} of "
+            f"sealed, for {settings.federation.clients} PCs (federation.clients): no sum of fewer "
+            f"than {bounds.least} PCs is unmasked; {bounds.colluding} of "
             f"{bounds.count} may be on the server's side, {bounds.shares} must answer to the end"
         )
     mechanism = once.mechanism

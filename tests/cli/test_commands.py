@@ -184,7 +184,7 @@ def test_config_check_says_what_is_sealed_and_refuses_what_cannot_be(
     fedaipc: Callable[..., Ran],
 ) -> None:
     assert (
-        "no sum of fewer than 14 PCs is unmasked; 2 of 20 may"
+        "for 20 PCs (federation.clients): no sum of fewer than 14 PCs is unmasked; 2 of 20 may"
         in fedaipc("config", "check", *FEW).out
     )
     refused(fedaipc("config", "check", "--set", "federation.clients=2"), 2)
