@@ -74,6 +74,11 @@ class Members(Frozen):
         """
         found = [m for m in self.members if not m.revoked and name in (m.name, m.fingerprint)]
         found = [m for m in found if m.state == "member"] or found
+        if not found and any(name in (m.name, m.fingerprint) for m in self.members):
+            raise AdmissionError(
+                f"{name} was revoked already; to come back, its owner runs `fedaipc client leave` "
+                "and enrolls again in the same folder"
+            )
         if not found:
             raise AdmissionError(f"no member is called {name}: `fedaipc federation list` shows all")
         if len(found) > 1:
