@@ -123,9 +123,11 @@ def admit(
     from fedaipc.federation.federation import SERVER_FOLDER, Federation
 
     federation = Federation(folder)
-    tokens = [_request(path) for path in requests]
+    tokens = list(dict.fromkeys(_request(path) for path in requests))
+    known = {member.identity for member in federation.members.active}
     for request in tokens:
-        say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}")
+        again = " (a member already; this renews it)" if request.issuer in known else ""
+        say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}{again}")
     if not yes and not agreed("Did each owner confirm this fingerprint?"):
         raise AdmissionError("nobody was admitted: compare the fingerprints first")
     federation.admit(tokens, days)

@@ -93,7 +93,12 @@ def test_from_a_federation_to_a_member(
                   "--out", "pc.request")  # fmt: skip
     assert ran.code == 0
     assert Invite.read(invite).fingerprint in ran.out
-    assert fedaipc("federation", "admit", str(acme), "pc.request", "--yes").code == 0
+    admit = ("federation", "admit", str(acme), "pc.request")
+    ran = fedaipc(*admit, "pc.request", "--yes")
+    assert ran.code == 0
+    assert ran.out.count("pc, up to") == 1
+    assert "already" not in ran.out
+    assert "(a member already; this renews it)" in fedaipc(*admit, "--yes").out
     listed = fedaipc("federation", "list", str(acme))
     assert "pc" in listed.out
     assert "member" in listed.out
