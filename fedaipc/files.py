@@ -49,6 +49,11 @@ def write_text(path: Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def keep_out_of_git(folder: Path) -> None:
+    """Let git pass over a folder that holds secret keys. Raises OSError."""
+    write_text(folder / ".gitignore", "*")
+
+
 def append_durable(path: Path, line: bytes) -> None:
     """Append `line`; when this returns, it is on the disk. Raises OSError."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))

@@ -27,7 +27,7 @@ from fedaipc.config import OwnerSettings, Policy, TextSource, load_owner, to_tom
 from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
 from fedaipc.errors import AdmissionError, DataError, SecAggError, os_errors_as
-from fedaipc.files import expanded, write_atomic, write_private, write_text
+from fedaipc.files import expanded, keep_out_of_git, write_atomic, write_private, write_text
 from fedaipc.privacy.budget import check_delta, size_class, usual_order
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.enrollment import Invite, Request
@@ -255,6 +255,7 @@ def move_in(file: Path, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             made = Path(temporary) / "pc"
             (made / KEYS_FOLDER).mkdir(parents=True, mode=0o700)
+            keep_out_of_git(made)
             for name, content in _contents(file):
                 write_atomic(made / name, content, private=True)
             Ledger(made / LEDGER_FILE, KeyStore(made).identity), load_owner(made / OWNER_FILE)
@@ -383,6 +384,7 @@ def _keys(folder: Path, identity: SigningKey | None = None) -> None:
 
 
 def _facts(folder: Path, owner: OwnerSettings, invite: Invite) -> None:
+    keep_out_of_git(folder)
     write_text(folder / AUTHORITY_FILE, invite.authority.strip())
     write_text(folder / FEDERATION_FILE, invite.federation)
     write_text(folder / OWNER_FILE, to_toml(owner, without=_SIMULATED))

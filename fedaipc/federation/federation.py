@@ -22,7 +22,7 @@ from fedaipc.errors import AdmissionError, FedaipcError, os_errors_as
 from fedaipc.federation.authority import issue_server, make_authority
 from fedaipc.federation.key import KEY_FILE, Admission
 from fedaipc.federation.members import MEMBER_DAYS, Member, Members
-from fedaipc.files import write_atomic
+from fedaipc.files import keep_out_of_git, write_atomic
 from fedaipc.protocol.enrollment import Invite, Request
 from fedaipc.protocol.server_folder import (
     AUTHORITY_FILE,
@@ -84,6 +84,8 @@ class Federation:
         with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
             (folder / SERVER_FOLDER).mkdir(parents=True, mode=0o700)
             folder.chmod(0o700)
+            for secret in (folder, folder / SERVER_FOLDER):  # it is copied without the other
+                keep_out_of_git(secret)
             federation = secrets.token_hex(8)
             make_authority(folder, federation)
             facts = Facts(

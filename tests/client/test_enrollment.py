@@ -99,6 +99,14 @@ def test_keys_are_the_owners_alone(tmp_path: Path, invite: Invite, data: Path) -
         assert stat.S_IMODE((tmp_path / "pc" / name).stat().st_mode) == 0o600
 
 
+def test_git_passes_over_a_pcs_folder(tmp_path: Path, invite: Invite, data: Path) -> None:
+    enrolled(tmp_path / "old", invite, data)
+    move_out(tmp_path / "old", tmp_path / "file.pc")
+    move_in(tmp_path / "file.pc", tmp_path / "new")
+    for name in ("old", "new"):
+        assert (tmp_path / name / ".gitignore").read_text() == "*\n"
+
+
 def test_the_owners_own_choices_count(tmp_path: Path, invite: Invite, data: Path) -> None:
     policy = Policy(max_epsilon=2.0)
     enrolled(tmp_path / "pc", invite, data, base="other", lifetime_epsilon=3.0, policy=policy)

@@ -45,7 +45,9 @@ def members(federation: Federation) -> tuple[bytes, ...]:
 def test_the_server_gets_all_it_needs_and_no_secret_but_its_own(federation: Federation) -> None:
     federation.admit([request(federation, 1)])
     server = federation.folder / "server"
-    assert {path.name for path in server.iterdir()} == set(SERVER_FILES)
+    assert {path.name for path in server.iterdir()} == {*SERVER_FILES, ".gitignore"}
+    for folder in (federation.folder, server):  # `git add .` takes no key along
+        assert (folder / ".gitignore").read_text() == "*\n"
     secrets = [
         (federation.folder / name).read_bytes() for name in ("admission.key", "authority.key")
     ]
@@ -200,6 +202,10 @@ def test_who_cannot_be_admitted(federation: Federation, change: dict[str, Any], 
 def test_who_was_revoked_does_not_come_back_with_the_same_key(federation: Federation) -> None:
     federation.admit([request(federation, 1)])
     federation.revoke("pc-1")
+    with pytest.raises(AdmissionError, match="pc-1 was revoked already"):
+        federation.revoke("pc-1")
+    with pytest.raises(AdmissionError, match="no member is called pc-2"):
+        federation.revoke("pc-2")
     with pytest.raises(AdmissionError, match="revoked"):
         federation.admit([request(federation, 1)])
     federation.admit([request(federation, 4, name="pc-1")])  # the name is free again
