@@ -143,13 +143,14 @@ def _cells(results: Results) -> list[str]:
     rounds = results.rounds
     done = max((r.round for r in rounds if not r.void), default=0)
     last = f"{rounds[-1].arrived} of {rounds[-1].asked}" if rounds else ""
-    score = results.test or results.validation
-    scores = [r.validation for r in rounds if r.validation is not None]
-    shown = score or (scores[-1] if scores else None)
+    scores = [score for r in rounds if (score := r.validation) is not None]
+    shown, texts = (scores[-1] if scores else None), "validation"
+    if results.test is not None:
+        shown, texts = results.test, "test"
     return [
         f"{done} of {results.privacy.rounds}",
         last,
-        "" if shown is None else f"{shown.accuracy:.3f}",
+        "" if shown is None else f"{shown.accuracy:.3f} ({texts})",
     ]
 
 

@@ -22,6 +22,7 @@ from fedaipc.fleet import server as module
 from fedaipc.fleet.runs import run_folder, running, submit, tell_why, unwant, waits_for, want, why
 from fedaipc.fleet.server import Server
 from fedaipc.protocol.job_folder import FILES
+from tests.support.results import make_results
 from tests.support.supervisor import FakeChild
 
 if TYPE_CHECKING:
@@ -230,3 +231,18 @@ def test_each_waiting_run_has_a_reason(
     assert waits_for(second, folder, there) == "too few PCs are there"
     shown = fedaipc("server", "status", "--server", folder).out
     assert shown.count("no server runs") == 2
+
+
+def test_status_says_of_which_texts_the_accuracy_is(
+    folder: Path, fedaipc: Callable[..., Ran]
+) -> None:
+    run, results = run_folder(folder, "first"), make_results()
+    run.mkdir(parents=True)
+    results.model_copy(update={"status": "running", "test": None}).write(run)
+    last = results.rounds[-1].validation
+    assert last is not None
+    status = ("server", "status", "--server", folder)
+    assert f"{last.accuracy:.3f} (validation)" in fedaipc(*status).out
+    results.write(run)
+    assert results.test is not None
+    assert f"{results.test.accuracy:.3f} (test)" in fedaipc(*status).out
