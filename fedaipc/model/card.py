@@ -189,9 +189,11 @@ def _up(epsilon: float | None) -> str:
 
 def _data(results: Results) -> str:
     data = results.data
-    train = "the PCs' own texts" if data.train is None else f"{data.train:,} texts"
+    train = _file_name(data.source)  # in a fleet "the PCs' own texts"
+    if data.train is not None:
+        train = f"{data.train:,} texts ({train})"
     lines = [
-        f"- trained on: {train} ({_file_name(data.source)})",
+        f"- trained on: {train}",
         f"- {data.validation:,} texts for validation, {data.test:,} held back for the test",
         *(f"- {_plain(note)}" for note in data.notes),
     ]

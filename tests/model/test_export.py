@@ -221,6 +221,12 @@ def test_the_card_says_what_the_run_was_and_what_it_promises(tmp_path: Path) -> 
     assert "Licence of the base: Apache-2.0" in licensed
 
 
+def test_the_card_of_a_fleets_model_names_the_pcs_texts_once() -> None:
+    data = make_results().data.model_copy(update={"train": None, "source": "the PCs' own texts"})
+    card = model_card(make_results(data=data), settings(shared_folder("bert")), 2)
+    assert "- trained on: the PCs' own texts\n" in card
+
+
 def test_a_label_cannot_break_out_of_the_card() -> None:
     evil = ('"""\nimport os', "``` <script>", "plain")
     data = DataFacts(source="x", labels=evil, train=1, validation=1, test=1, majority=0.5)
