@@ -21,6 +21,7 @@ from fedaipc.errors import (
 )
 from fedaipc.fleet import coordinate, grid
 from fedaipc.fleet.runs import WANTED_FILE, why
+from fedaipc.protocol.server_folder import Node, Nodes
 
 
 class FakeGrid:
@@ -71,3 +72,10 @@ def test_what_waiting_does_not_mend_is_not_wanted_any_more(
     assert coordinate.main() == code
     assert (run / WANTED_FILE).exists() == wanted
     assert why(run) == (None if error is None else str(error))
+
+
+def test_members_are_named_as_the_servers_list_names_them(tmp_path: Path) -> None:
+    assert coordinate._names(tmp_path) == []  # it is being copied, perhaps
+    nodes = Nodes(nodes=(Node(name="office-1", node_key="k"),))
+    (tmp_path / "nodes.json").write_text(nodes.model_dump_json())
+    assert coordinate._names(tmp_path) == ["office-1"]
