@@ -260,6 +260,7 @@ def test_too_few_pcs_are_an_error_and_nobody_is_asked_to_train(tmp_path: Path, p
 # Large rounds are cut into groups
 
 
+@pytest.mark.slow
 def test_more_than_a_hundred_pcs_are_summed_in_groups_as_exactly(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(104)
     vanish("mask", members[:5])

@@ -236,10 +236,13 @@ def test_a_run_with_a_test_seed_claims_no_epsilon_anywhere(tmp_path: Path, minil
     assert {pc.epsilon for pc in results.pcs} == {None}
 
 
-SLOW = [pytest.param(at, marks=pytest.mark.slow) for at in ("validation.parquet", "job.json")]
+SLOW = [
+    pytest.param(at, marks=pytest.mark.slow)
+    for at in ("records", "ledger", "validation.parquet", "job.json")
+]
 
 
-@pytest.mark.parametrize("where", ["ledger", "records", "owner", *SLOW])
+@pytest.mark.parametrize("where", ["owner", *SLOW])
 def test_a_disk_that_fills_up_while_a_run_is_prepared_changes_no_pc(
     tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -24,7 +24,7 @@ def trained(folder: Path, *changes: str) -> Results:
     return simulate(run, "in-process", quiet)
 
 
-@pytest.mark.parametrize("bits", [32, pytest.param(24, marks=pytest.mark.slow), 16])
+@pytest.mark.parametrize("bits", [32, *(pytest.param(n, marks=pytest.mark.slow) for n in (24, 16))])
 @pytest.mark.parametrize("weighting", ["size-class", "equal"])
 def test_training_with_sealing_gives_the_same_model_as_without_bit_for_bit(
     tmp_path: Path, minilm: Path, bits: int, weighting: str

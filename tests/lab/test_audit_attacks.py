@@ -299,6 +299,7 @@ def test_what_would_be_refused_is_refused_before_the_first_run(
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_an_audit_that_is_stopped_keeps_the_budgets_that_were_done(
     fedaipc: Callable[..., Ran], minilm: Path, sentiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
