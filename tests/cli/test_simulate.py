@@ -112,6 +112,7 @@ def test_own_data_by_customer_gives_a_model_a_report_and_a_ledger(
     assert json.loads(fedaipc("privacy", "ledger", "show", moved, "--json").out) == pcs
 
 
+@pytest.mark.slow
 def test_a_warm_up_on_public_texts_gives_the_base_and_is_told(
     simulate: Callable[..., Ran],
     fedaipc: Callable[..., Ran],
@@ -283,6 +284,7 @@ def test_a_run_without_privacy_says_so_at_the_start_and_at_the_end(
     assert (nowhere.code, nowhere.err) == (15, "fedaipc: nowhere: no such folder\n")
 
 
+@pytest.mark.slow
 def test_pcs_with_fewer_records_than_a_batch_take_part(
     simulate: Callable[..., Ran], reviews: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_target_epsilon_is_what_the_ledgers_show_in_the_end(tmp_path: Path, mi
         assert pc.state == "exhausted"
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_pcs_goes_on_from_what_the_first_one_spent(
     tmp_path: Path, minilm: Path
 ) -> None:

@@ -65,6 +65,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Results:
         return simulate(run, "in-process", quiet)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_third_of_the_pcs_vanishing_gets_through(tmp_path: Path, minilm: Path) -> None:
     run = prepare(
         settings(
