@@ -39,7 +39,7 @@ def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
     from fedaipc.client.availability import Availability
     from fedaipc.client.client import OWNER_FILE, Client
     from fedaipc.client.client_app import app as client_app
-    from fedaipc.client.enrollment import AUTHORITY_FILE, NODE_KEY_FILE, check_not_moved
+    from fedaipc.client.moving import AUTHORITY_FILE, NODE_KEY_FILE, check_not_moved
     from fedaipc.config import load_owner
     from fedaipc.data.sources import local_path
     from fedaipc.fleet.node import FleetNode

@@ -148,7 +148,7 @@ def move_out(
 
     Example: fedaipc client move-out office-1.pc
     """
-    from fedaipc.client.enrollment import move_out as move
+    from fedaipc.client.moving import move_out as move
 
     move(folder, file)
     say(
@@ -166,7 +166,7 @@ def move_in(
 
     Example: fedaipc client move-in office-1.pc
     """
-    from fedaipc.client.enrollment import move_in as move
+    from fedaipc.client.moving import move_in as move
 
     move(file, folder)
     say(

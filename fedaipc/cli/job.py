@@ -45,7 +45,8 @@ def sign(
     promise = "NOT PRIVATE"
     if job.privacy.private:
         epsilon = planned_epsilon(job.schedule, job.rounds)["rdp"]
-        promise = f"epsilon {epsilon:.2f} at delta {job.privacy.delta:g} over {job.rounds} rounds"
+        promise = f"epsilon {epsilon:.2f} at delta {job.privacy.delta:g} per {job.privacy.unit}"
+        promise += f" over {job.rounds} rounds"
         worst = planned_epsilon(job.schedule, job.max_attempts)["rdp"]
     sealed = "NOT SEALED" if job.aggregation.kind == "plain" else "sealed"
     say(f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}")

@@ -203,31 +203,15 @@ class Trainer:
         mechanism, share = admitted.job.privacy, admitted.share
         if share is not None and isinstance(mechanism, DPSGD):
             random = self._random("training")
-            total = (
-                clipped_update(
-                    admitted.classifier,
-                    examples,
-                    targets,
-                    admitted.vector,
-                    mechanism=mechanism,
-                    clip_norm=share.clip_norm,
-                    training=admitted.job.training,
-                    micro_batch=owner.speed.micro_batch,
-                    random=random,
-                )
-                if mechanism.unit == "client"
-                else clipped_sum(
-                    admitted.classifier,
-                    examples,
-                    targets,
-                    admitted.vector,
-                    mechanism=mechanism,
-                    clip_norm=share.clip_norm,
-                    size_class=owner.size_class,
-                    micro_batch=owner.speed.micro_batch,
-                    random=random,
-                )
-            )
+            known = (admitted.classifier, examples, targets, admitted.vector)
+            how: dict[str, Any] = {
+                "mechanism": mechanism, "clip_norm": share.clip_norm, "random": random,
+                "micro_batch": owner.speed.micro_batch,
+            }  # fmt: skip
+            if mechanism.unit == "client":
+                total = clipped_update(*known, training=admitted.job.training, **how)
+            else:
+                total = clipped_sum(*known, size_class=owner.size_class, **how)
             return share.encode(total, random)
         update = train_round(
             admitted.classifier,

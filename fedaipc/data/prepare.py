@@ -104,7 +104,7 @@ def prepare_simulation(settings: DataSettings, pcs: int) -> SimulatedData:
     if isinstance(settings.partition, ByColumn) and values < pcs:
         notes.append(
             f"data.client_column = {group} has {values:,} values for {pcs:,} PCs: records of one "
-            "value lie on several PCs; where a value is a person, what they cost adds up"
+            "value lie on several PCs; where a value is a person, they cost that person more"
         )
     return SimulatedData(
         train=train,

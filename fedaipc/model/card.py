@@ -158,9 +158,9 @@ def _privacy(results: Results) -> str:
     epsilon = _up(next((one.epsilon for one in reversed(results.rounds) if one.epsilon), None))
     what = "the gradient of each record" if facts.unit == "record" else "its whole update"
     clipped = f"Each PC clipped {what} to {mechanism.clip_norm:g} and added"
-    several = "Several records of one person, or one held by several PCs, add up."
+    several = "Several records of one person, or one held by several PCs, cost more."
     if facts.unit == "client":
-        several = "Records of one person on several PCs add up."
+        several = "Records of one person on several PCs cost more."
     noise = (
         f"{clipped} noise of {mechanism.multiplier:.4g} times that itself, before anything left it."
     )

@@ -167,8 +167,13 @@ class Ledger:
         with _locked(self.path):
             self._load()
             self.check_new(charge.run, charge.attempt)
-            self.check_unit(charge.schedule.mechanism)
-            if charge.schedule.private and not self.covers(charge.schedule):
+            mechanism = charge.schedule.mechanism
+            if mechanism.private and mechanism.unit != self.unit:
+                raise LedgerError(
+                    f"{self.path}: counts per {self.unit} permanently, and the job per "
+                    f"{mechanism.unit}; nothing was trained"
+                )
+            if mechanism.private and not self.covers(charge.schedule):
                 raise BudgetExhausted(
                     f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
                     "this round; nothing was trained"
@@ -197,14 +202,6 @@ class Ledger:
             raise LedgerError(
                 f"{self.path}: attempt {attempt} of run {run} is not newer than the last one "
                 "charged; each attempt is charged once"
-            )
-
-    def check_unit(self, mechanism: Privacy) -> None:
-        """Raise LedgerError where `mechanism` promises something for another unit."""
-        if mechanism.private and mechanism.unit != self.unit:
-            raise LedgerError(
-                f"{self.path}: counts per {self.unit} permanently, and the job per "
-                f"{mechanism.unit}; enroll in a new folder for such jobs"
             )
 
     def check_head(self, count: int, digest: bytes) -> None:

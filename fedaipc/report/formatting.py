@@ -350,11 +350,12 @@ def _private(results: Results) -> list[tuple[str, str]]:
         )
         trust = "Everybody who knows, or can find out, what made this run not private."
     protected = "One record" if unit == "record" else "All records of one PC"
-    several = "A person with several records, or one record held by several PCs: their costs add up"
+    several = "A person with several records, or one record held by several PCs, which cost more"
     if unit == "client":
-        several = "A person with records on several PCs: their costs add up"
-    elif local is not None:
-        several += ", and k copies in one sum cost as k records of one PC do"
+        several = "A person with records on several PCs, which cost more"
+    if local is not None:
+        what = "k copies in one sum" if unit == "record" else "k PCs in one sum"
+        several += f": {what} as if the noise were k times smaller"
     left_out = (
         f"Timing. A compromised PC. Poisoning by a member. {several}. What is true of people in "
         "general and would be learned without any one of them."

@@ -50,7 +50,10 @@ def _summary(results: Results) -> Iterator[tuple[str, str]]:
     if (mechanism := privacy.dp_sgd) is not None:
         steps = formatting.count_text(privacy.schedule.steps, "local step")
         clip = f"multiplier {mechanism.multiplier:.4g}, clip {mechanism.clip_norm:g}"
-        yield "noise", f"{clip}, sampling rate {mechanism.sampling_rate:g}, {steps}"
+        if mechanism.unit == "client":
+            yield "noise", f"{clip} of a PC's whole update"
+        else:
+            yield "noise", f"{clip}, sampling rate {mechanism.sampling_rate:g}, {steps}"
     yield "traffic", formatting.traffic_text(results)
     yield "device", f"{model.device} {model.dtype}: {model.reason}"
     memory = ""

@@ -40,7 +40,11 @@ def owner_settings(
             )
     if enrolled or (folder / LEDGER_FILE).is_file():
         ledger = Ledger(folder / LEDGER_FILE)
-        ledger.check_unit(privacy)
+        if privacy.private and privacy.unit != ledger.unit:
+            raise PrivacyError(
+                f"{folder}: its ledger counts per {ledger.unit} permanently; give --set "
+                f"privacy.unit={ledger.unit}, or use a new --pc-state"
+            )
         for name, now, kept in (
             ("privacy.delta", privacy.delta, ledger.delta),
             ("federation.lifetime_epsilon", federation.lifetime_epsilon, ledger.lifetime_epsilon),

@@ -163,7 +163,7 @@ def answer_at_once(folder: Path) -> None:
     sys.path.insert(0, str(HERE / "stock"))
     from stock.client_app import app
 
-    from fedaipc.client.enrollment import AUTHORITY_FILE, NODE_KEY_FILE
+    from fedaipc.client.moving import AUTHORITY_FILE, NODE_KEY_FILE
     from fedaipc.fleet.node import FleetNode
 
     logging.basicConfig(level=logging.INFO, force=True)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from fedaipc.client.client import Client
-from fedaipc.client.enrollment import Enrolled, enroll, leave, move_in, move_out, request_again
+from fedaipc.client.enrollment import Enrolled, enroll, leave, request_again
 from fedaipc.client.key_store import KeyStore
+from fedaipc.client.moving import move_in, move_out
 from fedaipc.config import Policy, load_owner
 from fedaipc.errors import (
     AdmissionError,
