@@ -185,18 +185,18 @@ class MissingExtra(FedaipcError):  # noqa: N818 - it names what is missing
     exit_code = 16
 
 
-class BadUploader(SecAggError):  # noqa: N818 - it names who is at fault
-    """One PC's shares do not give the key that it used. `uploader` is the PC's identity.
+class BadDealer(SecAggError):  # noqa: N818 - it names who is at fault
+    """One PC's shares do not give the key that it used. `dealer` is the PC's identity.
 
-    That PC's upload is left out and the sum is formed again; `blamed` in results.json names it. If
+    The attempt is void, and the run goes on without that PC; `blamed` in results.json names it. If
     it repeats, revoke the PC (`fedaipc federation revoke`).
     """
 
-    def __init__(self, uploader: bytes) -> None:
+    def __init__(self, dealer: bytes) -> None:
         super().__init__(
-            f"PC {uploader.hex()[:16]} uploaded shares of another key than the one it used"
+            f"PC {dealer.hex()[:16]} gave out shares of another key than the one it used"
         )
-        self.uploader = uploader
+        self.dealer = dealer
 
 
 def check_clock() -> str:

@@ -67,14 +67,14 @@ class Client:
         Raises SecAggError or EncodingError where the proposal breaks the round's rules.
         """
         self.vanish("agree", request.attempt)
-        terms = self.key_store.terms(request.run, request.attempt)
-        with self.key_store.agreement(terms) as agreed:
+        group = self.key_store.group(request.run, request.attempt)
+        with self.key_store.agreement(group.terms) as agreed:
             proposal = Proposal.decode(request.frame)
-            keys = self.key_store.keys(terms)
-            answer = agree(terms, keys, proposal, agreed.set_hash, agreed.heads)
+            keys = self.key_store.keys(group.terms)
+            answer = agree(group, keys, proposal, agreed.set_hash, agreed.heads)
             if isinstance(answer, Agreement):
-                headers = [upload.header for upload in proposal.uploads]
-                agreed.bind(answer.set_hash, {h.uploader: h.head for h in headers})
+                heads = {header.uploader: header.head for header, _ in proposal.uploads}
+                agreed.bind(answer.set_hash, heads)
         return answer.encode()
 
     def unmask(self, request: MemberRequest) -> bytes:
@@ -83,10 +83,10 @@ class Client:
         Raises SecAggError or EncodingError.
         """
         self.vanish("unmask", request.attempt)
-        terms = self.key_store.terms(request.run, request.attempt)
-        with self.key_store.agreement(terms) as agreed:
-            unmask = Unmask.decode(request.frame)
-            set_hash, released = release(terms, self.key_store.keys(terms), unmask, agreed.set_hash)
+        group = self.key_store.group(request.run, request.attempt)
+        with self.key_store.agreement(group.terms) as agreed:
+            unmask, keys = Unmask.decode(request.frame), self.key_store.keys(group.terms)
+            set_hash, released = release(group, keys, unmask, agreed.set_hash)
             agreed.bind(set_hash)
         return released.encode()
 

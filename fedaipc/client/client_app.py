@@ -71,7 +71,7 @@ def setup(message: Message, context: Context) -> Message:
 
 @app.query("ready")
 def ready(message: Message, context: Context) -> Message:
-    """Whether this PC takes part in a round, before anybody is charged for it."""
+    """Whether this PC takes part in a round, and its deal, before anybody is charged for it."""
     return _reply("ready", message, context, lambda pc: _ready(pc, message))
 
 
@@ -120,10 +120,10 @@ def _ready(pc: Client, message: Message) -> RecordDict:
 
     trainer = Trainer(pc, RoundRequest.decode(message.content))
     try:
-        trainer.ready()
+        deal = trainer.ready()
     except _PUBLIC as error:
         return Readiness(_refusal(pc, error), trainer.charged).encode()
-    return Readiness(None, trainer.charged).encode()
+    return Readiness(None, trainer.charged, deal).encode()
 
 
 def _mask(pc: Client, message: Message) -> RecordDict:
@@ -132,7 +132,7 @@ def _mask(pc: Client, message: Message) -> RecordDict:
 
     trainer = Trainer(pc, request)
     try:
-        admitted = trainer.admit(request.vector)
+        admitted = trainer.admit(request.round_keys, request.vector)
     except _PUBLIC as error:
         return encode_refusal(_refusal(pc, error))
     return encode_update(trainer.train(admitted))

@@ -1,9 +1,10 @@
 """What a PC keeps for secure aggregation, in a folder of its own that only its owner can read.
 
 identity.key  Ed25519 secret, for life
-epoch.json    secret keys of one run's key epoch, with the bundle of their public halves
+epoch.json    secret key of one run's key epoch, with the bundle of its public half
+secrets       those of the round that this PC was last asked about; deleted before its update leaves
 roster        the newest list of members that was shown to this PC
-terms         the newest round that it was asked for
+round         the newest round that it was asked to train in, with all round keys
 agreed.json   the one set of that round for which it signed, or released shares; and the last head
               of each PC's ledger that it saw (M31)
 head          of its own ledger after its last charge
@@ -27,12 +28,14 @@ from fedaipc.errors import FedaipcError, RoundError, SecAggError
 from fedaipc.files import Stamp, stamp, write_atomic, write_private
 from fedaipc.secagg.keys import KEY_BYTES, ExchangeKey, SigningKey
 from fedaipc.secagg.roster import KEY_SECONDS, Bundle, Roster, read_roster
-from fedaipc.secagg.terms import Terms
-from fedaipc.secagg.uploads import Keys, LedgerHead
+from fedaipc.secagg.round_keys import Group, Keys, RoundSecrets
+from fedaipc.secagg.uploads import LedgerHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from fedaipc.secagg.terms import Terms
 
 FOLDER, HEAD_FILE = "keys", "head"
 SUCCESSOR_FILE = "successor.key"  # of a PC that has left: the secret key of its next enrollment
@@ -90,9 +93,9 @@ class KeyStore:
         return roster
 
     def bundle(self, run: str, epoch: int, size_class: int) -> Bundle:
-        """The public keys for an epoch: new ones, or those that were made for it before.
+        """The public key for an epoch: a new one, or that which was made for it before.
 
-        New ones replace the old (M10). Raises SecAggError where the epoch is not newer than the
+        A new one replaces the old (M10). Raises SecAggError where the epoch is not newer than the
         last one of this run, and its keys were made for something else.
         """
         path, now = self._folder / "epoch.json", time.time()
@@ -107,7 +110,7 @@ class KeyStore:
                     if (last.federation, last.size_class) == (federation, size_class):
                         return last
                     raise SecAggError("the keys of this epoch were made for something else")
-            mask, share = ExchangeKey(), ExchangeKey()
+            share = ExchangeKey()
             bundle = Bundle(
                 federation=federation,
                 run=run,
@@ -115,14 +118,9 @@ class KeyStore:
                 not_after=int(now) + KEY_SECONDS,
                 identity=self.identity.public,
                 size_class=size_class,
-                mask_key=mask.public,
                 share_key=share.public,
             ).signed_by(self.identity)
-            content = {
-                "bundle": bundle.encode().hex(),
-                "mask": mask.secret().hex(),
-                "share": share.secret().hex(),
-            }
+            content = {"bundle": bundle.encode().hex(), "share": share.secret().hex()}
             write_atomic(path, json.dumps(content).encode(), private=True)
         return bundle
 
@@ -136,7 +134,7 @@ class KeyStore:
         epoch = _kept(self._folder / "epoch.json", _epoch)
         if terms.bundle(self.identity.public) != epoch.bundle:
             raise SecAggError("the round does not name the keys that this PC made for it")
-        return Keys(self.identity, epoch.mask, epoch.share, epoch.opened)
+        return Keys(self.identity, epoch.share)
 
     def expire(self) -> None:
         """Delete the secret keys where their epoch is over by this PC's clock (M10)."""
@@ -149,34 +147,53 @@ class KeyStore:
         path = self._folder / "epoch.json"
         path.unlink(missing_ok=True)
         _cache.pop(path, None)
+        self.forget_secrets()
 
-    def keep(self, terms: Terms, frame: bytes) -> None:
-        """Note a round as the newest; `frame` is what `terms` encode to.
+    def keep_secrets(self, own: RoundSecrets) -> None:
+        """Keep what this PC shared out until its update is asked for; replaces what was kept."""
+        write_private(self._folder / "secrets", own.encode())
+
+    def secrets(self) -> RoundSecrets:
+        """What `keep_secrets` kept last. Raises SecAggError where nothing is there any more."""
+        return _read(self._folder / "secrets", RoundSecrets.decode)
+
+    def forget_secrets(self) -> None:
+        """Delete them: each is used in one upload (M15)."""
+        (self._folder / "secrets").unlink(missing_ok=True)
+
+    def keep(self, group: Group) -> None:
+        """Note a round as the newest.
 
         Raises SecAggError where it is older than the newest, or was another.
         """
-        self.check_new(terms)
-        path = self._folder / "terms"
-        write_private(path, frame)
-        _cache[path] = stamp(path), terms
+        self.check_new(group.terms)
+        last = self._last()
+        if last is not None and last.terms == group.terms and last != group:
+            raise SecAggError("the round was described differently before")
+        path = self._folder / "round"
+        write_private(path, group.encode())
+        _cache[path] = stamp(path), group
 
     def check_new(self, terms: Terms) -> None:
         """Raise SecAggError where a newer round of the run was kept, or this one otherwise."""
-        last = None
-        with suppress(SecAggError):  # no file yet, or cut off: then it agrees on no round of it
-            last = _kept(self._folder / "terms", Terms.decode)
-        if last is not None and last.run == terms.run:
-            if last.number > terms.number:
+        last = self._last()
+        if last is not None and last.terms.run == terms.run:
+            if last.terms.number > terms.number:
                 raise SecAggError("the round is older than the last one of this run")
-            if last.number == terms.number and last != terms:
+            if last.terms.number == terms.number and last.terms != terms:
                 raise SecAggError("the round was described differently before")
 
-    def terms(self, run: str, number: int) -> Terms:
-        """The terms of the newest round. Raises SecAggError where that is another one."""
-        terms = _kept(self._folder / "terms", Terms.decode)
-        if (terms.run, terms.number) != (run, number):
+    def group(self, run: str, number: int) -> Group:
+        """The newest round. Raises SecAggError where that is another one."""
+        group = _kept(self._folder / "round", Group.decode)
+        if (group.terms.run, group.terms.number) != (run, number):
             raise SecAggError("this PC was not asked for this round, or a newer one has begun")
-        return terms
+        return group
+
+    def _last(self) -> Group | None:
+        with suppress(SecAggError):  # no file yet, or cut off: then it agrees on no round of it
+            return _kept(self._folder / "round", Group.decode)
+        return None
 
     @contextmanager
     def agreement(self, terms: Terms) -> Iterator[Agreed]:
@@ -273,9 +290,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 class _Epoch(NamedTuple):
     bundle: Bundle
-    mask: ExchangeKey
     share: ExchangeKey
-    opened: dict[bytes, bytes]
 
 
 # What a process has read of files that have not changed since.
@@ -338,7 +353,7 @@ def _promise(content: bytes) -> _Promise:
 def _epoch(content: bytes) -> _Epoch:
     entry = strict_json.parse(content, max_bytes=_MAX_BYTES)
     bundle = Bundle.decode(bytes.fromhex(entry["bundle"]))
-    mask, share = (ExchangeKey(bytes.fromhex(entry[name])) for name in ("mask", "share"))
-    if (mask.public, share.public) != (bundle.mask_key, bundle.share_key):
-        raise ValueError("the secret keys are not those of the bundle")
-    return _Epoch(bundle, mask, share, {})
+    share = ExchangeKey(bytes.fromhex(entry["share"]))
+    if share.public != bundle.share_key:
+        raise ValueError("the secret key is not that of the bundle")
+    return _Epoch(bundle, share)

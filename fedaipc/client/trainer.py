@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,9 @@ from fedaipc.privacy.training import clipped_sum, clipped_update, rehearse, trai
 from fedaipc.protocol.job import SignedJob
 from fedaipc.protocol.noise_share import NoiseShare, noise_share
 from fedaipc.protocol.round_terms import hash_vector, make_terms
+from fedaipc.secagg.round_keys import Group, deal
 from fedaipc.secagg.terms import Terms
-from fedaipc.secagg.uploads import LedgerHead, mask_and_share
+from fedaipc.secagg.uploads import LedgerHead, mask_update
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -47,10 +48,18 @@ if TYPE_CHECKING:
     from fedaipc.protocol.job import Job
     from fedaipc.protocol.messages import RoundRequest
     from fedaipc.secagg.roster import Roster
-    from fedaipc.secagg.uploads import Keys
+    from fedaipc.secagg.round_keys import Keys, RoundSecrets
 
 
 _log = logging.getLogger(__name__)
+
+
+class Masking(NamedTuple):
+    """What it takes to mask this PC's update."""
+
+    group: Group
+    keys: Keys
+    own: RoundSecrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +83,13 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Admitted(Checked):
-    """A round that was charged. `head` is the ledger's since then."""
+    """A round that was charged. `head` is the ledger's since then.
+
+    `masking` is None where updates travel plain.
+    """
 
     head: LedgerHead
+    masking: Masking | None
     vector: npt.NDArray[np.float32]
 
 
@@ -134,16 +147,25 @@ class Trainer:
             self._rehearse(job, job.privacy, classifier)
         return Checked(job, terms, ledger, keys, classifier, self._share(job, terms))
 
-    def ready(self) -> None:
-        """Raises as `check`, and BudgetExhausted where the lifetime budget does not cover it."""
+    def ready(self) -> bytes:
+        """What the PC shares out before the round, as a frame; empty where updates travel plain.
+
+        Raises as `check`, and BudgetExhausted where the lifetime budget does not cover it.
+        """
         checked = self.check()
         if checked.charge.private and not checked.ledger.covers(checked.charge):
             raise BudgetExhausted("the lifetime budget does not cover another round")
+        if checked.keys is None:
+            return b""
+        own, dealt = deal(checked.terms, checked.keys)
+        self._pc.key_store.keep_secrets(own)
+        return dealt.encode()
 
-    def admit(self, vector: npt.NDArray[np.float32]) -> Admitted:
+    def admit(self, round_keys: bytes, vector: npt.NDArray[np.float32]) -> Admitted:
         """Check the round again, then charge the ledger; `vector` is the global one.
 
-        Raises as `ready`.
+        `round_keys` is the frame of those of the group. Raises as `ready`, and SecAggError where
+        this PC's round key is not among them.
         """
         pc, request = self._pc, self._request
         checked = self.check()
@@ -152,9 +174,15 @@ class Trainer:
             raise RoundError("the coordinator sent a different global vector than its terms name")
         if not np.isfinite(vector).all():
             raise RoundError("the global vector is not finite")
-        # From here on this PC is a member of its group, whether or not its budget covers the round.
-        if terms.sealed:
-            pc.key_store.keep(terms, request.terms)
+        masking = None
+        if checked.keys is not None:
+            group, own = Group.of(terms, round_keys), pc.key_store.secrets()
+            group.check(own)
+            # From here on this PC is a member of its group, whether or not its budget covers the
+            # round. Its secrets are in memory alone, so that no second upload can have them.
+            pc.key_store.keep(group)
+            pc.key_store.forget_secrets()
+            masking = Masking(group, checked.keys, own)
         # Charge the ledger; when this returns the charge is on the disk.
         ledger.charge(
             Charge(
@@ -168,8 +196,9 @@ class Trainer:
         head = LedgerHead(*ledger.head)
         pc.key_store.note_head(head)
         return Admitted(
-            job, terms, ledger, checked.keys, checked.classifier, checked.share, head, vector
-        )
+            job, terms, ledger, checked.keys, checked.classifier, checked.share, head, masking,
+            vector,
+        )  # fmt: skip
 
     def train(self, admitted: Admitted) -> bytes:
         """The masked update as a frame, or the encoded one where the round is plain.
@@ -180,9 +209,9 @@ class Trainer:
         """
         self._pc.vanish("mask", admitted.terms.number)
         words = self._words(admitted)
-        if admitted.keys is None:
+        if admitted.masking is None:
             return bytes(admitted.terms.encoding.pack(words))
-        return mask_and_share(admitted.terms, admitted.keys, words, admitted.head).encode()
+        return mask_update(*admitted.masking, words, admitted.head).encode()
 
     def _words(self, admitted: Admitted) -> npt.NDArray[Any]:
         try:

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedaipc.coordinator.unmasking import Unmasking
-from fedaipc.coordinator.upload_store import UploadStore
 from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.uploads import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
     from fedaipc.coordinator.unmasking import Ask
-    from fedaipc.secagg.terms import Terms
+    from fedaipc.coordinator.upload_store import UploadStore
+    from fedaipc.secagg.round_keys import Group
 
 
 _CHUNK = 1 << 16  # values
@@ -36,13 +35,13 @@ class PlainSum:
     gave no useful answer; `reasons` say why a group was not unmasked.
     """
 
-    def __init__(self, groups: Sequence[Terms]) -> None:
+    def __init__(self, groups: Sequence[Group]) -> None:
         self.blamed: set[bytes] = set()
         self.silent: set[bytes] = set()
         self.disputes: set[tuple[bytes, bytes]] = set()
         self.reasons: list[str] = []
-        self._terms = {pc: terms for terms in groups for pc in terms.participants}
-        self._encoding, self._size = groups[0].encoding, groups[0].size
+        self._terms = {pc: one.terms for one in groups for pc in one.terms.participants}
+        self._encoding, self._size = groups[0].terms.encoding, groups[0].terms.size
         self._total = np.zeros(self._size, self._encoding.dtype)
         self._inside: set[bytes] = set()
 
@@ -74,18 +73,20 @@ class PlainSum:
 
 
 class MaskedSum(PlainSum):
-    """The coordinator can read the sum alone. Uploads lie in `folder` until it is finished."""
+    """The coordinator can read the sum alone. Uploads lie in `store` until it is finished."""
 
     def __init__(
-        self, groups: Sequence[Terms], folder: Path, name: Callable[[bytes], str] = bytes.hex
+        self,
+        groups: Sequence[Group],
+        store: UploadStore,
+        name: Callable[[bytes], str] = bytes.hex,
     ) -> None:
-        """`name` is what the log calls a PC. Raises OutputError."""
+        """`name` is what the log calls a PC."""
         super().__init__(groups)
         self._name = name
-        self._store = UploadStore(folder)
-        self._aggregators = [Aggregator(terms, self._total) for terms in groups]
-        self._aggregator = {pc: a for a in self._aggregators for pc in a.terms.participants}
-        self._arrived: list[bytes] = []
+        self._store = store
+        self._aggregators = [Aggregator(group, self._total) for group in groups]
+        self._aggregator = {pc: a for a in self._aggregators for pc in a.group.dealers}
 
     @property
     def inside(self) -> set[bytes]:
@@ -98,16 +99,15 @@ class MaskedSum(PlainSum):
             raise SecAggError("an upload names another PC than the one that sent it")
         self._aggregator[sender].accept(upload)
         self._store.keep(sender, frame)
-        self._arrived.append(sender)
 
     def finish(self, ask: Ask) -> None:
         for aggregator in self._aggregators:
             unmasking = Unmasking(aggregator, self._store, ask, self._name)
             # A PC that uploaded a moment ago is likely to be still online.
-            first = [pc for pc in self._arrived if pc in aggregator.uploaders]
-            rest = [pc for pc in aggregator.terms.participants if pc not in first]
+            first = aggregator.arrived
+            rest = [pc for pc in aggregator.group.dealers if pc not in set(first)]
             try:
-                unmasking.run(first + rest)
+                unmasking.run([*first, *rest])
             except SecAggError as error:
                 self.reasons.append(str(error))
                 for uploader in aggregator.uploaders:
@@ -116,5 +116,4 @@ class MaskedSum(PlainSum):
             self.silent |= unmasking.silent
             self.disputes |= unmasking.disputes
             aggregator.close()
-            self._store.close()
         self._store.remove()

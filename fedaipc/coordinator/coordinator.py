@@ -21,6 +21,7 @@ from fedaipc.coordinator.disputes import to_leave_out
 from fedaipc.coordinator.exchange import Exchange
 from fedaipc.coordinator.membership import Membership
 from fedaipc.coordinator.participation import Participation
+from fedaipc.coordinator.upload_store import UploadStore
 from fedaipc.errors import EncodingError, RunOver, SecAggError
 from fedaipc.privacy.budget import charged_epsilon, filter_order
 from fedaipc.protocol.messages import (
@@ -34,9 +35,11 @@ from fedaipc.protocol.messages import (
 )
 from fedaipc.protocol.round_terms import hash_vector, job_thresholds, make_terms
 from fedaipc.results import RoundResult, Traffic
+from fedaipc.secagg.keys import canonical
+from fedaipc.secagg.round_keys import Deal, Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from fedaipc.coordinator.evaluation import Evaluation
     from fedaipc.protocol.job import SignedJob
     from fedaipc.secagg.roster import Roster
+    from fedaipc.secagg.round_keys import RoundKey
     from fedaipc.secagg.terms import Terms
 
 _UPLOADS = "uploads"
@@ -143,7 +147,8 @@ class Coordinator:
         self._participation.begin(attempt)
         outcome = _Outcome()
         # 2. Ask them whether they do. Nobody is charged before a sum of them can be unmasked.
-        groups = self._ready_groups(attempt, number, outcome)
+        store = UploadStore(self._folder / _UPLOADS)
+        groups = self._ready_groups(attempt, number, store, outcome)
         ready = time.monotonic()
         # 3. The attempt's number on the disk; then the global vector: who gets it is charged.
         self._counters.advance(attempt=attempt)
@@ -151,7 +156,7 @@ class Coordinator:
         total = (
             PlainSum(groups)
             if self._job.aggregation.kind == "plain"
-            else MaskedSum(groups, self._folder / _UPLOADS, self._participation.name)
+            else MaskedSum(groups, store, self._participation.name)
         )
         self._collect(groups, number, total, outcome)
         collected = time.monotonic()
@@ -214,39 +219,69 @@ class Coordinator:
         self._checkpoint.save(self._folder)
         self._on_round(result)
 
-    def _ready_groups(self, attempt: int, number: int, outcome: _Outcome) -> list[Terms]:
-        """Groups of PCs that all said that they take part, in these very terms.
+    def _ready_groups(
+        self, attempt: int, number: int, store: UploadStore, outcome: _Outcome
+    ) -> list[Group]:
+        """Groups of PCs that all said that they take part, with their round keys.
 
-        Terms change with each PC that does not, so the others are asked again. Raises as
-        `Participation.too_few`.
+        What they share out is in `store`. A group of which too few take part is formed again
+        without the others, whose number its thresholds follow. Raises as `Participation.too_few`.
         """
-        said: set[tuple[bytes, bytes]] = set()  # a PC, and the context that it agrees to
+        said: dict[tuple[bytes, bytes], RoundKey | None] = {}  # by PC and the terms' context
+        owners: dict[bytes, bytes] = {}  # of round keys
         while True:
-            groups = self._groups(attempt)
-            contexts = {pc: terms.context for terms in groups for pc in terms.participants}
-            missing = {pc for pc, context in contexts.items() if (pc, context) not in said}
-            if not missing:
-                outcome.charged = set(contexts)
-                return groups
+            offered = self._groups(attempt)
+            terms_of = {pc: terms for terms in offered for pc in terms.participants}
+            missing = {pc for pc, terms in terms_of.items() if (pc, terms.context) not in said}
             # For the first time a PC tries out whether its machine can do the job.
             first = not missing <= self._tried
             self._tried |= missing
             patience = self._federation.round_timeout if first else self._federation.stage_timeout
             outcome.asked |= missing
             started = time.monotonic()
-            for pc, reply in self._ask(READY, self._offers(groups, number, missing), patience):
+            for pc, reply in self._ask(READY, self._offers(offered, number, missing), patience):
                 try:
                     answer = Readiness.decode(reply)
-                except EncodingError as error:
+                    key = self._dealt(pc, answer, terms_of[pc], store, owners)
+                except (EncodingError, SecAggError) as error:
                     _log.warning("%s: %s", self._membership.members[pc].name, error)
                     continue
                 missing.discard(pc)
                 if self._participation.hear(pc, answer, attempt):
-                    said.add((pc, contexts[pc]))
+                    said[pc, terms_of[pc].context] = key
                 else:
                     outcome.declined.add(pc)
             waited = time.monotonic() - started
             self._participation.miss(missing, waited if waited >= patience else 0.0)
+            groups = [group for terms in offered if (group := _taking_part(terms, said))]
+            formed = {group.terms.context for group in groups}
+            there = {pc for pc, context in said if context in formed}
+            if there and len(there) >= self._federation.min_clients:
+                outcome.charged = there
+                return groups
+
+    def _dealt(
+        self,
+        pc: bytes,
+        answer: Readiness,
+        terms: Terms,
+        store: UploadStore,
+        owners: dict[bytes, bytes],
+    ) -> RoundKey | None:
+        """The round key in a PC's answer, if it takes part and updates are masked.
+
+        What it shares out with it is kept. Raises SecAggError or EncodingError where that is wrong.
+        """
+        if not terms.sealed or answer.refusal is not None:
+            return None
+        deal = Deal.decode(answer.deal)
+        if deal.card.identity != pc:
+            raise SecAggError("a PC answers in another's name")
+        deal.verify(terms)
+        if owners.setdefault(canonical(deal.card.public), pc) != pc:
+            raise SecAggError("two PCs have one round key")
+        store.keep_deal(pc, answer.deal)
+        return deal.card
 
     def _offers(
         self, groups: list[Terms], number: int, pcs: set[bytes]
@@ -320,18 +355,20 @@ class Coordinator:
         return found, reasons
 
     def _collect(
-        self, groups: list[Terms], number: int, total: PlainSum, outcome: _Outcome
+        self, groups: list[Group], number: int, total: PlainSum, outcome: _Outcome
     ) -> None:
         def requests() -> Iterator[tuple[bytes, RecordDict]]:
-            for terms in groups:  # one group's request at a time: it holds the whole vector
+            for group in groups:  # one group's request at a time: it holds the whole vector
                 request = MaskRequest(
                     job=self._signed.text,
                     signature=self._signed.signature,
                     round=number,
-                    terms=terms.encode(),
+                    terms=group.terms.encode(),
+                    round_keys=group.encode_keys(),
                     vector=self._checkpoint.vector,
                 ).encode()
-                yield from ((pc, request) for pc in terms.participants)
+                there = outcome.charged.intersection(group.terms.participants)
+                yield from ((pc, request) for pc in sorted(there))
 
         for sender, reply in self._ask(MASK, requests(), self._federation.round_timeout):
             try:
@@ -406,3 +443,14 @@ class Coordinator:
         if not self._claims_epsilon:
             return None
         return charged_epsilon(self._job.schedule, charged, self._order) if charged else 0.0
+
+
+def _taking_part(terms: Terms, said: Mapping[tuple[bytes, bytes], RoundKey | None]) -> Group | None:
+    """Those of a group that take part; None where a sum of them could not be unmasked."""
+    if not terms.sealed:
+        return Group(terms, ())
+    context = terms.context
+    keys = [said[pc, context] for pc in terms.participants if (pc, context) in said]
+    group = Group(terms, tuple(key for key in keys if key is not None))
+    enough = max(terms.thresholds.least, terms.thresholds.shares)
+    return group if len(group.round_keys) >= enough else None

@@ -95,7 +95,6 @@ class Membership:
                 raise SecAggError("a PC answers with the keys of another PC")
             if identity != bundle.identity and (
                 other.name == described.name
-                or canonical(other.bundle.mask_key) == canonical(bundle.mask_key)
                 or canonical(other.bundle.share_key) == canonical(bundle.share_key)
             ):
                 raise SecAggError(f"two PCs have the name {other.name}, or one key")

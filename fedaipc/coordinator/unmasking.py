@@ -1,16 +1,15 @@
 """A group's members agree on a set of uploads and release the shares that it needs.
 
-SPEC.md, sections 5.2 and 5.3, as the coordinator drives them.
+SPEC.md, sections 5.3 and 5.4, as the coordinator drives them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from fedaipc.coordinator.disputes import to_leave_out
-from fedaipc.errors import BadUploader, EncodingError, SecAggError
+from fedaipc.errors import BadDealer, EncodingError, SecAggError
 from fedaipc.protocol.messages import AGREE, UNMASK, MemberRequest, decode_answer
 from fedaipc.secagg.committee import Agreement, Release, Unmask, read_answer
 
@@ -21,11 +20,9 @@ if TYPE_CHECKING:
 
     from fedaipc.coordinator.upload_store import UploadStore
     from fedaipc.secagg.aggregator import Aggregator
-    from fedaipc.secagg.committee import Proposal
 
     Ask = Callable[[str, Iterable[tuple[bytes, RecordDict]]], Iterator[tuple[bytes, RecordDict]]]
 
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +40,8 @@ class Unmasking:
         self.silent: set[bytes] = set()
         self.disputes: set[tuple[bytes, bytes]] = set()
         self._aggregator = aggregator
-        self._terms = aggregator.terms
+        self._group = aggregator.group
+        self._bounds = aggregator.group.terms.thresholds
         self._store = store
         self._ask = ask
         self._name = name
@@ -54,107 +52,114 @@ class Unmasking:
         Raises SecAggError where that cannot be done: then nothing is removed, and the group's
         uploads are still in the sum.
         """
-        aggregator, count = self._aggregator, len(self._terms.participants)
-        aggregator.recall(self._store.lists(uploader, count) for uploader in aggregator.uploaders)
-        pairs = aggregator.disagreeing()
-        self.disputes |= set(pairs)
-        self._leave_out(to_leave_out(pairs))
-        counts = Counter(uploader for pair in pairs for uploader in pair)
-        self.blamed |= {d for d, n in counts.items() if n > self._terms.thresholds.colluding}
+        aggregator = self._aggregator
         agreements = self._agree(members)
+        aggregator.recall(self._store.deal(dealer) for dealer in self._group.dealers)
         signers = [agreement.member for agreement in agreements]
         self._unmask(signers, [m for m in members if m not in signers], agreements)
         try:
             aggregator.unmask()
-        except BadUploader as error:
-            self.blamed.add(error.uploader)
+        except BadDealer as error:
+            self.blamed.add(error.dealer)
             raise
 
     def _agree(self, members: Sequence[bytes]) -> list[Agreement]:
-        """As many agreements as the threshold asks for (M19 to M22)."""
-        bounds = self._terms.thresholds
+        """As many agreements as the threshold asks for (M20 to M22)."""
         free = list(members)  # those that have signed nothing
         while True:
             found, complaints = self._propose(free)
-            bad = {uploader for uploader, count in complaints.items() if count > bounds.colluding}
-            self.blamed |= bad
-            if len(found) >= bounds.shares:
+            bad = self._proved(complaints)
+            if len(found) >= self._bounds.shares:
                 return found
             signed = {agreement.member for agreement in found}
             free = [member for member in free if member not in signed]
-            if not bad or len(free) < bounds.shares:
+            if not bad or len(free) < self._bounds.shares:
                 raise SecAggError(
-                    f"{len(found)} members agreed on one set of updates; it takes {bounds.shares}"
+                    f"{len(found)} members agreed on one set of updates; it takes "
+                    f"{self._bounds.shares}"
                 )
-            self._leave_out(bad)
+            for uploader in bad:
+                self._aggregator.leave_out(uploader, self._store.upload(uploader).vector)
 
     def _propose(self, members: Sequence[bytes]) -> tuple[list[Agreement], Counter[bytes]]:
         """Agreements on the present set, and how many complain of an uploader."""
         complaints: Counter[bytes] = Counter()
-        expected = self._aggregator.set_hash
+        proposal = self._aggregator.proposal()  # raises where too few uploads came
+        frame, expected = proposal.encode(), proposal.hash(self._group)
+        found: list[Agreement] = []
 
-        def read(member: bytes, frame: bytes) -> Agreement | None:
-            said = read_answer(frame)
-            said.check(self._terms)
+        def read(member: bytes, answer: bytes) -> None:
+            said = read_answer(answer)
+            said.check(self._group)
             if said.member != member:
                 raise SecAggError("a member answers in another's name")
             if not isinstance(said, Agreement):
-                if said.uploader in self._aggregator.uploaders:
-                    _log.warning(
-                        "%s says of %s: %s",
-                        self._name(member), self._name(said.uploader), said.reason.text,
-                    )  # fmt: skip
+                if said.uploader in proposal.uploaders:
+                    self._accuse(member, said.uploader, "its ledger went back: an older copy was "
+                                 "restored, or some of it is missing")  # fmt: skip
                     complaints[said.uploader] += 1
-                    self.disputes.add((member, said.uploader))
-                return None
-            if said.set_hash != expected:
+            elif said.set_hash != expected:
                 raise SecAggError("a member agrees to another set")
-            return said
+            else:
+                found.append(said)
 
-        def request(member: bytes) -> bytes:
-            return self._proposal(member).encode()
+        def missing() -> int:
+            return self._bounds.shares - len(found)
 
-        found = list(self._answers(AGREE, members, request, read, due=members))
+        self._hear(AGREE, members, lambda _: frame, read, missing, due=members)
         return found, complaints
 
     def _unmask(
         self, signers: Sequence[bytes], others: Sequence[bytes], agreements: Sequence[Agreement]
     ) -> None:
         """Ask those that signed for their shares, and `others` where they do not suffice."""
+        aggregator, proposal = self._aggregator, self._aggregator.proposal()
+        without: Counter[bytes] = Counter()  # by dealer, how many could not release a share
 
-        def read(member: bytes, frame: bytes) -> bool:
+        def read(member: bytes, frame: bytes) -> None:
             release = Release.decode(frame)
             if release.member != member:
                 raise SecAggError("a member answers in another's name")
-            self._aggregator.take(release)
-            return True
+            for dealer in aggregator.take(release):
+                self._accuse(member, dealer, "its encrypted shares cannot be read")
+                without[dealer] += 1
 
         def request(member: bytes) -> bytes:
-            return Unmask(self._proposal(member), tuple(agreements)).encode()
+            return Unmask(proposal, tuple(agreements), aggregator.blobs(member)).encode()
 
-        # A member that got a bad blob cannot release all; one that signed has checked every blob.
-        for _ in self._answers(UNMASK, [*signers, *others], request, read, due=signers):
-            pass
+        members = [*signers, *others]
+        self._hear(UNMASK, members, request, read, lambda: aggregator.missing, due=signers)
+        self._proved(without)
 
-    def _answers(
+    def _accuse(self, member: bytes, dealer: bytes, what: str) -> None:
+        _log.warning("%s says of %s: %s", self._name(member), self._name(dealer), what)
+        self.disputes.add((member, dealer))
+
+    def _proved(self, complaints: Counter[bytes]) -> set[bytes]:
+        """Those of whom more PCs complain than may collude."""
+        bad = {pc for pc, count in complaints.items() if count > self._bounds.colluding}
+        self.blamed |= bad
+        return bad
+
+    def _hear(
         self,
         stage: str,
         members: Sequence[bytes],
         request: Callable[[bytes], bytes],
-        read: Callable[[bytes, bytes], _T | None],
+        read: Callable[[bytes, bytes], None],
+        missing: Callable[[], int],
         due: Sequence[bytes],
-    ) -> Iterator[_T]:
-        """Good answers, as many as the threshold asks for; asks no more members at a time than are
-        missing.
+    ) -> None:
+        """Have answers `read` until none is `missing`; ask no more members at a time than that.
 
         Members in `due` whose answer is of no use count as silent.
         """
-        waiting, missing = list(members), self._terms.thresholds.shares
-        while waiting and missing > 0:
-            wave, waiting = waiting[:missing], waiting[missing:]
+        waiting = list(members)
+        while waiting and (count := missing()) > 0:
+            wave, waiting = waiting[:count], waiting[count:]
             for member, records in self._ask(stage, self._requests(wave, request)):
                 try:
-                    answer = read(member, decode_answer(records))
+                    read(member, decode_answer(records))
                 except (SecAggError, EncodingError) as error:
                     # No ban: an answer is not signed as a whole. Others answer in its place.
                     _log.warning("%s: %s", self._name(member), error)
@@ -162,24 +167,12 @@ class Unmasking:
                         self.silent.discard(member)
                     continue
                 self.silent.discard(member)
-                if answer is not None:
-                    missing -= 1
-                    yield answer
 
     def _requests(
         self, members: Sequence[bytes], request: Callable[[bytes], bytes]
     ) -> Iterator[tuple[bytes, RecordDict]]:
+        terms = self._group.terms
         for member in members:
-            frame = request(member)  # raises where too few uploads came: then nobody was asked
+            frame = request(member)
             self.silent.add(member)
-            yield member, MemberRequest(self._terms.run, self._terms.number, frame).encode()
-
-    def _proposal(self, member: bytes) -> Proposal:
-        place, count = self._terms.place(member), len(self._terms.participants)
-        uploaders = self._aggregator.uploaders
-        blobs = {uploader: self._store.blob(uploader, place, count) for uploader in uploaders}
-        return self._aggregator.proposal(member, blobs)
-
-    def _leave_out(self, uploaders: set[bytes]) -> None:
-        for uploader in uploaders:
-            self._aggregator.leave_out(uploader, self._store.upload(uploader).vector)
+            yield member, MemberRequest(terms.run, terms.number, frame).encode()

@@ -13,7 +13,9 @@ from fedaipc import bounds
 from fedaipc.config import Frozen
 from fedaipc.errors import ConfigError
 from fedaipc.secagg.roster import MAX_IN_A_GROUP
-from fedaipc.secagg.uploads import blob_bytes
+from fedaipc.secagg.round_keys import BLOB_BYTES, CARD_BYTES, COMMITMENT_BYTES
+from fedaipc.secagg.shares import SHARE_BYTES
+from fedaipc.secagg.uploads import HEADER_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
     from fedaipc.doctor.probe import Speed
 
-_LEAF_AND_CHECK, _KEYS, _FRAMES = 112, 330, 1300  # bytes; see secagg/SPEC.md
+_BUNDLE, _SIGNED, _FRAMES = 300, 130, 1300  # bytes; see secagg/SPEC.md
 
 Money = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=1e9)]
@@ -154,11 +156,12 @@ def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int,
     if settings.aggregation.kind == "plain":
         return up, down
     group = cohort // -(-cohort // MAX_IN_A_GROUP)
-    blob = blob_bytes(group)
-    # Up: a blob, a leaf and a check value for each PC of the group. Down: everybody's keys when a
-    # PC is asked whether it takes part and when it trains; everybody's blob for this PC when the
-    # group agrees and when it unmasks.
-    return up + group * (blob + _LEAF_AND_CHECK) + _FRAMES, down + group * 2 * (_KEYS + blob)
+    # Up: what a PC shares out, then a share of each PC. Down: everybody's bundle when a PC is asked
+    # whether it takes part; the same and everybody's round key when it trains; all headers when the
+    # group agrees; those, the signatures and everybody's blob for this PC when it unmasks.
+    up += group * (BLOB_BYTES + 2 * COMMITMENT_BYTES + SHARE_BYTES)
+    down += group * (2 * _BUNDLE + CARD_BYTES + 2 * (HEADER_BYTES + 64) + _SIGNED + BLOB_BYTES)
+    return up + _FRAMES, down
 
 
 def _on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost:

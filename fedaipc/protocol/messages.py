@@ -4,10 +4,10 @@
 |--------|------------------------------------------------|---------------------------------------|
 | setup  | run, key epoch, roster                         | its public name, its signed bundle    |
 | ready  | signed job, round, terms                       | how often the run has charged it, and |
-|        |                                                | one word of `REFUSALS` if it declines |
-| mask   | the same, and the global vector                | its upload, or one word of `REFUSALS` |
+|        |                                                | a deal, or one word of `REFUSALS`     |
+| mask   | the same, round keys, and the global vector    | its upload, or one word of `REFUSALS` |
 | agree  | run, attempt, a proposal                       | an agreement or a complaint           |
-| unmask | run, attempt, the proposal with its agreements | shares                                |
+| unmask | run, attempt, the agreed set, encrypted shares | shares                                |
 
 What the frames hold is in secagg/SPEC.md. No count, loss, metric or exception text has a place
 here.
@@ -113,12 +113,17 @@ class RoundRequest:
 
 @dataclass(frozen=True, slots=True)
 class MaskRequest(RoundRequest):
-    """Ask for one update to the global vector, shape (size,)."""
+    """Ask for one update to the global vector, shape (size,).
 
+    `round_keys` is the frame of those of the PC's group; of none where updates are not masked.
+    """
+
+    round_keys: bytes
     vector: npt.NDArray[np.float32]
 
     def encode(self) -> RecordDict:
         records = RoundRequest.encode(self)
+        records["round-keys"] = ConfigRecord({"frame": self.round_keys})
         records["model"] = ArrayRecord({"vector": Array(self.vector)})
         return records
 
@@ -126,18 +131,21 @@ class MaskRequest(RoundRequest):
     def decode(cls, records: RecordDict) -> MaskRequest:
         """Raises RoundError or EncodingError on anything else than an encoded request."""
         about = RoundRequest.decode(records)
-        return cls(about.job, about.signature, about.round, about.terms, _vector(records))
+        keys = _bytes(_config(records, "round-keys"), "frame")
+        return cls(about.job, about.signature, about.round, about.terms, keys, _vector(records))
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether a PC takes part in a round: `refusal` is None or one of `REFUSALS`.
 
-    `charged` is how many attempts of the run its ledger holds; None where it could not look.
+    `charged` is how many attempts of the run its ledger holds; None where it could not look. `deal`
+    is the frame of what it shares out; empty where it declines, or updates are not masked.
     """
 
     refusal: str | None
     charged: int | None
+    deal: bytes = b""
 
     def encode(self) -> RecordDict:
         said = ConfigRecord()
@@ -145,20 +153,24 @@ class Readiness:
             said["refusal"] = self.refusal
         if self.charged is not None:
             said["charged"] = self.charged
+        if self.deal:
+            said["deal"] = self.deal
         return RecordDict({"ready": said})
 
     @classmethod
     def decode(cls, records: RecordDict) -> Readiness:
         """Raises EncodingError on anything else than an encoded readiness."""
         said = _config(records, "ready")
-        refusal, charged = said.get("refusal"), said.get("charged")
+        refusal, charged, deal = said.get("refusal"), said.get("charged"), said.get("deal", b"")
         if refusal is not None and refusal not in REFUSALS:
             raise EncodingError("a PC refused in a way this fedaipc cannot read")
         if charged is None and refusal is None:
             raise EncodingError("a PC does not say how often it was charged")
         if charged is not None and (type(charged) is not int or charged < 0):
             raise EncodingError("a PC names a number of charges that cannot be")
-        return cls(None if refusal is None else str(refusal), charged)
+        if not isinstance(deal, bytes):
+            raise EncodingError("a PC shares out what is no frame")
+        return cls(None if refusal is None else str(refusal), charged, deal)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

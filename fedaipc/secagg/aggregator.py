@@ -1,64 +1,42 @@
 """The coordinator's side of a round: sum, propose a set, unmask the sum (SPEC.md, section 5).
 
-All groups of a round add to one vector. Of an upload only header and signature stay in memory
-while uploads arrive; its lists are shown again (`recall`) when its group agrees, its vector where
-it is left out. The caller keeps both on the disk.
+All groups of a round add to one vector. Of an upload only header and signature stay in memory. What
+the PCs shared out is shown again (`recall`) when their group unmasks, a vector where it is left
+out. The caller keeps both on the disk.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.errors import BadUploader, SecAggError
-from fedaipc.secagg import tree
-from fedaipc.secagg.committee import Proposal, ProposedUpload
+from fedaipc.errors import BadDealer, SecAggError
+from fedaipc.secagg.committee import Proposal
+from fedaipc.secagg.keys import ExchangeKey
 from fedaipc.secagg.masks import add_masks
-from fedaipc.secagg.shares import SHARE_BYTES, combine
-from fedaipc.secagg.terms import check_value, commitments, set_hash
-from fedaipc.secagg.uploads import CHECK_BYTES, LEAF_BYTES, list_hash
+from fedaipc.secagg.round_keys import COMMITMENT_BYTES, check_value, commit, pair_key
+from fedaipc.secagg.shares import combine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     import numpy.typing as npt
 
     from fedaipc.secagg.committee import Release
-    from fedaipc.secagg.terms import Terms
+    from fedaipc.secagg.round_keys import Deal, Group
     from fedaipc.secagg.uploads import Header, Upload
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class _Lists:
-    """The lists of one upload, joined: many small objects would take three times the memory."""
-
-    checks: bytes
-    leaves: bytes
-    tree: tree.Tree
-
-    @classmethod
-    def of(cls, upload: Upload) -> _Lists:
-        joined = (b"".join(upload.checks), b"".join(upload.leaves))
-        return cls(*joined, tree.Tree(upload.leaves))
-
-    def check(self, place: int) -> bytes:
-        return self.checks[place * CHECK_BYTES : (place + 1) * CHECK_BYTES]
-
-    def leaf(self, place: int) -> bytes:
-        return self.leaves[place * LEAF_BYTES : (place + 1) * LEAF_BYTES]
 
 
 class Aggregator:
     """One group of a round. Every method raises SecAggError where the round's rules are broken."""
 
-    def __init__(self, terms: Terms, total: npt.NDArray[Any]) -> None:
-        """`total`: ring elements of shape (terms.size,), changed in place; shared by all groups."""
-        self.terms = terms
+    def __init__(self, group: Group, total: npt.NDArray[Any]) -> None:
+        """`total`: ring elements of shape (size,), changed in place; shared by all groups."""
+        self.group = group
         self._total = total
         self._headers: dict[bytes, tuple[Header, bytes]] = {}
-        self._lists: dict[bytes, _Lists] = {}
-        # By the member's place and the uploader: of its own key, then of pairs with PCs outside.
-        self._shares: dict[int, dict[bytes, bytes]] = {}
+        self._deals: dict[bytes, Deal] = {}
+        # By dealer, then by the holder's place: of its own mask or its round key.
+        self._shares: dict[bytes, dict[int, bytes]] = {}
 
     @property
     def uploaders(self) -> tuple[bytes, ...]:
@@ -66,138 +44,113 @@ class Aggregator:
         return tuple(sorted(self._headers))
 
     @property
-    def ready(self) -> bool:
-        """Whether enough members have released their shares."""
-        return len(self._shares) >= self.terms.thresholds.shares
+    def arrived(self) -> tuple[bytes, ...]:
+        """The same PCs as their uploads came."""
+        return tuple(self._headers)
 
     def accept(self, upload: Upload) -> None:
         """Add an upload; of two by one PC the first counts (M17)."""
-        upload.check(self.terms)
+        upload.check(self.group)
         uploader = upload.header.uploader
         if uploader in self._headers:
             raise SecAggError("a PC has sent two uploads in one round")
-        self._total += self.terms.encoding.unpack(upload.vector, self.terms.size)
+        self._total += self.group.terms.encoding.unpack(upload.vector, self.group.terms.size)
         self._headers[uploader] = upload.header, upload.signature
 
     def leave_out(self, uploader: bytes, vector: bytes | memoryview) -> None:
         """Take an upload out again, with the `vector` that was added."""
         del self._headers[uploader]
-        self._lists.pop(uploader, None)
-        self._total -= self.terms.encoding.unpack(vector, self.terms.size)
+        self._total -= self.group.terms.encoding.unpack(vector, self.group.terms.size)
 
-    def recall(self, uploads: Iterable[Upload]) -> None:
-        """The lists of what was accepted, for the methods below; needs no vectors."""
-        for upload in uploads:
-            if self._headers.get(upload.header.uploader) != (upload.header, upload.signature):
-                raise SecAggError("an upload is not the one that was added")
-            self._lists[upload.header.uploader] = _Lists.of(upload)
+    def recall(self, deals: Iterable[Deal]) -> None:
+        """What every PC that takes part shared out, for the methods below."""
+        for deal in deals:
+            if self.group.card(deal.card.identity) != deal.card:
+                raise SecAggError("what a PC shared out is not what belongs to its round key")
+            self._deals[deal.card.identity] = deal
 
-    def disagreeing(self) -> list[tuple[bytes, bytes]]:
-        """Pairs of uploaders that gave different keys for their pair: one of the two is wrong."""
-        return [
-            (one, other)
-            for one in self.uploaders
-            for other in self.uploaders
-            if one < other and self._pair_check(one, other) != self._pair_check(other, one)
-        ]
-
-    @property
-    def set_hash(self) -> bytes:
-        """The hash of the set that `proposal` shows."""
-        signed = [self._headers[uploader] for uploader in self.uploaders]
-        return set_hash(self.terms.context, [header.encode() + sig for header, sig in signed])
-
-    def proposal(self, member: bytes, blobs: Mapping[bytes, bytes]) -> Proposal:
-        """The set as `member` needs it; `blobs` are for it, by uploader.
-
-        Raises SecAggError where too few are left (M28).
-        """
-        least = self.terms.thresholds.least
+    def proposal(self) -> Proposal:
+        """The set. Raises SecAggError where too few are left (M28)."""
+        least = self.group.terms.thresholds.least
         if len(self._headers) < least:
             raise SecAggError(f"{len(self._headers)} updates; only sums of {least} are unmasked")
-        place = self.terms.place(member)
-        return Proposal(
-            tuple(
-                ProposedUpload(
-                    *self._headers[uploader],
-                    self._lists[uploader].leaf(place),
-                    self._lists[uploader].tree.path(place),
-                    blobs[uploader],
-                )
-                for uploader in self.uploaders
-            )
-        )
+        return Proposal(tuple(self._headers[uploader] for uploader in self.uploaders))
 
-    def take(self, release: Release) -> None:
-        """Keep a member's shares. Raises SecAggError unless all that it owes are there and fit
-        (M26).
+    def blobs(self, member: bytes) -> tuple[bytes, ...]:
+        """What all PCs that take part encrypted to `member`, ascending."""
+        place = self.group.terms.place(member)
+        return tuple(self._deals[dealer].blobs[place] for dealer in self.group.dealers)
+
+    def take(self, release: Release) -> tuple[bytes, ...]:
+        """Keep a member's shares; the dealers of which it gave none that fits (M26).
+
+        Each of them gave it a bad one, or it keeps a good one back. Raises SecAggError where the
+        release does not answer what was asked.
         """
-        terms, member = self.terms, self.terms.place(release.member)
-        if tuple(one.uploader for one in release.released) != self.uploaders:
+        group, place = self.group, self.group.terms.place(release.member)
+        if len(release.shares) != len(group.dealers):
             raise SecAggError("a member did not release what the set asks for")
-        outside, found = self._outside(), {}
-        listed = len(terms.participants) - 1 if outside else 0
-        for one in release.released:
-            if len(one.pairs) != len(outside) or len(one.commitments) != listed:
-                raise SecAggError("a member did not release what the set asks for")
-            leaf = self._lists[one.uploader].leaf(member)
-            if outside and list_hash(one.commitments) != leaf[48:]:
-                raise SecAggError("a member shows other commitments than the uploader signed")
-            shares = (one.own, *one.pairs)
-            places = (_place(terms, one.uploader, pc) for pc in outside)
-            signed = [leaf[32:48], *(one.commitments[place - 1] for place in places)]
-            if commitments(terms.context, one.uploader, release.member, shares) != signed:
-                raise SecAggError("a member released a share that the uploader did not sign")
-            found[one.uploader] = b"".join(shares)
-        self._shares[member] = found
+        without = []
+        for dealer, share in zip(group.dealers, release.shares, strict=True):
+            value = commit(group.terms.context, dealer + release.member, share)
+            pair = self._deals[dealer].commitments[place]
+            inside = dealer in self._headers
+            if value == pair[COMMITMENT_BYTES * inside : COMMITMENT_BYTES * (inside + 1)]:
+                self._shares.setdefault(dealer, {})[place] = share
+            else:
+                without.append(dealer)
+        return tuple(without)
+
+    @property
+    def missing(self) -> int:
+        """How many shares are still missing of the dealer with the fewest."""
+        fewest = min(len(self._shares.get(dealer, ())) for dealer in self.group.dealers)
+        return max(0, self.group.terms.thresholds.shares - fewest)
 
     def unmask(self) -> None:
         """Remove all masks of this group from the total; once (M27, M28).
 
-        Raises SecAggError where too few members released, BadUploader where one shared parts of
-        another key than it used; then the total stays as it was.
+        Raises SecAggError where shares are missing, BadDealer where somebody shared out another key
+        than it used; then the total stays as it was.
         """
-        if not self.ready:
+        if self.missing:
+            bounds = self.group.terms.thresholds
             raise SecAggError(
-                f"{len(self._shares)} members released their shares; it takes "
-                f"{self.terms.thresholds.shares}"
+                f"{bounds.shares - self.missing} members released their shares; it takes "
+                f"{bounds.shares}"
             )
         plus: list[bytes] = []
         minus: list[bytes] = []
-        outside = self._outside()
-        for uploader in self.uploaders:
-            minus.append(self._key(uploader, 0, 0))
-            for number, other in enumerate(outside, 1):
-                key = self._key(uploader, number, _place(self.terms, uploader, other))
-                (plus if uploader > other else minus).append(key)
+        inside = self.uploaders
+        for dealer in self.group.dealers:
+            key = self._rebuilt(dealer)
+            if dealer in self._headers:
+                minus.append(key)
+                continue
+            exchange = ExchangeKey(key)
+            if exchange.public != self.group.card(dealer).public:
+                raise BadDealer(dealer)
+            for uploader in inside:
+                pair = pair_key(self.group, exchange, dealer, uploader)
+                (plus if uploader > dealer else minus).append(pair)
         add_masks(self._total, plus, minus)
 
     def close(self) -> None:
         """Forget all that unmasking needed, except for whose uploads are in the sum."""
-        self._lists.clear()
+        self._deals.clear()
         self._shares.clear()
 
-    def _outside(self) -> list[bytes]:
-        """Participants whose uploads are not in the set, ascending."""
-        return [pc for pc in self.terms.participants if pc not in self._headers]
-
-    def _key(self, uploader: bytes, number: int, place: int) -> bytes:
-        """One uploader's, from shares with this number; by the check value at `place`."""
-        # The first members: then all keys have the same ones, whose weights are kept.
-        members = sorted(self._shares)[: self.terms.thresholds.shares]
-        part = slice(number * SHARE_BYTES, (number + 1) * SHARE_BYTES)
+    def _rebuilt(self, dealer: bytes) -> bytes:
+        """Its own mask where its upload is in the sum, else its round key."""
+        shares = self._shares[dealer]
+        # The first members: then most keys have the same ones, whose weights are kept.
+        places = sorted(shares)[: self.group.terms.thresholds.shares]
         try:
-            key = combine({member: self._shares[member][uploader][part] for member in members})
+            key = combine({place: shares[place] for place in places})
         except SecAggError:  # it committed to values that are not shares
-            raise BadUploader(uploader) from None
-        if check_value(self.terms.context, key) != self._lists[uploader].check(place):
-            raise BadUploader(uploader)
+            raise BadDealer(dealer) from None
+        if dealer in self._headers:
+            check = check_value(self.group.terms.context, key)
+            if check != self._deals[dealer].check:
+                raise BadDealer(dealer)
         return key
-
-    def _pair_check(self, uploader: bytes, other: bytes) -> bytes:
-        return self._lists[uploader].check(_place(self.terms, uploader, other))
-
-
-def _place(terms: Terms, uploader: bytes, other: bytes) -> int:
-    """The place of the pair's key among the uploader's keys; its own key has place 0."""
-    return terms.place(other) + (other < uploader)

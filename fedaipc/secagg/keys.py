@@ -1,7 +1,7 @@
-"""Keys of a PC: a lasting identity, and two new ones for every key epoch.
+"""Keys of a PC: a lasting identity, one for every key epoch, and one for every round.
 
-Ed25519 (RFC 8032) signs, X25519 (RFC 7748) agrees on pairwise secrets, HPKE (RFC 9180: X25519,
-HKDF-SHA256, AES-256-GCM, base mode) seals what only one member may read.
+Ed25519 (RFC 8032) signs, X25519 (RFC 7748) agrees on pairwise secrets, and HKDF-SHA256 (RFC 5869)
+makes keys of them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
@@ -19,16 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
     X25519PrivateKey,
     X25519PublicKey,
 )
-from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedaipc.errors import SecAggError
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
-SEAL_OVERHEAD = 48  # encapsulated key of 32 bytes, tag of 16
 _SHOWN_BYTES = 16  # of a fingerprint that people compare
-_HPKE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _RAW = serialization.Encoding.Raw, serialization.PublicFormat.Raw
 
 
@@ -79,7 +76,7 @@ class ExchangeKey:
             else X25519PrivateKey.from_private_bytes(secret)
         )
         self.public = self._key.public_key().public_bytes(*_RAW)
-        self._agreed: dict[bytes, bytes] = {}  # a key serves an epoch, with the same PCs
+        self._agreed: dict[bytes, bytes] = {}  # asked for several times in a round
 
     def __repr__(self) -> str:
         return f"ExchangeKey(public={self.public.hex()[:8]})"
@@ -100,28 +97,10 @@ class ExchangeKey:
             self._agreed[other] = shared
         return self._agreed[other]
 
-    def open(self, sealed: bytes, info: bytes) -> bytes:
-        """Decrypt what was sealed to this key for `info`. Raises SecAggError."""
-        try:
-            return _HPKE.decrypt(sealed, self._key, info=info)
-        except (InvalidTag, ValueError):
-            raise SecAggError("a sealed message cannot be decrypted") from None
-
 
 def canonical(public: bytes) -> bytes:
     """An X25519 key without its top bit, which the function ignores (RFC 7748, section 5)."""
     return public[:-1] + bytes([public[-1] & 0x7F])
-
-
-def seal(content: bytes, to: bytes, info: bytes) -> bytes:
-    """`content` for the owner of the public key `to` alone; `info` says what it is and for whom.
-
-    48 bytes longer than `content`. Raises SecAggError where `to` is not a key.
-    """
-    try:
-        return _HPKE.encrypt(content, X25519PublicKey.from_public_bytes(to), info=info)
-    except ValueError:
-        raise SecAggError("a public key is not valid: nothing can be encrypted to it") from None
 
 
 def derive(secret: bytes, context: bytes, label: bytes) -> bytes:

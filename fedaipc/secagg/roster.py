@@ -126,7 +126,7 @@ def read_roster(content: bytes) -> tuple[bytes, Roster]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A PC's public keys of one epoch, and its public size class; made to last `KEY_SECONDS`.
+    """A PC's public key of one epoch, and its public size class; made to last `KEY_SECONDS`.
 
     `not_after` is in seconds since 1970.
     """
@@ -137,7 +137,6 @@ class Bundle:
     not_after: int
     identity: bytes
     size_class: int
-    mask_key: bytes
     share_key: bytes
     signature: bytes = bytes(SIGNATURE_BYTES)
 
@@ -157,9 +156,7 @@ class Bundle:
 
     def check_keys(self) -> None:
         """Raise SecAggError where no secret can be shared with it: otherwise only others notice."""
-        probe = ExchangeKey()
-        probe.agree(self.mask_key)
-        probe.agree(self.share_key)
+        ExchangeKey().agree(self.share_key)
 
     def encode(self) -> bytes:
         return self._fields(Writer(BUNDLE)).fixed(self.signature, SIGNATURE_BYTES).done()
@@ -178,7 +175,6 @@ class Bundle:
             not_after=reader.number(),
             identity=reader.fixed(KEY_BYTES),
             size_class=reader.number(),
-            mask_key=reader.fixed(KEY_BYTES),
             share_key=reader.fixed(KEY_BYTES),
             signature=reader.fixed(SIGNATURE_BYTES),
         )
@@ -191,7 +187,6 @@ class Bundle:
             .number(self.not_after)
             .fixed(self.identity, KEY_BYTES)
             .number(self.size_class)
-            .fixed(self.mask_key, KEY_BYTES)
             .fixed(self.share_key, KEY_BYTES)
         )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedaipc.errors import SecAggError
 from fedaipc.secagg.encoding import Encoding
-from fedaipc.secagg.keys import KEY_BYTES, canonical
+from fedaipc.secagg.keys import canonical
 from fedaipc.secagg.roster import MAX_IN_A_GROUP, Bundle
 from fedaipc.secagg.wire import Reader, Writer, parsed
 
@@ -150,7 +150,6 @@ class Terms:
             raise SecAggError("one PC's weight is more than half of a sum that may be unmasked")
         for kind, keys in (
             ("identity", names),
-            ("mask key", [canonical(bundle.mask_key) for bundle in self.bundles]),
             ("share key", [canonical(bundle.share_key) for bundle in self.bundles]),
         ):
             if len(set(keys)) != len(keys):
@@ -172,7 +171,7 @@ class Terms:
 
     @cached_property
     def participants(self) -> tuple[bytes, ...]:
-        """Identities, ascending; each is a member of the committee too."""
+        """Identities of those that are asked and get shares, ascending."""
         return tuple(bundle.identity for bundle in self.bundles)
 
     @cached_property
@@ -193,11 +192,6 @@ class Terms:
         weight = self.weights[place]
         return weight / (weight + sum(others[: bounds.least - 1 - bounds.colluding]))
 
-    def neighbours(self, own: bytes) -> tuple[bytes, ...]:
-        """The PCs with which `own` shares pairwise masks: all others, ascending."""
-        place = self.place(own)
-        return self.participants[:place] + self.participants[place + 1 :]
-
     def bundle(self, identity: bytes) -> Bundle:
         """Raises SecAggError where `identity` takes no part."""
         return self.bundles[self.place(identity)]
@@ -208,7 +202,7 @@ class Terms:
 
     @cached_property
     def context(self) -> bytes:
-        """The 32 bytes that everything in the round is bound to (M13)."""
+        """The 32 bytes that everything before the masks is bound to, and then the group (M13)."""
         return hashlib.sha256(
             self._fields(Writer().string(b"fedaipc round"))
             .items([hashlib.sha256(b.encode()).digest() for b in self.bundles], _HASH_BYTES)
@@ -266,31 +260,3 @@ class Terms:
             .number(self.thresholds.least)
             .items([weight.to_bytes(8, "big") for weight in self.weights], 8)
         )
-
-
-def check_value(context: bytes, key: bytes) -> bytes:
-    """16 bytes that show whether a rebuilt key is the uploader's; `context` and `key` have 32."""
-    return hashlib.sha256(b"fedaipc check" + context + key).digest()[:16]
-
-
-def commitments(
-    context: bytes, uploader: bytes, member: bytes, shares: Sequence[bytes]
-) -> list[bytes]:
-    """16 bytes for each share of 33 that show whether it is the one that was sent.
-
-    Every field has one length, so that no two inputs run together.
-    """
-    start = hashlib.sha256(b"fedaipc share" + context + uploader + member)
-    found = []
-    for share in shares:
-        digest = start.copy()
-        digest.update(share)
-        found.append(digest.digest()[:16])
-    return found
-
-
-def set_hash(context: bytes, headers: Sequence[bytes]) -> bytes:
-    """The hash of the agreed set: of the signed headers in the order of their identities."""
-    digests = [hashlib.sha256(header).digest() for header in headers]
-    writer = Writer().string(b"fedaipc set").fixed(context, KEY_BYTES)
-    return hashlib.sha256(writer.items(digests, _HASH_BYTES).done()).digest()

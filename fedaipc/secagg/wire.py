@@ -15,7 +15,7 @@ from fedaipc.errors import EncodingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-VERSION = 3
+VERSION = 4
 _T = TypeVar("_T")
 LONGEST = 1 << 31  # bytes of one string
 

@@ -12,10 +12,11 @@ import pytest
 from fedaipc.client import trainer
 from fedaipc.client.key_store import KeyStore
 from fedaipc.protocol.job import Job
+from fedaipc.secagg.round_keys import deal
 from fedaipc.secagg.terms import Terms
 from tests.support.clients import Answer, Federation, asker, copies, enroll, spy
 from tests.support.jobs import ADMISSION
-from tests.support.key_stores import FIRST, RUN, bind, roster, terms_of
+from tests.support.key_stores import FIRST, RUN, bind, group_of, roster
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def ask_member(five: Federation, member: Path) -> Callable[..., Answer]:
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the steps that see the PC's data, as they are taken."""
     steps: list[str] = []
-    for name in ("read_records", "make_inputs", "train_round", "mask_and_share"):
+    for name in ("read_records", "make_inputs", "train_round", "mask_update"):
         spy(monkeypatch, trainer, name, steps)
     return steps
 
@@ -92,7 +93,9 @@ def ready(key_store: KeyStore) -> KeyStore:
 @pytest.fixture
 def full(ready: KeyStore) -> tuple[KeyStore, Terms]:
     """With every file, and a round."""
-    terms = terms_of(ready)
-    ready.keep(terms, terms.encode())
-    bind(ready, terms, FIRST)
-    return ready, terms
+    group = group_of(ready)
+    own, _ = deal(group.terms, ready.keys(group.terms))
+    ready.keep_secrets(own)
+    ready.keep(group)
+    bind(ready, group.terms, FIRST)
+    return ready, group.terms

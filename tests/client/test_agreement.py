@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -19,6 +20,7 @@ from filelock import FileLock
 from fedaipc.client import key_store as module
 from fedaipc.client.key_store import KeyStore
 from fedaipc.errors import RoundError, SecAggError
+from fedaipc.secagg.round_keys import Group, deal
 from fedaipc.secagg.terms import Terms
 from tests.support.key_stores import (
     FIRST,
@@ -28,6 +30,7 @@ from tests.support.key_stores import (
     damage,
     files,
     found,
+    group_of,
     place_of,
     posix,
     restarted,
@@ -39,55 +42,99 @@ from tests.support.key_stores import (
 
 
 def test_the_newest_round_is_kept(ready: KeyStore) -> None:
-    first, second = terms_of(ready, 5), terms_of(ready, 7)
-    for terms in (first, first, second):
-        ready.keep(terms, terms.encode())
+    first, second = group_of(ready, 5), group_of(ready, 7)
+    for group in (first, first, second):
+        ready.keep(group)
         for opened in (ready, restarted(ready)):
-            assert opened.terms(RUN, terms.number) == terms
+            assert opened.group(RUN, group.terms.number) == group
     for run, number in ((RUN, 5), (RUN, 6), (RUN, 8), ("f" * 16, 7)):
         with pytest.raises(SecAggError, match="not asked for this round"):
-            ready.terms(run, number)
+            ready.group(run, number)
 
 
 def test_a_pc_that_was_asked_for_no_round_is_told_in_one_line(ready: KeyStore) -> None:
-    with pytest.raises(SecAggError, match="terms: missing"):
-        ready.terms(RUN, 1)
+    with pytest.raises(SecAggError, match="round: missing"):
+        ready.group(RUN, 1)
 
 
 def test_an_older_round_and_the_same_one_described_otherwise_are_refused(ready: KeyStore) -> None:
     """M14: what the ledger was charged for is the only round of its number."""
-    kept = terms_of(ready, 6)
-    ready.keep(kept, kept.encode())
+    kept = group_of(ready, 6)
+    ready.keep(kept)
+    terms = kept.terms
     for opened in (ready, restarted(ready)):
         for wrong, said in (
-            (terms_of(ready, 5), "older"),
-            (dataclasses.replace(kept, vector_hash=b"\1" * 32), "differently"),
-            (dataclasses.replace(kept, bound=kept.bound * 2), "differently"),
-            (dataclasses.replace(kept, bundles=kept.bundles[::-1]), "differently"),
+            (group_of(ready, 5), "older"),
+            (with_terms(kept, vector_hash=b"\1" * 32), "differently"),
+            (with_terms(kept, bound=terms.bound * 2), "differently"),
+            (with_terms(kept, bundles=terms.bundles[::-1]), "differently"),
+            (dataclasses.replace(kept, round_keys=kept.round_keys[1:]), "differently"),
+            (
+                dataclasses.replace(
+                    kept,
+                    round_keys=(
+                        dataclasses.replace(kept.round_keys[0], public=bytes(32)),
+                        *kept.round_keys[1:],
+                    ),
+                ),
+                "differently",
+            ),
         ):
             with pytest.raises(SecAggError, match=said):
-                opened.keep(wrong, wrong.encode())
-        assert opened.terms(RUN, 6) == kept
+                opened.keep(wrong)
+        assert opened.group(RUN, 6) == kept
+
+
+def with_terms(group: Group, **changes: Any) -> Group:
+    return dataclasses.replace(group, terms=dataclasses.replace(group.terms, **changes))
 
 
 def test_a_round_of_another_run_is_taken_whatever_its_number(ready: KeyStore) -> None:
-    last = terms_of(ready, 6)
-    ready.keep(last, last.encode())
-    other = dataclasses.replace(last, run="f" * 16, number=1)
-    ready.keep(other, other.encode())
-    assert restarted(ready).terms("f" * 16, 1) == other
+    last = group_of(ready, 6)
+    ready.keep(last)
+    other = with_terms(last, run="f" * 16, number=1)
+    ready.keep(other)
+    assert restarted(ready).group("f" * 16, 1) == other
 
 
 @pytest.mark.parametrize("kept", [0, 1, 200])
 def test_a_round_whose_note_was_cut_off_blocks_only_itself(ready: KeyStore, kept: int) -> None:
-    first, second = terms_of(ready, 5), terms_of(ready, 6)
-    ready.keep(first, first.encode())
-    damage(ready, "terms", first.encode()[:kept])
+    first, second = group_of(ready, 5), group_of(ready, 6)
+    ready.keep(first)
+    damage(ready, "round", first.encode()[:kept])
     opened = restarted(ready)
-    with pytest.raises(SecAggError, match="terms: cannot be read"):
-        opened.terms(RUN, 5)
-    opened.keep(second, second.encode())
-    assert opened.terms(RUN, 6) == second
+    with pytest.raises(SecAggError, match="round: cannot be read"):
+        opened.group(RUN, 5)
+    opened.keep(second)
+    assert opened.group(RUN, 6) == second
+
+
+# The secrets of a round
+
+
+def test_secrets_are_there_until_they_are_used_once(ready: KeyStore) -> None:
+    """M15: also for another process; a second answer replaces the first."""
+    terms = terms_of(ready)
+    for _ in range(2):
+        own, _ = deal(terms, ready.keys(terms))
+        ready.keep_secrets(own)
+        for opened in (ready, restarted(ready)):
+            assert opened.secrets().encode() == own.encode()
+    ready.forget_secrets()
+    for opened in (ready, restarted(ready)):
+        with pytest.raises(SecAggError, match="secrets: missing"):
+            opened.secrets()
+    assert found(ready, [own.own_mask, own.exchange.secret()]) == 0
+
+
+@pytest.mark.parametrize("kept", [0, 100, 255])
+def test_secrets_that_were_cut_off_are_none(ready: KeyStore, kept: int) -> None:
+    terms = terms_of(ready)
+    own, _ = deal(terms, ready.keys(terms))
+    ready.keep_secrets(own)
+    damage(ready, "secrets", own.encode()[:kept])
+    with pytest.raises(SecAggError, match="secrets: cannot be read"):
+        restarted(ready).secrets()
 
 
 # The one set of a round
@@ -261,7 +308,7 @@ from fedaipc.client.key_store import KeyStore
 
 folder, run, number, set_hash, when = sys.argv[1:]
 key_store = KeyStore(Path(folder))
-terms = key_store.terms(run, int(number))
+terms = key_store.group(run, int(number)).terms
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -310,8 +357,9 @@ def said(
 @posix
 def test_another_process_is_bound_by_the_same_set(ready: KeyStore) -> None:
     """M21, M25."""
-    terms = terms_of(ready)
-    ready.keep(terms, terms.encode())
+    group = group_of(ready)
+    terms = group.terms
+    ready.keep(group)
     bind(ready, terms, FIRST)
     code, answer = said(ready, terms, SECOND)
     assert code == 0
@@ -322,8 +370,9 @@ def test_another_process_is_bound_by_the_same_set(ready: KeyStore) -> None:
 @posix
 def test_kill_9_between_record_and_signature_leaves_the_pc_bound(ready: KeyStore) -> None:
     """M21: nobody saw the signature, yet no other set is signed."""
-    terms = terms_of(ready)
-    ready.keep(terms, terms.encode())
+    group = group_of(ready)
+    terms = group.terms
+    ready.keep(group)
     assert said(ready, terms, FIRST, "after") == (-signal.SIGKILL, "")
     with pytest.raises(SecAggError, match="another set"):
         bind(ready, terms, SECOND)
@@ -335,8 +384,9 @@ def test_kill_9_between_record_and_signature_leaves_the_pc_bound(ready: KeyStore
 @posix
 def test_kill_9_before_the_record_leaves_the_pc_free(ready: KeyStore) -> None:
     """M21: and the lock of the dead holds nobody up."""
-    terms = terms_of(ready)
-    ready.keep(terms, terms.encode())
+    group = group_of(ready)
+    terms = group.terms
+    ready.keep(group)
     assert said(ready, terms, FIRST, "before") == (-signal.SIGKILL, "")
     with ready.agreement(terms) as agreed:
         assert agreed.set_hash is None
@@ -348,8 +398,9 @@ def test_kill_9_before_the_record_leaves_the_pc_free(ready: KeyStore) -> None:
 @posix
 def test_of_two_processes_that_bind_different_sets_at_once_one_wins(ready: KeyStore) -> None:
     """M21."""
-    terms = terms_of(ready)
-    ready.keep(terms, terms.encode())
+    group = group_of(ready)
+    terms = group.terms
+    ready.keep(group)
     with (
         member(ready, terms, FIRST, "race") as one,
         member(ready, terms, SECOND, "race") as two,

@@ -15,6 +15,7 @@ import pytest
 from fedaipc.client.key_store import KeyStore
 from fedaipc.errors import SecAggError
 from fedaipc.secagg.keys import SigningKey
+from fedaipc.secagg.round_keys import deal
 from tests.support.jobs import ADMISSION
 from tests.support.key_stores import (
     DAY,
@@ -23,6 +24,7 @@ from tests.support.key_stores import (
     RUN,
     files,
     found,
+    group_of,
     later,
     place_of,
     posix,
@@ -72,9 +74,11 @@ def test_only_the_owner_can_read_what_is_kept(tmp_path: Path) -> None:
     try:
         key_store = KeyStore.create(tmp_path)
         key_store.pin(roster(key_store).encode(), ADMISSION.public)
-        terms = terms_of(key_store)
-        key_store.keep(terms, terms.encode())
-        with key_store.agreement(terms) as agreed:
+        group = group_of(key_store)
+        own, _ = deal(group.terms, key_store.keys(group.terms))
+        key_store.keep_secrets(own)
+        key_store.keep(group)
+        with key_store.agreement(group.terms) as agreed:
             agreed.bind(FIRST)
     finally:
         os.umask(old)
@@ -83,7 +87,7 @@ def test_only_the_owner_can_read_what_is_kept(tmp_path: Path) -> None:
     }
     del rights[".lock"]  # empty
     assert rights == dict.fromkeys(
-        ("identity.key", "epoch.json", "roster", "terms", "agreed.json"), 0o600
+        ("identity.key", "epoch.json", "roster", "round", "agreed.json", "secrets"), 0o600
     )
     assert files(key_store)[".lock"] == b""
     assert stat.S_IMODE(place_of(key_store).stat().st_mode) == 0o700
@@ -189,7 +193,6 @@ def test_keys_of_an_epoch_are_made_once_and_signed(ready: KeyStore) -> None:
     """M8, M9: at most 24 hours by the PC's own clock."""
     bundle, content = ready.bundle(RUN, 5, 64), files(ready)["epoch.json"]
     assert (bundle.run, bundle.epoch, bundle.size_class) == (RUN, 5, 64)
-    assert bundle.mask_key != bundle.share_key
     assert time.time() < bundle.not_after <= time.time() + DAY
     bundle.check(ready.roster(ADMISSION.public), RUN, time.time())
     for opened in (ready, restarted(ready)):
@@ -205,11 +208,11 @@ def test_a_new_epoch_leaves_no_trace_of_the_old_secret_keys(
 ) -> None:
     """M10."""
     old, before = secrets_of(ready), ready.bundle(RUN, 5, 64)
-    assert found(ready, old) == 2
+    assert found(ready, old) == 1
     after = ready.bundle(run, epoch, 64)
-    assert not {before.mask_key, before.share_key} & {after.mask_key, after.share_key}
+    assert before.share_key != after.share_key
     assert found(ready, old) == 0
-    assert found(ready, secrets_of(ready)) == 2
+    assert found(ready, secrets_of(ready)) == 1
 
 
 def test_an_older_epoch_of_a_run_is_refused(ready: KeyStore) -> None:
@@ -240,7 +243,7 @@ def test_keys_for_another_federation_are_not_given_again(ready: KeyStore) -> Non
         ready.bundle(RUN, 5, 64)
     after = ready.bundle(RUN, 6, 64)
     assert after.federation == "another"
-    assert after.mask_key != before.mask_key
+    assert after.share_key != before.share_key
 
 
 def test_the_secret_keys_are_those_of_the_bundle(ready: KeyStore) -> None:
@@ -248,13 +251,12 @@ def test_the_secret_keys_are_those_of_the_bundle(ready: KeyStore) -> None:
     for opened in (ready, restarted(ready)):
         bundle, keys = opened.bundle(RUN, 5, 64), opened.keys(terms_of(ready))
         assert keys.identity.public == bundle.identity == ready.identity.public
-        assert (keys.mask.public, keys.share.public) == (bundle.mask_key, bundle.share_key)
+        assert keys.share.public == bundle.share_key
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mask_key": b"\x09" * 32},
         {"share_key": b"\x09" * 32},
         {"size_class": 32},
         {"epoch": 6},
@@ -317,7 +319,6 @@ def test_expired_keys_are_never_given_again(
     later(monkeypatch, DAY + 60)
     after = ready.bundle(RUN, epoch, 64)
     assert after.not_after > before.not_after
-    assert after.mask_key != before.mask_key
     assert after.share_key != before.share_key
 
 
@@ -333,8 +334,11 @@ def test_asking_for_expired_keys_deletes_them(
 
 def test_keys_can_be_forgotten_before_their_end(ready: KeyStore) -> None:
     """M10."""
-    old, terms = secrets_of(ready), terms_of(ready)
-    ready.keys(terms)
+    terms = terms_of(ready)
+    own, _ = deal(terms, ready.keys(terms))
+    ready.keep_secrets(own)
+    old = [*secrets_of(ready), own.own_mask]
+    assert found(ready, old) == 2
     for _ in range(2):
         ready.forget_keys()
         assert found(ready, old) == 0

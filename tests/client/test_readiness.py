@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.job import SignedJob
 from fedaipc.protocol.messages import EXHAUSTED, READY, REFUSED, UNABLE, Readiness, RoundRequest
 from fedaipc.secagg.keys import SigningKey
-from tests.support.clients import Federation, charges, gave, offer, owner, send
+from fedaipc.secagg.round_keys import Deal
+from tests.support.clients import (
+    Federation,
+    charges,
+    gave,
+    offer,
+    owner,
+    ready_for,
+    refused,
+    send,
+)
 
 
 def test_a_pc_says_whether_it_takes_part_and_is_not_charged_for_it(
@@ -21,9 +32,8 @@ def test_a_pc_says_whether_it_takes_part_and_is_not_charged_for_it(
 ) -> None:
     before = (member / LEDGER_FILE).read_bytes()
     for charged in range(2):
-        assert Readiness.decode(offer(five, member, charged + 1).content) == Readiness(
-            None, charged
-        )
+        said = Readiness.decode(offer(five, member, charged + 1).content)
+        assert (said.refusal, said.charged) == (None, charged)
         if not charged:
             assert touched == []
             assert (member / LEDGER_FILE).read_bytes() == before
@@ -66,7 +76,8 @@ def test_a_pc_whose_ledger_is_locked_is_able_again_later(
     monkeypatch.setattr("fedaipc.privacy.ledger._LOCK_SECONDS", 0.0)
     with FileLock(f"{member / LEDGER_FILE}.lock"):
         assert Readiness.decode(offer(five, member).content) == Readiness(UNABLE, None)
-    assert Readiness.decode(offer(five, member).content) == Readiness(None, 0)
+    said = Readiness.decode(offer(five, member).content)
+    assert (said.refusal, said.charged) == (None, 0)
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
@@ -84,3 +95,64 @@ def test_a_pc_tells_a_stranger_nothing_of_its_ledger(five: Federation, member: P
     request = RoundRequest(signed.text, signed.signature, 1, five.terms(signed).encode())
     reply = send(member, READY, request.encode())
     assert Readiness.decode(reply.content) == Readiness(UNABLE, None)
+
+
+def test_a_pc_that_takes_part_gives_out_shares_for_these_terms(
+    five: Federation, member: Path
+) -> None:
+    """M15, M16, M17: each time of new secrets, of which it keeps the last."""
+    terms = five.terms(SignedJob.sign(five.admission, five.job))
+    deals = [Deal.decode(Readiness.decode(offer(five, member).content).deal) for _ in range(2)]
+    for made in deals:
+        made.verify(terms)
+    assert deals[0].card.public != deals[1].card.public
+    assert len({len(made.encode()) for made in deals}) == 1
+    assert KeyStore(member).secrets().card == deals[1].card
+
+
+def test_a_pc_that_gave_no_shares_uploads_nothing(
+    five: Federation, member: Path, ask_member: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """M35: nor does one whose round key was changed, or whose answer was replaced by a later."""
+    terms = five.terms(SignedJob.sign(five.admission, five.job))
+    group = ready_for(five, terms, member)
+    KeyStore(member).forget_secrets()
+    assert refused(ask_member(group=group))
+    assert "secrets: missing" in caplog.text
+    assert Readiness.decode(offer(five, member).content).deal
+    assert refused(ask_member(group=group))
+    assert "the round key that this PC made" in caplog.text
+    assert charges(member) == 0
+    assert gave(ask_member())
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        (lambda cards: cards[:3], "cannot be unmasked"),
+        (lambda cards: cards[1:], "takes no part"),
+        (lambda cards: cards[::-1], "out of order"),
+        (lambda cards: (*cards[:4], replace(cards[4], public=cards[1].public)), "signature"),
+        (lambda cards: (*cards[:4], replace(cards[4], identity=b"\xff" * 32)), "takes no part"),
+    ],
+    ids=["too few", "own missing", "out of order", "another's key", "a stranger"],
+)
+def test_a_lie_about_round_keys_costs_nothing(
+    five: Federation,
+    member: Path,
+    ask_member: Any,
+    touched: list[str],
+    caplog: pytest.LogCaptureFixture,
+    lie: Any,
+    said: str,
+) -> None:
+    """M11, M35."""
+    terms = five.terms(SignedJob.sign(five.admission, five.job))
+    group = ready_for(five, terms, member)
+    before = (member / LEDGER_FILE).read_bytes()
+    assert refused(ask_member(group=replace(group, round_keys=lie(group.round_keys))))
+    assert said in caplog.text
+    assert (member / LEDGER_FILE).read_bytes() == before
+    assert not (member / "keys" / "round").exists()
+    assert touched == []
+    assert gave(ask_member())

@@ -71,17 +71,19 @@ def test_the_charge_is_on_the_disk_when_the_first_text_is_read(
 def test_a_sealed_round_is_kept_and_charged_before_it_is_trained_and_sealed(
     ask_member: Any, touched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """M14: durable before anything leaves."""
+    """M14, M15: durable before anything leaves, and no second upload can have the same mask."""
     spy(monkeypatch, KeyStore, "keep", touched)
+    spy(monkeypatch, KeyStore, "forget_secrets", touched)
     spy(monkeypatch, Ledger, "charge", touched)
     assert gave(ask_member())
     assert touched == [
         "keep",
+        "forget_secrets",
         "charge",
         "read_records",
         "make_inputs",
         "train_round",
-        "mask_and_share",
+        "mask_update",
     ]
 
 

@@ -20,8 +20,17 @@ from fedaipc.client.key_store import KeyStore
 from fedaipc.config import PlainAggregation
 from fedaipc.privacy.budget import charged_epsilon
 from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
-from fedaipc.protocol.messages import AGREE, EXHAUSTED, UNMASK, MemberRequest, decode_answer
-from fedaipc.secagg.committee import Agreement, Release, Unmask, read_answer
+from fedaipc.protocol.job import SignedJob
+from fedaipc.protocol.messages import (
+    AGREE,
+    EXHAUSTED,
+    UNMASK,
+    MemberRequest,
+    Readiness,
+    decode_answer,
+)
+from fedaipc.secagg.committee import Agreement, Release, read_answer
+from fedaipc.secagg.round_keys import Deal, Group
 from fedaipc.secagg.terms import Terms
 from fedaipc.secagg.uploads import Upload
 from tests.support.clients import (
@@ -32,6 +41,8 @@ from tests.support.clients import (
     exotic,
     failed,
     gave,
+    job_with,
+    offer,
     owner,
     refused,
     send,
@@ -54,7 +65,7 @@ def test_a_sealed_reply_is_a_whole_upload_and_the_same_for_any_data(
     for folder in folders + again:
         answer = asker(five, folder)()
         upload = Upload.decode(answer.frame)
-        upload.check(answer.terms)
+        upload.check(answer.group)
         assert upload.header.uploader == KeyStore(folder).identity.public
         wires.append(without_values(answer.reply))
     assert len(set(wires)) == 1
@@ -65,7 +76,7 @@ def test_a_sealed_reply_is_a_whole_upload_and_the_same_for_any_data(
 def test_a_pc_without_its_data_seals_noise(ask_member: Any, member: Path) -> None:
     (member / "records.parquet").unlink()
     answer = ask_member()
-    Upload.decode(answer.frame).check(answer.terms)
+    Upload.decode(answer.frame).check(answer.group)
     assert "trained on nothing" in (member / LOG_FILE).read_text()
 
 
@@ -82,16 +93,17 @@ def test_a_sealed_attempt_leaves_once(ask_member: Any, member: Path, attempt: in
     assert gave(ask_member(attempt=3))
 
 
-def test_every_upload_has_an_own_key_of_its_own(five: Federation, tmp_path: Path) -> None:
+def test_every_upload_has_a_mask_of_its_own(five: Federation, tmp_path: Path) -> None:
     """M15: also of a PC that was restored from a copy and has a test seed."""
     own = five.bundles[0].identity
-    checks = []
+    sent = []
     for name in ("now", "restored"):
         folder = copies(five, tmp_path / name)[own]
         owner(folder, insecure_test_seed=3)
-        checks.append(Upload.decode(asker(five, folder)().frame).checks)
-    assert checks[0][0] != checks[1][0]
-    assert checks[0][1:] == checks[1][1:]  # those of pairs follow from the keys and the round
+        answer = asker(five, folder)()
+        assert refused(asker(five, folder)(group=answer.group))  # its secrets are gone
+        sent.append(Upload.decode(answer.frame).vector)
+    assert bytes(sent[0]) != bytes(sent[1])
 
 
 def test_a_pc_that_cannot_pay_is_a_member_all_the_same(
@@ -110,10 +122,10 @@ def test_a_pc_that_cannot_pay_is_a_member_all_the_same(
     ).charge(Charge(run="f" * 16, round=1, attempt=1, schedule=plan))
     answer = ask_member()
     assert answer.content == EXHAUSTED
-    assert KeyStore(member).terms(five.job.run, 1) == answer.terms
+    assert KeyStore(member).group(five.job.run, 1) == answer.group
     other = ask_member(state=lambda terms: among(terms, terms.bundles[:-1]))
     assert refused(other)  # a round is described once
-    assert KeyStore(member).terms(five.job.run, 1) == answer.terms
+    assert KeyStore(member).group(five.job.run, 1) == answer.group
 
 
 # A PC's word as a member of its group
@@ -128,13 +140,13 @@ class Round:
 
     @property
     def terms(self) -> Terms:
-        return self.sum.terms
+        return self.sum.group.terms
 
     def request(self, frame: bytes) -> RecordDict:
         return MemberRequest(self.terms.run, self.terms.number, frame).encode()
 
     def agree(self, member: bytes) -> Message:
-        frame = self.sum.proposal(member).encode()
+        frame = self.sum.proposal.encode()
         return send(self.folders[member], AGREE, self.request(frame))
 
     def agreed(self, *members: bytes) -> tuple[Agreement, ...]:
@@ -144,7 +156,7 @@ class Round:
         return tuple(one for one in found if isinstance(one, Agreement))
 
     def unmask(self, member: bytes, agreements: tuple[Agreement, ...]) -> Message:
-        frame = Unmask(self.sum.proposal(member), agreements).encode()
+        frame = self.sum.unmask(member, agreements).encode()
         return send(self.folders[member], UNMASK, self.request(frame))
 
     def released(self, member: bytes, agreements: tuple[Agreement, ...]) -> Release:
@@ -156,10 +168,15 @@ def asked_five(five: Federation, folder: Path, missing: int = 0, **job: Any) -> 
     folders = copies(five, folder)
     for own in folders.values():
         owner(own, insecure_test_seed=3)
-    answers = {pc: asker(five, own)(**job) for pc, own in folders.items()}
-    (terms, *_) = [answer.terms for answer in answers.values()]
-    uploads = {pc: Upload.decode(answer.frame) for pc, answer in answers.items()}
-    return Round(folders, Sum(terms, uploads, list(folders)[: len(folders) - missing]))
+    said = {pc: Readiness.decode(offer(five, own, **job).content) for pc, own in folders.items()}
+    deals = [Deal.decode(said[pc].deal) for pc in folders]
+    terms = five.terms(SignedJob.sign(five.admission, job_with(five, **job)))
+    group = Group(terms, tuple(made.card for made in deals))
+    uploads = {
+        pc: Upload.decode(asker(five, own)(group=group, **job).frame)
+        for pc, own in folders.items()
+    }
+    return Round(folders, Sum(group, deals, uploads, list(folders)[: len(folders) - missing]))
 
 
 @pytest.mark.parametrize("missing", [0, 1])
@@ -272,13 +289,13 @@ def test_a_pc_that_only_gives_its_word_loads_no_model_library(
     """Within a stage's minute a slow PC must have answered."""
     asked = asked_five(five, tmp_path)
     first, *others = asked.terms.participants
-    proposal = asked.sum.proposal(first)
+    proposal = asked.sum.proposal
     told = {
         "folder": str(asked.folders[first]),
         "run": five.job.run,
         "roster": five.roster.encode().hex(),
         "proposal": proposal.encode().hex(),
-        "unmask": Unmask(proposal, asked.agreed(*others)).encode().hex(),
+        "unmask": asked.sum.unmask(first, asked.agreed(*others)).encode().hex(),
     }
     ran = subprocess.run(
         [sys.executable, "-c", ONLY_A_WORD],

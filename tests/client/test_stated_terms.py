@@ -115,23 +115,18 @@ LIES: dict[str, tuple[str, Lie]] = {
     ),
     "M11: nobody": ("cannot be reached", lambda _, t: among(t, ())),
     "M9: own keys missing": ("takes no part", lambda _, t: among(t, t.bundles[1:])),
-    "M9: own keys changed": ("the signature is wrong", with_bundle(0, mask_key=bytes(32))),
-    "M8: other keys changed": ("the signature is wrong", with_bundle(1, mask_key=bytes(32))),
+    "M9: own keys changed": ("the signature is wrong", with_bundle(0, share_key=bytes(32))),
+    "M8: other keys changed": ("the signature is wrong", with_bundle(1, share_key=bytes(32))),
     "M8: class changed": ("size class", with_bundle(1, size_class=1024)),
     "a weight beyond the job's": ("size class", with_signed_bundle(size_class=2**40)),
     "M8: keys of another run": ("another federation or run", with_signed_bundle(run="f" * 16)),
     "M8: keys of others": ("another federation or run", with_signed_bundle(federation="f")),
     "M8: old keys": ("have expired", with_signed_bundle(not_after=1_700_000_000)),
     "M8: a stranger": ("did not choose", with_a_stranger),
-    "a mask key that is not valid": (
-        "no secret can be shared",
-        with_signed_bundle(mask_key=bytes(32)),
-    ),
     "a share key that is none": (
         "no secret can be shared",
         with_signed_bundle(share_key=bytes(32)),
     ),
-    "M9: one mask key": ("have one mask key", with_key_of_another("mask_key")),
     "M9: one share key": ("have one share key", with_key_of_another("share_key")),
     "M9: one PC twice": ("have one identity", lambda _, t: among(t, (*t.bundles, t.bundles[-1]))),
     "M30: out of order": ("out of order", lambda _, t: among(t, t.bundles[::-1])),
@@ -153,7 +148,7 @@ def test_a_lie_about_a_round_costs_nothing(
     assert refused(ask_member(state=lambda terms: state(five, terms)))
     assert reason in caplog.text
     assert (member / LEDGER_FILE).read_bytes() == before
-    assert not (member / "keys" / "terms").exists()  # nor is it a member of such a round
+    assert not (member / "keys" / "round").exists()  # nor is it a member of such a round
     assert touched == []
     assert gave(ask_member())
 

@@ -66,11 +66,20 @@ class Proxy:
                 continue
             far = socket.create_connection(("127.0.0.1", self.port))
             near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=_pass_on, args=(one, other), daemon=True).start()
+            threading.Thread(target=_join, args=(near, far), daemon=True).start()
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits in `accept`
         self._socket.close()
+
+
+def _join(near: socket.socket, far: socket.socket) -> None:
+    with near, far:
+        back = threading.Thread(target=_pass_on, args=(far, near), daemon=True)
+        back.start()
+        _pass_on(near, far)
+        back.join()
 
 
 def _pass_on(one: socket.socket, other: socket.socket) -> None:

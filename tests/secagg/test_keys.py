@@ -6,13 +6,11 @@ import pytest
 
 from fedaipc.errors import SecAggError
 from fedaipc.secagg.keys import (
-    SEAL_OVERHEAD,
     ExchangeKey,
     SigningKey,
     derive,
     fingerprint,
     read_fingerprint,
-    seal,
     verify,
 )
 
@@ -48,29 +46,10 @@ def test_derivation_is_that_of_rfc_5869() -> None:
     assert key.hex() == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
 
 
-def test_what_is_sealed_opens_for_one_key_and_one_purpose() -> None:
-    owner, other = ExchangeKey(), ExchangeKey()
-    sealed = seal(b"share", owner.public, b"purpose")
-    assert len(sealed) == len(b"share") + SEAL_OVERHEAD
-    assert owner.open(sealed, b"purpose") == b"share"
-    assert seal(b"share", owner.public, b"purpose") != sealed
-    for key, content, info in (
-        (other, sealed, b"purpose"),
-        (owner, sealed, b"another"),
-        (owner, sealed[:-1] + bytes([sealed[-1] ^ 1]), b"purpose"),
-        (owner, sealed[:40], b"purpose"),
-        (owner, b"", b"purpose"),
-    ):
-        with pytest.raises(SecAggError, match="cannot be decrypted"):
-            key.open(content, info)
-
-
 @pytest.mark.parametrize("public", [bytes(32), b"\x01" + bytes(31), b"", bytes(31)])
 def test_a_public_key_that_shares_no_secret_is_refused(public: bytes) -> None:
     with pytest.raises(SecAggError):
         ExchangeKey().agree(public)
-    with pytest.raises(SecAggError):
-        seal(b"x", public, b"")
 
 
 def test_a_wrong_signature_is_named() -> None:

@@ -25,7 +25,7 @@ def roster(keys: list[SigningKey] = PCS, **changes: Any) -> Roster:
 def bundle(key: SigningKey = PCS[0], **changes: Any) -> Bundle:
     fields = {
         "federation": "reviews", "run": "run-1", "epoch": 1, "not_after": int(NOW) + 10,
-        "identity": key.public, "size_class": 64, "mask_key": ExchangeKey().public,
+        "identity": key.public, "size_class": 64,
         "share_key": ExchangeKey().public,
     }  # fmt: skip
     return Bundle(**{**fields, **changes}).signed_by(key)

@@ -19,9 +19,7 @@ from fedaipc.secagg.terms import (
     Terms,
     Thresholds,
     capped,
-    check_value,
     colluding_in,
-    commitments,
     thresholds,
 )
 from tests.support.secagg import usual
@@ -35,7 +33,6 @@ def bundle(key: SigningKey, number: int, **changes: Any) -> Bundle:
     fields = {
         "federation": "reviews", "run": "run-1", "epoch": 1, "not_after": int(NOW) + 10,
         "identity": key.public, "size_class": 64,
-        "mask_key": ExchangeKey(bytes([number]) * 32).public,
         "share_key": ExchangeKey(bytes([100 + number]) * 32).public,
     }  # fmt: skip
     return Bundle(**{**fields, **changes}).signed_by(key)
@@ -131,7 +128,6 @@ def check(terms: Terms, now: float = NOW) -> None:
 
 def test_good_terms_are_accepted() -> None:
     check(TERMS)
-    assert len(TERMS.neighbours(BUNDLES[0].identity)) == 6
     assert Terms.decode(TERMS.encode()) == TERMS
 
 
@@ -145,7 +141,6 @@ def twice(kind: str) -> tuple[Bundle, ...]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"bundles": twice("mask_key")}, "one mask key"),
         ({"bundles": twice("share_key")}, "one share key"),
         ({"bundles": (BUNDLES[0], *BUNDLES[:6])}, "one identity"),
         ({"bundles": tuple(BUNDLES[::-1])}, "out of order"),
@@ -194,20 +189,6 @@ def test_expired_keys_are_refused() -> None:
 def test_every_public_parameter_changes_the_context(changes: dict) -> None:
     """M13."""
     assert dataclasses.replace(TERMS, **changes).context != TERMS.context
-
-
-def test_check_values_and_commitments_are_bound_to_their_round_and_people() -> None:
-    """M13."""
-    key, other = bytes(32), b"\1" * 32
-    one, two = TERMS.context, dataclasses.replace(TERMS, number=6).context
-    assert len({check_value(c, k) for c in (one, two) for k in (key, other)}) == 4
-    values = {
-        commitments(c, uploader, member, [share])[0]
-        for c in (one, two)
-        for uploader, member in ((key, other), (other, key))
-        for share in (b"a" * 33, b"b" * 33)
-    }
-    assert len(values) == 8
 
 
 def test_terms_come_back_from_their_frame_and_their_damage_is_refused_or_another_round() -> None:

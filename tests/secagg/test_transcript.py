@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedaipc.secagg import uploads as module
+from fedaipc.secagg import round_keys as module
 from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.committee import (
     Agreement,
@@ -33,11 +33,11 @@ from fedaipc.secagg.encoding import BITS, Encoding
 from fedaipc.secagg.keys import ExchangeKey, SigningKey, fingerprint
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.roster import Bundle, Roster
+from fedaipc.secagg.round_keys import Deal, Group, Keys, RoundSecrets, open_shares, pair_key
 from fedaipc.secagg.shares import combine
-from fedaipc.secagg.terms import Terms, Thresholds, check_value
-from fedaipc.secagg.uploads import Keys, Upload, pair_key
+from fedaipc.secagg.terms import Terms, Thresholds
+from fedaipc.secagg.uploads import LedgerHead, Upload, mask_update
 from fedaipc.secagg.wire import VERSION
-from tests.support.secagg import blob_of
 
 ROUND: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "round.json").read_text()
@@ -53,8 +53,8 @@ def of(name: str) -> dict[bytes, bytes]:
 
 
 def keys_of(secret: dict[str, str]) -> Keys:
-    identity, mask, share = (bytes.fromhex(secret[name]) for name in ("identity", "mask", "share"))
-    return Keys(SigningKey(identity), ExchangeKey(mask), ExchangeKey(share))
+    identity, share = (bytes.fromhex(secret[name]) for name in ("identity", "share"))
+    return Keys(SigningKey(identity), ExchangeKey(share))
 
 
 ADMISSION = SigningKey(one("admission"))
@@ -62,6 +62,7 @@ KEYS = {keys.identity.public: keys for keys in map(keys_of, ROUND["keys"])}
 PCS = tuple(KEYS)
 ABSENT = one("absent")
 INSIDE = tuple(who for who in PCS if who != ABSENT)
+SECRETS = {who: RoundSecrets.decode(content) for who, content in of("secrets").items()}
 
 
 def roster() -> Roster:
@@ -72,23 +73,26 @@ def terms() -> Terms:
     return Terms.decode(one("terms"))
 
 
+def group() -> Group:
+    return Group.of(terms(), one("round_keys"))
+
+
 def uploads() -> dict[bytes, Upload]:
     return {who: Upload.decode(frame) for who, frame in of("uploads").items()}
+
+
+def deals() -> dict[bytes, Deal]:
+    return {who: Deal.decode(frame) for who, frame in of("deals").items()}
 
 
 def summed() -> tuple[Aggregator, np.ndarray]:
     """A coordinator that has the recorded uploads, and its total."""
     total = np.zeros(terms().size, terms().encoding.dtype)
-    aggregator = Aggregator(terms(), total)
+    aggregator = Aggregator(group(), total)
     for upload in uploads().values():
         aggregator.accept(upload)
-    aggregator.recall(uploads().values())
+    aggregator.recall(deals().values())
     return aggregator, total
-
-
-def proposed(aggregator: Aggregator, member: bytes) -> Proposal:
-    place = terms().place(member)
-    return aggregator.proposal(member, {d: blob_of(u, place) for d, u in uploads().items()})
 
 
 # Frames
@@ -97,19 +101,19 @@ def proposed(aggregator: Aggregator, member: bytes) -> Proposal:
 def test_the_record_is_of_this_wire_version() -> None:
     """M29: every frame says so itself. See write_round.py where this fails."""
     assert ROUND["version"] == VERSION
-    frames = [one(name) for name in ("roster", "terms", "damaged", "complaint")]
+    frames = [one(name) for name in ("roster", "terms", "round_keys", "proposal", "complaint")]
     frames += [bytes.fromhex(bundle) for bundle in ROUND["bundles"]]
-    for name in ("uploads", "proposals", "agreements", "requests", "releases"):
+    for name in ("deals", "uploads", "agreements", "requests", "releases"):
         frames += of(name).values()
     assert {frame[1] for frame in frames} == {VERSION}
-    assert {frame[0] for frame in frames} == set(range(1, 11)) - {4}  # a header has no frame
+    assert {frame[0] for frame in frames} == set(range(1, 12))
 
 
 @pytest.mark.parametrize(
     ("name", "decode"),
     [
+        ("deals", Deal.decode),
         ("uploads", Upload.decode),
-        ("proposals", Proposal.decode),
         ("agreements", Agreement.decode),
         ("requests", Unmask.decode),
         ("releases", Release.decode),
@@ -127,7 +131,8 @@ def test_the_frames_that_stand_alone_come_back_byte_for_byte() -> None:
     """M30."""
     assert roster().encode() == one("roster")
     assert terms().encode() == one("terms")
-    assert Proposal.decode(one("damaged")).encode() == one("damaged")
+    assert group().encode_keys() == one("round_keys")
+    assert Proposal.decode(one("proposal")).encode() == one("proposal")
     assert Complaint.decode(one("complaint")).encode() == one("complaint")
     for content in map(bytes.fromhex, ROUND["bundles"]):
         assert Bundle.decode(content).encode() == content
@@ -157,8 +162,7 @@ def test_bundles_are_signed_as_recorded_and_may_be_used() -> None:
     for content, (who, own) in zip(ROUND["bundles"], KEYS.items(), strict=True):
         bundle = Bundle.decode(bytes.fromhex(content))
         bundle.check(roster(), terms().run, ROUND["now"])
-        public = (bundle.identity, bundle.mask_key, bundle.share_key)
-        assert public == (who, own.mask.public, own.share.public)
+        assert (bundle.identity, bundle.share_key) == (who, own.share.public)
         assert bundle.signed_by(own.identity).encode().hex() == content
 
 
@@ -179,6 +183,42 @@ def test_a_pc_has_the_recorded_fingerprint() -> None:
     assert [fingerprint(who) for who in PCS] == ROUND["fingerprints"]
 
 
+# Shares
+
+
+def test_a_pc_gives_out_the_recorded_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M13, M16: with the recorded secrets, and the shares that the blobs hold."""
+    for who, made in deals().items():
+        made.verify(terms())
+        opened = [
+            open_shares(group(), KEYS[holder], who, blob)
+            for holder, blob in zip(PCS, made.blobs, strict=True)
+        ]
+        own = SECRETS[who]
+        for place, secret in enumerate((own.exchange.secret(), own.own_mask)):
+            shares = {number: pair[place] for number, pair in enumerate(opened)}
+            assert combine(shares) == secret
+        draws = SimpleNamespace(token_bytes=lambda _, own=own: own.own_mask)
+        monkeypatch.setattr(module, "secrets", draws)
+        monkeypatch.setattr(
+            module, "ExchangeKey", lambda own=own: ExchangeKey(own.exchange.secret())
+        )
+        monkeypatch.setattr(module, "split_all", lambda *_, opened=opened: opened)
+        again, frame = module.deal(terms(), KEYS[who])
+        monkeypatch.undo()
+        assert frame.encode() == of("deals")[who]
+        assert again.encode() == of("secrets")[who]
+
+
+def test_the_round_keys_have_the_recorded_context() -> None:
+    """M13, M35."""
+    assert group().dealers == PCS
+    assert group().context == one("group_context")
+    for who, own in SECRETS.items():
+        group().check(own)
+        assert own.card == deals()[who].card
+
+
 # Masks
 
 
@@ -192,31 +232,18 @@ def test_an_update_has_the_recorded_words() -> None:
         assert terms().encoding.encode(update, weight, dither).tolist() == plain["words"]
 
 
-def test_an_upload_is_signed_as_recorded_and_accepted() -> None:
-    """M17."""
-    for who, upload in uploads().items():
-        upload.check(terms())
-        assert upload.header.uploader == who
-        assert KEYS[who].identity.sign(upload.header.signed_part()) == upload.signature
-
-
-def test_a_dealer_masks_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """M15, M27: with the own key that the releases give, and pair keys that both ends have."""
-    found = {who: Release.decode(frame) for who, frame in of("releases").items()}
-    for number, uploader in enumerate(INSIDE):
-        for other in terms().neighbours(uploader):
-            key = pair_key(terms(), KEYS[uploader], other)
-            assert key == pair_key(terms(), KEYS[other], uploader)
-        own = combine({PCS.index(who): r.released[number].own for who, r in found.items()})
-        draws = SimpleNamespace(token_bytes=lambda _, own=own: own)
-        monkeypatch.setattr(module, "secrets", draws)
-        words = np.array(ROUND["plain"][uploader.hex()]["words"], "<u4")
-        upload = module.mask_and_share(
-            terms(), KEYS[uploader], words, uploads()[uploader].header.head
-        )
-        assert upload.vector == uploads()[uploader].vector
-        assert upload.checks == uploads()[uploader].checks
-        assert upload.checks[0] == check_value(terms().context, own)
+def test_a_pc_masks_as_recorded() -> None:
+    """M15, M17: with its own mask, and with pair keys that both ends have."""
+    for who in INSIDE:
+        for other in PCS:
+            if other != who:
+                key = pair_key(group(), SECRETS[who].exchange, who, other)
+                assert key == pair_key(group(), SECRETS[other].exchange, other, who)
+        words = np.array(ROUND["plain"][who.hex()]["words"], "<u4")
+        head = uploads()[who].header.head
+        upload = mask_update(group(), KEYS[who], SECRETS[who], words, head)
+        assert upload.encode() == of("uploads")[who]
+        upload.check(group())
 
 
 @pytest.mark.parametrize("ring", ROUND["rings"], ids=lambda ring: f"{ring['bits']} bits")
@@ -235,43 +262,43 @@ def test_there_is_a_record_of_every_ring() -> None:
 # Agreement and release
 
 
-def test_every_member_is_shown_the_recorded_set() -> None:
+def test_the_set_is_the_recorded_one() -> None:
     """M18."""
     aggregator, _ = summed()
     assert aggregator.uploaders == INSIDE
-    assert aggregator.set_hash == one("set_hash")
-    for who, frame in of("proposals").items():
-        assert proposed(aggregator, who).encode() == frame
-        assert Proposal.decode(frame).hash(terms()) == one("set_hash")
+    assert aggregator.proposal().encode() == one("proposal")
+    assert Proposal.decode(one("proposal")).hash(group()) == one("set_hash")
 
 
 @pytest.mark.parametrize("recorded", [None, one("set_hash")])
 def test_every_member_agrees_byte_for_byte(recorded: bytes | None) -> None:
     """M21, M25."""
-    for who, frame in of("proposals").items():
-        answer = agree(terms(), KEYS[who], Proposal.decode(frame), recorded, {})
+    for who in PCS:
+        answer = agree(group(), KEYS[who], Proposal.decode(one("proposal")), recorded, {})
         assert answer.encode() == of("agreements")[who]
         assert isinstance(answer, Agreement)
         assert answer.set_hash == one("set_hash")
-        answer.check(terms())
+        answer.check(group())
         assert read_answer(of("agreements")[who]) == answer
 
 
-def test_a_member_complains_byte_for_byte_of_a_damaged_blob() -> None:
-    """M19."""
-    answer = agree(terms(), KEYS[PCS[0]], Proposal.decode(one("damaged")), None, {})
+def test_a_member_complains_byte_for_byte_of_a_ledger_that_went_back() -> None:
+    """M31."""
+    seen = {INSIDE[0]: LedgerHead.decode(one("seen"))}
+    answer = agree(group(), KEYS[PCS[0]], Proposal.decode(one("proposal")), None, seen)
     assert answer.encode() == one("complaint")
     assert isinstance(answer, Complaint)
     assert (answer.member, answer.uploader) == (PCS[0], INSIDE[0])
-    answer.check(terms())
+    answer.check(group())
 
 
-def test_a_request_is_the_proposal_with_the_first_agreements() -> None:
+def test_a_request_is_the_proposal_with_the_first_agreements_and_a_members_blobs() -> None:
     """M22."""
+    aggregator, _ = summed()
     signed = tuple(Agreement.decode(frame) for frame in of("agreements").values())
     quorum = signed[: terms().thresholds.shares]
     for who, frame in of("requests").items():
-        request = Unmask(Proposal.decode(of("proposals")[who]), quorum)
+        request = Unmask(Proposal.decode(one("proposal")), quorum, aggregator.blobs(who))
         assert request.encode() == frame
 
 
@@ -279,18 +306,20 @@ def test_a_request_is_the_proposal_with_the_first_agreements() -> None:
 def test_every_member_releases_byte_for_byte(recorded: bytes | None) -> None:
     """M23 to M25."""
     for who, frame in of("requests").items():
-        digest, answer = release(terms(), KEYS[who], Unmask.decode(frame), recorded)
+        digest, answer = release(group(), KEYS[who], Unmask.decode(frame), recorded)
         assert digest == one("set_hash")
         assert answer.encode() == of("releases")[who]
-        assert [len(uploader.pairs) for uploader in answer.released] == [1] * len(INSIDE)
+        for dealer, share in zip(PCS, answer.shares, strict=True):
+            pair = open_shares(group(), KEYS[who], dealer, deals()[dealer].blobs[PCS.index(who)])
+            assert share == pair[0 if dealer == ABSENT else 1]
 
 
 @pytest.mark.parametrize("members", list(itertools.combinations(range(5), 4)), ids=str)
 def test_every_committee_opens_the_recorded_sum(members: tuple[int, ...]) -> None:
-    """M26."""
+    """M26, M27."""
     aggregator, total = summed()
     for place in members:
-        aggregator.take(Release.decode(of("releases")[PCS[place]]))
+        assert aggregator.take(Release.decode(of("releases")[PCS[place]])) == ()
     aggregator.unmask()
     assert total.view("<i4").tolist() == ROUND["sum"]
     words = np.array([plain["words"] for plain in ROUND["plain"].values()], "<u4")

@@ -77,8 +77,8 @@ def test_label_and_version_must_fit() -> None:
     content = Writer(LABEL).done()
     with pytest.raises(EncodingError, match="frame 7 where frame 8"):
         Reader(content, 8)
-    with pytest.raises(EncodingError, match="version 4"):
-        Reader(bytes([LABEL, 4]), LABEL)
+    with pytest.raises(EncodingError, match="version 5"):
+        Reader(bytes([LABEL, 5]), LABEL)
 
 
 def test_a_length_is_checked_before_anything_is_taken() -> None:

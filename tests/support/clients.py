@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,8 +40,9 @@ from fedaipc.protocol.messages import (
     decode_update,
 )
 from fedaipc.protocol.round_terms import hash_vector, make_terms
-from fedaipc.secagg.keys import SigningKey
+from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import ROSTER_FILE, Bundle, Roster, read_roster
+from fedaipc.secagg.round_keys import Group, RoundKey, RoundSecrets
 from fedaipc.secagg.terms import Terms, capped
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.simulation.simulation import prepare
@@ -90,10 +92,14 @@ class Federation:
 
 @dataclass(frozen=True)
 class Answer:
-    """A PC's reply to a mask request, and the terms that were stated to it."""
+    """A PC's reply to a mask request, and the group that was stated to it."""
 
     reply: Message
-    terms: Terms
+    group: Group
+
+    @property
+    def terms(self) -> Terms:
+        return self.group.terms
 
     @property
     def content(self) -> bytes | str:
@@ -177,7 +183,8 @@ def job_with(federation: Federation, **changes: Any) -> Job:
 def asker(federation: Federation, folder: Path) -> Callable[..., Answer]:
     """Sends the PC mask requests as a coordinator would, with jobs that the admission key signs.
 
-    `state` changes the terms, other names the job.
+    `state` changes the terms, other names the job. All PCs of the round are ready for these terms,
+    whether or not they would be, unless the test says which `group` is.
     """
 
     def ask(
@@ -187,6 +194,7 @@ def asker(federation: Federation, folder: Path) -> Callable[..., Answer]:
         model: np.ndarray = federation.vector,
         where: Path = folder,
         state: Callable[[Terms], Terms] = lambda terms: terms,
+        group: Group | None = None,
         **changes: Any,
     ) -> Answer:
         if "job_model" in changes:
@@ -199,8 +207,11 @@ def asker(federation: Federation, folder: Path) -> Callable[..., Answer]:
         with pytest.MonkeyPatch.context() as patch:  # a coordinator that lies skips the check
             patch.setattr(round_terms, "check_class", lambda *_: None)
             terms = state(federation.terms(signed, attempt, model, bundles))
-        request = MaskRequest(signed.text, signed.signature, number, terms.encode(), model)
-        return Answer(send(where, MASK, request.encode()), terms)
+        group = group or ready_for(federation, terms, where)
+        request = MaskRequest(
+            signed.text, signed.signature, number, terms.encode(), group.encode_keys(), model
+        )
+        return Answer(send(where, MASK, request.encode()), group)
 
     return ask
 
@@ -211,6 +222,22 @@ def offer(federation: Federation, folder: Path, attempt: int = 1, **changes: Any
     frame = federation.terms(signed, attempt).encode()
     request = RoundRequest(signed.text, signed.signature, 1, frame)
     return send(folder, READY, request.encode())
+
+
+def ready_for(federation: Federation, terms: Terms, folder: Path) -> Group:
+    """Round keys of all participants; the PC in `folder` has the secrets of its own."""
+    cards = []
+    for identity in terms.participants if terms.sealed else ():
+        exchange = ExchangeKey()
+        card = RoundKey(identity, exchange.public, bytes(32))
+        if identity in federation.folders:
+            key = KeyStore(federation.folders[identity]).identity
+            card = replace(card, signature=key.sign(card.signed_part(terms.context)))
+        own = KeyStore(folder)
+        if identity == own.identity.public:
+            own.keep_secrets(RoundSecrets(terms.context, card, exchange, os.urandom(32)))
+        cards.append(card)
+    return Group(terms, tuple(cards))
 
 
 def among(terms: Terms, bundles: Sequence[Bundle], **bounds: int) -> Terms:

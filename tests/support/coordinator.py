@@ -32,8 +32,9 @@ from fedaipc.protocol.messages import (
 )
 from fedaipc.results import Score
 from fedaipc.secagg.roster import Roster
+from fedaipc.secagg.round_keys import Group, deal
 from fedaipc.secagg.terms import Terms
-from fedaipc.secagg.uploads import LedgerHead, mask_and_share
+from fedaipc.secagg.uploads import LedgerHead, mask_update
 from fedaipc.simulation.flower_adapter import ensure_message_identity
 from tests.support.jobs import ADMISSION, LABELS, sent, tiny
 
@@ -72,6 +73,16 @@ class FakePc:
         self.member: Callable[[str, MemberRequest], Answer] | None = None
         self.describe()
 
+    def usual_ready(self, request: RoundRequest) -> RecordDict:
+        terms = Terms.decode(request.terms)
+        made = b""
+        if terms.sealed:
+            key_store = Client(self.folder).key_store
+            own, dealt = deal(terms, key_store.keys(terms))
+            key_store.keep_secrets(own)
+            made = dealt.encode()
+        return Readiness(None, self.charged, made).encode()
+
     def describe(self) -> None:
         """Write the owner's file."""
         owner = OwnerSettings(
@@ -97,12 +108,12 @@ class FakePc:
         if not terms.sealed:
             return encode_update(bytes(terms.encoding.pack(words)))
         key_store = Client(self.folder).key_store
-        key_store.keep(terms, request.terms)
-        return encode_update(
-            mask_and_share(
-                terms, key_store.keys(terms), words, LedgerHead(terms.number, bytes(32))
-            ).encode()
-        )
+        group, own = Group.of(terms, request.round_keys), key_store.secrets()
+        group.check(own)
+        key_store.keep(group)
+        key_store.forget_secrets()
+        head = LedgerHead(terms.number, bytes(32))
+        return encode_update(mask_update(group, key_store.keys(terms), own, words, head).encode())
 
     def usual_member(self, stage: str, request: MemberRequest) -> RecordDict:
         pc = Client(self.folder)
@@ -120,7 +131,7 @@ class FakePc:
         if stage == READY:
             offer = RoundRequest.decode(message.content)
             self.offered.append(offer)
-            return self.ready(offer) if self.ready else Readiness(None, self.charged).encode()
+            return (self.ready or self.usual_ready)(offer)
         if stage == MASK:
             request = MaskRequest.decode(message.content)
             self.asked.append(request)

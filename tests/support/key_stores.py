@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -16,6 +17,7 @@ from fedaipc.client.key_store import KeyStore
 from fedaipc.protocol.round_terms import make_terms
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
+from fedaipc.secagg.round_keys import Group, RoundKey
 from fedaipc.secagg.terms import Terms
 from tests.support.jobs import ADMISSION, signed, tiny_job
 
@@ -38,7 +40,6 @@ def others_bundles(run: str = RUN) -> list[Bundle]:
         Bundle(
             federation="reviews", run=run, epoch=5, not_after=int(time.time()) + DAY,
             identity=other.public, size_class=64,
-            mask_key=ExchangeKey(bytes([10 + number]) * 32).public,
             share_key=ExchangeKey(bytes([20 + number]) * 32).public,
         ).signed_by(other)
         for number, other in enumerate(OTHERS)
@@ -56,6 +57,18 @@ def terms_of(key_store: KeyStore, number: int = 5, bundle: Bundle | None = None)
     )
 
 
+def group_of(key_store: KeyStore, number: int = 5, bundle: Bundle | None = None) -> Group:
+    """The same round, in which all have given their round keys."""
+    terms = terms_of(key_store, number, bundle)
+    return Group(terms, tuple(card_of(terms, who) for who in terms.participants))
+
+
+def card_of(terms: Terms, who: bytes) -> RoundKey:
+    """A round key that nobody signed."""
+    exchange = ExchangeKey(hashlib.sha256(terms.context + who).digest())
+    return RoundKey(who, exchange.public, bytes(32))
+
+
 def files(key_store: KeyStore) -> dict[str, bytes]:
     """All that lies in the folder, left-over files too."""
     return {
@@ -68,10 +81,10 @@ def place_of(key_store: KeyStore) -> Path:
 
 
 def secrets_of(key_store: KeyStore) -> list[bytes]:
-    """Secret keys of the present epoch, as they may stand in a file."""
+    """The secret key of the present epoch, as it may stand in a file."""
     content = json.loads(files(key_store)["epoch.json"])
-    raw = [bytes.fromhex(content[name]) for name in ("mask", "share")]
-    return [*raw, *(key.hex().encode() for key in raw)]
+    raw = bytes.fromhex(content["share"])
+    return [raw, raw.hex().encode()]
 
 
 def found(key_store: KeyStore, secrets: list[bytes]) -> int:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedaipc.secagg.aggregator import Aggregator
+from fedaipc.secagg.committee import Proposal, Unmask
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
+from fedaipc.secagg.round_keys import Deal, Group, Keys, RoundSecrets, deal
 from fedaipc.secagg.terms import Terms, Thresholds, thresholds
-from fedaipc.secagg.uploads import Keys, LedgerHead, Upload, blob_bytes
+from fedaipc.secagg.uploads import LedgerHead, Upload, mask_update
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from fedaipc.secagg.committee import Proposal, Release
+    from fedaipc.secagg.committee import Agreement, Release
 
 NOW = 1_800_000_000.0
 HEAD = LedgerHead(3, bytes(range(32)))  # of a ledger with two charges
@@ -27,7 +30,6 @@ def federation(count: int, **changes: Any) -> tuple[Terms, dict[bytes, Keys]]:
     keys = [
         Keys(
             SigningKey(number.to_bytes(32, "big")),
-            ExchangeKey((1000 + number).to_bytes(32, "big")),
             ExchangeKey((2000 + number).to_bytes(32, "big")),
         )
         for number in range(1, count + 1)
@@ -40,8 +42,7 @@ def federation(count: int, **changes: Any) -> tuple[Terms, dict[bytes, Keys]]:
     bundles = tuple(
         Bundle(
             federation="f", run="r", epoch=1, not_after=int(NOW) + 60, identity=identity,
-            size_class=64,
-            mask_key=own[identity].mask.public, share_key=own[identity].share.public,
+            size_class=64, share_key=own[identity].share.public,
         ).signed_by(own[identity].identity)
         for identity in sorted(own)
     )  # fmt: skip
@@ -61,24 +62,76 @@ def usual(count: int) -> Thresholds:
     return thresholds(count, group=count, members=count, colluding=colluding, least=0.7, draws=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Dealt:
+    """A group whose PCs have all shared out their secrets."""
+
+    keys: dict[bytes, Keys]
+    group: Group
+    secrets: dict[bytes, RoundSecrets]
+    deals: dict[bytes, Deal]
+
+    def upload(self, who: bytes, words: np.ndarray, head: LedgerHead = HEAD) -> Upload:
+        return mask_update(self.group, self.keys[who], self.secrets[who], words, head)
+
+    def only(self, taking_part: Sequence[bytes]) -> Dealt:
+        """The same where the others gave no answer in time."""
+        cards = tuple(self.deals[who].card for who in sorted(taking_part))
+        return dataclasses.replace(self, group=Group(self.group.terms, cards))
+
+    def instead(self, changed: Deal) -> Dealt:
+        """The same with another deal by one of the PCs."""
+        deals = {**self.deals, changed.card.identity: changed}
+        cards = tuple(deals[who].card for who in self.group.dealers)
+        return dataclasses.replace(self, deals=deals, group=Group(self.group.terms, cards))
+
+
+def dealt(terms: Terms, keys: dict[bytes, Keys]) -> Dealt:
+    made = {who: deal(terms, keys[who]) for who in terms.participants}
+    secrets = {who: own for who, (own, _) in made.items()}
+    deals = {who: Deal.decode(one.encode()) for who, (_, one) in made.items()}
+    for one in deals.values():
+        one.verify(terms)
+    group = Group(terms, tuple(deals[who].card for who in terms.participants))
+    return Dealt(keys, group, secrets, deals)
+
+
+def resigned(found: Dealt, who: bytes, **changes: Any) -> Dealt:
+    """A dishonest dealer's: its deal with `changes`, properly signed."""
+    deal = dataclasses.replace(found.deals[who], **changes)
+    digest = hashlib.sha256(b"".join((deal.check, *deal.commitments, *deal.blobs))).digest()
+    card = dataclasses.replace(deal.card, deal_hash=digest)
+    signature = found.keys[who].identity.sign(card.signed_part(found.group.terms.context))
+    card = dataclasses.replace(card, signature=signature)
+    own = dataclasses.replace(found.secrets[who], card=card)
+    changed = found.instead(dataclasses.replace(deal, card=card))
+    return dataclasses.replace(changed, secrets={**found.secrets, who: own})
+
+
 class Sum:
     """A coordinator that keeps all uploads in memory."""
 
     def __init__(
-        self, terms: Terms, uploads: Mapping[bytes, Upload], inside: Collection[bytes]
+        self,
+        group: Group,
+        deals: Iterable[Deal],
+        uploads: Mapping[bytes, Upload],
+        inside: Collection[bytes],
     ) -> None:
-        self.terms = terms
-        self.total = np.zeros(terms.size, terms.encoding.dtype)
-        self.aggregator = Aggregator(terms, self.total)
+        self.group = group
+        self.total = np.zeros(group.terms.size, group.terms.encoding.dtype)
+        self.aggregator = Aggregator(group, self.total)
         self.uploads = {who: Upload.decode(uploads[who].encode()) for who in inside}
         for upload in self.uploads.values():
             self.aggregator.accept(upload)
-        self.aggregator.recall(self.uploads.values())
+        self.aggregator.recall(one for one in deals if one.card.identity in group.dealers)
 
-    def proposal(self, member: bytes) -> Proposal:
-        place = self.terms.place(member)
-        blobs = {who: blob_of(upload, place) for who, upload in self.uploads.items()}
-        return self.aggregator.proposal(member, blobs)
+    @property
+    def proposal(self) -> Proposal:
+        return self.aggregator.proposal()
+
+    def unmask(self, member: bytes, agreements: Iterable[Agreement]) -> Unmask:
+        return Unmask(self.proposal, tuple(agreements), self.aggregator.blobs(member))
 
     def leave_out(self, uploader: bytes) -> None:
         self.aggregator.leave_out(uploader, self.uploads.pop(uploader).vector)
@@ -87,10 +140,4 @@ class Sum:
         for one in releases:
             self.aggregator.take(one)
         self.aggregator.unmask()
-        return self.terms.encoding.decode(self.total)
-
-
-def blob_of(upload: Upload, place: int) -> bytes:
-    """The sealed message of the member at `place`."""
-    size = blob_bytes(len(upload.leaves))
-    return bytes(upload.blobs[place * size : (place + 1) * size])
+        return self.group.terms.encoding.decode(self.total)

@@ -7,9 +7,9 @@ refuses to replace a record of the version that it would write. Where the test f
 changed what it sends: undo that, or count the version up and only then write a new record.
 
 How it was made: a roster of seven members, of which the public draw asks five. All five published
-keys; four of them uploaded, and the fifth, which is the one in the middle, is absent from the set
-but answers as a member of the committee. Every secret key is in the record; all other randomness
-came from the operating system, as in a real round.
+keys and gave out shares; four of them uploaded, and the fifth, which is the one in the middle, is
+absent from the set but answers as a member of its group. Every secret is in the record; all other
+randomness came from the operating system, as in a real round.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedaipc.secagg.aggregator import Aggregator
-from fedaipc.secagg.committee import Agreement, Complaint, Proposal, Unmask, agree, release
+from fedaipc.secagg.committee import Agreement, Complaint, Unmask, agree, release
 from fedaipc.secagg.encoding import BITS, Encoding
 from fedaipc.secagg.keys import ExchangeKey, SigningKey, fingerprint
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.roster import Bundle, Roster
+from fedaipc.secagg.round_keys import Group, Keys, deal
 from fedaipc.secagg.terms import Terms, thresholds
-from fedaipc.secagg.uploads import Keys, LedgerHead, Upload, blob_bytes, mask_and_share
+from fedaipc.secagg.uploads import LedgerHead, mask_update
 from fedaipc.secagg.wire import VERSION
 
 RECORD = Path(__file__).with_name("round.json")
@@ -43,7 +43,7 @@ CLASSES, WEIGHTS = (16, 64, 256, 32, 128), (16, 48, 48, 32, 48)  # none above 16
 def identities() -> tuple[SigningKey, Roster, tuple[Keys, ...]]:
     """The admission key, its roster, and the keys of those who are asked, ascending."""
     admission = SigningKey()
-    keys = [Keys(SigningKey(), ExchangeKey(), ExchangeKey()) for _ in range(MEMBERS)]
+    keys = [Keys(SigningKey(), ExchangeKey()) for _ in range(MEMBERS)]
     own = {key.identity.public: key for key in keys}
     roster = Roster.sign(
         admission,
@@ -65,7 +65,6 @@ def terms_of(roster: Roster, asked: tuple[Keys, ...]) -> Terms:
             not_after=NOW + 24 * 3600,
             identity=keys.identity.public,
             size_class=size_class,
-            mask_key=keys.mask.public,
             share_key=keys.share.public,
         ).signed_by(keys.identity)
         for keys, size_class in zip(asked, CLASSES, strict=True)
@@ -90,8 +89,12 @@ def terms_of(roster: Roster, asked: tuple[Keys, ...]) -> Terms:
 
 
 def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
-    """From the uploads to the sum."""
+    """From the shares to the sum."""
     absent = terms.participants[ASKED // 2]
+    own, deals = {}, {}
+    for keys in asked:
+        own[keys.identity.public], deals[keys.identity.public] = deal(terms, keys)
+    group = Group(terms, tuple(deals[who].card for who in terms.participants))
     plain, uploads = {}, {}
     for keys, weight in zip(asked, WEIGHTS, strict=True):
         if (who := keys.identity.public) == absent:
@@ -105,57 +108,50 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
             "words": words.tolist(),
         }
         head = LedgerHead(weight, secrets.token_bytes(32))
-        uploads[who] = mask_and_share(terms, keys, words, head)
+        uploads[who] = mask_update(group, keys, own[who], words, head)
     total = np.zeros(SIZE, terms.encoding.dtype)
-    aggregator = Aggregator(terms, total)
+    aggregator = Aggregator(group, total)
     for upload in uploads.values():
         aggregator.accept(upload)
-    aggregator.recall(uploads.values())
-    proposals = {who: proposal(aggregator, terms, uploads, who) for who in terms.participants}
+    aggregator.recall(deals.values())
+    proposal = aggregator.proposal()
     agreements: dict[bytes, Agreement] = {}
     for keys in asked:
-        answer = agree(terms, keys, proposals[keys.identity.public], None, {})
+        answer = agree(group, keys, proposal, None, {})
         if not isinstance(answer, Agreement):
             sys.exit("a member complains of a good upload")
         agreements[keys.identity.public] = answer
     quorum = tuple(agreements.values())[: terms.thresholds.shares]
-    requests = {who: Unmask(found, quorum) for who, found in proposals.items()}
+    requests = {who: Unmask(proposal, quorum, aggregator.blobs(who)) for who in terms.participants}
     releases = {
-        keys.identity.public: release(terms, keys, requests[keys.identity.public], None)[1]
+        keys.identity.public: release(group, keys, requests[keys.identity.public], None)[1]
         for keys in asked
     }
     for one in releases.values():
         aggregator.take(one)
     aggregator.unmask()
-    first = proposals[terms.participants[0]]
-    blob = bytes([first.uploads[0].blob[0] ^ 1]) + first.uploads[0].blob[1:]
-    damaged = Proposal((replace(first.uploads[0], blob=blob), *first.uploads[1:]))
-    complaint = agree(terms, asked[0], damaged, None, {})
+    header, _ = proposal.uploads[0]
+    seen = {header.uploader: LedgerHead(header.head.count, bytes(32))}
+    complaint = agree(group, asked[0], proposal, None, seen)
     if not isinstance(complaint, Complaint):
-        sys.exit("a member does not complain of a damaged blob")
+        sys.exit("a member does not complain of a ledger that did not grow")
     return {
         "absent": absent.hex(),
+        "secrets": frames(own),
+        "deals": frames(deals),
+        "round_keys": group.encode_keys().hex(),
+        "group_context": group.context.hex(),
         "plain": named(plain),
         "uploads": frames(uploads),
-        "proposals": frames(proposals),
+        "proposal": proposal.encode().hex(),
         "agreements": frames(agreements),
         "requests": frames(requests),
         "releases": frames(releases),
-        "damaged": damaged.encode().hex(),
+        "seen": seen[header.uploader].encode().hex(),
         "complaint": complaint.encode().hex(),
-        "set_hash": aggregator.set_hash.hex(),
+        "set_hash": proposal.hash(group).hex(),
         "sum": total.view("<i4").tolist(),
     }
-
-
-def proposal(
-    aggregator: Aggregator, terms: Terms, uploads: dict[bytes, Upload], who: bytes
-) -> Proposal:
-    """The set, with the blobs of one member."""
-    width = blob_bytes(ASKED)
-    start = terms.place(who) * width
-    blobs = {uploader: bytes(one.blobs[start : start + width]) for uploader, one in uploads.items()}
-    return aggregator.proposal(who, blobs)
 
 
 def named(values: dict[bytes, Any]) -> dict[str, Any]:
@@ -198,7 +194,6 @@ def main() -> None:
         "keys": [
             {
                 "identity": keys.identity.secret().hex(),
-                "mask": keys.mask.secret().hex(),
                 "share": keys.share.secret().hex(),
             }
             for keys in asked
