@@ -256,7 +256,9 @@ class Coordinator:
             groups = [group for terms in offered if (group := _taking_part(terms, said))]
             formed = {group.terms.context for group in groups}
             there = {pc for pc, context in said if context in formed}
-            if there and len(there) >= self._federation.min_clients:
+            # While they answered, keys may have come so near to their end that all would refuse.
+            late = self._membership.late() & terms_of.keys()
+            if len(there) >= max(1, self._federation.min_clients) and not late:
                 outcome.charged = there
                 return groups
 

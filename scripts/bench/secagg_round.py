@@ -1,8 +1,9 @@
-"""Sealed rounds of 10, 100 and 1000 PCs: the coordinator's memory, time, and traffic per PC.
+"""Masked rounds of 10, 100 and 1000 PCs: the coordinator's memory, time, and traffic per PC.
 
     python scripts/bench/secagg_round.py      writes results/secagg_round.json beside this
 
-The vector has the size of a LoRA adapter. A tenth of the PCs vanishes before it uploads. The PCs
+The vector has the size of a LoRA adapter. A tenth of the PCs vanishes before it uploads, and after
+it gave out shares. The PCs
 live in a process of their own, so the coordinator's process holds nothing but what it holds in a
 real round; its memory is the peak of its resident set during the round, less that at its start.
 It depends on the size of a group, which is at most 100. Requirement: no more for 1000 PCs than for
@@ -28,20 +29,24 @@ import numpy as np
 import psutil
 
 from fedaipc.coordinator.aggregation import MaskedSum
+from fedaipc.coordinator.upload_store import UploadStore
 from fedaipc.errors import SecAggError
 from fedaipc.machine import facts
-from fedaipc.protocol.messages import AGREE, MemberRequest, encode_answer
+from fedaipc.protocol.messages import AGREE, MASK, READY, UNMASK, MemberRequest, encode_answer
 from fedaipc.secagg.committee import Proposal, Unmask, agree, release
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
+from fedaipc.secagg.round_keys import Deal, Group, Keys, deal
 from fedaipc.secagg.terms import Terms, thresholds
-from fedaipc.secagg.uploads import Keys, LedgerHead, mask_and_share
+from fedaipc.secagg.uploads import LedgerHead, mask_update
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from multiprocessing.connection import Connection
 
     from flwr.app import RecordDict
+
+    from fedaipc.secagg.round_keys import RoundSecrets
 
 RESULT = Path(__file__).resolve().parent / "results" / "secagg_round.json"
 COUNTS, LORA, LOST = (10, 100, 1000), 78_594, 10  # every tenth PC is lost
@@ -54,17 +59,17 @@ class Pcs:
     def __init__(self, count: int) -> None:
         self.keys = {}
         for number in range(count):
-            seeds = [(1000 * kind + number).to_bytes(32, "big") for kind in (101, 202, 303)]
+            seeds = [(1000 * kind + number).to_bytes(32, "big") for kind in (101, 303)]
             own = SigningKey(seeds[0])
-            self.keys[own.public] = Keys(own, ExchangeKey(seeds[1]), ExchangeKey(seeds[2]))
+            self.keys[own.public] = Keys(own, ExchangeKey(seeds[1]))
         roster = Roster.sign(
             SigningKey(bytes(32)), federation="bench", version=1, beacon=bytes(32),
             members=list(self.keys),
         )  # fmt: skip
-        self.groups = []
+        self.terms = []
         for group in roster.groups(1, count):
             bundles = tuple(self._bundle(identity) for identity in group)
-            self.groups.append(
+            self.terms.append(
                 Terms(
                     federation="bench", roster_hash=roster.hash, run="bench", number=1,
                     job_hash=bytes(32), vector_hash=bytes(32), size=LORA, bits=32, bound=8.0,
@@ -73,31 +78,40 @@ class Pcs:
                                           colluding=max(1, count // 10), least=0.7, draws=1000),
                 )
             )  # fmt: skip
-        self.group_of = {pc: terms for terms in self.groups for pc in terms.participants}
+        self.terms_of = {pc: terms for terms in self.terms for pc in terms.participants}
 
     def _bundle(self, identity: bytes) -> Bundle:
         keys = self.keys[identity]
         return Bundle(
             federation="bench", run="bench", epoch=1, not_after=2**40, identity=identity,
-            size_class=32, mask_key=keys.mask.public, share_key=keys.share.public,
+            size_class=32, share_key=keys.share.public,
         ).signed_by(keys.identity)  # fmt: skip
 
 
 def play(count: int, pipe: Connection) -> None:
-    """The PCs' process: uploads on request, then answers as members."""
+    """The PCs' process: deals and uploads on request, then answers as members."""
     pcs = Pcs(count)
+    groups: dict[bytes, Group] = {}
+    secrets: dict[bytes, RoundSecrets] = {}
     update = np.random.default_rng(1).normal(0, 0.1, LORA).astype(np.float32)
     while (asked := pipe.recv()) is not None:
         stage, pc, frame = asked
-        terms, keys = pcs.group_of[pc], pcs.keys[pc]
+        terms, keys = pcs.terms_of[pc], pcs.keys[pc]
         started = time.perf_counter()
-        if stage == "mask":
+        if stage == READY:
+            keys.check(terms.bundles)
+            secrets[pc], dealt = deal(terms, keys)
+            answer = dealt.encode()
+        elif stage == MASK:
             words = terms.encoding.encode(update, 1, os.urandom(32))
-            answer = mask_and_share(terms, keys, words, LedgerHead(1, bytes(32))).encode()
+            groups[pc] = Group.of(terms, frame)
+            groups[pc].check(secrets[pc])
+            own = secrets.pop(pc)
+            answer = mask_update(groups[pc], keys, own, words, LedgerHead(1, bytes(32))).encode()
         elif stage == AGREE:
-            answer = agree(terms, keys, Proposal.decode(frame), None, {}).encode()
+            answer = agree(groups[pc], keys, Proposal.decode(frame), None, {}).encode()
         else:
-            answer = release(terms, keys, Unmask.decode(frame), None)[1].encode()
+            answer = release(groups[pc], keys, Unmask.decode(frame), None)[1].encode()
         pipe.send((time.perf_counter() - started, answer))
 
 
@@ -129,54 +143,67 @@ def measured(count: int) -> dict[str, Any]:
         for pc, request in requests:
             yield pc, encode_answer(call(stage, pc, MemberRequest.decode(request).frame))
 
-    call("mask", next(iter(pcs.keys)), b"")  # both processes have loaded all that they need
+    call(READY, next(iter(pcs.keys)), b"")  # both processes have loaded all that they need
     for counter in (seconds, calls, up, down):
         counter.clear()
     with tempfile.TemporaryDirectory() as folder:
-        total = MaskedSum(pcs.groups, Path(folder) / "uploads")
-        terms_bytes = max(len(terms.encode()) for terms in pcs.groups)
+        store = UploadStore(Path(folder) / "uploads")
+        terms_bytes = max(len(terms.encode()) for terms in pcs.terms)
         watch = Peak()
-        waited = -sum(seconds.values())
         started = time.perf_counter()
+        cards = {}
+        for pc, terms in pcs.terms_of.items():
+            frame = call(READY, pc, terms.encode())
+            dealt = Deal.decode(frame)
+            dealt.verify(terms)
+            store.keep_deal(pc, frame)
+            cards[pc] = dealt.card
+        groups = [
+            Group(terms, tuple(cards[pc] for pc in terms.participants)) for terms in pcs.terms
+        ]
+        dealt_at, dealing = time.perf_counter(), sum(seconds.values())
+        total = MaskedSum(groups, store)
+        frames = {pc: keys for one in groups for keys in [one.encode_keys()] for pc in one.dealers}
         lost = 0
         for number, pc in enumerate(pcs.keys):
             if number % LOST == LOST - 1:
                 lost += 1
                 continue
-            total.accept(pc, call("mask", pc, b""))
+            total.accept(pc, call(MASK, pc, frames[pc]))
         collected = time.perf_counter()
         waited = sum(seconds.values())
         total.finish(ask)
         ended = time.perf_counter()
         peak = watch.stop()
-        exact = check(total, count - lost, pcs.groups[0].encoding.scale)
+        exact = check(total, count - lost, pcs.terms[0].encoding.scale)
     ours.send(None)
     process.join()
     per_pc = {stage: round(seconds[f"a PC, {stage}"] / calls[stage], 4) for stage in calls}
     return {
         "pcs": count,
         "lost": lost,
-        "groups": len(pcs.groups),
+        "groups": len(groups),
         "exact": exact,
         "coordinator_memory_over_idle_bytes": peak,
         "seconds_per_pc": per_pc,
         "coordinator_seconds": {
-            "add and keep uploads": round(collected - started - waited, 3),
+            "check and keep deals": round(dealt_at - started - dealing, 3),
+            "add and keep uploads": round(collected - dealt_at - (waited - dealing), 3),
             "agree, unmask, sum": round(
                 ended - collected - (sum(seconds.values()) - waited), 3
             ),
         },
         "bytes_per_pc": {
             "vector": LORA * 4,
-            "shares and header, up": round(up["mask"] / calls["mask"]) - LORA * 4,
+            "header, up": round(up[MASK] / calls[MASK]) - LORA * 4,
             "terms, down": terms_bytes,
             **{
                 f"{stage.partition('.')[2]}, {way}": round(counter[stage] / calls[stage])
-                for stage in calls if stage != "mask"
+                for stage in calls if stage != MASK
                 for way, counter in (("down", down), ("up", up))
             },
         },
-        "members_asked": {stage: calls[stage] for stage in calls if stage != "mask"},
+        "members_asked": {stage: calls[stage] for stage in calls if stage in (AGREE, UNMASK)},
     }  # fmt: skip
 
 
@@ -209,7 +236,7 @@ class Peak:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Sealed rounds of many PCs.")
+    parser = argparse.ArgumentParser(description="Masked rounds of many PCs.")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -21,6 +21,7 @@ from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.messages import EXHAUSTED, MASK, SETUP, MaskRequest, SetupRequest
 from fedaipc.secagg.keys import SigningKey
+from fedaipc.secagg.round_keys import Group
 from tests.support.clients import (
     CANARY,
     Answer,
@@ -173,10 +174,11 @@ def test_a_job_that_the_admission_key_did_not_sign_costs_nothing(
             signature = SignedJob.sign(SigningKey(), enrolled.job).signature
         case "other purpose":
             signature = enrolled.admission.sign(text.encode())
-    terms = enrolled.terms(SignedJob(Job.parse(text), text, signature))
-    request = MaskRequest(text, signature, 1, terms.encode(), enrolled.vector)
+    group = Group(enrolled.terms(SignedJob(Job.parse(text), text, signature)), ())
+    frames = group.terms.encode(), group.encode_keys()
+    request = MaskRequest(text, signature, 1, *frames, enrolled.vector)
     before = (folder / LEDGER_FILE).read_bytes()
-    answer = Answer(send(folder, MASK, request.encode()), terms)
+    answer = Answer(send(folder, MASK, request.encode()), group)
     if change == "none":
         assert gave(answer)
         return

@@ -27,6 +27,7 @@ from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.privacy.training import train_round
 from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.messages import AGREE, MASK, SETUP, UNMASK, MaskRequest, SetupRequest
+from fedaipc.secagg.round_keys import Group
 from tests.support.clients import (
     CANARY,
     Answer,
@@ -379,8 +380,9 @@ def test_a_job_or_terms_that_cannot_be_read_are_refused(
     text = CANARY if part == "job" else signed.text
     signature = enrolled.admission.sign(b"fedaipc job" + text.encode())
     frame = CANARY.encode() if part == "terms" else terms.encode()
-    request = MaskRequest(text, signature, 1, frame, enrolled.vector)
-    answer = Answer(send(folder, MASK, request.encode()), terms)
+    group = Group(terms, ())
+    request = MaskRequest(text, signature, 1, frame, group.encode_keys(), enrolled.vector)
+    answer = Answer(send(folder, MASK, request.encode()), group)
     assert refused(answer)
     assert CANARY.encode() not in on_the_wire(answer.reply)
     assert charges(folder) == 0

@@ -173,8 +173,7 @@ def asked_five(five: Federation, folder: Path, missing: int = 0, **job: Any) -> 
     terms = five.terms(SignedJob.sign(five.admission, job_with(five, **job)))
     group = Group(terms, tuple(made.card for made in deals))
     uploads = {
-        pc: Upload.decode(asker(five, own)(group=group, **job).frame)
-        for pc, own in folders.items()
+        pc: Upload.decode(asker(five, own)(group=group, **job).frame) for pc, own in folders.items()
     }
     return Round(folders, Sum(group, deals, uploads, list(folders)[: len(folders) - missing]))
 

@@ -24,6 +24,7 @@ from fedaipc.protocol.messages import (
     encode_answer,
     encode_refusal,
 )
+from fedaipc.secagg.round_keys import Group
 from fedaipc.secagg.terms import Terms
 from tests.support import coordinator as fakes
 from tests.support.coordinator import Answer, FakeGrid, FakePc, Ran, attempt
@@ -110,25 +111,43 @@ def test_a_pc_that_refused_for_good_is_not_asked_again_and_the_others_go_on(
 
 def test_a_pc_that_is_not_able_now_is_asked_again(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(5)
-    members[2].ready = lambda offer: Readiness(UNABLE if offer.round == 1 else None, 0).encode()
+    members[2].ready = lambda offer: members[2].usual_ready(
+        offer, UNABLE if offer.round == 1 else None, 0
+    )
     ran = run(tmp_path, members, "rounds=3")
     assert ran.error is None
     assert [pc.charged for pc in members] == [3, 3, 2, 3, 3]
 
 
 def test_all_agree_to_the_very_terms_that_the_round_then_has(tmp_path: Path, pcs: Pcs) -> None:
-    """Where one declines, terms change, and the others are asked again."""
+    """Where one declines, terms stay as they are, and the others are asked once."""
     members = pcs(6)
     members[5].ready = refuse(REFUSED)
-    members[0].ready = lambda offer: Readiness(
-        UNABLE if len(members[0].offered) == 2 else None, 0
-    ).encode()
+    members[0].ready = refuse(UNABLE)
     ran = run(tmp_path, members, "rounds=1", "aggregation.threshold=0.6")
     assert ran.error is None
     for pc in members[1:5]:
-        assert len(pc.offered) == 3
-        assert [offer.terms for offer in pc.offered][-1:] == [r.terms for r in pc.asked]
+        (offer,), (request,) = pc.offered, pc.asked
+        assert offer.terms == request.terms
+        group = Group.of(Terms.decode(request.terms), request.round_keys)
+        assert set(group.dealers) == {one.identity for one in members[1:5]}
     assert [pc.charged for pc in members] == [0, 1, 1, 1, 1, 0]
+
+
+def test_where_more_decline_than_shares_can_be_spared_the_others_are_asked_again(
+    tmp_path: Path, pcs: Pcs
+) -> None:
+    """Half of ten may be missing from a sum, and it takes six shares of ten: so other terms."""
+    members = pcs(10)
+    for pc in members[:5]:
+        pc.ready = refuse(UNABLE)
+    ran = run(tmp_path, members, "rounds=1", "aggregation.threshold=0.5")
+    assert ran.error is None
+    assert [(r.arrived, r.declined) for r in ran.rounds] == [(5, 5)]
+    for pc in members[5:]:
+        first, second = (Terms.decode(offer.terms) for offer in pc.offered)
+        assert (first.thresholds.count, second.thresholds.count) == (10, 5)
+        assert [request.terms for request in pc.asked] == [pc.offered[1].terms]
 
 
 BROKEN: list[Answer] = [
@@ -168,9 +187,9 @@ def test_budgets_that_are_spent_end_the_run_before_it_charges_the_others(
     tmp_path: Path, pcs: Pcs
 ) -> None:
     members = pcs(3)
-    members[0].ready = lambda offer: Readiness(
-        EXHAUSTED if offer.round == 2 else None, members[0].charged
-    ).encode()
+    members[0].ready = lambda offer: members[0].usual_ready(
+        offer, EXHAUSTED if offer.round == 2 else None
+    )
     ran = run(tmp_path, members)
     assert isinstance(ran.error, BudgetExhausted)
     assert [pc.charged for pc in members] == [1, 1, 1]
@@ -310,9 +329,7 @@ def test_a_pc_that_is_away_for_a_moment_is_asked_in_the_next_round(
     """Nobody had to wait for it, so there is nothing to rest for."""
     members = pcs(10)
     members[0].ready = lambda offer: (
-        Error(code=100, reason="")
-        if offer.round == 1
-        else Readiness(None, members[0].charged).encode()
+        Error(code=100, reason="") if offer.round == 1 else members[0].usual_ready(offer)
     )
     ran = run(tmp_path, members, "rounds=2")
     assert ran.error is None
@@ -326,12 +343,11 @@ def test_keys_that_run_out_while_pcs_make_ready_charge_nobody(
     clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=time.sleep)
     monkeypatch.setattr(membership, "time", clock)
 
-    def slow(_: RoundRequest) -> Answer:  # the last of all to answer, a day later
+    def slow(offer: RoundRequest) -> Answer:  # it answers a day later
         clock.time = lambda: time.time() + 24 * 3600
-        return Readiness(None, 0).encode()
+        return members[0].usual_ready(offer)
 
     members[0].ready = slow
-    members[1].ready = refuse(UNABLE)  # so that the others are asked again
     ran = run(tmp_path, members, "rounds=1")
     assert type(ran.error) is RoundError
     assert "has keys that end soon" in str(ran.error)
@@ -343,7 +359,9 @@ def test_one_spent_budget_does_not_end_a_run_that_can_do_without(tmp_path: Path,
     members = pcs(10)
     members[0].ready = refuse(EXHAUSTED)
     for pc in members[1:4]:
-        pc.ready = lambda offer: Readiness(UNABLE if offer.round == 2 else None, 1).encode()
+        pc.ready = lambda offer, pc=pc: pc.usual_ready(
+            offer, UNABLE if offer.round == 2 else None, 1
+        )
     ran = run(tmp_path, members, "rounds=2")
     assert type(ran.error) is RoundError
     assert "pc-0 has spent its budget" in str(ran.error)
@@ -402,9 +420,11 @@ def test_a_draw_that_too_few_answer_is_drawn_anew(tmp_path: Path, pcs: Pcs) -> N
     """Each attempt of a fraction asks others; the ones of a draw may be gone for good."""
     members = pcs(9)
     for pc in members:  # two of each of the first two draws are not able
-        pc.ready = lambda offer, pc=pc: Readiness(
-            UNABLE if Terms.decode(offer.terms).number < 3 and first_two(offer, pc) else None, 0
-        ).encode()
+        pc.ready = lambda offer, pc=pc: pc.usual_ready(
+            offer,
+            UNABLE if Terms.decode(offer.terms).number < 3 and first_two(offer, pc) else None,
+            0,
+        )
     changes = ("federation.fraction=0.4", "rounds=1")
     for _ in range(2):
         assert type(run(tmp_path, members, *changes).error) is RoundError
@@ -519,7 +539,7 @@ def test_what_a_pc_is_charged_that_declines_with_the_model_in_hand(
     members = pcs(5)
     members[3].mask = lambda _: encode_refusal(word)
     for pc in members:
-        pc.ready = lambda offer, pc=pc: Readiness(None, 0).encode()  # none knows better
+        pc.ready = lambda offer, pc=pc: pc.usual_ready(offer, charged=0)  # none knows better
     ran = run(tmp_path, members, "rounds=1")
     assert ran.error is None
     assert ran.checkpoint.charges[members[3].identity] == charges
@@ -528,7 +548,7 @@ def test_what_a_pc_is_charged_that_declines_with_the_model_in_hand(
 
 def test_a_pc_cannot_make_a_run_look_dearer_than_its_attempts(tmp_path: Path, pcs: Pcs) -> None:
     members = pcs(3)
-    members[1].ready = lambda _: Readiness(None, 10**9).encode()
+    members[1].ready = lambda offer: members[1].usual_ready(offer, charged=10**9)
     ran = run(tmp_path, members)
     assert ran.error is None
     assert [r.charged for r in ran.rounds] == [1, 2]

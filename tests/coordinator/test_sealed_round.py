@@ -25,20 +25,23 @@ from fedaipc.protocol.messages import (
     Description,
     MaskRequest,
     MemberRequest,
+    Readiness,
+    RoundRequest,
     SetupRequest,
     decode_update,
     encode_answer,
     encode_refusal,
     encode_update,
 )
-from fedaipc.secagg import tree, uploads
+from fedaipc.secagg import round_keys, shares
 from fedaipc.secagg.committee import Release
 from fedaipc.secagg.roster import Bundle
-from fedaipc.secagg.uploads import Upload, list_hash
+from fedaipc.secagg.round_keys import Deal
+from fedaipc.secagg.terms import Terms
 from tests.support.coordinator import SIZE, Answer, FakeGrid, FakePc, Ran, attempt, roster_of, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 Pcs = Any
@@ -288,46 +291,60 @@ def test_a_group_that_cannot_be_opened_costs_the_others_nothing(tmp_path: Path, 
 # Lies
 
 
-def changed(pc: FakePc, request: MaskRequest, change: Callable[[Upload], Upload]) -> RecordDict:
-    """The PC's own upload, changed and signed again by itself."""
-    usual = decode_update(pc.usual_mask(request))
-    assert isinstance(usual, bytes)
-    upload = change(Upload.decode(usual))
-    signature = Client(pc.folder).key_store.identity.sign(upload.header.signed_part())
-    return encode_update(dataclasses.replace(upload, signature=signature).encode())
+def bad_deal(pc: FakePc, request: RoundRequest, change: Callable[[Deal], Deal]) -> RecordDict:
+    """The PC's own deal, changed and signed again by itself."""
+    said = Readiness.decode(pc.usual_ready(request))
+    key_store, terms = Client(pc.folder).key_store, Terms.decode(request.terms)
+    deal = change(Deal.decode(said.deal))
+    digest = hashlib.sha256(b"".join((deal.check, *deal.commitments, *deal.blobs))).digest()
+    card = dataclasses.replace(deal.card, deal_hash=digest)
+    signature = key_store.identity.sign(card.signed_part(terms.context))
+    card = dataclasses.replace(card, signature=signature)
+    key_store.keep_secrets(dataclasses.replace(key_store.secrets(), card=card))
+    deal = dataclasses.replace(deal, card=card)
+    return Readiness(None, pc.charged, deal.encode()).encode()
 
 
-def wrong_blobs(upload: Upload, places: list[int]) -> Upload:
-    """Blobs that no member can open, under hashes that fit."""
-    size = len(upload.blobs) // len(upload.leaves)
-    blobs, leaves = bytearray(upload.blobs), list(upload.leaves)
+def wrong_blobs(deal: Deal, places: Iterable[int]) -> Deal:
+    """Blobs that no member can decrypt."""
+    blobs = list(deal.blobs)
     for place in places:
-        blobs[place * size] ^= 1
-        own = hashlib.sha256(blobs[place * size : (place + 1) * size]).digest()
-        leaves[place] = own + leaves[place][32:]
-    header = dataclasses.replace(upload.header, leaves_root=tree.root(leaves))
-    return dataclasses.replace(upload, header=header, blobs=bytes(blobs), leaves=tuple(leaves))
+        blobs[place] = bytes([blobs[place][0] ^ 1]) + blobs[place][1:]
+    return dataclasses.replace(deal, blobs=tuple(blobs))
 
 
-def wrong_checks(upload: Upload, places: list[int]) -> Upload:
-    checks = list(upload.checks)
+def wrong_commitments(deal: Deal, places: Iterable[int]) -> Deal:
+    """Commitments to other shares than those in the blobs."""
+    values = list(deal.commitments)
     for place in places:
-        checks[place] = bytes(16)
-    header = dataclasses.replace(upload.header, checks_hash=list_hash(checks))
-    return dataclasses.replace(upload, header=header, checks=tuple(checks))
+        values[place] = bytes(32)
+    return dataclasses.replace(deal, commitments=tuple(values))
 
 
-def test_a_dealer_of_whom_many_complain_is_left_out_and_named(
-    tmp_path: Path, pcs: Pcs, caplog: pytest.LogCaptureFixture
+def wrong_check(deal: Deal) -> Deal:
+    return dataclasses.replace(deal, check=bytes(16))
+
+
+BAD: dict[str, Callable[[Deal, Iterable[int]], Deal]] = {
+    "blobs": wrong_blobs, "commitments": wrong_commitments,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("gone", [False, True], ids=["uploads", "drops out"])
+def test_a_dealer_of_whom_many_complain_voids_one_attempt_and_is_named(
+    tmp_path: Path, pcs: Pcs, caplog: pytest.LogCaptureFixture, kind: str, gone: bool
 ) -> None:
-    """M19, M20."""
+    """M19, M20, M26: its secret is needed, whether or not it uploads."""
     members = pcs(10)
     liar = members[3]
-    liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, list(range(10))))
+    liar.ready = lambda request: bad_deal(liar, request, lambda d: BAD[kind](d, range(10)))
+    if gone:
+        vanish("mask", [liar])
     ran = run(tmp_path / "sealed", FakeGrid(members))
     assert ran.error is None
     assert [(r.arrived, r.void, r.blamed) for r in ran.rounds] == [
-        (9, False, ("pc-3",)), (9, False, ()),
+        (0, True, ("pc-3",)), (9, False, ()), (9, False, ()),
     ]  # fmt: skip
     assert len(liar.asked) == 1
     assert re.search(r"pc-\d says of pc-3: its encrypted shares cannot be read", caplog.text)
@@ -338,7 +355,7 @@ def test_a_pc_that_was_left_out_stays_out_when_the_coordinator_starts_again(
 ) -> None:
     members = pcs(10)
     liar = members[3]
-    liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, list(range(10))))
+    liar.ready = lambda request: bad_deal(liar, request, lambda d: wrong_blobs(d, range(10)))
     first = run(tmp_path / "sealed", FakeGrid(members), ONE)
     assert first.checkpoint.banned == {liar.identity}
     assert first.checkpoint.disputes
@@ -350,34 +367,44 @@ def test_a_pc_that_was_left_out_stays_out_when_the_coordinator_starts_again(
     assert len(liar.asked) == 1
 
 
-def test_a_complaint_of_one_member_is_not_believed(tmp_path: Path, pcs: Pcs) -> None:
-    """M20: else one PC could throw out all others."""
+@pytest.mark.parametrize("kind", BAD)
+def test_a_share_that_one_member_lacks_is_taken_from_another(
+    tmp_path: Path, pcs: Pcs, kind: str
+) -> None:
+    """M20: of one word nobody knows who lies; else one PC could throw out all others."""
     members = pcs(10)
     liar = members[3]
-    liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, [0]))
+    victim = min(pc.identity for pc in members if pc is not liar)
+    place = sorted(pc.identity for pc in members).index(victim)
+    liar.ready = lambda request: bad_deal(liar, request, lambda d: BAD[kind](d, [place]))
     ran = run(tmp_path / "sealed", FakeGrid(members), ONE)
     assert ran.error is None
     assert [(r.arrived, r.void, r.blamed) for r in ran.rounds] == [(10, False, ())]
     assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), set())
 
 
-def test_a_dealer_whose_pairs_do_not_fit_is_left_out_and_named(tmp_path: Path, pcs: Pcs) -> None:
-    members = pcs(10)
-    liar = members[2]
-    liar.mask = lambda request: changed(liar, request, lambda u: wrong_checks(u, [1, 2, 3, 4]))
-    ran = run(tmp_path / "sealed", FakeGrid(members), ONE)
-    assert ran.error is None
-    assert [(r.arrived, r.blamed) for r in ran.rounds] == [(9, ("pc-2",))]
-    assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), {2})
-
-
+@pytest.mark.parametrize("lie", ["another own mask", "another round key"])
 def test_a_dealer_of_shares_of_another_key_voids_one_round_and_is_not_asked_again(
-    tmp_path: Path, pcs: Pcs
+    tmp_path: Path, pcs: Pcs, lie: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """M27."""
+    """M27: it is seen when the key is rebuilt; the round key is where its PC drops out."""
     members = pcs(10)
     liar = members[2]
-    liar.mask = lambda request: changed(liar, request, lambda u: wrong_checks(u, [0]))
+    if lie == "another own mask":
+        liar.ready = lambda request: bad_deal(liar, request, wrong_check)
+    else:
+        vanish("mask", [liar])
+        real = shares.split_all
+
+        def split(keys: Any, threshold: int, count: int) -> list[list[bytes]]:
+            return real((bytes(32), keys[1]), threshold, count)
+
+        def lied(request: RoundRequest) -> Answer:
+            with monkeypatch.context() as patch:
+                patch.setattr(round_keys, "split_all", split)
+                return liar.usual_ready(request)
+
+        liar.ready = lied
     ran = run(tmp_path / "sealed", FakeGrid(members), ONE)
     assert ran.error is None
     void, good = ran.rounds
@@ -388,7 +415,33 @@ def test_a_dealer_of_shares_of_another_key_voids_one_round_and_is_not_asked_agai
     assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), {2})
 
 
-def test_a_member_with_wrong_shares_is_named_and_the_others_open(tmp_path: Path, pcs: Pcs) -> None:
+def test_a_dealer_of_what_are_no_shares_is_named(
+    tmp_path: Path, pcs: Pcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M19: it commits to them and encrypts them as any other."""
+    members = pcs(10)
+    liar = members[2]
+
+    def deal_nonsense(request: RoundRequest) -> Answer:
+        def split(keys: Any, threshold: int, count: int) -> list[list[bytes]]:
+            return [[b"\xff" * 33] * len(keys) for _ in range(count)]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(round_keys, "split_all", split)
+            return liar.usual_ready(request)
+
+    liar.ready = deal_nonsense
+    ran = run(tmp_path / "sealed", FakeGrid(members), ONE)
+    assert ran.error is None
+    assert [(r.arrived, r.void, r.blamed) for r in ran.rounds] == [
+        (0, True, ("pc-2",)), (9, False, ()),
+    ]  # fmt: skip
+    assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), {2})
+
+
+def test_a_member_with_wrong_shares_is_not_believed_and_the_others_open(
+    tmp_path: Path, pcs: Pcs
+) -> None:
     """M26."""
     members = pcs(10)
 
@@ -396,10 +449,8 @@ def test_a_member_with_wrong_shares_is_named_and_the_others_open(tmp_path: Path,
         usual = pc.usual_member(stage, request)
         if stage == AGREE:
             return usual
-        release = Client(pc.folder).unmask(request)
-        found = Release.decode(release)
-        wrong = dataclasses.replace(found.released[0], own=bytes(33))
-        return encode_answer(Release(found.member, (wrong, *found.released[1:])).encode())
+        found = Release.decode(Client(pc.folder).unmask(request))
+        return encode_answer(Release(found.member, (bytes(33), *found.shares[1:])).encode())
 
     for pc in members[:2]:
         pc.member = lambda stage, request, pc=pc: lie(stage, request, pc)
@@ -407,39 +458,18 @@ def test_a_member_with_wrong_shares_is_named_and_the_others_open(tmp_path: Path,
     assert ran.error is None
     (result,) = ran.rounds
     assert not result.void
-    assert set(result.blamed) <= {"pc-0", "pc-1"}
     assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), set())
-
-
-def test_a_dealer_of_what_are_no_shares_is_left_out_and_named(
-    tmp_path: Path, pcs: Pcs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """M19, M27: it commits to them as to any other."""
-    members = pcs(10)
-    liar = members[2]
-
-    def deal_nonsense(request: MaskRequest) -> Answer:
-        def split(keys: Any, threshold: int, count: int) -> list[list[bytes]]:
-            return [[b"\xff" * 33] * len(keys) for _ in range(count)]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(uploads, "split_all", split)
-            return liar.usual_mask(request)
-
-    liar.mask = deal_nonsense
-    ran = run(tmp_path / "sealed", FakeGrid(members), ONE)
-    assert ran.error is None
-    assert [(r.arrived, r.void, r.blamed) for r in ran.rounds] == [(9, False, ("pc-2",))]
-    assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), {2})
 
 
 def test_a_member_that_got_a_bad_blob_is_not_blamed_for_what_it_cannot_release(
     tmp_path: Path, pcs: Pcs
 ) -> None:
-    """M20, M24: an uploader with one victim, and silent when shares are asked for."""
+    """M20, M24: a dealer with one victim, and silent when shares are asked for."""
     members = pcs(10)
     liar = members[3]
-    liar.mask = lambda request: changed(liar, request, lambda u: wrong_blobs(u, [attempt(request)]))
+    liar.ready = lambda request: bad_deal(
+        liar, request, lambda d: wrong_blobs(d, [Terms.decode(request.terms).number])
+    )
     vanish("unmask", [liar])
     ran = run(tmp_path, FakeGrid(members), "rounds=4")
     assert ran.error is None
@@ -449,15 +479,13 @@ def test_a_member_that_got_a_bad_blob_is_not_blamed_for_what_it_cannot_release(
     assert ran.rounds[-1].asked >= 8  # the liar and at most one that quarrelled with it are out
 
 
-def test_a_few_that_give_wrong_checks_to_few_each_cannot_void_a_run(
-    tmp_path: Path, pcs: Pcs
-) -> None:
+def test_a_few_that_give_bad_shares_to_few_each_cannot_void_a_run(tmp_path: Path, pcs: Pcs) -> None:
     """Three of thirty, each with no more victims than may collude: no proof against any."""
     members = pcs(30)
     for number, liar in enumerate(members[:3]):
         places = [8 + 3 * number + i for i in range(3)]
-        liar.mask = lambda request, liar=liar, places=places: changed(
-            liar, request, lambda u: wrong_checks(u, places)
+        liar.ready = lambda request, liar=liar, places=places: bad_deal(
+            liar, request, lambda d: wrong_commitments(d, places)
         )
     ran = run(tmp_path, FakeGrid(members), "rounds=3", "federation.spare_attempts=3")
     assert ran.error is None
@@ -466,21 +494,70 @@ def test_a_few_that_give_wrong_checks_to_few_each_cannot_void_a_run(
 
 
 def test_who_quarrelled_in_a_void_round_is_not_in_the_next(tmp_path: Path, pcs: Pcs) -> None:
-    """M20: four of forty, each with four victims, silent afterwards: twenty are left to agree."""
-    members = pcs(40)
+    """M20: three of ten that are silent at the end, and one of them has a victim more."""
+    members = pcs(10)
     order = sorted(pc.identity for pc in members)
-    liars, honest = members[:4], [order.index(pc.identity) for pc in members[4:]]
-    for number, liar in enumerate(liars):
-        places = honest[4 * number : 4 * number + 4]
-        liar.mask = lambda request, liar=liar, places=places: changed(
-            liar, request, lambda u: wrong_blobs(u, places)
-        )
-    vanish("agree", liars)
-    ran = run(tmp_path, FakeGrid(members))
+    liar, silent = members[0], members[1:4]
+    place = order.index(members[4].identity)
+    liar.ready = lambda request: bad_deal(liar, request, lambda d: wrong_blobs(d, [place]))
+    vanish("unmask", [liar, *silent])
+    ran = run(tmp_path, FakeGrid(members), ONE, "federation.spare_attempts=3")
+    assert ran.rounds[0].void
+    assert ran.rounds[0].why_void == "5 members released their shares; it takes 6"
+    assert ran.rounds[0].blamed == ()
+    assert ran.checkpoint.banned >= {liar.identity, members[4].identity}
+
+
+@pytest.mark.parametrize("lie", ["another's", "cut", "flipped", "nothing", "a copied key"])
+def test_a_broken_deal_costs_its_sender_alone_and_nobody_is_charged_for_it(
+    tmp_path: Path, pcs: Pcs, lie: str
+) -> None:
+    """M17: it is as if the PC had not answered."""
+    members = pcs(10)
+    liar, victim = members[4], members[5]
+    kept: list[bytes] = []
+
+    def honest(request: RoundRequest) -> Answer:
+        answer = victim.usual_ready(request)
+        kept.append(Readiness.decode(answer).deal)
+        return answer
+
+    def lied(request: RoundRequest) -> Answer:
+        own = Readiness.decode(liar.usual_ready(request)).deal
+        if lie in ("another's", "a copied key") and not kept:
+            return None  # it waits until it has seen the victim's
+        if lie == "a copied key":
+            card = Deal.decode(kept[-1]).card
+            return bad_deal(
+                liar,
+                request,
+                lambda d: dataclasses.replace(
+                    d, card=dataclasses.replace(d.card, public=card.public)
+                ),
+            )
+        sent = {
+            "another's": lambda: kept[-1], "cut": lambda: own[:-1], "nothing": lambda: b"",
+            "flipped": lambda: own[:-1] + bytes([own[-1] ^ 1]),
+        }[lie]()  # fmt: skip
+        return Readiness(None, 0, sent).encode()
+
+    victim.ready, liar.ready = honest, lied
+    ran = run(tmp_path / "sealed", FakeGrid(members), ONE)
     assert ran.error is None
-    assert [(r.void, r.asked, r.arrived) for r in ran.rounds] == [
-        (True, 40, 0), (False, 36, 36), (False, 36, 36),
-    ]  # fmt: skip
+    assert [(r.arrived, r.void, r.dropped) for r in ran.rounds] == [(9, False, 1)]
+    assert liar.asked == []
+    assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), {4})
+
+
+def test_who_is_silent_when_asked_is_not_waited_for_twice(tmp_path: Path, pcs: Pcs) -> None:
+    """M11: the terms stay as they are, so the others are asked once."""
+    members = pcs(10)
+    members[0].ready = lambda _: GONE
+    ran = run(tmp_path / "sealed", FakeGrid(members), ONE)
+    assert ran.error is None
+    assert [(r.asked, r.arrived) for r in ran.rounds] == [(10, 9)]
+    assert [len(pc.offered) for pc in members] == [1] * 10
+    assert ran.checkpoint.vector.tobytes() == in_the_open(tmp_path, pcs(10), {0})
 
 
 @pytest.mark.parametrize("seconds", [60, 11 * 3600], ids=["at once", "in a later round"])
@@ -501,7 +578,7 @@ def test_a_pc_whose_keys_end_too_soon_is_left_out(
     assert [(r.asked, r.arrived) for r in ran.rounds] == [(9, 9), (9, 9)]
 
 
-@pytest.mark.parametrize("what", ["one mask key", "its twin", "another's bundle", "an old bundle"])
+@pytest.mark.parametrize("what", ["one share key", "its twin", "another's bundle", "an old bundle"])
 def test_a_pc_that_plays_another_is_left_out_and_the_run_goes_on(
     tmp_path: Path, pcs: Pcs, what: str
 ) -> None:
@@ -528,10 +605,10 @@ def test_a_pc_that_plays_another_is_left_out_and_the_run_goes_on(
         bundle, other = Bundle.decode(described.bundle), Bundle.decode(seen[0])
         if what in ("another's bundle", "an old bundle"):
             return Description("pc-new", seen[0]).encode()
-        key = other.mask_key
+        key = other.share_key
         if what == "its twin":
             key = key[:-1] + bytes([key[-1] ^ 0x80])
-        forged = dataclasses.replace(bundle, mask_key=key).signed_by(own.key_store.identity)
+        forged = dataclasses.replace(bundle, share_key=key).signed_by(own.key_store.identity)
         return Description(described.name, forged.encode()).encode()
 
     victim.setup, liar.setup = honest, lie
@@ -551,7 +628,7 @@ def test_an_answer_that_is_none_costs_its_sender_alone(
     tmp_path: Path, pcs: Pcs, stage: str, answer: str
 ) -> None:
     members = pcs(10)
-    kept: dict[str, RecordDict] = {}
+    kept: dict[str, Answer] = {}
 
     def lie(now: str, request: MemberRequest, pc: FakePc) -> Answer:
         usual = pc.usual_member(now, request)
@@ -575,20 +652,26 @@ def test_a_broken_upload_costs_its_sender_alone(tmp_path: Path, pcs: Pcs, change
     """M17."""
     members = pcs(10)
     sent: dict[int, bytes] = {}
+    others: dict[int, bytes] = {}
+
+    def honest(request: MaskRequest) -> Answer:
+        answer = members[5].usual_mask(request)
+        other = decode_update(answer)
+        assert isinstance(other, bytes)
+        others[attempt(request)] = other
+        return answer
 
     def lie(request: MaskRequest) -> Answer:
+        if change == "another's":  # it waits until it has seen that
+            return encode_update(others[attempt(request)]) if attempt(request) in others else None
         own = decode_update(members[4].usual_mask(request))
         assert isinstance(own, bytes)
         sent[attempt(request)] = own
-        if change == "another's":
-            other = decode_update(members[5].usual_mask(request))
-            assert isinstance(other, bytes)
-            return encode_update(other)
         if change == "old":
             return encode_update(sent[1])
         return encode_update(own[:-1] if change == "cut" else own[:-1] + bytes([own[-1] ^ 1]))
 
-    members[4].mask = lie
+    members[4].mask, members[5].mask = lie, honest
     ran = run(tmp_path / "sealed", FakeGrid(members))
     assert ran.error is None
     assert [r.arrived for r in ran.rounds] == [10 if change == "old" else 9, 9]
@@ -601,7 +684,7 @@ def test_the_coordinator_keeps_uploads_on_its_disk_and_no_update_in_memory(
     seen: list[int] = []
 
     def look(stage: str, request: MemberRequest, pc: FakePc) -> Answer:
-        files = list((tmp_path / "uploads").iterdir())
+        files = list((tmp_path / "uploads").glob("*.upload"))
         seen.append(len(files))
         plain = {pc.update(1).astype("<f4").tobytes() for pc in members}
         for file in files:

@@ -1,11 +1,11 @@
-"""Uploads on the coordinator's disk: what comes back is what was kept, whole or in parts."""
+"""Uploads on the coordinator's disk: what comes back is what was kept."""
 
 from __future__ import annotations
 
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,23 +14,17 @@ from fedaipc.coordinator.upload_store import UploadStore
 from fedaipc.errors import OutputError
 from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.committee import Agreement, Unmask, agree, release
-from fedaipc.secagg.uploads import Upload, mask_and_share, open_shares
-from tests.support.secagg import HEAD, blob_of, federation
+from tests.support.secagg import dealt, federation
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-FOUR, KEYS = federation(4)
-PCS = FOUR.participants
-UPDATES = {
-    pc: np.random.default_rng(place).uniform(-1, 1, FOUR.size).astype("f4")
+FOUR = dealt(*federation(4))
+TERMS, PCS = FOUR.group.terms, FOUR.group.dealers
+WORDS = {
+    pc: TERMS.encoding.encode(
+        np.random.default_rng(place).uniform(-1, 1, TERMS.size).astype("f4"), 1, pc
+    )
     for place, pc in enumerate(PCS)
 }
-UPLOADS = {
-    pc: mask_and_share(FOUR, KEYS[pc], FOUR.encoding.encode(update, 1, pc), HEAD)
-    for pc, update in UPDATES.items()
-}
-FRAMES = {pc: upload.encode() for pc, upload in UPLOADS.items()}
+FRAMES = {pc: FOUR.upload(pc, words.copy()).encode() for pc, words in WORDS.items()}
 
 
 @pytest.fixture
@@ -39,87 +33,48 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def empty(folder: Path) -> Iterator[UploadStore]:
+def store(folder: Path) -> UploadStore:
+    """With everybody's deal and upload."""
     made = UploadStore(folder)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def store(empty: UploadStore) -> UploadStore:
-    """With everybody's upload."""
     for pc, frame in FRAMES.items():
-        empty.keep(pc, frame)
-    return empty
+        made.keep_deal(pc, FOUR.deals[pc].encode())
+        made.keep(pc, frame)
+    return made
 
 
 def test_what_is_kept_comes_back(store: UploadStore) -> None:
     for pc in PCS[::-1]:
         assert store.upload(pc).encode() == FRAMES[pc]
-        store.upload(pc).check(FOUR)
+        store.upload(pc).check(FOUR.group)
+        assert store.deal(pc) == FOUR.deals[pc]
 
 
-def test_the_lists_are_those_of_the_whole_upload_without_its_vector(store: UploadStore) -> None:
-    for pc in PCS:
-        lists, whole = store.lists(pc, 4), UPLOADS[pc]
-        assert lists.header == whole.header
-        assert lists.signature == whole.signature
-        assert lists.checks == whole.checks
-        assert lists.leaves == whole.leaves
-        assert bytes(lists.blobs) == whole.blobs
-        assert bytes(lists.vector) == b""
+def test_a_later_deal_by_the_same_pc_replaces_the_first(store: UploadStore) -> None:
+    again = dealt(TERMS, FOUR.keys).deals[PCS[0]]
+    store.keep_deal(PCS[0], again.encode())
+    assert store.deal(PCS[0]) == again
 
 
-def test_a_blob_is_the_one_of_its_member(store: UploadStore) -> None:
-    for pc in PCS:
-        for place, member in enumerate(PCS):
-            blob = store.blob(pc, place, 4)
-            assert blob == blob_of(UPLOADS[pc], place)
-            upload = store.lists(pc, 4)
-            shares = open_shares(FOUR, KEYS[member], upload.header, upload.leaves[place], blob)
-            assert len(shares) == 4
-
-
-@pytest.mark.parametrize(("count", "bits"), [(3, 16), (5, 24), (12, 32)])
-def test_parts_are_found_for_other_numbers_of_pcs_and_rings(
-    empty: UploadStore, count: int, bits: int
-) -> None:
-    terms, keys = federation(count, bits=bits, size=1 + 7 * count)
-    uploader = terms.participants[1]
-    words = terms.encoding.encode(np.zeros(terms.size, np.float32), 1, uploader)
-    upload = mask_and_share(terms, keys[uploader], words, HEAD)
-    empty.keep(uploader, upload.encode())
-    assert empty.upload(uploader).encode() == upload.encode()
-    assert bytes(empty.lists(uploader, count).blobs) == upload.blobs
-    blobs = [empty.blob(uploader, place, count) for place in range(count)]
-    assert b"".join(blobs) == upload.blobs
-
-
-def test_a_sum_is_opened_from_the_disk_alone(store: UploadStore) -> None:
-    total = np.zeros(FOUR.size, FOUR.encoding.dtype)
-    aggregator = Aggregator(FOUR, total)
+def test_a_sum_is_unmasked_from_the_disk_alone(store: UploadStore) -> None:
+    total = np.zeros(TERMS.size, TERMS.encoding.dtype)
+    aggregator = Aggregator(FOUR.group, total)
     for pc in PCS:
         aggregator.accept(store.upload(pc))
-    aggregator.recall(store.lists(pc, 4) for pc in PCS)
-    proposals = {
-        member: aggregator.proposal(member, {pc: store.blob(pc, place, 4) for pc in PCS})
-        for place, member in enumerate(PCS)
-    }
+    aggregator.recall(store.deal(pc) for pc in PCS)
     agreements = []
-    for member, proposal in proposals.items():
-        answer = agree(FOUR, KEYS[member], proposal, None, {})
+    for keys in FOUR.keys.values():
+        answer = agree(FOUR.group, keys, aggregator.proposal(), None, {})
         assert isinstance(answer, Agreement)
         agreements.append(answer)
-    for member, proposal in proposals.items():
-        request = Unmask(proposal, tuple(agreements))
-        aggregator.take(release(FOUR, KEYS[member], request, None)[1])
+    for member, keys in FOUR.keys.items():
+        request = Unmask(aggregator.proposal(), tuple(agreements), aggregator.blobs(member))
+        assert aggregator.take(release(FOUR.group, keys, request, None)[1]) == ()
     aggregator.unmask()
-    expected = sum(FOUR.encoding.encode(update, 1, pc) for pc, update in UPDATES.items())
-    assert np.array_equal(total, np.asarray(expected, FOUR.encoding.dtype))
+    assert np.array_equal(total, sum(WORDS.values()))
 
 
-def test_a_new_spool_is_empty_and_a_removed_one_is_gone(store: UploadStore, folder: Path) -> None:
-    assert len(list(folder.iterdir())) == 4
+def test_a_new_store_is_empty_and_a_removed_one_is_gone(store: UploadStore, folder: Path) -> None:
+    assert len(list(folder.iterdir())) == 8
     again = UploadStore(folder)
     assert list(folder.iterdir()) == []
     with pytest.raises(OutputError, match="is missing"):
@@ -131,41 +86,23 @@ def test_a_new_spool_is_empty_and_a_removed_one_is_gone(store: UploadStore, fold
     again.remove()
 
 
-def test_files_are_closed_between_groups_and_can_be_read_again(store: UploadStore) -> None:
-    for _ in range(2):
-        handles = []
-        for pc in PCS:
-            store.upload(pc)
-            handles.append(store._open[pc])
-        store.close()
-        assert all(handle.closed for handle in handles)
-    assert store.upload(PCS[0]).encode() == FRAMES[PCS[0]]
-    store.close()
+READS = {"upload": lambda s: s.upload(PCS[0]), "deal": lambda s: s.deal(PCS[0])}
 
 
-@pytest.mark.parametrize(
-    "read",
-    [lambda s: s.upload(PCS[0]), lambda s: s.lists(PCS[0], 4), lambda s: s.blob(PCS[0], 1, 4)],
-    ids=["upload", "lists", "blob"],
-)
-def test_an_upload_that_is_gone_is_told_in_one_line(
-    empty: UploadStore, folder: Path, read: Callable[[UploadStore], object]
-) -> None:
+@pytest.mark.parametrize("kind", READS)
+def test_what_is_gone_is_told_in_one_line(folder: Path, kind: str) -> None:
     with pytest.raises(OutputError) as caught:
-        read(empty)
-    assert str(caught.value) == (
-        f"{folder / PCS[0].hex()}: an upload is missing (No such file or directory)"
-    )
+        READS[kind](UploadStore(folder))
+    path = folder / f"{PCS[0].hex()}.{kind}"
+    assert str(caught.value) == f"{path}: an upload is missing (No such file or directory)"
 
 
-def test_an_upload_that_was_cut_off_is_refused(store: UploadStore, folder: Path) -> None:
-    path, frame = folder / PCS[0].hex(), FRAMES[PCS[0]]
-    path.write_bytes(frame[:-1])
+@pytest.mark.parametrize("kind", READS)
+def test_what_was_cut_off_is_refused(store: UploadStore, folder: Path, kind: str) -> None:
+    path = folder / f"{PCS[0].hex()}.{kind}"
+    path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(OutputError, match="damaged"):
-        store.upload(PCS[0])
-    path.write_bytes(frame[: Upload.blobs_start(4) + 10])
-    with pytest.raises(OutputError, match="damaged"):
-        store.lists(PCS[0], 4)
+        READS[kind](store)
 
 
 def test_a_full_disk_is_told_in_one_line(
@@ -178,8 +115,8 @@ def test_a_full_disk_is_told_in_one_line(
     with pytest.raises(OutputError) as caught:
         store.keep(PCS[0], FRAMES[PCS[0]])
     assert str(caught.value).endswith(
-        f"{PCS[0].hex()}: the upload cannot be kept (No space left on device); free some space and "
-        "continue with --resume"
+        f"{PCS[0].hex()}.upload: the upload cannot be kept (No space left on device); free some "
+        "space and continue with --resume"
     )
     assert "\n" not in str(caught.value)
 

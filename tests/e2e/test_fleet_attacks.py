@@ -31,6 +31,7 @@ from fedaipc.client.disclosure_log import read as read_sent
 from fedaipc.config import load_owner, load_settings, to_toml
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
+from fedaipc.coordinator.upload_store import UploadStore
 from fedaipc.errors import BudgetExhausted, RoundError
 from fedaipc.federation.federation import Federation
 from fedaipc.files import write_text
@@ -43,7 +44,7 @@ from fedaipc.protocol.job import Job, SignedJob
 from fedaipc.protocol.job_folder import read_job
 from fedaipc.protocol.messages import MASK
 from fedaipc.secagg.keys import SigningKey
-from fedaipc.secagg.terms import Terms
+from fedaipc.secagg.round_keys import Group
 from tests.support.fleets import PCS, ROUNDS, Fleet, wait_for_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -58,11 +59,14 @@ class Nothing:
 
 
 class Deaf(Coordinator):
-    """Asks nobody whether it takes part, and sends the model to all."""
+    """Asks nobody whether it takes part, and sends the model to all, without any round key."""
 
-    def _ready_groups(self, attempt: int, number: int, outcome: Any) -> list[Terms]:
-        groups = self._groups(attempt)
-        outcome.charged = outcome.asked = {pc for terms in groups for pc in terms.participants}
+    def _ready_groups(
+        self, attempt: int, number: int, store: UploadStore, outcome: Any
+    ) -> list[Group]:
+        groups = [Group(terms, ()) for terms in self._groups(attempt)]
+        outcome.charged = {pc for group in groups for pc in group.terms.participants}
+        outcome.asked = outcome.charged
         return groups
 
 

@@ -46,11 +46,13 @@ from flwr.supercore.primitives.asymmetric import (
 
 from fedaipc.errors import SecAggError
 from fedaipc.secagg.committee import Agreement, Proposal, Unmask, agree, release
+from fedaipc.secagg.keys import ExchangeKey
 from fedaipc.secagg.masks import add_masks
+from fedaipc.secagg.round_keys import pair_key
 from fedaipc.secagg.shares import combine
-from fedaipc.secagg.uploads import Upload, mask_and_share, pair_key
+from fedaipc.secagg.uploads import Upload
 from fedaipc.simulation.flower_adapter import InProcessGrid
-from tests.support.secagg import HEAD, Sum, federation
+from tests.support.secagg import Sum, dealt, federation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -272,56 +274,60 @@ def test_a_lying_server_opens_vectors_of_flower(lied_about: int) -> None:
 
 # The same against fedaipc
 
-SEVEN, KEYS = federation(7)
-PCS = SEVEN.participants
+SEVEN = dealt(*federation(7))
+GROUP, KEYS, SECRETS = SEVEN.group, SEVEN.keys, SEVEN.secrets
+PCS = GROUP.dealers
 VICTIM = PCS[3]
 WITHOUT = tuple(who for who in PCS if who != VICTIM)
+ENOUGH = GROUP.terms.thresholds.shares
 
 
 def words(who: bytes) -> npt.NDArray[Any]:
     rng = np.random.default_rng(PCS.index(who))
-    return rng.integers(0, 2**SEVEN.bits, SEVEN.size).astype("<u4")
+    return rng.integers(0, 2**GROUP.terms.bits, GROUP.terms.size).astype("<u4")
 
 
-UPLOADS: dict[bytes, Upload] = {
-    who: mask_and_share(SEVEN, KEYS[who], words(who), HEAD) for who in PCS
-}
+UPLOADS: dict[bytes, Upload] = {who: SEVEN.upload(who, words(who)) for who in PCS}
+
+
+def summed(inside: Collection[bytes]) -> Sum:
+    return Sum(GROUP, SEVEN.deals.values(), UPLOADS, inside)
 
 
 def signed(found: Sum, members: Collection[bytes]) -> tuple[Agreement, ...]:
     """By members that have signed nothing in this round yet."""
-    answers = [agree(SEVEN, KEYS[member], found.proposal(member), None, {}) for member in members]
+    answers = [agree(GROUP, KEYS[member], found.proposal, None, {}) for member in members]
     assert all(isinstance(answer, Agreement) for answer in answers)
     return tuple(answer for answer in answers if isinstance(answer, Agreement))
 
 
 def refused(request: Unmask, member: bytes, recorded: bytes | None, said: str) -> None:
     with pytest.raises(SecAggError, match=said):
-        release(SEVEN, KEYS[member], request, recorded)
+        release(GROUP, KEYS[member], request, recorded)
 
 
 def test_a_pc_that_a_request_names_twice_is_refused() -> None:
     """M18: a set says who is inside; all others are outside, and nothing can name a PC as both."""
-    whole = Sum(SEVEN, UPLOADS, PCS)
+    whole = summed(PCS)
     quorum = signed(whole, PCS)
+    proposed, place = whole.proposal.uploads, PCS.index(VICTIM)
+    twice = Proposal((*proposed[: place + 1], *proposed[place:]))
     for member in PCS:
-        proposed = whole.proposal(member).uploads
-        place = PCS.index(VICTIM)
-        twice = Proposal((*proposed[: place + 1], *proposed[place:]))
-        refused(Unmask(twice, quorum), member, quorum[0].set_hash, "holds a PC twice")
-        refused(Unmask(twice, quorum), member, None, "holds a PC twice")
+        request = dataclasses.replace(whole.unmask(member, quorum), proposal=twice)
+        refused(request, member, quorum[0].set_hash, "holds a PC twice")
+        refused(request, member, None, "holds a PC twice")
 
 
 def test_a_pc_cannot_be_inside_for_one_set_and_outside_for_another() -> None:
     """M21 to M23, M25: whoever was bound to the one set, by signing or by releasing."""
-    whole, less = Sum(SEVEN, UPLOADS, PCS), Sum(SEVEN, UPLOADS, WITHOUT)
+    whole, less = summed(PCS), summed(WITHOUT)
     for first, second in ((whole, less), (less, whole)):
         quorum, other = signed(first, PCS), signed(second, PCS)  # as if all had forgotten
         for member in PCS:
-            bound, _ = release(SEVEN, KEYS[member], Unmask(first.proposal(member), quorum), None)
-            refused(Unmask(second.proposal(member), other), member, bound, "another set")
+            bound, _ = release(GROUP, KEYS[member], first.unmask(member, quorum), None)
+            refused(second.unmask(member, other), member, bound, "another set")
             with pytest.raises(SecAggError, match="another set"):
-                agree(SEVEN, KEYS[member], second.proposal(member), bound, {})
+                agree(GROUP, KEYS[member], second.proposal, bound, {})
 
 
 @pytest.mark.parametrize("inside", range(7))
@@ -329,54 +335,75 @@ def test_members_that_are_told_two_sets_open_at_most_one(inside: int) -> None:
     """M1, M22: so many sign the set with the victim, the rest the set without, and the one member
     that colludes signs both.
     """
-    whole, less = Sum(SEVEN, UPLOADS, PCS), Sum(SEVEN, UPLOADS, WITHOUT)
-    assert SEVEN.thresholds.colluding == 1
+    whole, less = summed(PCS), summed(WITHOUT)
+    assert GROUP.terms.thresholds.colluding == 1
     bad, *others = PCS
     one = signed(whole, [bad, *others[:inside]])
     two = signed(less, [bad, *others[inside:]])
     opening = 0
     for found, quorum in ((whole, one), (less, two)):
-        request = Unmask(found.proposal(PCS[0]), quorum)
-        if len(quorum) >= SEVEN.thresholds.shares:
-            release(SEVEN, KEYS[PCS[0]], request, None)
+        request = found.unmask(PCS[0], quorum)
+        if len(quorum) >= ENOUGH:
+            release(GROUP, KEYS[PCS[0]], request, None)
             opening += 1
         else:
             refused(request, PCS[0], None, "members agreed")
     assert opening <= 1
-    refused(Unmask(whole.proposal(PCS[0]), two), PCS[0], None, "on another set")
-    refused(Unmask(less.proposal(PCS[0]), one), PCS[0], None, "on another set")
-    refused(Unmask(whole.proposal(PCS[0]), (*one, *two)), PCS[0], None, "on another set")
+    refused(whole.unmask(PCS[0], two), PCS[0], None, "on another set")
+    refused(less.unmask(PCS[0], one), PCS[0], None, "on another set")
+    refused(whole.unmask(PCS[0], (*one, *two)), PCS[0], None, "on another set")
 
 
-def test_all_that_is_ever_released_opens_the_sum_and_no_vector() -> None:
-    """M24: of the victim its own key, and of its pair keys the one with the PC outside alone."""
-    inside = PCS[:6]
-    found = Sum(SEVEN, UPLOADS, inside)
+@pytest.mark.parametrize("victim_inside", [True, False], ids=["in the sum", "late"])
+def test_all_that_is_ever_released_opens_the_sum_and_no_vector(victim_inside: bool) -> None:
+    """M24: of a victim in the sum its own mask, and the round key of the PC outside. Of one whose
+    upload came too late its round key, which gives all its masks but its own.
+    """
+    inside = PCS[:6] if victim_inside else WITHOUT
+    (outside,) = set(PCS) - set(inside)
+    found = summed(inside)
     quorum = signed(found, PCS)
-    releases = [release(SEVEN, KEYS[m], Unmask(found.proposal(m), quorum), None)[1] for m in PCS]
-    assert {one.uploader for each in releases for one in each.released} == set(inside)
-    ours = [each.released[inside.index(VICTIM)] for each in releases]
-    own = combine({n: one.own for n, one in enumerate(ours[: SEVEN.thresholds.shares])})
-    assert [len(one.pairs) for one in ours] == [1] * 7
-    outside = combine({n: one.pairs[0] for n, one in enumerate(ours[: SEVEN.thresholds.shares])})
-    assert outside == pair_key(SEVEN, KEYS[VICTIM], PCS[6])
-    vector = SEVEN.encoding.unpack(UPLOADS[VICTIM].vector, SEVEN.size).copy()
-    add_masks(vector, [], [own, outside])
+    releases = [release(GROUP, KEYS[m], found.unmask(m, quorum), None)[1] for m in PCS]
+
+    def rebuilt(dealer: bytes) -> bytes:
+        shares = [each.shares[PCS.index(dealer)] for each in releases]
+        return combine(dict(enumerate(shares[:ENOUGH])))
+
+    exchange = ExchangeKey(rebuilt(outside))
+    assert exchange.public == GROUP.card(outside).public
+    secrets = {rebuilt(who) for who in inside}
+    assert secrets == {SECRETS[who].own_mask for who in inside}
+    vector = GROUP.terms.encoding.unpack(UPLOADS[VICTIM].vector, GROUP.terms.size).copy()
+    pairs = {who: pair_key(GROUP, SECRETS[VICTIM].exchange, VICTIM, who) for who in WITHOUT}
+    if victim_inside:
+        assert pair_key(GROUP, exchange, outside, VICTIM) == pairs[outside]
+        known = [rebuilt(VICTIM), pairs[outside]]
+        hidden = {who: key for who, key in pairs.items() if who != outside}
+    else:
+        known = [key for who, key in pairs.items() if who > VICTIM]
+        add_masks(vector, [key for who, key in pairs.items() if who < VICTIM])
+        assert all(pair_key(GROUP, exchange, VICTIM, who) == key for who, key in pairs.items())
+        hidden = {b"\xff" * 32: SECRETS[VICTIM].own_mask}
+    add_masks(vector, [], known)
     assert not (vector == words(VICTIM)).any()
-    # Those with the three PCs before it in the order were subtracted, the others added.
-    hidden = [pair_key(SEVEN, KEYS[VICTIM], who) for who in inside if who != VICTIM]
-    for place in range(len(hidden)):  # not even with all of them but one
+    for left_out in hidden:  # not even with all that is hidden but one
         nearly = vector.copy()
-        add_masks(
-            nearly,
-            [key for n, key in enumerate(hidden) if n != place and n < 3],
-            [key for n, key in enumerate(hidden) if n != place and n >= 3],
-        )
+        some = {who: key for who, key in hidden.items() if who != left_out}
+        unmask(nearly, some)
         assert not (nearly == words(VICTIM)).any()
-    add_masks(vector, hidden[:3], hidden[3:])
+    unmask(vector, hidden)
     assert np.array_equal(vector, words(VICTIM))
     found.open(releases)
     assert np.array_equal(found.total, np.sum([words(who) for who in inside], 0, "<u4"))
+
+
+def unmask(vector: npt.NDArray[Any], masks: dict[bytes, bytes]) -> None:
+    """Those with PCs before the victim in the order were subtracted, the others added."""
+    add_masks(
+        vector,
+        [key for who, key in masks.items() if who < VICTIM],
+        [key for who, key in masks.items() if who > VICTIM],
+    )
 
 
 def bits(keys: Sequence[bytes]) -> int:
@@ -385,9 +412,10 @@ def bits(keys: Sequence[bytes]) -> int:
 
 def test_of_a_pair_key_every_bit_varies_and_no_two_rounds_or_pairs_share_one() -> None:
     """M13."""
+    rounds = [dealt(GROUP.terms, KEYS) for _ in range(10)]
     keys = [
-        pair_key(dataclasses.replace(SEVEN, number=number), KEYS[one], other)
-        for number in range(1, 11)
+        pair_key(found.group, found.secrets[one].exchange, one, other)
+        for found in rounds
         for one, other in combinations(PCS, 2)
     ]
     assert bits(keys) == 2**256 - 1
@@ -395,7 +423,7 @@ def test_of_a_pair_key_every_bit_varies_and_no_two_rounds_or_pairs_share_one() -
 
 
 def test_every_bit_of_a_key_changes_the_mask() -> None:
-    key = int.from_bytes(pair_key(SEVEN, KEYS[PCS[0]], PCS[1]), "big")
+    key = int.from_bytes(pair_key(GROUP, SECRETS[PCS[0]].exchange, PCS[0], PCS[1]), "big")
     streams: set[bytes] = set()
     for changed in (key, *(key ^ 1 << place for place in range(256))):
         vector = np.zeros(8, "<u4")

@@ -26,7 +26,8 @@ from fedaipc.protocol.messages import decode_answer, decode_update
 from fedaipc.secagg.committee import Agreement, Release
 from fedaipc.secagg.encoding import Encoding
 from fedaipc.secagg.roster import Bundle
-from fedaipc.secagg.uploads import Upload, blob_bytes
+from fedaipc.secagg.round_keys import Deal
+from fedaipc.secagg.uploads import Upload
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.simulation.simulation import prepare, simulate
 from tests.support.jobs import on_the_wire, tiny
@@ -218,21 +219,22 @@ def test_every_byte_of_a_sealed_run_is_of_a_kind_that_the_specification_lists(
         assert set(described) == {"name", "bundle"}
         assert described["name"] in names
         assert Bundle.decode(described["bundle"]).encode() == described["bundle"]
+    for reply in sealed.answers("query.ready"):
+        assert set(reply.content) == {"ready"}
+        said: Any = reply.content["ready"]
+        assert set(said) == {"charged", "deal"}
+        count = len(Deal.decode(said["deal"]).blobs)
+        assert count in (5, 6)
+        # Label and version, round key, check value, commitments, blobs.
+        assert len(said["deal"]) == 2 + 160 + 16 + 4 + 32 * count + 4 + 82 * count
     parameters = sealed.results.model.trainable_parameters
     for reply in sealed.answers("train.mask"):
         assert set(reply.content) == {"update"}
         assert set(reply.content["update"]) == {"frame"}
         frame = decode_update(reply.content)
         assert isinstance(frame, bytes)
-        count = len(Upload.decode(frame).leaves)
-        assert count in (5, 6)
-        assert len(frame) == (
-            2 + 200 + 64  # label and version, header, signature
-            + 4 + 16 * count  # check values
-            + 4 + 80 * count  # leaves
-            + 4 + count * blob_bytes(count)
-            + 4 + 4 * parameters
-        )  # fmt: skip
+        assert Upload.decode(frame).encode() == frame
+        assert len(frame) == 2 + 136 + 64 + 4 + 4 * parameters
     for reply in sealed.answers("query.agree"):
         assert set(reply.content) == {"answer"}
         assert set(reply.content["answer"]) == {"frame"}
@@ -242,14 +244,9 @@ def test_every_byte_of_a_sealed_run_is_of_a_kind_that_the_specification_lists(
     for reply in sealed.answers("query.unmask"):
         assert set(reply.content) == {"answer"}
         frame = decode_answer(reply.content)
-        release = Release.decode(frame)
-        outside = {len(one.pairs) for one in release.released}
-        assert len(outside) == 1
-        lost = outside.pop()
-        inside = len(release.released)
-        listed = inside + lost - 1 if lost else 0
-        one = 32 + 33 + 4 + 16 * listed + 4 + 33 * lost
-        assert len(frame) == 2 + 32 + 4 + inside * one
+        count = len(Release.decode(frame).shares)
+        assert count in (5, 6)
+        assert len(frame) == 2 + 32 + 4 + 33 * count
 
 
 def upload_of(reply: Message) -> Upload:
@@ -259,9 +256,11 @@ def upload_of(reply: Message) -> Upload:
 
 
 def test_what_is_masked_or_sealed_looks_like_noise(sealed: Recorded) -> None:
-    uploads = [upload_of(r) for r in sealed.answers("train.mask")]
-    for part in ("vector", "blobs"):
-        content = b"".join(bytes(getattr(upload, part)) for upload in uploads)
+    vectors = [bytes(upload_of(r).vector) for r in sealed.answers("train.mask")]
+    said: list[Any] = [reply.content["ready"] for reply in sealed.answers("query.ready")]
+    blobs = [blob for one in said for blob in Deal.decode(one["deal"]).blobs]
+    for parts in (vectors, blobs):
+        content = b"".join(parts)
         counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
         assert stats.chisquare(counts).pvalue > 1e-6
 

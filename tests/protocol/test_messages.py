@@ -46,7 +46,7 @@ VECTOR = np.array([0.5, -1.5, 2.0**-30], np.float32)
 RUN = "0123456789abcdef"
 SETUP = SetupRequest(RUN, 3, b"a roster")
 PC = Description("pc-0001", b"a bundle")
-MASK = MaskRequest("a job", b"a signature", 2, b"some terms", VECTOR)
+MASK = MaskRequest("a job", b"a signature", 2, b"some terms", b"some round keys", VECTOR)
 MEMBER = MemberRequest(RUN, 5, b"a proposal")
 REQUESTS: dict[str, SetupRequest | MaskRequest | MemberRequest] = {
     "setup": SETUP,
@@ -113,10 +113,10 @@ def test_a_request_for_an_update_comes_out_as_it_went_in(
     number: int, terms: bytes, values: list[float]
 ) -> None:
     job, vector = signed(tiny_job()), np.array(values, np.float32)
-    sent_off = MaskRequest(job.text, job.signature, number, terms, vector)
+    sent_off = MaskRequest(job.text, job.signature, number, terms, terms[::-1], vector)
     got = MaskRequest.decode(travelled(sent_off.encode()))
-    assert (got.job, got.signature, got.round, got.terms) == (
-        job.text, job.signature, number, terms,
+    assert (got.job, got.signature, got.round, got.terms, got.round_keys) == (
+        job.text, job.signature, number, terms, terms[::-1],
     )  # fmt: skip
     assert got.vector.dtype == np.float32
     assert got.vector.tobytes() == vector.tobytes()

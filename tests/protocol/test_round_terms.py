@@ -53,7 +53,6 @@ def bundle(pc: SigningKey, run: str) -> Bundle:
     return Bundle(
         federation="f", run=run, epoch=1, not_after=int(time.time()) + 3600, identity=pc.public,
         size_class=(32, 64)[number % 2],
-        mask_key=ExchangeKey(bytes([100 + number]) * 32).public,
         share_key=ExchangeKey(bytes([200 + number]) * 32).public,
     ).signed_by(pc)  # fmt: skip
 
@@ -86,7 +85,7 @@ def test_a_pc_computes_what_the_coordinator_states(changes: tuple[str, ...]) -> 
     ensure_message_identity()
     job, number = signed(tiny_job(TEN, *changes)), 4
     stated = terms(job.job, number=number)
-    request = MaskRequest(job.text, job.signature, 1, stated.encode(), VECTOR).encode()
+    request = MaskRequest(job.text, job.signature, 1, stated.encode(), b"", VECTOR).encode()
     got = MaskRequest.decode(sent(Message(request, 7, "train.mask")).content)
     read = SignedJob.read(got.job, got.signature, ADMISSION.public)
     roster = Roster.decode(ROSTER.encode(), ADMISSION.public)

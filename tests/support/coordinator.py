@@ -15,7 +15,7 @@ from fedaipc.client.key_store import KeyStore
 from fedaipc.config import OwnerSettings, to_toml
 from fedaipc.coordinator.checkpoint import Checkpoint
 from fedaipc.coordinator.coordinator import Coordinator
-from fedaipc.errors import BudgetExhausted, RoundError
+from fedaipc.errors import BudgetExhausted, RoundError, SecAggError
 from fedaipc.protocol.job import SignedJob, make_job
 from fedaipc.protocol.messages import (
     AGREE,
@@ -73,7 +73,13 @@ class FakePc:
         self.member: Callable[[str, MemberRequest], Answer] | None = None
         self.describe()
 
-    def usual_ready(self, request: RoundRequest) -> RecordDict:
+    def usual_ready(
+        self, request: RoundRequest, refusal: str | None = None, charged: int | None = None
+    ) -> RecordDict:
+        """It says that it takes part, unless `refusal` says why not."""
+        charged = self.charged if charged is None else charged
+        if refusal is not None:
+            return Readiness(refusal, charged).encode()
         terms = Terms.decode(request.terms)
         made = b""
         if terms.sealed:
@@ -81,7 +87,7 @@ class FakePc:
             own, dealt = deal(terms, key_store.keys(terms))
             key_store.keep_secrets(own)
             made = dealt.encode()
-        return Readiness(None, self.charged, made).encode()
+        return Readiness(None, charged, made).encode()
 
     def describe(self) -> None:
         """Write the owner's file."""
@@ -115,9 +121,12 @@ class FakePc:
         head = LedgerHead(terms.number, bytes(32))
         return encode_update(mask_update(group, key_store.keys(terms), own, words, head).encode())
 
-    def usual_member(self, stage: str, request: MemberRequest) -> RecordDict:
+    def usual_member(self, stage: str, request: MemberRequest) -> Answer:
         pc = Client(self.folder)
-        return encode_answer(pc.agree(request) if stage == AGREE else pc.unmask(request))
+        try:
+            return encode_answer(pc.agree(request) if stage == AGREE else pc.unmask(request))
+        except SecAggError:
+            return Error(code=100, reason="")
 
     def reply(self, message: Message) -> Answer:
         stage = message.metadata.message_type
