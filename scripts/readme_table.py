@@ -238,7 +238,7 @@ def broken_builds() -> str:
 
 
 def costs() -> str:
-    """What sealing costs, as measured by scripts/bench."""
+    """What secure aggregation costs, as measured by scripts/bench."""
     masks, rounds, demo_, rings = (
         json.loads((BENCH / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("secagg_cost", "secagg_round", "secagg_demo", "ring")
@@ -265,33 +265,35 @@ def costs() -> str:
         "",
         (
             f"A round with {rounds['values']:,} values (a LoRA adapter), a tenth of the PCs lost "
-            "before they upload; all PCs in one process on one core, the coordinator on the other:"
+            "after they gave out shares; all PCs in one process on one core, the coordinator on the "
+            "other:"
         ),
         "",
     ]
-    rows = []
+    rows, stages = [], ("query.ready", "train.mask", "query.agree", "query.unmask")
     for one in rounds["rounds"]:
         pc, own = one["seconds_per_pc"], one["coordinator_seconds"]
         rows.append((
-            f"{one['pcs']:,}", one["groups"], f"{pc['mask'] * 1000:.0f} ms",
-            f"{pc['query.agree'] * 1000:.0f} ms", f"{pc['query.unmask'] * 1000:.0f} ms",
-            f"{own['add and keep uploads']:.2f} s", f"{own['agree, unmask, sum']:.2f} s",
+            f"{one['pcs']:,}", one["groups"],
+            *(f"{pc[stage] * 1000:.1f} ms" for stage in stages),
+            *(f"{seconds:.2f} s" for seconds in own.values()),
             f"{one['coordinator_memory_over_idle_bytes'] / 2**20:.0f} MiB",
         ))  # fmt: skip
-    columns = ("PCs", "groups", "a PC masks", "agrees", "unmasks", "coordinator adds", "unmasks",
-               "memory")  # fmt: skip
+    columns = ("PCs", "groups", "a PC shares", "masks", "agrees", "unmasks",
+               "coordinator keeps shares", "adds", "unmasks", "memory")  # fmt: skip
     lines += [
         Table(columns, rows).to_markdown(),
         "",
         "Traffic of one PC in that round. Only as many members as are needed agree and unmask.",
         "",
     ]
-    names = ("vector", "shares and header, up", "agree, down", "unmask, down", "unmask, up")
+    names = ("vector", "ready, up", "mask keys, down", "agree, down", "unmask, down", "unmask, up")
     sizes = [
         (f"{one['pcs']:,}", *(f"{one['bytes_per_pc'][name] * kib:,.0f} KiB" for name in names))
         for one in rounds["rounds"]
     ]
-    parts = ("PCs", "vector", "shares, up", "agree, down", "unmask, down", "released shares, up")
+    parts = ("PCs", "vector", "shares, up", "round keys, down", "agree, down", "unmask, down",
+             "released shares, up")  # fmt: skip
     lines += [
         Table(parts, sizes).to_markdown(),
         "",

@@ -1,7 +1,7 @@
 """Who is left out when two PCs contradict each other and nobody can tell which of them lies.
 
-A dispute is a pair of PCs of which at least one breaks the rules: their two ends of a pair key
-differ, or one complains of the other's shares. Honest PCs never dispute with each other.
+A dispute is a pair of PCs of which at least one breaks the rules: one says that the other's ledger
+went back, or has no share of the other that fits. Honest PCs never dispute with each other.
 """
 
 from __future__ import annotations

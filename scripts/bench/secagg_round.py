@@ -197,6 +197,7 @@ def measured(count: int) -> dict[str, Any]:
             "vector": LORA * 4,
             "header, up": round(up[MASK] / calls[MASK]) - LORA * 4,
             "terms, down": terms_bytes,
+            "mask keys, down": round(down[MASK] / calls[MASK]),
             **{
                 f"{stage.partition('.')[2]}, {way}": round(counter[stage] / calls[stage])
                 for stage in calls if stage != MASK
