@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class FedaipcError(Exception):
@@ -186,17 +186,16 @@ class MissingExtra(FedaipcError):  # noqa: N818 - it names what is missing
 
 
 class BadDealer(SecAggError):  # noqa: N818 - it names who is at fault
-    """One PC's shares do not give the key that it used. `dealer` is the PC's identity.
+    """A PC's shares do not give the key that it stated. `dealers` are the identities of such PCs.
 
-    The attempt is void, and the run goes on without that PC; `blamed` in results.json names it. If
-    it repeats, revoke the PC (`fedaipc federation revoke`).
+    The attempt is void, and the run goes on without those PCs; `blamed` in results.json names them.
+    If it repeats, revoke them (`fedaipc federation revoke`).
     """
 
-    def __init__(self, dealer: bytes) -> None:
-        super().__init__(
-            f"PC {dealer.hex()[:16]} gave out shares of another key than the one it used"
-        )
-        self.dealer = dealer
+    def __init__(self, dealers: Sequence[bytes]) -> None:
+        names = ", ".join(dealer.hex()[:16] for dealer in dealers)
+        super().__init__(f"PC {names} gave out shares of another key than the one it stated")
+        self.dealers = tuple(dealers)
 
 
 def check_clock() -> str:

@@ -80,7 +80,7 @@ class KeyStore:
         with _locked(self._folder):
             signer, last = _kept(path, read_roster) if path.is_file() else (b"", None)
             roster = Roster.decode(content, admission)
-            if self.identity.public not in roster.members:
+            if self.identity.public not in roster:
                 raise SecAggError("this PC is not on the list of members")
             if last is not None and signer == admission:
                 if roster == last:
@@ -294,7 +294,7 @@ class _Epoch(NamedTuple):
 
 
 # What a process has read of files that have not changed since.
-_MAX_KEPT = 4096
+_MAX_KEPT = 1 << 16  # four files of each PC that a simulation has
 _locks: dict[Path, FileLock] = {}
 _cache: OrderedDict[Path, tuple[Stamp, Any]] = OrderedDict()
 

@@ -14,32 +14,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedaipc.config import DPSGD
+from fedaipc.config import DPSGD, SecAgg
 from fedaipc.coordinator.aggregation import MaskedSum, PlainSum
 from fedaipc.coordinator.checkpoint import Checkpoint, Counters
 from fedaipc.coordinator.disputes import to_leave_out
 from fedaipc.coordinator.exchange import Exchange
 from fedaipc.coordinator.membership import Membership
 from fedaipc.coordinator.participation import Participation
+from fedaipc.coordinator.readiness import Gathering
 from fedaipc.coordinator.upload_store import UploadStore
 from fedaipc.errors import EncodingError, RunOver, SecAggError
 from fedaipc.privacy.budget import charged_epsilon, filter_order
 from fedaipc.protocol.messages import (
     MASK,
-    READY,
     UNABLE,
     MaskRequest,
-    Readiness,
-    RoundRequest,
     decode_update,
 )
-from fedaipc.protocol.round_terms import hash_vector, job_thresholds, make_terms
+from fedaipc.protocol.round_terms import colluding_members, hash_vector, job_thresholds, make_terms
 from fedaipc.results import RoundResult, Traffic
-from fedaipc.secagg.keys import canonical
-from fedaipc.secagg.round_keys import Deal, Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -50,7 +46,7 @@ if TYPE_CHECKING:
     from fedaipc.coordinator.evaluation import Evaluation
     from fedaipc.protocol.job import SignedJob
     from fedaipc.secagg.roster import Roster
-    from fedaipc.secagg.round_keys import RoundKey
+    from fedaipc.secagg.round_keys import Group
     from fedaipc.secagg.terms import Terms
 
 _UPLOADS = "uploads"
@@ -113,6 +109,9 @@ class Coordinator:
             self._membership, checkpoint, roster.members, self._enough, names
         )
         self._counters = Counters(folder)
+        secagg = self._job.aggregation
+        members = len(roster.members)
+        self._colluding = colluding_members(secagg, members) if isinstance(secagg, SecAgg) else 0
         self._tried: set[bytes] = set()  # those that had the time to try out what is asked
         # As a PC chooses it that makes its ledger for this job.
         self._order = filter_order(
@@ -224,74 +223,22 @@ class Coordinator:
     ) -> list[Group]:
         """Groups of PCs that all said that they take part, with their round keys.
 
-        What they share out is in `store`. A group of which too few take part is formed again
-        without the others, whose number its thresholds follow. Raises as `Participation.too_few`.
+        Raises as `Participation.too_few`.
         """
-        said: dict[tuple[bytes, bytes], RoundKey | None] = {}  # by PC and the terms' context
-        owners: dict[bytes, bytes] = {}  # of round keys
-        while True:
-            offered = self._groups(attempt)
-            terms_of = {pc: terms for terms in offered for pc in terms.participants}
-            missing = {pc for pc, terms in terms_of.items() if (pc, terms.context) not in said}
+        gathering = Gathering(self._signed, self._membership, self._participation, store, self._ask)
+
+        def patience(pcs: set[bytes]) -> float:
             # For the first time a PC tries out whether its machine can do the job.
-            first = not missing <= self._tried
-            self._tried |= missing
-            patience = self._federation.round_timeout if first else self._federation.stage_timeout
-            outcome.asked |= missing
-            started = time.monotonic()
-            for pc, reply in self._ask(READY, self._offers(offered, number, missing), patience):
-                try:
-                    answer = Readiness.decode(reply)
-                    key = self._dealt(pc, answer, terms_of[pc], store, owners)
-                except (EncodingError, SecAggError) as error:
-                    _log.warning("%s: %s", self._membership.members[pc].name, error)
-                    continue
-                missing.discard(pc)
-                if self._participation.hear(pc, answer, attempt):
-                    said[pc, terms_of[pc].context] = key
-                else:
-                    outcome.declined.add(pc)
-            waited = time.monotonic() - started
-            self._participation.miss(missing, waited if waited >= patience else 0.0)
-            groups = [group for terms in offered if (group := _taking_part(terms, said))]
-            formed = {group.terms.context for group in groups}
-            there = {pc for pc, context in said if context in formed}
-            # While they answered, keys may have come so near to their end that all would refuse.
-            late = self._membership.late() & terms_of.keys()
-            if len(there) >= max(1, self._federation.min_clients) and not late:
-                outcome.charged = there
-                return groups
+            first = not pcs <= self._tried
+            self._tried |= pcs
+            return self._federation.round_timeout if first else self._federation.stage_timeout
 
-    def _dealt(
-        self,
-        pc: bytes,
-        answer: Readiness,
-        terms: Terms,
-        store: UploadStore,
-        owners: dict[bytes, bytes],
-    ) -> RoundKey | None:
-        """The round key in a PC's answer, if it takes part and updates are masked.
-
-        What it shares out with it is kept. Raises SecAggError or EncodingError where that is wrong.
-        """
-        if not terms.sealed or answer.refusal is not None:
-            return None
-        deal = Deal.decode(answer.deal)
-        if deal.card.identity != pc:
-            raise SecAggError("a PC answers in another's name")
-        deal.verify(terms)
-        if owners.setdefault(canonical(deal.card.public), pc) != pc:
-            raise SecAggError("two PCs have one round key")
-        store.keep_deal(pc, answer.deal)
-        return deal.card
-
-    def _offers(
-        self, groups: list[Terms], number: int, pcs: set[bytes]
-    ) -> Iterator[tuple[bytes, RecordDict]]:
-        signed = self._signed
-        for terms in groups:
-            about = RoundRequest(signed.text, signed.signature, number, terms.encode()).encode()
-            yield from ((pc, about) for pc in terms.participants if pc in pcs)
+        found = gathering.run(
+            lambda: self._groups(attempt), self._federation.min_clients, patience, attempt, number
+        )
+        outcome.asked, outcome.charged = found.asked, found.there
+        outcome.declined |= found.declined
+        return found.groups
 
     def _groups(self, attempt: int) -> list[Terms]:
         """The groups that can take part. Raises as `Participation.too_few` where no group can."""
@@ -403,7 +350,8 @@ class Coordinator:
         outcome.silent |= total.silent
         kept = self._checkpoint
         kept.disputes |= total.disputes
-        kept.banned |= total.blamed | to_leave_out(kept.disputes)
+        kept.banned |= total.blamed
+        kept.banned |= to_leave_out(kept.disputes, kept.banned, self._colluding)
         outcome.blamed = tuple(sorted(self._membership.members[pc].name for pc in total.blamed))
         if len(outcome.arrived) < max(1, self._federation.min_clients):
             least = self._federation.min_clients
@@ -445,14 +393,3 @@ class Coordinator:
         if not self._claims_epsilon:
             return None
         return charged_epsilon(self._job.schedule, charged, self._order) if charged else 0.0
-
-
-def _taking_part(terms: Terms, said: Mapping[tuple[bytes, bytes], RoundKey | None]) -> Group | None:
-    """Those of a group that take part; None where a sum of them could not be unmasked."""
-    if not terms.sealed:
-        return Group(terms, ())
-    context = terms.context
-    keys = [said[pc, context] for pc in terms.participants if (pc, context) in said]
-    group = Group(terms, tuple(key for key in keys if key is not None))
-    enough = max(terms.thresholds.least, terms.thresholds.shares)
-    return group if len(group.round_keys) >= enough else None

@@ -10,21 +10,21 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 
-def to_leave_out(disputes: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    """PCs without which no dispute is left: the one with most disputes goes first, of equals both.
+def to_leave_out(
+    disputes: Iterable[tuple[bytes, bytes]], out: Collection[bytes], colluding: int
+) -> set[bytes]:
+    """PCs without which no dispute is left, beside those that are `out` already.
 
-    A liar that picks many victims is left out alone; one that picks a single victim takes it along.
-    So a coalition costs about as many honest PCs as it has members, whatever it does.
+    One that disputes with more PCs than may be `colluding` is wrong, and goes alone. Of any other
+    dispute both go. So each colluding PC takes at most one honest PC along, whatever it does.
     """
-    left = {frozenset(pair) for pair in disputes}
-    out: set[bytes] = set()
-    while left:
-        counts = Counter(pc for pair in left for pc in pair)
-        most = max(counts.values())
-        worst = {pc for pc, count in counts.items() if count == most}
-        out |= worst
-        left = {pair for pair in left if not pair & worst}
-    return out
+    pairs = sorted({(min(pair), max(pair)) for pair in disputes})
+    counts = Counter(pc for pair in pairs for pc in pair)
+    found = {pc for pc, count in counts.items() if count > colluding} - set(out)
+    for pair in pairs:
+        if not {*out, *found}.intersection(pair):
+            found |= set(pair)
+    return found

@@ -61,7 +61,7 @@ class Exchange:
         pause = 0.01
         while waiting and time.monotonic() < deadline:
             answered = False
-            for reply in self.grid.pull_messages(list(waiting)):
+            for reply in self.grid.pull_messages(waiting):
                 # An error reply can name a wrong sender: only the message it answers counts.
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if node is None:

@@ -40,6 +40,7 @@ class Membership:
 
     def __init__(self, federation: FederationSettings, job: Job, roster: Roster) -> None:
         self.members: dict[bytes, Member] = {}
+        self._owners: dict[str | bytes, bytes] = {}  # of names and share keys, in this epoch
         self._federation = federation
         self._job = job
         self._roster = roster
@@ -58,13 +59,15 @@ class Membership:
             self._epoch, self._first_attempt = counters.epoch, attempt
             self._began = time.time()
             self.members.clear()
+            self._owners.clear()
             self._asked.clear()
         request = SetupRequest(self._job.run, self._epoch, self._roster.encode()).encode()
         unknown = [(node, request) for node in nodes if node not in self._asked]
+        connected = set(nodes)
         for node, reply in exchange.ask(SETUP, unknown, self._federation.stage_timeout):
             self._asked.add(node)
             try:
-                self._admit(node, Description.decode(reply), set(nodes))
+                self._admit(node, Description.decode(reply), connected)
             except (EncodingError, SecAggError) as error:
                 _log.warning("a PC is left out: %s", error)
 
@@ -90,14 +93,13 @@ class Membership:
             raise SecAggError(f"{described.name}: its keys end too soon; look at its clock")
         if bundle.epoch != self._epoch:
             raise SecAggError("a PC answers with keys of another epoch")
-        for identity, other in self.members.items():
-            if identity == bundle.identity and other.node in connected - {node}:
-                raise SecAggError("a PC answers with the keys of another PC")
-            if identity != bundle.identity and (
-                other.name == described.name
-                or canonical(other.bundle.share_key) == canonical(bundle.share_key)
-            ):
-                raise SecAggError(f"two PCs have the name {other.name}, or one key")
+        before = self.members.get(bundle.identity)
+        if before is not None and before.node != node and before.node in connected:
+            raise SecAggError("a PC answers with the keys of another PC")
+        own = (described.name, canonical(bundle.share_key))
+        if any(self._owners.get(mark, bundle.identity) != bundle.identity for mark in own):
+            raise SecAggError(f"two PCs have the name {described.name}, or one key")
+        self._owners |= dict.fromkeys(own, bundle.identity)
         self.members[bundle.identity] = Member(node, described.name, bundle)
 
     def _soon(self) -> float:

@@ -60,7 +60,7 @@ class Unmasking:
         try:
             aggregator.unmask()
         except BadDealer as error:
-            self.blamed.add(error.dealer)
+            self.blamed |= set(error.dealers)
             raise
 
     def _agree(self, members: Sequence[bytes]) -> list[Agreement]:

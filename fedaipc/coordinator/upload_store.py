@@ -40,9 +40,11 @@ class UploadStore:
     def deal(self, dealer: bytes) -> Deal:
         content = self._read(f"{dealer.hex()}.deal")
         try:
-            return Deal.decode(content)
+            deal = Deal.decode(content)
+            deal.check_hash()  # else its dealer would be blamed for a bad disk
         except (EncodingError, SecAggError):
             raise _damaged() from None
+        return deal
 
     def remove(self) -> None:
         """All of it."""

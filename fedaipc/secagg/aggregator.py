@@ -110,9 +110,13 @@ class Aggregator:
     def unmask(self) -> None:
         """Remove all masks of this group from the total; once (M27, M28).
 
-        Raises SecAggError where shares are missing, BadDealer where somebody shared out another key
-        than it used; then the total stays as it was.
+        Raises SecAggError where shares are missing, BadDealer where PCs shared out other keys than
+        they stated; then the total stays as it was.
         """
+        keys = {dealer: self._rebuilt(dealer) for dealer in self._shares if self._enough(dealer)}
+        bad = [dealer for dealer, key in sorted(keys.items()) if key is None]
+        if bad:
+            raise BadDealer(bad)
         if self.missing:
             bounds = self.group.terms.thresholds
             raise SecAggError(
@@ -122,14 +126,13 @@ class Aggregator:
         plus: list[bytes] = []
         minus: list[bytes] = []
         inside = self.uploaders
-        for dealer in self.group.dealers:
-            key = self._rebuilt(dealer)
+        for dealer, key in keys.items():
+            if key is None:  # not here: it was named above
+                continue
             if dealer in self._headers:
                 minus.append(key)
                 continue
             exchange = ExchangeKey(key)
-            if exchange.public != self.group.card(dealer).public:
-                raise BadDealer(dealer)
             for uploader in inside:
                 pair = pair_key(self.group, exchange, dealer, uploader)
                 (plus if uploader > dealer else minus).append(pair)
@@ -140,17 +143,22 @@ class Aggregator:
         self._deals.clear()
         self._shares.clear()
 
-    def _rebuilt(self, dealer: bytes) -> bytes:
-        """Its own mask where its upload is in the sum, else its round key."""
+    def _enough(self, dealer: bytes) -> bool:
+        return len(self._shares[dealer]) >= self.group.terms.thresholds.shares
+
+    def _rebuilt(self, dealer: bytes) -> bytes | None:
+        """Its own mask where its upload is in the sum, else its round key; None where that is not
+        the one it stated.
+        """
         shares = self._shares[dealer]
         # The first members: then most keys have the same ones, whose weights are kept.
         places = sorted(shares)[: self.group.terms.thresholds.shares]
         try:
             key = combine({place: shares[place] for place in places})
         except SecAggError:  # it committed to values that are not shares
-            raise BadDealer(dealer) from None
+            return None
         if dealer in self._headers:
-            check = check_value(self.group.terms.context, key)
-            if check != self._deals[dealer].check:
-                raise BadDealer(dealer)
-        return key
+            stated = check_value(self.group.terms.context, key) == self._deals[dealer].check
+        else:
+            stated = ExchangeKey(key).public == self.group.card(dealer).public
+        return key if stated else None

@@ -26,6 +26,7 @@ from fedaipc.errors import SecAggError
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 _SHOWN_BYTES = 16  # of a fingerprint that people compare
+_AGREED_KEPT = 256  # PCs of two groups of 100, and some
 _RAW = serialization.Encoding.Raw, serialization.PublicFormat.Raw
 
 
@@ -88,6 +89,8 @@ class ExchangeKey:
     def agree(self, other: bytes) -> bytes:
         """32 shared bytes, never used as they are. Raises SecAggError for a low-order point."""
         if other not in self._agreed:
+            if len(self._agreed) >= _AGREED_KEPT:
+                self._agreed.clear()
             try:
                 shared = self._key.exchange(X25519PublicKey.from_public_bytes(other))
             except ValueError:

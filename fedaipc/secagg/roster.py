@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import SecAggError
@@ -23,9 +25,12 @@ KEY_SECONDS = 24 * 3600  # of an epoch
 _ROSTER_LABEL, _BUNDLE_LABEL = b"fedaipc roster", b"fedaipc bundle"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Roster:
-    """The admitted identities in ascending order, as the admission key signed them."""
+    """The admitted identities in ascending order, as the admission key signed them.
+
+    What follows from it is computed once: every PC of a simulation asks for it in every round.
+    """
 
     federation: str
     version: int
@@ -61,25 +66,21 @@ class Roster:
     @classmethod
     def decode(cls, content: bytes | memoryview, admission: bytes) -> Roster:
         """Raises EncodingError, or SecAggError where `admission` did not sign it (M5, M7)."""
+        return _decoded(bytes(content), admission)
 
-        def read(reader: Reader) -> Roster:
-            return cls(
-                federation=reader.text(100),
-                version=reader.number(),
-                beacon=reader.fixed(KEY_BYTES),
-                members=tuple(reader.items(KEY_BYTES, MAX_MEMBERS)),
-                signature=reader.fixed(SIGNATURE_BYTES),
-            )
-
-        roster = parsed(content, ROSTER, read)
-        verify(admission, roster.signature, roster.signed_part(), "the list of members")
-        if any(a >= b for a, b in zip(roster.members, roster.members[1:], strict=False)):
-            raise SecAggError("the list of members is out of order or names a PC twice")
-        return roster
-
-    @property
+    @cached_property
     def hash(self) -> bytes:
         return hashlib.sha256(self.signed_part()).digest()
+
+    def __hash__(self) -> int:  # the signature covers all of it
+        return hash(self.signature)
+
+    def __contains__(self, identity: bytes) -> bool:
+        return identity in self._set
+
+    @cached_property
+    def _set(self) -> frozenset[bytes]:
+        return frozenset(self.members)
 
     def groups(self, number: int, cohort: int) -> tuple[tuple[bytes, ...], ...]:
         """The `cohort` members that round `number` may ask, in groups of up to 100, each ascending.
@@ -87,18 +88,7 @@ class Roster:
         A public draw: it follows from the beacon, so that the coordinator chooses neither who is
         asked nor who is with whom.
         """
-        start = hashlib.sha256(
-            Writer().string(b"fedaipc cohort").fixed(self.beacon, KEY_BYTES).number(number).done()
-        )
-
-        def rank(member: bytes) -> bytes:
-            digest = start.copy()
-            digest.update(member)
-            return digest.digest()
-
-        asked = sorted(self.members, key=rank)[:cohort]
-        count = -(-len(asked) // MAX_IN_A_GROUP)
-        return tuple(tuple(sorted(asked[first::count])) for first in range(count))
+        return _groups(self, number, cohort)
 
     def _fields(self, writer: Writer) -> Writer:
         return (
@@ -111,6 +101,40 @@ class Roster:
     def signed_part(self) -> bytes:
         """What the signature covers: a label and every field."""
         return self._fields(Writer().string(_ROSTER_LABEL)).done()
+
+
+@lru_cache(maxsize=4)  # a call that raises is not kept
+def _decoded(content: bytes, admission: bytes) -> Roster:
+    def read(reader: Reader) -> Roster:
+        return Roster(
+            federation=reader.text(100),
+            version=reader.number(),
+            beacon=reader.fixed(KEY_BYTES),
+            members=tuple(reader.items(KEY_BYTES, MAX_MEMBERS)),
+            signature=reader.fixed(SIGNATURE_BYTES),
+        )
+
+    roster = parsed(content, ROSTER, read)
+    verify(admission, roster.signature, roster.signed_part(), "the list of members")
+    if any(a >= b for a, b in pairwise(roster.members)):
+        raise SecAggError("the list of members is out of order or names a PC twice")
+    return roster
+
+
+@lru_cache(maxsize=64)
+def _groups(roster: Roster, number: int, cohort: int) -> tuple[tuple[bytes, ...], ...]:
+    start = hashlib.sha256(
+        Writer().string(b"fedaipc cohort").fixed(roster.beacon, KEY_BYTES).number(number).done()
+    )
+
+    def rank(member: bytes) -> bytes:
+        digest = start.copy()
+        digest.update(member)
+        return digest.digest()
+
+    asked = sorted(roster.members, key=rank)[:cohort]
+    count = -(-len(asked) // MAX_IN_A_GROUP)
+    return tuple(tuple(sorted(asked[first::count])) for first in range(count))
 
 
 def read_roster(content: bytes) -> tuple[bytes, Roster]:
@@ -146,7 +170,7 @@ class Bundle:
 
     def check(self, roster: Roster, run: str, now: float) -> None:
         """Raise SecAggError unless it may be used in `run` at time `now` (M8)."""
-        if self.identity not in roster.members:
+        if self.identity not in roster:
             raise SecAggError("a PC is not on the list of members")
         verify(self.identity, self.signature, self.signed_part(), "the keys of a PC")
         if (self.federation, self.run) != (roster.federation, run):

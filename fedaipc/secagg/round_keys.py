@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -147,14 +147,18 @@ class Deal:
 
         return parsed(content, DEAL, read)
 
+    def check_hash(self) -> None:
+        """Raise SecAggError unless it is what the signed round key says."""
+        if _deal_hash(self.check, self.commitments, self.blobs) != self.card.deal_hash:
+            raise SecAggError("what a PC shared out is not what it signed")
+
     def verify(self, terms: Terms) -> None:
         """Raise SecAggError unless it is a whole deal by a participant for these terms (M17)."""
         terms.place(self.card.identity)
         count = len(terms.participants)
         if (len(self.commitments), len(self.blobs)) != (count, count):
             raise SecAggError("a PC shared its secrets out among another number of PCs")
-        if _deal_hash(self.check, self.commitments, self.blobs) != self.card.deal_hash:
-            raise SecAggError("what a PC shared out is not what it signed")
+        self.check_hash()
         self.card.check(terms.context)
         ExchangeKey().agree(self.card.public)  # otherwise only others notice
 
@@ -221,12 +225,7 @@ class Group:
     @classmethod
     def of(cls, terms: Terms, keys: bytes | memoryview) -> Group:
         """The group of a frame of round keys. Raises EncodingError or SecAggError."""
-
-        def read(reader: Reader) -> Group:
-            found = reader.items(CARD_BYTES, MAX_IN_A_GROUP)
-            return cls(terms, tuple(RoundKey.decode(card) for card in found))
-
-        return parsed(keys, ROUND_KEYS, read)
+        return cls(terms, _round_keys(bytes(keys)))
 
     def encode(self) -> bytes:
         """Terms and round keys, as a PC keeps them on its disk."""
@@ -235,7 +234,20 @@ class Group:
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Group:
         """Raises EncodingError or SecAggError."""
-        return parsed(content, GROUP, lambda r: cls.of(Terms.decode(r.view()), r.view()))
+        return _group(bytes(content))
+
+
+@lru_cache(maxsize=8)  # a group's PCs get the same; a call that raises is not kept
+def _round_keys(content: bytes) -> tuple[RoundKey, ...]:
+    def read(reader: Reader) -> tuple[RoundKey, ...]:
+        return tuple(map(RoundKey.decode, reader.items(CARD_BYTES, MAX_IN_A_GROUP)))
+
+    return parsed(content, ROUND_KEYS, read)
+
+
+@lru_cache(maxsize=8)
+def _group(content: bytes) -> Group:
+    return parsed(content, GROUP, lambda r: Group.of(Terms.decode(r.view()), r.view()))
 
 
 def deal(terms: Terms, keys: Keys) -> tuple[RoundSecrets, Deal]:

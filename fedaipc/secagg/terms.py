@@ -218,29 +218,7 @@ class Terms:
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Terms:
         """Raises EncodingError; whether they keep the rules is for `check`."""
-        return parsed(content, TERMS, cls._read)
-
-    @classmethod
-    def _read(cls, reader: Reader) -> Terms:
-        return cls(
-            federation=reader.text(100),
-            run=reader.text(100),
-            number=reader.number(),
-            roster_hash=reader.fixed(_HASH_BYTES),
-            job_hash=reader.fixed(_HASH_BYTES),
-            vector_hash=reader.fixed(_HASH_BYTES),
-            size=reader.number(),
-            bits=reader.number(),
-            bound=reader.real(),
-            cohort=reader.number(),
-            thresholds=Thresholds(
-                reader.number(), reader.number(), reader.number(), reader.number()
-            ),
-            weights=tuple(int.from_bytes(w, "big") for w in reader.items(8, MAX_IN_A_GROUP)),
-            bundles=tuple(
-                Bundle.decode(reader.string(1024)) for _ in range(reader.count(MAX_IN_A_GROUP))
-            ),
-        )
+        return _decoded(bytes(content))
 
     def _fields(self, writer: Writer) -> Writer:
         return (
@@ -260,3 +238,28 @@ class Terms:
             .number(self.thresholds.least)
             .items([weight.to_bytes(8, "big") for weight in self.weights], 8)
         )
+
+
+@lru_cache(maxsize=8)  # a group's PCs get the same; a call that raises is not kept
+def _decoded(content: bytes) -> Terms:
+    return parsed(content, TERMS, _read)
+
+
+def _read(reader: Reader) -> Terms:
+    return Terms(
+        federation=reader.text(100),
+        run=reader.text(100),
+        number=reader.number(),
+        roster_hash=reader.fixed(_HASH_BYTES),
+        job_hash=reader.fixed(_HASH_BYTES),
+        vector_hash=reader.fixed(_HASH_BYTES),
+        size=reader.number(),
+        bits=reader.number(),
+        bound=reader.real(),
+        cohort=reader.number(),
+        thresholds=Thresholds(reader.number(), reader.number(), reader.number(), reader.number()),
+        weights=tuple(int.from_bytes(w, "big") for w in reader.items(8, MAX_IN_A_GROUP)),
+        bundles=tuple(
+            Bundle.decode(reader.string(1024)) for _ in range(reader.count(MAX_IN_A_GROUP))
+        ),
+    )

@@ -124,16 +124,17 @@ class InProcessGrid(OneRunGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Run the oldest queued message among `message_ids`; return its one reply.
+        """Run the first queued message of `message_ids`; return its one reply.
 
-        Each id that was never pushed, or whose reply was taken, adds an error reply, as on a
-        real SuperLink.
+        Each id before it that was never pushed, or whose reply was taken, adds an error reply, as
+        on a real SuperLink. It looks no further: thousands may be waiting.
         """
-        wanted = dict.fromkeys(message_ids)
-        replies = [self._unknown_reply(i) for i in wanted if i not in self._queue]
-        message_id = next((i for i in self._queue if i in wanted), None)
-        if message_id is not None:
-            replies.append(self._run_client(self._queue.pop(message_id)))
+        replies = []
+        for message_id in message_ids:
+            if message_id in self._queue:
+                replies.append(self._run_client(self._queue.pop(message_id)))
+                break
+            replies.append(self._unknown_reply(message_id))
         return replies
 
     def _run_client(self, message: Message) -> Message:
