@@ -185,17 +185,17 @@ class MissingExtra(FedaipcError):  # noqa: N818 - it names what is missing
     exit_code = 16
 
 
-class BadDealer(SecAggError):  # noqa: N818 - it names who is at fault
-    """A PC's shares do not give the key that it stated. `dealers` are the identities of such PCs.
+class BadShares(SecAggError):  # noqa: N818 - it names who is at fault
+    """A PC's shares do not give the key that it stated. `pcs` are the identities of such PCs.
 
     The attempt is void, and the run goes on without those PCs; `blamed` in results.json names them.
     If it repeats, revoke them (`fedaipc federation revoke`).
     """
 
-    def __init__(self, dealers: Sequence[bytes]) -> None:
-        names = ", ".join(dealer.hex()[:16] for dealer in dealers)
+    def __init__(self, pcs: Sequence[bytes]) -> None:
+        names = ", ".join(pc.hex()[:16] for pc in pcs)
         super().__init__(f"PC {names} gave out shares of another key than the one it stated")
-        self.dealers = tuple(dealers)
+        self.pcs = tuple(pcs)
 
 
 def check_clock() -> str:

@@ -265,8 +265,8 @@ def costs() -> str:
         "",
         (
             f"A round with {rounds['values']:,} values (a LoRA adapter), a tenth of the PCs lost "
-            "after they gave out shares; all PCs in one process on one core, the coordinator on the "
-            "other:"
+            "after they gave out shares; all PCs in one process on one core, the coordinator on "
+            "the other:"
         ),
         "",
     ]

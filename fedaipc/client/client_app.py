@@ -71,7 +71,7 @@ def setup(message: Message, context: Context) -> Message:
 
 @app.query("ready")
 def ready(message: Message, context: Context) -> Message:
-    """Whether this PC takes part in a round, and its deal, before anybody is charged for it."""
+    """Whether this PC takes part in a round, and its shares, before anybody is charged."""
     return _reply("ready", message, context, lambda pc: _ready(pc, message))
 
 
@@ -120,10 +120,10 @@ def _ready(pc: Client, message: Message) -> RecordDict:
 
     trainer = Trainer(pc, RoundRequest.decode(message.content))
     try:
-        deal = trainer.ready()
+        key_shares = trainer.ready()
     except _PUBLIC as error:
         return Readiness(_refusal(pc, error), trainer.charged).encode()
-    return Readiness(None, trainer.charged, deal).encode()
+    return Readiness(None, trainer.charged, key_shares).encode()
 
 
 def _mask(pc: Client, message: Message) -> RecordDict:

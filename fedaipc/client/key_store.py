@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from fedaipc import strict_json
 from fedaipc.errors import FedaipcError, RoundError, SecAggError
-from fedaipc.files import Stamp, stamp, write_atomic, write_private
+from fedaipc.files import Stamp, stamp, sync_folder, write_atomic, write_private
 from fedaipc.secagg.keys import KEY_BYTES, ExchangeKey, SigningKey
 from fedaipc.secagg.roster import KEY_SECONDS, Bundle, Roster, read_roster
 from fedaipc.secagg.round_keys import Group, Keys, RoundSecrets
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from fedaipc.secagg.terms import Terms
 
-FOLDER, HEAD_FILE = "keys", "head"
+FOLDER, HEAD_FILE, SECRETS_FILE = "keys", "head", "secrets"
 SUCCESSOR_FILE = "successor.key"  # of a PC that has left: the secret key of its next enrollment
 _MAX_BYTES = 1 << 26  # of one file
 _LOCK_SECONDS = 30.0
@@ -110,6 +110,7 @@ class KeyStore:
                     if (last.federation, last.size_class) == (federation, size_class):
                         return last
                     raise SecAggError("the keys of this epoch were made for something else")
+            self.forget_secrets()  # of rounds of the epoch before
             share = ExchangeKey()
             bundle = Bundle(
                 federation=federation,
@@ -151,15 +152,16 @@ class KeyStore:
 
     def keep_secrets(self, own: RoundSecrets) -> None:
         """Keep what this PC shared out until its update is asked for; replaces what was kept."""
-        write_private(self._folder / "secrets", own.encode())
+        write_private(self._folder / SECRETS_FILE, own.encode())
 
     def secrets(self) -> RoundSecrets:
         """What `keep_secrets` kept last. Raises SecAggError where nothing is there any more."""
-        return _read(self._folder / "secrets", RoundSecrets.decode)
+        return _read(self._folder / SECRETS_FILE, RoundSecrets.decode)
 
     def forget_secrets(self) -> None:
-        """Delete them: each is used in one upload (M15)."""
-        (self._folder / "secrets").unlink(missing_ok=True)
+        """Delete them: each is used in one upload (M15). Raises OSError."""
+        (self._folder / SECRETS_FILE).unlink(missing_ok=True)
+        sync_folder(self._folder)  # a power cut must not bring them back
 
     def keep(self, group: Group) -> None:
         """Note a round as the newest.
@@ -200,6 +202,12 @@ class KeyStore:
         """The set that this PC is bound to in a round; locked, so that two calls cannot differ."""
         with _locked(self._folder):
             yield Agreed(self._folder / "agreed.json", terms)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold this PC's keys, so that in one attempt it takes one list of round keys."""
+        with _locked(self._folder):
+            yield
 
     def heads(self) -> dict[bytes, LedgerHead]:
         """The last head of each PC's ledger that this one saw, its own among them."""

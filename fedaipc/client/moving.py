@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fedaipc import bounds
 from fedaipc.client.client import OWNER_FILE, serving
 from fedaipc.client.key_store import FOLDER as KEYS_FOLDER
-from fedaipc.client.key_store import HEAD_FILE, KeyStore
+from fedaipc.client.key_store import HEAD_FILE, SECRETS_FILE, KeyStore
 from fedaipc.config import load_owner
 from fedaipc.errors import AdmissionError, os_errors_as
 from fedaipc.files import keep_out_of_git, write_atomic, write_private
@@ -61,7 +61,8 @@ def _move_out(folder: Path, file: Path) -> None:
         write_atomic(file, file.read_bytes(), private=True)
         # First: a folder with a ledger and no owner's file is one that may be enrolled again.
         (folder / LEDGER_FILE).replace(folder / MOVED_LEDGER)
-        for name in (*_MOVED, f"{KEYS_FOLDER}/epoch.json"):
+        secret = (f"{KEYS_FOLDER}/epoch.json", f"{KEYS_FOLDER}/{SECRETS_FILE}")
+        for name in (*_MOVED, *secret):
             if name != LEDGER_FILE:
                 (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "cache", ignore_errors=True)

@@ -35,7 +35,7 @@ from fedaipc.privacy.training import clipped_sum, clipped_update, rehearse, trai
 from fedaipc.protocol.job import SignedJob
 from fedaipc.protocol.noise_share import NoiseShare, noise_share
 from fedaipc.protocol.round_terms import hash_vector, make_terms
-from fedaipc.secagg.round_keys import Group, deal
+from fedaipc.secagg.round_keys import Group, share_secrets
 from fedaipc.secagg.terms import Terms
 from fedaipc.secagg.uploads import LedgerHead, mask_update
 
@@ -157,9 +157,9 @@ class Trainer:
             raise BudgetExhausted("the lifetime budget does not cover another round")
         if checked.keys is None:
             return b""
-        own, dealt = deal(checked.terms, checked.keys)
+        own, shared = share_secrets(checked.terms, checked.keys)
         self._pc.key_store.keep_secrets(own)
-        return dealt.encode()
+        return shared.encode()
 
     def admit(self, round_keys: bytes, vector: npt.NDArray[np.float32]) -> Admitted:
         """Check the round again, then charge the ledger; `vector` is the global one.
@@ -176,12 +176,13 @@ class Trainer:
             raise RoundError("the global vector is not finite")
         masking = None
         if checked.keys is not None:
-            group, own = Group.of(terms, round_keys), pc.key_store.secrets()
-            group.check(own)
-            # From here on this PC is a member of its group, whether or not its budget covers the
-            # round. Its secrets are in memory alone, so that no second upload can have them.
-            pc.key_store.keep(group)
-            pc.key_store.forget_secrets()
+            with pc.key_store.alone():
+                group, own = Group.of(terms, round_keys), pc.key_store.secrets()
+                group.check(own)
+                # From here on this PC is a member of its group, whether or not its budget covers
+                # the round. Its secrets are in memory alone: no second upload can have them.
+                pc.key_store.keep(group)
+                pc.key_store.forget_secrets()
             masking = Masking(group, checked.keys, own)
         # Charge the ledger; when this returns the charge is on the disk.
         ledger.charge(

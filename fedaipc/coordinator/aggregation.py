@@ -86,7 +86,7 @@ class MaskedSum(PlainSum):
         self._name = name
         self._store = store
         self._aggregators = [Aggregator(group, self._total) for group in groups]
-        self._aggregator = {pc: a for a in self._aggregators for pc in a.group.dealers}
+        self._aggregator = {pc: a for a in self._aggregators for pc in a.group.members}
 
     @property
     def inside(self) -> set[bytes]:
@@ -105,7 +105,7 @@ class MaskedSum(PlainSum):
             unmasking = Unmasking(aggregator, self._store, ask, self._name)
             # A PC that uploaded a moment ago is likely to be still online.
             first = aggregator.arrived
-            rest = [pc for pc in aggregator.group.dealers if pc not in set(first)]
+            rest = [pc for pc in aggregator.group.members if pc not in set(first)]
             try:
                 unmasking.run([*first, *rest])
             except SecAggError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.protocol.messages import READY, Readiness, RoundRequest
 from fedaipc.secagg.keys import canonical
-from fedaipc.secagg.round_keys import Deal, Group
+from fedaipc.secagg.round_keys import Group, KeyShares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -110,7 +110,7 @@ class Gathering:
         for pc, reply in self._ask(READY, self._offers(offered, number, pcs), patience):
             try:
                 answer = Readiness.decode(reply)
-                key = self._dealt(pc, answer, terms_of[pc])
+                key = self._shared(pc, answer, terms_of[pc])
             except (EncodingError, SecAggError) as error:
                 _log.warning("%s: %s", self._participation.name(pc), error)
                 continue
@@ -130,21 +130,21 @@ class Gathering:
             about = RoundRequest(signed.text, signed.signature, number, terms.encode()).encode()
             yield from ((pc, about) for pc in terms.participants if pc in pcs)
 
-    def _dealt(self, pc: bytes, answer: Readiness, terms: Terms) -> RoundKey | None:
+    def _shared(self, pc: bytes, answer: Readiness, terms: Terms) -> RoundKey | None:
         """The round key in a PC's answer, if it takes part and updates are masked.
 
         What it shares out with it is kept. Raises SecAggError or EncodingError where that is wrong.
         """
         if not terms.sealed or answer.refusal is not None:
             return None
-        deal = Deal.decode(answer.deal)
-        if deal.card.identity != pc:
+        key_shares = KeyShares.decode(answer.shares)
+        if key_shares.card.identity != pc:
             raise SecAggError("a PC answers in another's name")
-        deal.verify(terms)
-        if self._owners.setdefault(canonical(deal.card.public), pc) != pc:
+        key_shares.verify(terms)
+        if self._owners.setdefault(canonical(key_shares.card.public), pc) != pc:
             raise SecAggError("two PCs have one round key")
-        self._store.keep_deal(pc, answer.deal)
-        return deal.card
+        self._store.keep_shares(pc, answer.shares)
+        return key_shares.card
 
     def _agrees(self, pc: bytes, terms: Terms) -> bool:
         return pc in self._said and self._said[pc][0] == terms.context

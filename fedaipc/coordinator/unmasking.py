@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from fedaipc.errors import BadDealer, EncodingError, SecAggError
+from fedaipc.errors import BadShares, EncodingError, SecAggError
 from fedaipc.protocol.messages import AGREE, UNMASK, MemberRequest, decode_answer
 from fedaipc.secagg.committee import Agreement, Release, Unmask, read_answer
 
@@ -54,13 +54,13 @@ class Unmasking:
         """
         aggregator = self._aggregator
         agreements = self._agree(members)
-        aggregator.recall(self._store.deal(dealer) for dealer in self._group.dealers)
+        aggregator.recall(self._store.shares(sharer) for sharer in self._group.members)
         signers = [agreement.member for agreement in agreements]
         self._unmask(signers, [m for m in members if m not in signers], agreements)
         try:
             aggregator.unmask()
-        except BadDealer as error:
-            self.blamed |= set(error.dealers)
+        except BadShares as error:
+            self.blamed |= set(error.pcs)
             raise
 
     def _agree(self, members: Sequence[bytes]) -> list[Agreement]:
@@ -114,15 +114,15 @@ class Unmasking:
     ) -> None:
         """Ask those that signed for their shares, and `others` where they do not suffice."""
         aggregator, proposal = self._aggregator, self._aggregator.proposal()
-        without: Counter[bytes] = Counter()  # by dealer, how many could not release a share
+        without: Counter[bytes] = Counter()  # by sharer, how many could not release a share
 
         def read(member: bytes, frame: bytes) -> None:
             release = Release.decode(frame)
             if release.member != member:
                 raise SecAggError("a member answers in another's name")
-            for dealer in aggregator.take(release):
-                self._accuse(member, dealer, "its encrypted shares cannot be read")
-                without[dealer] += 1
+            for sharer in aggregator.take(release):
+                self._accuse(member, sharer, "its encrypted shares cannot be read")
+                without[sharer] += 1
 
         def request(member: bytes) -> bytes:
             return Unmask(proposal, tuple(agreements), aggregator.blobs(member)).encode()
@@ -131,9 +131,9 @@ class Unmasking:
         self._hear(UNMASK, members, request, read, lambda: aggregator.missing, due=signers)
         self._proved(without)
 
-    def _accuse(self, member: bytes, dealer: bytes, what: str) -> None:
-        _log.warning("%s says of %s: %s", self._name(member), self._name(dealer), what)
-        self.disputes.add((member, dealer))
+    def _accuse(self, member: bytes, sharer: bytes, what: str) -> None:
+        _log.warning("%s says of %s: %s", self._name(member), self._name(sharer), what)
+        self.disputes.add((member, sharer))
 
     def _proved(self, complaints: Counter[bytes]) -> set[bytes]:
         """Those of whom more PCs complain than may collude."""

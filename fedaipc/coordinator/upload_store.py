@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from fedaipc.errors import EncodingError, OutputError, SecAggError, os_errors_as
-from fedaipc.secagg.round_keys import Deal
+from fedaipc.secagg.round_keys import KeyShares
 from fedaipc.secagg.uploads import Upload
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class UploadStore:
         """An upload."""
         self._write(f"{uploader.hex()}.upload", frame)
 
-    def keep_deal(self, dealer: bytes, frame: bytes) -> None:
+    def keep_shares(self, sharer: bytes, frame: bytes) -> None:
         """What a PC shared out; a later one by the same PC replaces it."""
-        self._write(f"{dealer.hex()}.deal", frame)
+        self._write(f"{sharer.hex()}.shares", frame)
 
     def upload(self, uploader: bytes) -> Upload:
         content = self._read(f"{uploader.hex()}.upload")
@@ -37,14 +37,14 @@ class UploadStore:
         except (EncodingError, SecAggError):
             raise _damaged() from None
 
-    def deal(self, dealer: bytes) -> Deal:
-        content = self._read(f"{dealer.hex()}.deal")
+    def shares(self, sharer: bytes) -> KeyShares:
+        content = self._read(f"{sharer.hex()}.shares")
         try:
-            deal = Deal.decode(content)
-            deal.check_hash()  # else its dealer would be blamed for a bad disk
+            key_shares = KeyShares.decode(content)
+            key_shares.check_hash()  # else its sharer would be blamed for a bad disk
         except (EncodingError, SecAggError):
             raise _damaged() from None
-        return deal
+        return key_shares
 
     def remove(self) -> None:
         """All of it."""

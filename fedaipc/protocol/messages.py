@@ -4,7 +4,7 @@
 |--------|------------------------------------------------|---------------------------------------|
 | setup  | run, key epoch, roster                         | its public name, its signed bundle    |
 | ready  | signed job, round, terms                       | how often the run has charged it, and |
-|        |                                                | a deal, or one word of `REFUSALS`     |
+|        |                                                | its shares, or one word of `REFUSALS` |
 | mask   | the same, round keys, and the global vector    | its upload, or one word of `REFUSALS` |
 | agree  | run, attempt, a proposal                       | an agreement or a complaint           |
 | unmask | run, attempt, the agreed set, encrypted shares | shares                                |
@@ -139,13 +139,13 @@ class MaskRequest(RoundRequest):
 class Readiness:
     """Whether a PC takes part in a round: `refusal` is None or one of `REFUSALS`.
 
-    `charged` is how many attempts of the run its ledger holds; None where it could not look. `deal`
-    is the frame of what it shares out; empty where it declines, or updates are not masked.
+    `charged` is how many attempts of the run its ledger holds; None where it could not look.
+    `shares` is the frame of what it shares out; empty where it declines, or updates are not masked.
     """
 
     refusal: str | None
     charged: int | None
-    deal: bytes = b""
+    shares: bytes = b""
 
     def encode(self) -> RecordDict:
         said = ConfigRecord()
@@ -153,24 +153,25 @@ class Readiness:
             said["refusal"] = self.refusal
         if self.charged is not None:
             said["charged"] = self.charged
-        if self.deal:
-            said["deal"] = self.deal
+        if self.shares:
+            said["shares"] = self.shares
         return RecordDict({"ready": said})
 
     @classmethod
     def decode(cls, records: RecordDict) -> Readiness:
         """Raises EncodingError on anything else than an encoded readiness."""
         said = _config(records, "ready")
-        refusal, charged, deal = said.get("refusal"), said.get("charged"), said.get("deal", b"")
+        refusal, charged = said.get("refusal"), said.get("charged")
+        shares = said.get("shares", b"")
         if refusal is not None and refusal not in REFUSALS:
             raise EncodingError("a PC refused in a way this fedaipc cannot read")
         if charged is None and refusal is None:
             raise EncodingError("a PC does not say how often it was charged")
         if charged is not None and (type(charged) is not int or charged < 0):
             raise EncodingError("a PC names a number of charges that cannot be")
-        if not isinstance(deal, bytes):
+        if not isinstance(shares, bytes):
             raise EncodingError("a PC shares out what is no frame")
-        return cls(None if refusal is None else str(refusal), charged, deal)
+        return cls(None if refusal is None else str(refusal), charged, shares)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

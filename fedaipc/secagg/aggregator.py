@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedaipc.errors import BadDealer, SecAggError
+from fedaipc.errors import BadShares, SecAggError
 from fedaipc.secagg.committee import Proposal
 from fedaipc.secagg.keys import ExchangeKey
 from fedaipc.secagg.masks import add_masks
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedaipc.secagg.committee import Release
-    from fedaipc.secagg.round_keys import Deal, Group
+    from fedaipc.secagg.round_keys import Group, KeyShares
     from fedaipc.secagg.uploads import Header, Upload
 
 
@@ -34,8 +34,8 @@ class Aggregator:
         self.group = group
         self._total = total
         self._headers: dict[bytes, tuple[Header, bytes]] = {}
-        self._deals: dict[bytes, Deal] = {}
-        # By dealer, then by the holder's place: of its own mask or its round key.
+        self._key_shares: dict[bytes, KeyShares] = {}
+        # By sharer, then by the holder's place: of its own mask or its round key.
         self._shares: dict[bytes, dict[int, bytes]] = {}
 
     @property
@@ -62,12 +62,12 @@ class Aggregator:
         del self._headers[uploader]
         self._total -= self.group.terms.encoding.unpack(vector, self.group.terms.size)
 
-    def recall(self, deals: Iterable[Deal]) -> None:
+    def recall(self, key_shares: Iterable[KeyShares]) -> None:
         """What every PC that takes part shared out, for the methods below."""
-        for deal in deals:
-            if self.group.card(deal.card.identity) != deal.card:
+        for one in key_shares:
+            if self.group.card(one.card.identity) != one.card:
                 raise SecAggError("what a PC shared out is not what belongs to its round key")
-            self._deals[deal.card.identity] = deal
+            self._key_shares[one.card.identity] = one
 
     def proposal(self) -> Proposal:
         """The set. Raises SecAggError where too few are left (M28)."""
@@ -79,44 +79,44 @@ class Aggregator:
     def blobs(self, member: bytes) -> tuple[bytes, ...]:
         """What all PCs that take part encrypted to `member`, ascending."""
         place = self.group.terms.place(member)
-        return tuple(self._deals[dealer].blobs[place] for dealer in self.group.dealers)
+        return tuple(self._key_shares[sharer].blobs[place] for sharer in self.group.members)
 
     def take(self, release: Release) -> tuple[bytes, ...]:
-        """Keep a member's shares; the dealers of which it gave none that fits (M26).
+        """Keep a member's shares; the sharers of which it gave none that fits (M26).
 
         Each of them gave it a bad one, or it keeps a good one back. Raises SecAggError where the
         release does not answer what was asked.
         """
         group, place = self.group, self.group.terms.place(release.member)
-        if len(release.shares) != len(group.dealers):
+        if len(release.shares) != len(group.members):
             raise SecAggError("a member did not release what the set asks for")
         without = []
-        for dealer, share in zip(group.dealers, release.shares, strict=True):
-            value = commit(group.terms.context, dealer + release.member, share)
-            pair = self._deals[dealer].commitments[place]
-            inside = dealer in self._headers
+        for sharer, share in zip(group.members, release.shares, strict=True):
+            value = commit(group.terms.context, sharer + release.member, share)
+            pair = self._key_shares[sharer].commitments[place]
+            inside = sharer in self._headers
             if value == pair[COMMITMENT_BYTES * inside : COMMITMENT_BYTES * (inside + 1)]:
-                self._shares.setdefault(dealer, {})[place] = share
+                self._shares.setdefault(sharer, {})[place] = share
             else:
-                without.append(dealer)
+                without.append(sharer)
         return tuple(without)
 
     @property
     def missing(self) -> int:
-        """How many shares are still missing of the dealer with the fewest."""
-        fewest = min(len(self._shares.get(dealer, ())) for dealer in self.group.dealers)
+        """How many shares are still missing of the sharer with the fewest."""
+        fewest = min(len(self._shares.get(sharer, ())) for sharer in self.group.members)
         return max(0, self.group.terms.thresholds.shares - fewest)
 
     def unmask(self) -> None:
         """Remove all masks of this group from the total; once (M27, M28).
 
-        Raises SecAggError where shares are missing, BadDealer where PCs shared out other keys than
+        Raises SecAggError where shares are missing, BadShares where PCs shared out other keys than
         they stated; then the total stays as it was.
         """
-        keys = {dealer: self._rebuilt(dealer) for dealer in self._shares if self._enough(dealer)}
-        bad = [dealer for dealer, key in sorted(keys.items()) if key is None]
+        keys = {sharer: self._rebuilt(sharer) for sharer in self._shares if self._enough(sharer)}
+        bad = [sharer for sharer, key in sorted(keys.items()) if key is None]
         if bad:
-            raise BadDealer(bad)
+            raise BadShares(bad)
         if self.missing:
             bounds = self.group.terms.thresholds
             raise SecAggError(
@@ -126,39 +126,39 @@ class Aggregator:
         plus: list[bytes] = []
         minus: list[bytes] = []
         inside = self.uploaders
-        for dealer, key in keys.items():
+        for sharer, key in keys.items():
             if key is None:  # not here: it was named above
                 continue
-            if dealer in self._headers:
+            if sharer in self._headers:
                 minus.append(key)
                 continue
             exchange = ExchangeKey(key)
             for uploader in inside:
-                pair = pair_key(self.group, exchange, dealer, uploader)
-                (plus if uploader > dealer else minus).append(pair)
+                pair = pair_key(self.group, exchange, sharer, uploader)
+                (plus if uploader > sharer else minus).append(pair)
         add_masks(self._total, plus, minus)
 
     def close(self) -> None:
         """Forget all that unmasking needed, except for whose uploads are in the sum."""
-        self._deals.clear()
+        self._key_shares.clear()
         self._shares.clear()
 
-    def _enough(self, dealer: bytes) -> bool:
-        return len(self._shares[dealer]) >= self.group.terms.thresholds.shares
+    def _enough(self, sharer: bytes) -> bool:
+        return len(self._shares[sharer]) >= self.group.terms.thresholds.shares
 
-    def _rebuilt(self, dealer: bytes) -> bytes | None:
+    def _rebuilt(self, sharer: bytes) -> bytes | None:
         """Its own mask where its upload is in the sum, else its round key; None where that is not
         the one it stated.
         """
-        shares = self._shares[dealer]
+        shares = self._shares[sharer]
         # The first members: then most keys have the same ones, whose weights are kept.
         places = sorted(shares)[: self.group.terms.thresholds.shares]
         try:
             key = combine({place: shares[place] for place in places})
         except SecAggError:  # it committed to values that are not shares
             return None
-        if dealer in self._headers:
-            stated = check_value(self.group.terms.context, key) == self._deals[dealer].check
+        if sharer in self._headers:
+            stated = check_value(self.group.terms.context, key) == self._key_shares[sharer].check
         else:
-            stated = ExchangeKey(key).public == self.group.card(dealer).public
+            stated = ExchangeKey(key).public == self.group.card(sharer).public
         return key if stated else None

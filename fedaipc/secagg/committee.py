@@ -92,7 +92,7 @@ class Agreement:
 
     def check(self, group: Group) -> None:
         """Raise SecAggError unless a PC of the group signed it for this round."""
-        if self.member not in group.dealers:
+        if self.member not in group.members:
             raise SecAggError("an agreement by a PC that takes no part")
         verify(self.member, self.signature, _agreed(group, self.set_hash), "an agreement")
 
@@ -120,7 +120,7 @@ class Complaint:
 
     def check(self, group: Group) -> None:
         """Raise SecAggError unless a PC of the group signed it for this round."""
-        if not {self.member, self.uploader}.issubset(group.dealers):
+        if not {self.member, self.uploader}.issubset(group.members):
             raise SecAggError("a complaint by or about a PC that takes no part")
         verify(self.member, self.signature, _complained(group, self.uploader), "a complaint")
 
@@ -227,16 +227,16 @@ def release(
     enough = group.terms.thresholds.shares
     if len(signers) < enough:
         raise SecAggError(f"{len(signers)} members agreed; it takes {enough} to unmask the sum")
-    if len(request.blobs) != len(group.dealers):
+    if len(request.blobs) != len(group.members):
         raise SecAggError("the request has not one blob for each PC that takes part")
     inside, found = set(request.proposal.uploaders), []
-    for dealer, blob in zip(group.dealers, request.blobs, strict=True):
+    for sharer, blob in zip(group.members, request.blobs, strict=True):
         try:
-            round_key, own_mask = open_shares(group, keys, dealer, blob)
+            round_key, own_mask = open_shares(group, keys, sharer, blob)
         except SecAggError:
             found.append(NO_SHARE)
         else:
-            found.append(own_mask if dealer in inside else round_key)
+            found.append(own_mask if sharer in inside else round_key)
     return digest, Release(keys.identity.public, tuple(found))
 
 

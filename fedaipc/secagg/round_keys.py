@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fedaipc.secagg.keys import SigningKey
     from fedaipc.secagg.roster import Bundle
 
-DEAL, ROUND_KEYS, GROUP = 4, 11, 12
+KEY_SHARES, ROUND_KEYS, GROUP = 4, 11, 12
 CHECK_BYTES = 16
 COMMITMENT_BYTES = 16
 SHARES = 2  # of a blob: of the round key, and of the own mask
@@ -58,24 +58,24 @@ class Keys:
 class RoundKey:
     """The public half of a PC's round key, under its signature; 160 bytes.
 
-    `deal_hash` is of what the PC shares out.
+    `shares_hash` is of what the PC shares out.
     """
 
     identity: bytes
     public: bytes
-    deal_hash: bytes
+    shares_hash: bytes
     signature: bytes = bytes(SIGNATURE_BYTES)
 
     def encode(self) -> bytes:
-        return self.identity + self.public + self.deal_hash + self.signature
+        return self.identity + self.public + self.shares_hash + self.signature
 
     @classmethod
     def decode(cls, content: bytes) -> RoundKey:
         """One from exactly 160 bytes."""
         if len(content) != CARD_BYTES:
             raise SecAggError("a round key has the wrong length")
-        identity, public, deal_hash = (content[i : i + 32] for i in range(0, 96, 32))
-        return cls(identity, public, deal_hash, content[96:])
+        identity, public, shares_hash = (content[i : i + 32] for i in range(0, 96, 32))
+        return cls(identity, public, shares_hash, content[96:])
 
     def signed_part(self, context: bytes) -> bytes:
         """What the signature covers: a label, the round's terms, and every field."""
@@ -116,7 +116,7 @@ class RoundSecrets:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Deal:
+class KeyShares:
     """A PC's answer before a round: its round key, and shares of its two secrets for everybody.
 
     In the order of the participants, `commitments` holds for each a value of its two shares, and
@@ -129,15 +129,17 @@ class Deal:
     blobs: tuple[bytes, ...]
 
     def encode(self) -> bytes:
-        writer = Writer(DEAL).fixed(self.card.encode(), CARD_BYTES).fixed(self.check, CHECK_BYTES)
+        writer = (
+            Writer(KEY_SHARES).fixed(self.card.encode(), CARD_BYTES).fixed(self.check, CHECK_BYTES)
+        )
         writer.items(self.commitments, SHARES * COMMITMENT_BYTES)
         return writer.items(self.blobs, BLOB_BYTES).done()
 
     @classmethod
-    def decode(cls, content: bytes | memoryview) -> Deal:
+    def decode(cls, content: bytes | memoryview) -> KeyShares:
         """Raises EncodingError or SecAggError."""
 
-        def read(reader: Reader) -> Deal:
+        def read(reader: Reader) -> KeyShares:
             return cls(
                 card=RoundKey.decode(reader.fixed(CARD_BYTES)),
                 check=reader.fixed(CHECK_BYTES),
@@ -145,15 +147,15 @@ class Deal:
                 blobs=tuple(reader.items(BLOB_BYTES, MAX_IN_A_GROUP)),
             )
 
-        return parsed(content, DEAL, read)
+        return parsed(content, KEY_SHARES, read)
 
     def check_hash(self) -> None:
         """Raise SecAggError unless it is what the signed round key says."""
-        if _deal_hash(self.check, self.commitments, self.blobs) != self.card.deal_hash:
+        if _shares_hash(self.check, self.commitments, self.blobs) != self.card.shares_hash:
             raise SecAggError("what a PC shared out is not what it signed")
 
     def verify(self, terms: Terms) -> None:
-        """Raise SecAggError unless it is a whole deal by a participant for these terms (M17)."""
+        """Raise SecAggError unless it is a whole answer by a participant for these terms (M17)."""
         terms.place(self.card.identity)
         count = len(terms.participants)
         if (len(self.commitments), len(self.blobs)) != (count, count):
@@ -178,12 +180,12 @@ class Group:
 
         `own` are this PC's secrets.
         """
-        dealers, bounds = self.dealers, self.terms.thresholds
-        if any(a >= b for a, b in pairwise(dealers)):
+        sharers, bounds = self.members, self.terms.thresholds
+        if any(a >= b for a, b in pairwise(sharers)):
             raise SecAggError("the round keys are out of order, or a PC has two")
-        if len(dealers) < max(bounds.least, bounds.shares):
+        if len(sharers) < max(bounds.least, bounds.shares):
             raise SecAggError(
-                f"{len(dealers)} PCs take part: a sum of {bounds.least} cannot be unmasked"
+                f"{len(sharers)} PCs take part: a sum of {bounds.least} cannot be unmasked"
             )
         if own.context != self.terms.context or self.card(own.card.identity) != own.card:
             raise SecAggError("the round does not name the round key that this PC made for it")
@@ -191,11 +193,11 @@ class Group:
             self.terms.place(card.identity)
             card.check(self.terms.context)
             own.exchange.agree(card.public)
-        if len({canonical(card.public) for card in self.round_keys}) != len(dealers):
+        if len({canonical(card.public) for card in self.round_keys}) != len(sharers):
             raise SecAggError("two PCs of the round have one round key")
 
     @cached_property
-    def dealers(self) -> tuple[bytes, ...]:
+    def members(self) -> tuple[bytes, ...]:
         """Identities of those that take part, ascending."""
         return tuple(card.identity for card in self.round_keys)
 
@@ -250,7 +252,7 @@ def _group(content: bytes) -> Group:
     return parsed(content, GROUP, lambda r: Group.of(Terms.decode(r.view()), r.view()))
 
 
-def deal(terms: Terms, keys: Keys) -> tuple[RoundSecrets, Deal]:
+def share_secrets(terms: Terms, keys: Keys) -> tuple[RoundSecrets, KeyShares]:
     """Draw a PC's secrets for the attempt that `terms` describe, and share them out.
 
     Every call draws new ones (M15). The PC must keep the secrets from all others until it masks
@@ -268,22 +270,22 @@ def deal(terms: Terms, keys: Keys) -> tuple[RoundSecrets, Deal]:
         blobs.append(cipher.encrypt(_NONCE, b"".join(shares), None))
         commitments.append(b"".join(commit(context, who, share) for share in shares))
     check = check_value(context, own_mask)
-    card = RoundKey(own, exchange.public, _deal_hash(check, commitments, blobs))
+    card = RoundKey(own, exchange.public, _shares_hash(check, commitments, blobs))
     signed = RoundKey(
-        own, exchange.public, card.deal_hash, keys.identity.sign(card.signed_part(context))
+        own, exchange.public, card.shares_hash, keys.identity.sign(card.signed_part(context))
     )
-    made = Deal(signed, check, tuple(commitments), tuple(blobs))
+    made = KeyShares(signed, check, tuple(commitments), tuple(blobs))
     return RoundSecrets(context, signed, exchange, own_mask), made
 
 
-def open_shares(group: Group, keys: Keys, dealer: bytes, blob: bytes) -> tuple[bytes, bytes]:
-    """The shares that this PC has of the round key and the own mask of `dealer`.
+def open_shares(group: Group, keys: Keys, sharer: bytes, blob: bytes) -> tuple[bytes, bytes]:
+    """The shares that this PC has of the round key and the own mask of `sharer`.
 
     Raises SecAggError where the blob cannot be decrypted, or holds no shares (M19).
     """
-    terms, card, own = group.terms, group.card(dealer), keys.identity.public
-    other = terms.bundle(dealer).share_key
-    cipher = _cipher(keys.share, other, terms.context, dealer + own + card.public)
+    terms, card, own = group.terms, group.card(sharer), keys.identity.public
+    other = terms.bundle(sharer).share_key
+    cipher = _cipher(keys.share, other, terms.context, sharer + own + card.public)
     try:
         content = cipher.decrypt(_NONCE, blob, None)
     except InvalidTag:
@@ -301,14 +303,14 @@ def pair_key(group: Group, exchange: ExchangeKey, one: bytes, other: bytes) -> b
 
 
 def check_value(context: bytes, own_mask: bytes) -> bytes:
-    """16 bytes that show whether a rebuilt own mask is the dealer's; both arguments have 32."""
+    """16 bytes that show whether a rebuilt own mask is the sharer's; both arguments have 32."""
     return hashlib.sha256(b"fedaipc check" + context + own_mask).digest()[:CHECK_BYTES]
 
 
 def commit(context: bytes, who: bytes, share: bytes) -> bytes:
     """16 bytes that show whether a share of 33 is the one that was sent.
 
-    `who` are dealer and holder, 64 bytes: every field has one length, so that no two inputs run
+    `who` are sharer and holder, 64 bytes: every field has one length, so that no two inputs run
     together.
     """
     digest = hashlib.sha256(b"fedaipc share" + context + who + share).digest()
@@ -316,13 +318,13 @@ def commit(context: bytes, who: bytes, share: bytes) -> bytes:
 
 
 def _cipher(own: ExchangeKey, other: bytes, context: bytes, who: bytes) -> AESGCM:
-    """AES-256-GCM under a key for one message: `who` are dealer, holder, and the round key.
+    """AES-256-GCM under a key for one message: `who` are sharer, holder, and the round key.
 
-    Both PCs derive it from their share keys, so that what opens came from the dealer.
+    Both PCs derive it from their share keys, so that what opens came from the sharer.
     """
     return AESGCM(derive(own.agree(other), context, _SHARES_LABEL + who))
 
 
-def _deal_hash(check: bytes, commitments: Iterable[bytes], blobs: Iterable[bytes]) -> bytes:
-    """Of a deal's lists, whose lengths follow from the terms."""
+def _shares_hash(check: bytes, commitments: Iterable[bytes], blobs: Iterable[bytes]) -> bytes:
+    """Of the lists that a PC shares out, whose lengths follow from the terms."""
     return hashlib.sha256(b"".join((check, *commitments, *blobs))).digest()

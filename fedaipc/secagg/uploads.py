@@ -115,7 +115,7 @@ def mask_update(
     """
     who = keys.identity.public
     pairs = {
-        other: pair_key(group, own.exchange, who, other) for other in group.dealers if other != who
+        other: pair_key(group, own.exchange, who, other) for other in group.members if other != who
     }
     add_masks(
         words,

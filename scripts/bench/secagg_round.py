@@ -36,7 +36,7 @@ from fedaipc.protocol.messages import AGREE, MASK, READY, UNMASK, MemberRequest,
 from fedaipc.secagg.committee import Proposal, Unmask, agree, release
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
-from fedaipc.secagg.round_keys import Deal, Group, Keys, deal
+from fedaipc.secagg.round_keys import Group, Keys, KeyShares, share_secrets
 from fedaipc.secagg.terms import Terms, thresholds
 from fedaipc.secagg.uploads import LedgerHead, mask_update
 
@@ -89,7 +89,7 @@ class Pcs:
 
 
 def play(count: int, pipe: Connection) -> None:
-    """The PCs' process: deals and uploads on request, then answers as members."""
+    """The PCs' process: key_shares and uploads on request, then answers as members."""
     pcs = Pcs(count)
     groups: dict[bytes, Group] = {}
     secrets: dict[bytes, RoundSecrets] = {}
@@ -100,8 +100,8 @@ def play(count: int, pipe: Connection) -> None:
         started = time.perf_counter()
         if stage == READY:
             keys.check(terms.bundles)
-            secrets[pc], dealt = deal(terms, keys)
-            answer = dealt.encode()
+            secrets[pc], shared = share_secrets(terms, keys)
+            answer = shared.encode()
         elif stage == MASK:
             words = terms.encoding.encode(update, 1, os.urandom(32))
             groups[pc] = Group.of(terms, frame)
@@ -154,16 +154,16 @@ def measured(count: int) -> dict[str, Any]:
         cards = {}
         for pc, terms in pcs.terms_of.items():
             frame = call(READY, pc, terms.encode())
-            dealt = Deal.decode(frame)
-            dealt.verify(terms)
-            store.keep_deal(pc, frame)
-            cards[pc] = dealt.card
+            shared = KeyShares.decode(frame)
+            shared.verify(terms)
+            store.keep_shares(pc, frame)
+            cards[pc] = shared.card
         groups = [
             Group(terms, tuple(cards[pc] for pc in terms.participants)) for terms in pcs.terms
         ]
-        dealt_at, dealing = time.perf_counter(), sum(seconds.values())
+        shared_at, sharing = time.perf_counter(), sum(seconds.values())
         total = MaskedSum(groups, store)
-        frames = {pc: keys for one in groups for keys in [one.encode_keys()] for pc in one.dealers}
+        frames = {pc: keys for one in groups for keys in [one.encode_keys()] for pc in one.members}
         lost = 0
         for number, pc in enumerate(pcs.keys):
             if number % LOST == LOST - 1:
@@ -187,8 +187,8 @@ def measured(count: int) -> dict[str, Any]:
         "coordinator_memory_over_idle_bytes": peak,
         "seconds_per_pc": per_pc,
         "coordinator_seconds": {
-            "check and keep deals": round(dealt_at - started - dealing, 3),
-            "add and keep uploads": round(collected - dealt_at - (waited - dealing), 3),
+            "check and keep key_shares": round(shared_at - started - sharing, 3),
+            "add and keep uploads": round(collected - shared_at - (waited - sharing), 3),
             "agree, unmask, sum": round(
                 ended - collected - (sum(seconds.values()) - waited), 3
             ),

@@ -12,7 +12,7 @@ import pytest
 from fedaipc.client import trainer
 from fedaipc.client.key_store import KeyStore
 from fedaipc.protocol.job import Job
-from fedaipc.secagg.round_keys import deal
+from fedaipc.secagg.round_keys import share_secrets
 from fedaipc.secagg.terms import Terms
 from tests.support.clients import Answer, Federation, asker, copies, enroll, spy
 from tests.support.jobs import ADMISSION
@@ -94,7 +94,7 @@ def ready(key_store: KeyStore) -> KeyStore:
 def full(ready: KeyStore) -> tuple[KeyStore, Terms]:
     """With every file, and a round."""
     group = group_of(ready)
-    own, _ = deal(group.terms, ready.keys(group.terms))
+    own, _ = share_secrets(group.terms, ready.keys(group.terms))
     ready.keep_secrets(own)
     ready.keep(group)
     bind(ready, group.terms, FIRST)

@@ -20,7 +20,7 @@ from filelock import FileLock
 from fedaipc.client import key_store as module
 from fedaipc.client.key_store import KeyStore
 from fedaipc.errors import RoundError, SecAggError
-from fedaipc.secagg.round_keys import Group, deal
+from fedaipc.secagg.round_keys import Group, share_secrets
 from fedaipc.secagg.terms import Terms
 from tests.support.key_stores import (
     FIRST,
@@ -116,7 +116,7 @@ def test_secrets_are_there_until_they_are_used_once(ready: KeyStore) -> None:
     """M15: also for another process; a second answer replaces the first."""
     terms = terms_of(ready)
     for _ in range(2):
-        own, _ = deal(terms, ready.keys(terms))
+        own, _ = share_secrets(terms, ready.keys(terms))
         ready.keep_secrets(own)
         for opened in (ready, restarted(ready)):
             assert opened.secrets().encode() == own.encode()
@@ -130,7 +130,7 @@ def test_secrets_are_there_until_they_are_used_once(ready: KeyStore) -> None:
 @pytest.mark.parametrize("kept", [0, 100, 255])
 def test_secrets_that_were_cut_off_are_none(ready: KeyStore, kept: int) -> None:
     terms = terms_of(ready)
-    own, _ = deal(terms, ready.keys(terms))
+    own, _ = share_secrets(terms, ready.keys(terms))
     ready.keep_secrets(own)
     damage(ready, "secrets", own.encode()[:kept])
     with pytest.raises(SecAggError, match="secrets: cannot be read"):

@@ -15,7 +15,7 @@ import pytest
 from fedaipc.client.key_store import KeyStore
 from fedaipc.errors import SecAggError
 from fedaipc.secagg.keys import SigningKey
-from fedaipc.secagg.round_keys import deal
+from fedaipc.secagg.round_keys import share_secrets
 from tests.support.jobs import ADMISSION
 from tests.support.key_stores import (
     DAY,
@@ -75,7 +75,7 @@ def test_only_the_owner_can_read_what_is_kept(tmp_path: Path) -> None:
         key_store = KeyStore.create(tmp_path)
         key_store.pin(roster(key_store).encode(), ADMISSION.public)
         group = group_of(key_store)
-        own, _ = deal(group.terms, key_store.keys(group.terms))
+        own, _ = share_secrets(group.terms, key_store.keys(group.terms))
         key_store.keep_secrets(own)
         key_store.keep(group)
         with key_store.agreement(group.terms) as agreed:
@@ -207,8 +207,11 @@ def test_a_new_epoch_leaves_no_trace_of_the_old_secret_keys(
     ready: KeyStore, run: str, epoch: int
 ) -> None:
     """M10."""
-    old, before = secrets_of(ready), ready.bundle(RUN, 5, 64)
-    assert found(ready, old) == 1
+    terms, before = terms_of(ready), ready.bundle(RUN, 5, 64)
+    own, _ = share_secrets(terms, ready.keys(terms))
+    ready.keep_secrets(own)
+    old = [*secrets_of(ready), own.own_mask, own.exchange.secret()]
+    assert found(ready, old) == 3
     after = ready.bundle(run, epoch, 64)
     assert before.share_key != after.share_key
     assert found(ready, old) == 0
@@ -335,7 +338,7 @@ def test_asking_for_expired_keys_deletes_them(
 def test_keys_can_be_forgotten_before_their_end(ready: KeyStore) -> None:
     """M10."""
     terms = terms_of(ready)
-    own, _ = deal(terms, ready.keys(terms))
+    own, _ = share_secrets(terms, ready.keys(terms))
     ready.keep_secrets(own)
     old = [*secrets_of(ready), own.own_mask]
     assert found(ready, old) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.job import SignedJob
 from fedaipc.protocol.messages import EXHAUSTED, READY, REFUSED, UNABLE, Readiness, RoundRequest
 from fedaipc.secagg.keys import SigningKey
-from fedaipc.secagg.round_keys import Deal
+from fedaipc.secagg.round_keys import Group, KeyShares
 from tests.support.clients import (
     Federation,
     charges,
@@ -102,12 +103,14 @@ def test_a_pc_that_takes_part_gives_out_shares_for_these_terms(
 ) -> None:
     """M15, M16, M17: each time of new secrets, of which it keeps the last."""
     terms = five.terms(SignedJob.sign(five.admission, five.job))
-    deals = [Deal.decode(Readiness.decode(offer(five, member).content).deal) for _ in range(2)]
-    for made in deals:
+    key_shares = [
+        KeyShares.decode(Readiness.decode(offer(five, member).content).shares) for _ in range(2)
+    ]
+    for made in key_shares:
         made.verify(terms)
-    assert deals[0].card.public != deals[1].card.public
-    assert len({len(made.encode()) for made in deals}) == 1
-    assert KeyStore(member).secrets().card == deals[1].card
+    assert key_shares[0].card.public != key_shares[1].card.public
+    assert len({len(made.encode()) for made in key_shares}) == 1
+    assert KeyStore(member).secrets().card == key_shares[1].card
 
 
 def test_a_pc_that_gave_no_shares_uploads_nothing(
@@ -119,7 +122,7 @@ def test_a_pc_that_gave_no_shares_uploads_nothing(
     KeyStore(member).forget_secrets()
     assert refused(ask_member(group=group))
     assert "secrets: missing" in caplog.text
-    assert Readiness.decode(offer(five, member).content).deal
+    assert Readiness.decode(offer(five, member).content).shares
     assert refused(ask_member(group=group))
     assert "the round key that this PC made" in caplog.text
     assert charges(member) == 0
@@ -156,3 +159,27 @@ def test_a_lie_about_round_keys_costs_nothing(
     assert not (member / "keys" / "round").exists()
     assert touched == []
     assert gave(ask_member())
+
+
+def test_in_one_attempt_a_pc_takes_one_list_of_round_keys(
+    five: Federation, member: Path, ask_member: Any
+) -> None:
+    """M21, M35: two requests at once, each with a list that is good."""
+    terms = five.terms(SignedJob.sign(five.admission, five.job))
+    whole = ready_for(five, terms, member)
+    less = replace(whole, round_keys=whole.round_keys[:4])
+    start, answers = Barrier(2), []
+
+    def ask(group: Group) -> None:
+        start.wait()
+        answers.append((group, gave(ask_member(group=group))))
+
+    threads = [Thread(target=ask, args=(group,)) for group in (whole, less)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given for _, given in answers) == [False, True]
+    (taken,) = [group for group, given in answers if given]
+    assert KeyStore(member).group(five.job.run, 1) == taken
+    assert charges(member) == 1

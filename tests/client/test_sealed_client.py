@@ -30,7 +30,7 @@ from fedaipc.protocol.messages import (
     decode_answer,
 )
 from fedaipc.secagg.committee import Agreement, Release, read_answer
-from fedaipc.secagg.round_keys import Deal, Group
+from fedaipc.secagg.round_keys import Group, KeyShares
 from fedaipc.secagg.terms import Terms
 from fedaipc.secagg.uploads import Upload
 from tests.support.clients import (
@@ -169,13 +169,13 @@ def asked_five(five: Federation, folder: Path, missing: int = 0, **job: Any) -> 
     for own in folders.values():
         owner(own, insecure_test_seed=3)
     said = {pc: Readiness.decode(offer(five, own, **job).content) for pc, own in folders.items()}
-    deals = [Deal.decode(said[pc].deal) for pc in folders]
+    key_shares = [KeyShares.decode(said[pc].shares) for pc in folders]
     terms = five.terms(SignedJob.sign(five.admission, job_with(five, **job)))
-    group = Group(terms, tuple(made.card for made in deals))
+    group = Group(terms, tuple(made.card for made in key_shares))
     uploads = {
         pc: Upload.decode(asker(five, own)(group=group, **job).frame) for pc, own in folders.items()
     }
-    return Round(folders, Sum(group, deals, uploads, list(folders)[: len(folders) - missing]))
+    return Round(folders, Sum(group, key_shares, uploads, list(folders)[: len(folders) - missing]))
 
 
 @pytest.mark.parametrize("missing", [0, 1])

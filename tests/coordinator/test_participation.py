@@ -130,7 +130,7 @@ def test_all_agree_to_the_very_terms_that_the_round_then_has(tmp_path: Path, pcs
         (offer,), (request,) = pc.offered, pc.asked
         assert offer.terms == request.terms
         group = Group.of(Terms.decode(request.terms), request.round_keys)
-        assert set(group.dealers) == {one.identity for one in members[1:5]}
+        assert set(group.members) == {one.identity for one in members[1:5]}
     assert [pc.charged for pc in members] == [0, 1, 1, 1, 1, 0]
 
 

@@ -14,10 +14,10 @@ from fedaipc.coordinator.upload_store import UploadStore
 from fedaipc.errors import OutputError
 from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.committee import Agreement, Unmask, agree, release
-from tests.support.secagg import dealt, federation
+from tests.support.secagg import federation, shared_out
 
-FOUR = dealt(*federation(4))
-TERMS, PCS = FOUR.group.terms, FOUR.group.dealers
+FOUR = shared_out(*federation(4))
+TERMS, PCS = FOUR.group.terms, FOUR.group.members
 WORDS = {
     pc: TERMS.encoding.encode(
         np.random.default_rng(place).uniform(-1, 1, TERMS.size).astype("f4"), 1, pc
@@ -34,10 +34,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> UploadStore:
-    """With everybody's deal and upload."""
+    """With everybody's key_shares and upload."""
     made = UploadStore(folder)
     for pc, frame in FRAMES.items():
-        made.keep_deal(pc, FOUR.deals[pc].encode())
+        made.keep_shares(pc, FOUR.key_shares[pc].encode())
         made.keep(pc, frame)
     return made
 
@@ -46,13 +46,13 @@ def test_what_is_kept_comes_back(store: UploadStore) -> None:
     for pc in PCS[::-1]:
         assert store.upload(pc).encode() == FRAMES[pc]
         store.upload(pc).check(FOUR.group)
-        assert store.deal(pc) == FOUR.deals[pc]
+        assert store.shares(pc) == FOUR.key_shares[pc]
 
 
-def test_a_later_deal_by_the_same_pc_replaces_the_first(store: UploadStore) -> None:
-    again = dealt(TERMS, FOUR.keys).deals[PCS[0]]
-    store.keep_deal(PCS[0], again.encode())
-    assert store.deal(PCS[0]) == again
+def test_a_later_key_shares_by_the_same_pc_replaces_the_first(store: UploadStore) -> None:
+    again = shared_out(TERMS, FOUR.keys).key_shares[PCS[0]]
+    store.keep_shares(PCS[0], again.encode())
+    assert store.shares(PCS[0]) == again
 
 
 def test_a_sum_is_unmasked_from_the_disk_alone(store: UploadStore) -> None:
@@ -60,7 +60,7 @@ def test_a_sum_is_unmasked_from_the_disk_alone(store: UploadStore) -> None:
     aggregator = Aggregator(FOUR.group, total)
     for pc in PCS:
         aggregator.accept(store.upload(pc))
-    aggregator.recall(store.deal(pc) for pc in PCS)
+    aggregator.recall(store.shares(pc) for pc in PCS)
     agreements = []
     for keys in FOUR.keys.values():
         answer = agree(FOUR.group, keys, aggregator.proposal(), None, {})
@@ -86,7 +86,7 @@ def test_a_new_store_is_empty_and_a_removed_one_is_gone(store: UploadStore, fold
     again.remove()
 
 
-READS = {"upload": lambda s: s.upload(PCS[0]), "deal": lambda s: s.deal(PCS[0])}
+READS = {"upload": lambda s: s.upload(PCS[0]), "shares": lambda s: s.shares(PCS[0])}
 
 
 @pytest.mark.parametrize("kind", READS)
@@ -125,3 +125,13 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> Non
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match=r"uploads: cannot be made \([\w ]+\)$"):
         UploadStore(tmp_path / "file" / "uploads")
+
+
+def test_shares_that_the_disk_has_changed_are_not_blamed_on_their_pc(
+    store: UploadStore, folder: Path
+) -> None:
+    path = folder / f"{PCS[0].hex()}.shares"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(OutputError, match="damaged"):
+        store.shares(PCS[0])

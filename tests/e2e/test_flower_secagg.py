@@ -52,7 +52,7 @@ from fedaipc.secagg.round_keys import pair_key
 from fedaipc.secagg.shares import combine
 from fedaipc.secagg.uploads import Upload
 from fedaipc.simulation.flower_adapter import InProcessGrid
-from tests.support.secagg import Sum, dealt, federation
+from tests.support.secagg import Sum, federation, shared_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -274,9 +274,9 @@ def test_a_lying_server_opens_vectors_of_flower(lied_about: int) -> None:
 
 # The same against fedaipc
 
-SEVEN = dealt(*federation(7))
+SEVEN = shared_out(*federation(7))
 GROUP, KEYS, SECRETS = SEVEN.group, SEVEN.keys, SEVEN.secrets
-PCS = GROUP.dealers
+PCS = GROUP.members
 VICTIM = PCS[3]
 WITHOUT = tuple(who for who in PCS if who != VICTIM)
 ENOUGH = GROUP.terms.thresholds.shares
@@ -291,7 +291,7 @@ UPLOADS: dict[bytes, Upload] = {who: SEVEN.upload(who, words(who)) for who in PC
 
 
 def summed(inside: Collection[bytes]) -> Sum:
-    return Sum(GROUP, SEVEN.deals.values(), UPLOADS, inside)
+    return Sum(GROUP, SEVEN.key_shares.values(), UPLOADS, inside)
 
 
 def signed(found: Sum, members: Collection[bytes]) -> tuple[Agreement, ...]:
@@ -365,8 +365,8 @@ def test_all_that_is_ever_released_opens_the_sum_and_no_vector(victim_inside: bo
     quorum = signed(found, PCS)
     releases = [release(GROUP, KEYS[m], found.unmask(m, quorum), None)[1] for m in PCS]
 
-    def rebuilt(dealer: bytes) -> bytes:
-        shares = [each.shares[PCS.index(dealer)] for each in releases]
+    def rebuilt(sharer: bytes) -> bytes:
+        shares = [each.shares[PCS.index(sharer)] for each in releases]
         return combine(dict(enumerate(shares[:ENOUGH])))
 
     exchange = ExchangeKey(rebuilt(outside))
@@ -412,7 +412,7 @@ def bits(keys: Sequence[bytes]) -> int:
 
 def test_of_a_pair_key_every_bit_varies_and_no_two_rounds_or_pairs_share_one() -> None:
     """M13."""
-    rounds = [dealt(GROUP.terms, KEYS) for _ in range(10)]
+    rounds = [shared_out(GROUP.terms, KEYS) for _ in range(10)]
     keys = [
         pair_key(found.group, found.secrets[one].exchange, one, other)
         for found in rounds

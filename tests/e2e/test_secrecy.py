@@ -26,7 +26,7 @@ from fedaipc.protocol.messages import decode_answer, decode_update
 from fedaipc.secagg.committee import Agreement, Release
 from fedaipc.secagg.encoding import Encoding
 from fedaipc.secagg.roster import Bundle
-from fedaipc.secagg.round_keys import Deal
+from fedaipc.secagg.round_keys import KeyShares
 from fedaipc.secagg.uploads import Upload
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.simulation.simulation import prepare, simulate
@@ -222,11 +222,11 @@ def test_every_byte_of_a_sealed_run_is_of_a_kind_that_the_specification_lists(
     for reply in sealed.answers("query.ready"):
         assert set(reply.content) == {"ready"}
         said: Any = reply.content["ready"]
-        assert set(said) == {"charged", "deal"}
-        count = len(Deal.decode(said["deal"]).blobs)
+        assert set(said) == {"charged", "shares"}
+        count = len(KeyShares.decode(said["shares"]).blobs)
         assert count in (5, 6)
         # Label and version, round key, check value, commitments, blobs.
-        assert len(said["deal"]) == 2 + 160 + 16 + 4 + 32 * count + 4 + 82 * count
+        assert len(said["shares"]) == 2 + 160 + 16 + 4 + 32 * count + 4 + 82 * count
     parameters = sealed.results.model.trainable_parameters
     for reply in sealed.answers("train.mask"):
         assert set(reply.content) == {"update"}
@@ -258,7 +258,7 @@ def upload_of(reply: Message) -> Upload:
 def test_what_is_masked_or_sealed_looks_like_noise(sealed: Recorded) -> None:
     vectors = [bytes(upload_of(r).vector) for r in sealed.answers("train.mask")]
     said: list[Any] = [reply.content["ready"] for reply in sealed.answers("query.ready")]
-    blobs = [blob for one in said for blob in Deal.decode(one["deal"]).blobs]
+    blobs = [blob for one in said for blob in KeyShares.decode(one["shares"]).blobs]
     for parts in (vectors, blobs):
         content = b"".join(parts)
         counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)

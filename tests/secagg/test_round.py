@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from fedaipc.errors import BadDealer, EncodingError, SecAggError
+from fedaipc.errors import BadShares, EncodingError, SecAggError
 from fedaipc.secagg.committee import (
     NO_SHARE,
     Agreement,
@@ -23,7 +23,7 @@ from fedaipc.secagg.committee import (
 from fedaipc.secagg.keys import ExchangeKey
 from fedaipc.secagg.round_keys import open_shares
 from fedaipc.secagg.uploads import LedgerHead
-from tests.support.secagg import Dealt, Sum, dealt, federation, resigned
+from tests.support.secagg import SharedOut, Sum, federation, resigned, shared_out
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from fedaipc.secagg.terms import Terms
     from fedaipc.secagg.uploads import Upload
 
-SEVEN = dealt(*federation(7))
+SEVEN = shared_out(*federation(7))
 GROUP, KEYS = SEVEN.group, SEVEN.keys
-PCS = GROUP.dealers
+PCS = GROUP.members
 SHARES = GROUP.terms.thresholds.shares
 
 
@@ -43,16 +43,16 @@ def encoded(terms: Terms, who: bytes) -> np.ndarray:
     return terms.encoding.encode(update, 1, who)
 
 
-def uploads(found: Dealt) -> dict[bytes, Upload]:
-    return {who: found.upload(who, encoded(found.group.terms, who)) for who in found.group.dealers}
+def uploads(found: SharedOut) -> dict[bytes, Upload]:
+    return {who: found.upload(who, encoded(found.group.terms, who)) for who in found.group.members}
 
 
 UPLOADS = uploads(SEVEN)
 
 
-def summed(inside: Collection[bytes], found: Dealt = SEVEN) -> Sum:
+def summed(inside: Collection[bytes], found: SharedOut = SEVEN) -> Sum:
     all_uploads = UPLOADS if found is SEVEN else uploads(found)
-    return Sum(found.group, found.deals.values(), all_uploads, inside)
+    return Sum(found.group, found.key_shares.values(), all_uploads, inside)
 
 
 def agreements(total: Sum, members: Sequence[bytes]) -> tuple[Agreement, ...]:
@@ -109,15 +109,15 @@ def test_every_committee_of_threshold_size_opens_and_none_below() -> None:
 
 @pytest.mark.parametrize("bits", [16, 24])
 def test_smaller_rings_sum_as_exactly(bits: int) -> None:
-    found = dealt(*federation(5, bits=bits))
-    inside = found.group.dealers[:4]
+    found = shared_out(*federation(5, bits=bits))
+    inside = found.group.members[:4]
     total = opened(summed(inside, found), inside, inside)
     assert np.array_equal(total, plain(found.group.terms, inside))
 
 
 def test_three_pcs_are_the_fewest() -> None:
-    found = dealt(*federation(3))
-    everyone = found.group.dealers
+    found = shared_out(*federation(3))
+    everyone = found.group.members
     total = opened(summed(everyone, found), everyone, everyone)
     assert np.array_equal(total, plain(found.group.terms, everyone))
     with pytest.raises(SecAggError, match="are unmasked"):
@@ -164,9 +164,9 @@ def test_shares_of_one_pc_are_of_its_own_mask_or_of_its_round_key_never_of_both(
     for member in PCS:
         shares = released(total, member, signed).shares
         assert len(shares) == len(PCS)
-        for dealer, share, blob in zip(PCS, shares, total.aggregator.blobs(member), strict=True):
-            round_key, own_mask = open_shares(GROUP, KEYS[member], dealer, blob)
-            assert share == (own_mask if dealer in inside else round_key)
+        for sharer, share, blob in zip(PCS, shares, total.aggregator.blobs(member), strict=True):
+            round_key, own_mask = open_shares(GROUP, KEYS[member], sharer, blob)
+            assert share == (own_mask if sharer in inside else round_key)
 
 
 def test_a_coordinator_that_shows_two_views_of_the_round_keys_opens_neither() -> None:
@@ -185,7 +185,7 @@ def test_a_coordinator_that_shows_two_views_of_the_round_keys_opens_neither() ->
 
 def test_the_round_key_of_a_pc_that_dropped_out_tells_nothing_of_another_round() -> None:
     """M15: it is drawn anew, and so is its own mask; a late upload stays masked by that."""
-    later = dealt(dataclasses.replace(GROUP.terms, number=2), KEYS)
+    later = shared_out(dataclasses.replace(GROUP.terms, number=2), KEYS)
     gone = PCS[6]
     assert later.secrets[gone].exchange.public != SEVEN.secrets[gone].exchange.public
     assert later.secrets[gone].own_mask != SEVEN.secrets[gone].own_mask
@@ -286,15 +286,15 @@ def test_nobody_else_can_state_an_uploaders_head() -> None:
         agree(GROUP, KEYS[PCS[0]], Proposal(tuple(proposed)), None, {})
 
 
-# Bad dealers and bad members are told apart
+# Bad sharers and bad members are told apart
 
 
 @pytest.mark.parametrize("inside", [PCS, PCS[:6]], ids=["uploaded", "dropped out"])
 def test_a_blob_that_cannot_be_opened_costs_one_share(inside: tuple[bytes, ...]) -> None:
     """M19, M20, M24: of a PC that uploaded and of one that did not."""
     bad = PCS[6]
-    wrong = bytes([SEVEN.deals[bad].blobs[0][0] ^ 1]) + SEVEN.deals[bad].blobs[0][1:]
-    found = resigned(SEVEN, bad, blobs=(wrong, *SEVEN.deals[bad].blobs[1:]))
+    wrong = bytes([SEVEN.key_shares[bad].blobs[0][0] ^ 1]) + SEVEN.key_shares[bad].blobs[0][1:]
+    found = resigned(SEVEN, bad, blobs=(wrong, *SEVEN.key_shares[bad].blobs[1:]))
     total = summed(inside, found)
     signed = agreements(total, PCS)
     first = released(total, PCS[0], signed)
@@ -330,42 +330,44 @@ def test_a_members_wrong_or_missing_share_is_left_out_and_the_others_open() -> N
     assert np.array_equal(total.open(releases[1:]), plain(GROUP.terms, inside))
 
 
-def test_a_dealer_of_shares_of_another_own_mask_is_named_and_the_total_stays() -> None:
+def test_a_sharer_of_shares_of_another_own_mask_is_named_and_the_total_stays() -> None:
     """M27."""
     liar = PCS[3]
     found = resigned(SEVEN, liar, check=bytes(16))
     total = summed(PCS, found)
     before = total.total.copy()
-    with pytest.raises(BadDealer, match=f"PC {liar.hex()[:16]} gave out shares") as caught:
+    with pytest.raises(BadShares, match=f"PC {liar.hex()[:16]} gave out shares") as caught:
         opened(total, PCS, PCS)
-    assert caught.value.dealer == liar
+    assert caught.value.pcs == (liar,)
     assert np.array_equal(total.total, before)
 
 
-def test_a_dealer_of_shares_of_another_round_key_is_named_where_it_drops_out() -> None:
+def test_a_sharer_of_shares_of_another_round_key_is_named_where_it_drops_out() -> None:
     """M27: what is rebuilt must be the secret half of what all others used."""
     liar = PCS[6]
     other = ExchangeKey()
-    card = dataclasses.replace(SEVEN.deals[liar].card, public=other.public)
+    card = dataclasses.replace(SEVEN.key_shares[liar].card, public=other.public)
     signature = KEYS[liar].identity.sign(card.signed_part(GROUP.terms.context))
     card = dataclasses.replace(card, signature=signature)
     # Its blobs open under its new round key alone, so it seals the old shares again.
-    found = resealed(SEVEN.instead(dataclasses.replace(SEVEN.deals[liar], card=card)), liar)
+    found = resealed(SEVEN.instead(dataclasses.replace(SEVEN.key_shares[liar], card=card)), liar)
     total = summed(PCS[:6], found)
     before = total.total.copy()
-    with pytest.raises(BadDealer) as caught:
+    with pytest.raises(BadShares) as caught:
         opened(total, PCS, PCS[:6])
-    assert caught.value.dealer == liar
+    assert caught.value.pcs == (liar,)
     assert np.array_equal(total.total, before)
 
 
-def resealed(found: Dealt, liar: bytes) -> Dealt:
+def resealed(found: SharedOut, liar: bytes) -> SharedOut:
     """The shares that `liar` gave out in SEVEN, encrypted for its present round key."""
     from fedaipc.secagg import round_keys
 
     terms, blobs = GROUP.terms, []
     for place, bundle in enumerate(terms.bundles):
-        shares = open_shares(GROUP, KEYS[bundle.identity], liar, SEVEN.deals[liar].blobs[place])
+        shares = open_shares(
+            GROUP, KEYS[bundle.identity], liar, SEVEN.key_shares[liar].blobs[place]
+        )
         who = liar + bundle.identity + found.group.card(liar).public
         cipher = round_keys._cipher(KEYS[liar].share, bundle.share_key, terms.context, who)
         blobs.append(cipher.encrypt(bytes(12), b"".join(shares), None))

@@ -1,4 +1,4 @@
-"""What a PC shares out before a round: who can read it, and what becomes of bad dealers."""
+"""What a PC shares out before a round: who can read it, and what becomes of bad sharers."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from fedaipc.errors import EncodingError, SecAggError
 from fedaipc.secagg.keys import ExchangeKey
 from fedaipc.secagg.round_keys import (
     CARD_BYTES,
-    Deal,
     Group,
+    KeyShares,
     RoundKey,
     RoundSecrets,
     check_value,
     commit,
-    deal,
     open_shares,
+    share_secrets,
 )
 from fedaipc.secagg.shares import combine
-from tests.support.secagg import Dealt, dealt, federation, resigned
+from tests.support.secagg import SharedOut, federation, resigned, shared_out
 
-SEVEN = dealt(*federation(7))
+SEVEN = shared_out(*federation(7))
 GROUP, KEYS = SEVEN.group, SEVEN.keys
-PCS = GROUP.dealers
+PCS = GROUP.members
 OWN = SEVEN.secrets[PCS[0]]
 
 
-def shares(dealer: bytes, place: int) -> tuple[bytes, bytes]:
-    return open_shares(GROUP, KEYS[PCS[place]], dealer, SEVEN.deals[dealer].blobs[place])
+def shares(sharer: bytes, place: int) -> tuple[bytes, bytes]:
+    return open_shares(GROUP, KEYS[PCS[place]], sharer, SEVEN.key_shares[sharer].blobs[place])
 
 
 def test_as_many_shares_as_the_threshold_give_both_secrets_back() -> None:
     enough = GROUP.terms.thresholds.shares
-    for dealer in PCS:
-        opened = [shares(dealer, place) for place in range(enough)]
+    for sharer in PCS:
+        opened = [shares(sharer, place) for place in range(enough)]
         round_key, own_mask = (combine({i: s[k] for i, s in enumerate(opened)}) for k in (0, 1))
-        assert ExchangeKey(round_key).public == GROUP.card(dealer).public
-        assert own_mask == SEVEN.secrets[dealer].own_mask
+        assert ExchangeKey(round_key).public == GROUP.card(sharer).public
+        assert own_mask == SEVEN.secrets[sharer].own_mask
         check = check_value(GROUP.terms.context, own_mask)
-        assert check == SEVEN.deals[dealer].check
+        assert check == SEVEN.key_shares[sharer].check
 
 
 def test_fewer_shares_than_the_threshold_give_nothing_back() -> None:
@@ -56,73 +56,73 @@ def test_fewer_shares_than_the_threshold_give_nothing_back() -> None:
 
 def test_every_attempt_has_secrets_of_its_own() -> None:
     """M15: for the same terms too, so that nothing is encrypted twice under one key."""
-    first, second = (deal(GROUP.terms, KEYS[PCS[0]]) for _ in range(2))
+    first, second = (share_secrets(GROUP.terms, KEYS[PCS[0]]) for _ in range(2))
     assert first[0].own_mask != second[0].own_mask
     assert first[0].exchange.public != second[0].exchange.public
     assert not set(first[1].blobs) & set(second[1].blobs)
 
 
-def test_a_blob_opens_for_its_holder_and_from_its_dealer_alone() -> None:
+def test_a_blob_opens_for_its_holder_and_from_its_sharer_alone() -> None:
     """M19: whatever else the coordinator puts in its place."""
-    dealer, holder, other = PCS[0], PCS[3], PCS[4]
-    blob = SEVEN.deals[dealer].blobs[3]
-    assert len(open_shares(GROUP, KEYS[holder], dealer, blob)) == 2
-    later = dealt(dataclasses.replace(GROUP.terms, number=2), KEYS)
-    again = dealt(GROUP.terms, KEYS)
+    sharer, holder, other = PCS[0], PCS[3], PCS[4]
+    blob = SEVEN.key_shares[sharer].blobs[3]
+    assert len(open_shares(GROUP, KEYS[holder], sharer, blob)) == 2
+    later = shared_out(dataclasses.replace(GROUP.terms, number=2), KEYS)
+    again = shared_out(GROUP.terms, KEYS)
     for group, keys, named, shown in (
-        (GROUP, KEYS[other], dealer, blob),
+        (GROUP, KEYS[other], sharer, blob),
         (GROUP, KEYS[holder], other, blob),
-        (GROUP, KEYS[holder], dealer, SEVEN.deals[dealer].blobs[4]),
-        (GROUP, KEYS[holder], dealer, SEVEN.deals[other].blobs[3]),
-        (later.group, KEYS[holder], dealer, blob),
-        (again.group, KEYS[holder], dealer, blob),  # a deal that was replaced
-        (GROUP, KEYS[holder], dealer, blob[:-1]),
-        (GROUP, KEYS[holder], dealer, b""),
+        (GROUP, KEYS[holder], sharer, SEVEN.key_shares[sharer].blobs[4]),
+        (GROUP, KEYS[holder], sharer, SEVEN.key_shares[other].blobs[3]),
+        (later.group, KEYS[holder], sharer, blob),
+        (again.group, KEYS[holder], sharer, blob),  # a key_shares that was replaced
+        (GROUP, KEYS[holder], sharer, blob[:-1]),
+        (GROUP, KEYS[holder], sharer, b""),
     ):
         with pytest.raises(SecAggError):
             open_shares(group, keys, named, shown)
 
 
 def test_a_blob_of_what_are_no_shares_is_refused() -> None:
-    """M19: the dealer encrypted it properly."""
+    """M19: the sharer encrypted it properly."""
     from fedaipc.secagg import round_keys
 
-    dealer, holder = PCS[0], PCS[3]
+    sharer, holder = PCS[0], PCS[3]
     share_key = GROUP.terms.bundle(holder).share_key
-    who = dealer + holder + GROUP.card(dealer).public
-    cipher = round_keys._cipher(KEYS[dealer].share, share_key, GROUP.terms.context, who)
+    who = sharer + holder + GROUP.card(sharer).public
+    cipher = round_keys._cipher(KEYS[sharer].share, share_key, GROUP.terms.context, who)
     for content in (b"\xff" * 66, bytes(33) + b"\xff" * 33, bytes(65), bytes(67)):
         with pytest.raises(SecAggError, match="no shares"):
-            open_shares(GROUP, KEYS[holder], dealer, cipher.encrypt(bytes(12), content, None))
+            open_shares(GROUP, KEYS[holder], sharer, cipher.encrypt(bytes(12), content, None))
 
 
-def test_a_deal_comes_back_from_its_frame_and_every_changed_bit_of_it_is_found() -> None:
+def test_a_key_shares_comes_back_from_its_frame_and_every_changed_bit_of_it_is_found() -> None:
     """M16, M17, M29."""
-    made = SEVEN.deals[PCS[2]]
+    made = SEVEN.key_shares[PCS[2]]
     content = bytearray(made.encode())
-    assert Deal.decode(bytes(content)) == made
-    assert len({len(one.encode()) for one in SEVEN.deals.values()}) == 1
+    assert KeyShares.decode(bytes(content)) == made
+    assert len({len(one.encode()) for one in SEVEN.key_shares.values()}) == 1
     for place in range(len(content)):
         content[place] ^= 0x10
         with pytest.raises((SecAggError, EncodingError)):
-            Deal.decode(bytes(content)).verify(GROUP.terms)
+            KeyShares.decode(bytes(content)).verify(GROUP.terms)
         content[place] ^= 0x10
 
 
-def test_a_deal_for_other_terms_is_refused() -> None:
+def test_a_key_shares_for_other_terms_is_refused() -> None:
     """M13, M17."""
-    made = SEVEN.deals[PCS[0]]
+    made = SEVEN.key_shares[PCS[0]]
     for other in (dataclasses.replace(GROUP.terms, number=2), federation(6)[0]):
         with pytest.raises(SecAggError):
             made.verify(other)
 
 
-def test_a_dealer_cannot_give_out_another_number_of_shares_or_a_key_that_is_none() -> None:
+def test_a_sharer_cannot_give_out_another_number_of_shares_or_a_key_that_is_none() -> None:
     """M17: it signs what it gives out."""
-    made = SEVEN.deals[PCS[0]]
+    made = SEVEN.key_shares[PCS[0]]
     for changes in ({"blobs": made.blobs[:-1]}, {"commitments": made.commitments[:-1]}):
         with pytest.raises(SecAggError, match="another number"):
-            resigned(SEVEN, PCS[0], **changes).deals[PCS[0]].verify(GROUP.terms)
+            resigned(SEVEN, PCS[0], **changes).key_shares[PCS[0]].verify(GROUP.terms)
     card = dataclasses.replace(made.card, public=bytes(32))
     signature = KEYS[PCS[0]].identity.sign(card.signed_part(GROUP.terms.context))
     low = dataclasses.replace(made, card=dataclasses.replace(card, signature=signature))
@@ -130,7 +130,7 @@ def test_a_dealer_cannot_give_out_another_number_of_shares_or_a_key_that_is_none
         low.verify(GROUP.terms)
 
 
-def signed(found: Dealt, who: bytes, **changes: Any) -> RoundKey:
+def signed(found: SharedOut, who: bytes, **changes: Any) -> RoundKey:
     """A round key that its PC signed, whatever stands in it."""
     card = dataclasses.replace(found.group.card(who), **changes)
     return dataclasses.replace(
@@ -139,6 +139,7 @@ def signed(found: Dealt, who: bytes, **changes: Any) -> RoundKey:
 
 
 CARDS = GROUP.round_keys
+LATER = shared_out(dataclasses.replace(GROUP.terms, number=2), KEYS).group
 TWIN = dataclasses.replace(
     CARDS[1], public=CARDS[2].public[:-1] + bytes([CARDS[2].public[-1] ^ 0x80])
 )
@@ -156,7 +157,7 @@ TWIN = dataclasses.replace(
         ((*CARDS[:6], signed(SEVEN, PCS[6], public=bytes(32))), "not valid"),
         ((CARDS[0], signed(SEVEN, PCS[1], public=CARDS[2].public), *CARDS[2:]), "one round key"),
         ((CARDS[0], signed(SEVEN, PCS[1], public=TWIN.public), *CARDS[2:]), "one round key"),
-        (dealt(dataclasses.replace(GROUP.terms, number=2), KEYS).group.round_keys, "made for it"),
+        (LATER.round_keys, "made for it"),
     ],
 )  # fmt: skip
 def test_round_keys_that_break_a_rule_are_refused(cards: tuple[RoundKey, ...], said: str) -> None:
@@ -172,7 +173,7 @@ def test_good_round_keys_are_accepted_also_of_some_alone() -> None:
 
 def test_secrets_of_other_terms_are_refused() -> None:
     """M13, M35."""
-    other = dealt(dataclasses.replace(GROUP.terms, vector_hash=b"\1" * 32), KEYS)
+    other = shared_out(dataclasses.replace(GROUP.terms, vector_hash=b"\1" * 32), KEYS)
     with pytest.raises(SecAggError, match="that this PC made"):
         GROUP.check(other.secrets[PCS[0]])
 
@@ -180,7 +181,7 @@ def test_secrets_of_other_terms_are_refused() -> None:
 def test_every_round_key_changes_the_context() -> None:
     """M13: who takes part, with which key, and what it gave out."""
     contexts = {GROUP.context, SEVEN.only(PCS[1:]).group.context, GROUP.terms.context}
-    for changes in ({"public": bytes(32)}, {"deal_hash": bytes(32)}, {"identity": bytes(32)},
+    for changes in ({"public": bytes(32)}, {"shares_hash": bytes(32)}, {"identity": bytes(32)},
                     {"signature": bytes(64)}):  # fmt: skip
         card = dataclasses.replace(CARDS[0], **changes)
         contexts.add(Group(GROUP.terms, (card, *CARDS[1:])).context)

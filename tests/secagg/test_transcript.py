@@ -33,7 +33,7 @@ from fedaipc.secagg.encoding import BITS, Encoding
 from fedaipc.secagg.keys import ExchangeKey, SigningKey, fingerprint
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.roster import Bundle, Roster
-from fedaipc.secagg.round_keys import Deal, Group, Keys, RoundSecrets, open_shares, pair_key
+from fedaipc.secagg.round_keys import Group, Keys, KeyShares, RoundSecrets, open_shares, pair_key
 from fedaipc.secagg.shares import combine
 from fedaipc.secagg.terms import Terms, Thresholds
 from fedaipc.secagg.uploads import LedgerHead, Upload, mask_update
@@ -81,8 +81,8 @@ def uploads() -> dict[bytes, Upload]:
     return {who: Upload.decode(frame) for who, frame in of("uploads").items()}
 
 
-def deals() -> dict[bytes, Deal]:
-    return {who: Deal.decode(frame) for who, frame in of("deals").items()}
+def key_shares() -> dict[bytes, KeyShares]:
+    return {who: KeyShares.decode(frame) for who, frame in of("key_shares").items()}
 
 
 def summed() -> tuple[Aggregator, np.ndarray]:
@@ -91,7 +91,7 @@ def summed() -> tuple[Aggregator, np.ndarray]:
     aggregator = Aggregator(group(), total)
     for upload in uploads().values():
         aggregator.accept(upload)
-    aggregator.recall(deals().values())
+    aggregator.recall(key_shares().values())
     return aggregator, total
 
 
@@ -103,7 +103,7 @@ def test_the_record_is_of_this_wire_version() -> None:
     assert ROUND["version"] == VERSION
     frames = [one(name) for name in ("roster", "terms", "round_keys", "proposal", "complaint")]
     frames += [bytes.fromhex(bundle) for bundle in ROUND["bundles"]]
-    for name in ("deals", "uploads", "agreements", "requests", "releases"):
+    for name in ("key_shares", "uploads", "agreements", "requests", "releases"):
         frames += of(name).values()
     assert {frame[1] for frame in frames} == {VERSION}
     assert {frame[0] for frame in frames} == set(range(1, 12))
@@ -112,7 +112,7 @@ def test_the_record_is_of_this_wire_version() -> None:
 @pytest.mark.parametrize(
     ("name", "decode"),
     [
-        ("deals", Deal.decode),
+        ("key_shares", KeyShares.decode),
         ("uploads", Upload.decode),
         ("agreements", Agreement.decode),
         ("requests", Unmask.decode),
@@ -188,7 +188,7 @@ def test_a_pc_has_the_recorded_fingerprint() -> None:
 
 def test_a_pc_gives_out_the_recorded_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """M13, M16: with the recorded secrets, and the shares that the blobs hold."""
-    for who, made in deals().items():
+    for who, made in key_shares().items():
         made.verify(terms())
         opened = [
             open_shares(group(), KEYS[holder], who, blob)
@@ -204,19 +204,19 @@ def test_a_pc_gives_out_the_recorded_shares(monkeypatch: pytest.MonkeyPatch) -> 
             module, "ExchangeKey", lambda own=own: ExchangeKey(own.exchange.secret())
         )
         monkeypatch.setattr(module, "split_all", lambda *_, opened=opened: opened)
-        again, frame = module.deal(terms(), KEYS[who])
+        again, frame = module.share_secrets(terms(), KEYS[who])
         monkeypatch.undo()
-        assert frame.encode() == of("deals")[who]
+        assert frame.encode() == of("key_shares")[who]
         assert again.encode() == of("secrets")[who]
 
 
 def test_the_round_keys_have_the_recorded_context() -> None:
     """M13, M35."""
-    assert group().dealers == PCS
+    assert group().members == PCS
     assert group().context == one("group_context")
     for who, own in SECRETS.items():
         group().check(own)
-        assert own.card == deals()[who].card
+        assert own.card == key_shares()[who].card
 
 
 # Masks
@@ -309,9 +309,11 @@ def test_every_member_releases_byte_for_byte(recorded: bytes | None) -> None:
         digest, answer = release(group(), KEYS[who], Unmask.decode(frame), recorded)
         assert digest == one("set_hash")
         assert answer.encode() == of("releases")[who]
-        for dealer, share in zip(PCS, answer.shares, strict=True):
-            pair = open_shares(group(), KEYS[who], dealer, deals()[dealer].blobs[PCS.index(who)])
-            assert share == pair[0 if dealer == ABSENT else 1]
+        for sharer, share in zip(PCS, answer.shares, strict=True):
+            pair = open_shares(
+                group(), KEYS[who], sharer, key_shares()[sharer].blobs[PCS.index(who)]
+            )
+            assert share == pair[0 if sharer == ABSENT else 1]
 
 
 @pytest.mark.parametrize("members", list(itertools.combinations(range(5), 4)), ids=str)

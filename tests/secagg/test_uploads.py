@@ -14,11 +14,11 @@ from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.round_keys import pair_key
 from fedaipc.secagg.terms import Terms
 from fedaipc.secagg.uploads import HEADER_BYTES, Upload
-from tests.support.secagg import dealt, federation
+from tests.support.secagg import federation, shared_out
 
-SEVEN = dealt(*federation(7))
+SEVEN = shared_out(*federation(7))
 GROUP = SEVEN.group
-PCS = GROUP.dealers
+PCS = GROUP.members
 
 
 def words(terms: Terms, number: int) -> np.ndarray:
@@ -29,7 +29,7 @@ def words(terms: Terms, number: int) -> np.ndarray:
 @pytest.mark.parametrize("bits", [32, 24, 16])
 def test_for_every_set_of_survivors_the_sum_is_the_plain_sum(bits: int) -> None:
     """Exactness, bit for bit."""
-    found = dealt(*federation(7, bits=bits))
+    found = shared_out(*federation(7, bits=bits))
     group, terms = found.group, found.group.terms
     vectors = {who: found.upload(who, words(terms, n)).vector for n, who in enumerate(PCS)}
     for size in range(terms.thresholds.least, 8):
@@ -66,7 +66,7 @@ def test_both_ends_of_a_pair_have_one_key_and_nobody_else_has_it() -> None:
 
 def test_one_vector_masked_twice_has_two_masks() -> None:
     """M15: each attempt has secrets of its own, even for the same terms."""
-    again = dealt(GROUP.terms, SEVEN.keys)
+    again = shared_out(GROUP.terms, SEVEN.keys)
     who = PCS[0]
     first, second = (found.upload(who, words(GROUP.terms, 1)) for found in (SEVEN, again))
     assert bytes(first.vector) != bytes(second.vector)
@@ -74,9 +74,9 @@ def test_one_vector_masked_twice_has_two_masks() -> None:
 
 @pytest.mark.parametrize("value", [0, 2**32 - 1])
 def test_an_uploaded_vector_looks_uniform_whatever_it_hides(value: int) -> None:
-    found = dealt(*federation(3, size=100_000))
+    found = shared_out(*federation(3, size=100_000))
     vector = np.full(found.group.terms.size, value, dtype="<u4")
-    upload = found.upload(found.group.dealers[1], vector)
+    upload = found.upload(found.group.members[1], vector)
     counts = np.bincount(np.frombuffer(upload.vector, np.uint8), minlength=256)
     assert stats.chisquare(counts).pvalue > 1e-6
 
@@ -116,6 +116,6 @@ def test_an_upload_for_another_round_is_refused() -> None:
     """M13, M17."""
     upload = SEVEN.upload(PCS[0], words(GROUP.terms, 1))
     later = dataclasses.replace(GROUP, terms=dataclasses.replace(GROUP.terms, number=2))
-    for other in (later, SEVEN.only(PCS[:6]).group, dealt(GROUP.terms, SEVEN.keys).group):
+    for other in (later, SEVEN.only(PCS[:6]).group, shared_out(GROUP.terms, SEVEN.keys).group):
         with pytest.raises(SecAggError, match="another round"):
             upload.check(other)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fedaipc.secagg.keys import ExchangeKey, SigningKey, derive, verify
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.round_keys import open_shares, pair_key
-from tests.support.secagg import dealt, federation
+from tests.support.secagg import federation, shared_out
 
 PUBLISHED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "published.json").read_text()
@@ -42,23 +42,23 @@ def spelt_out(secret: bytes, other: bytes, salt: bytes, info: bytes) -> bytes:
     return hmac.digest(prk, info + b"\x01", "sha256")
 
 
-def test_a_dealers_blob_opens_by_its_parts_spelt_out() -> None:
-    """M13, M16: for round, dealer, holder and round key by name; from either end."""
-    found = dealt(*federation(4))
-    terms, (dealer, holder) = found.group.terms, found.group.dealers[:2]
-    card, blob = found.group.card(dealer), found.deals[dealer].blobs[1]
-    info = b"fedaipc shares" + dealer + holder + card.public
-    for one, other in ((dealer, holder), (holder, dealer)):
+def test_a_sharers_blob_opens_by_its_parts_spelt_out() -> None:
+    """M13, M16: for round, sharer, holder and round key by name; from either end."""
+    found = shared_out(*federation(4))
+    terms, (sharer, holder) = found.group.terms, found.group.members[:2]
+    card, blob = found.group.card(sharer), found.key_shares[sharer].blobs[1]
+    info = b"fedaipc shares" + sharer + holder + card.public
+    for one, other in ((sharer, holder), (holder, sharer)):
         secret, public = found.keys[one].share.secret(), terms.bundle(other).share_key
         key = spelt_out(secret, public, terms.context, info)
         content = AESGCM(key).decrypt(bytes(12), blob, None)
-        assert content == b"".join(open_shares(found.group, found.keys[holder], dealer, blob))
+        assert content == b"".join(open_shares(found.group, found.keys[holder], sharer, blob))
 
 
 def test_a_pair_key_is_its_parts_spelt_out() -> None:
     """M13."""
-    found = dealt(*federation(4))
-    low, high = found.group.dealers[1:3]
+    found = shared_out(*federation(4))
+    low, high = found.group.members[1:3]
     exchange, other = found.secrets[low].exchange, found.group.card(high).public
     key = spelt_out(exchange.secret(), other, found.group.context, b"fedaipc pair" + low + high)
     assert pair_key(found.group, exchange, low, high) == key

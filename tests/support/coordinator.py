@@ -32,7 +32,7 @@ from fedaipc.protocol.messages import (
 )
 from fedaipc.results import Score
 from fedaipc.secagg.roster import Roster
-from fedaipc.secagg.round_keys import Group, deal
+from fedaipc.secagg.round_keys import Group, share_secrets
 from fedaipc.secagg.terms import Terms
 from fedaipc.secagg.uploads import LedgerHead, mask_update
 from fedaipc.simulation.flower_adapter import ensure_message_identity
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 SIZE = 5
 Answer = RecordDict | Error | None
+GONE = Error(code=100, reason="")
+ONE = "rounds=1"
 
 
 class FakePc:
@@ -84,9 +86,9 @@ class FakePc:
         made = b""
         if terms.sealed:
             key_store = Client(self.folder).key_store
-            own, dealt = deal(terms, key_store.keys(terms))
+            own, shared = share_secrets(terms, key_store.keys(terms))
             key_store.keep_secrets(own)
-            made = dealt.encode()
+            made = shared.encode()
         return Readiness(None, charged, made).encode()
 
     def describe(self) -> None:
@@ -279,3 +281,25 @@ def run(
     except (RoundError, BudgetExhausted) as caught:
         error = caught
     return Ran(checkpoint, error, ruler.scored, rounds)
+
+
+def in_the_open(folder: Path, members: list[FakePc], gone: set[int], *changes: str) -> bytes:
+    """The model after one round of those that are not gone, without any sealing."""
+    for pc in members:
+        pc.mask = (lambda _: GONE) if pc.number in gone else None
+    ran = run(folder / "open", FakeGrid(members), ONE, "aggregation.kind=plain", *changes)
+    assert ran.error is None
+    assert ran.rounds[0].arrived == len(members) - len(gone)
+    return ran.checkpoint.vector.tobytes()
+
+
+def vanish(stage: str, members: list[FakePc]) -> None:
+    for pc in members:
+        if stage == "setup":
+            pc.setup = lambda _: GONE
+        elif stage == "mask":
+            pc.mask = lambda _: GONE
+        else:
+            pc.member = lambda now, request, pc=pc: (
+                GONE if now == f"query.{stage}" else pc.usual_member(now, request)
+            )

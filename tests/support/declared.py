@@ -187,7 +187,7 @@ ANSWERS: dict[tuple[str, str, str], tuple[str, Check]] = {
         "how many attempts of this run its ledger holds: as many as it was asked in",
         matches(r"\d{1,9}"),
     ),
-    ("query.ready", "ready", "deal"): (
+    ("query.ready", "ready", "shares"): (
         "a round key, and shares of secrets that are drawn for the round", matches("(?s).*"),
     ),
     ("query.ready", "ready", "refusal"): (

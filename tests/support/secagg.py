@@ -12,7 +12,7 @@ from fedaipc.secagg.aggregator import Aggregator
 from fedaipc.secagg.committee import Proposal, Unmask
 from fedaipc.secagg.keys import ExchangeKey, SigningKey
 from fedaipc.secagg.roster import Bundle, Roster
-from fedaipc.secagg.round_keys import Deal, Group, Keys, RoundSecrets, deal
+from fedaipc.secagg.round_keys import Group, Keys, KeyShares, RoundSecrets, share_secrets
 from fedaipc.secagg.terms import Terms, Thresholds, thresholds
 from fedaipc.secagg.uploads import LedgerHead, Upload, mask_update
 
@@ -63,48 +63,52 @@ def usual(count: int) -> Thresholds:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dealt:
+class SharedOut:
     """A group whose PCs have all shared out their secrets."""
 
     keys: dict[bytes, Keys]
     group: Group
     secrets: dict[bytes, RoundSecrets]
-    deals: dict[bytes, Deal]
+    key_shares: dict[bytes, KeyShares]
 
     def upload(self, who: bytes, words: np.ndarray, head: LedgerHead = HEAD) -> Upload:
         return mask_update(self.group, self.keys[who], self.secrets[who], words, head)
 
-    def only(self, taking_part: Sequence[bytes]) -> Dealt:
+    def only(self, taking_part: Sequence[bytes]) -> SharedOut:
         """The same where the others gave no answer in time."""
-        cards = tuple(self.deals[who].card for who in sorted(taking_part))
+        cards = tuple(self.key_shares[who].card for who in sorted(taking_part))
         return dataclasses.replace(self, group=Group(self.group.terms, cards))
 
-    def instead(self, changed: Deal) -> Dealt:
-        """The same with another deal by one of the PCs."""
-        deals = {**self.deals, changed.card.identity: changed}
-        cards = tuple(deals[who].card for who in self.group.dealers)
-        return dataclasses.replace(self, deals=deals, group=Group(self.group.terms, cards))
+    def instead(self, changed: KeyShares) -> SharedOut:
+        """The same with another key_shares by one of the PCs."""
+        key_shares = {**self.key_shares, changed.card.identity: changed}
+        cards = tuple(key_shares[who].card for who in self.group.members)
+        return dataclasses.replace(
+            self, key_shares=key_shares, group=Group(self.group.terms, cards)
+        )
 
 
-def dealt(terms: Terms, keys: dict[bytes, Keys]) -> Dealt:
-    made = {who: deal(terms, keys[who]) for who in terms.participants}
+def shared_out(terms: Terms, keys: dict[bytes, Keys]) -> SharedOut:
+    made = {who: share_secrets(terms, keys[who]) for who in terms.participants}
     secrets = {who: own for who, (own, _) in made.items()}
-    deals = {who: Deal.decode(one.encode()) for who, (_, one) in made.items()}
-    for one in deals.values():
+    key_shares = {who: KeyShares.decode(one.encode()) for who, (_, one) in made.items()}
+    for one in key_shares.values():
         one.verify(terms)
-    group = Group(terms, tuple(deals[who].card for who in terms.participants))
-    return Dealt(keys, group, secrets, deals)
+    group = Group(terms, tuple(key_shares[who].card for who in terms.participants))
+    return SharedOut(keys, group, secrets, key_shares)
 
 
-def resigned(found: Dealt, who: bytes, **changes: Any) -> Dealt:
-    """A dishonest dealer's: its deal with `changes`, properly signed."""
-    deal = dataclasses.replace(found.deals[who], **changes)
-    digest = hashlib.sha256(b"".join((deal.check, *deal.commitments, *deal.blobs))).digest()
-    card = dataclasses.replace(deal.card, deal_hash=digest)
+def resigned(found: SharedOut, who: bytes, **changes: Any) -> SharedOut:
+    """A dishonest sharer's: its key_shares with `changes`, properly signed."""
+    key_shares = dataclasses.replace(found.key_shares[who], **changes)
+    digest = hashlib.sha256(
+        b"".join((key_shares.check, *key_shares.commitments, *key_shares.blobs))
+    ).digest()
+    card = dataclasses.replace(key_shares.card, shares_hash=digest)
     signature = found.keys[who].identity.sign(card.signed_part(found.group.terms.context))
     card = dataclasses.replace(card, signature=signature)
     own = dataclasses.replace(found.secrets[who], card=card)
-    changed = found.instead(dataclasses.replace(deal, card=card))
+    changed = found.instead(dataclasses.replace(key_shares, card=card))
     return dataclasses.replace(changed, secrets={**found.secrets, who: own})
 
 
@@ -114,7 +118,7 @@ class Sum:
     def __init__(
         self,
         group: Group,
-        deals: Iterable[Deal],
+        key_shares: Iterable[KeyShares],
         uploads: Mapping[bytes, Upload],
         inside: Collection[bytes],
     ) -> None:
@@ -124,7 +128,7 @@ class Sum:
         self.uploads = {who: Upload.decode(uploads[who].encode()) for who in inside}
         for upload in self.uploads.values():
             self.aggregator.accept(upload)
-        self.aggregator.recall(one for one in deals if one.card.identity in group.dealers)
+        self.aggregator.recall(one for one in key_shares if one.card.identity in group.members)
 
     @property
     def proposal(self) -> Proposal:

@@ -28,7 +28,7 @@ from fedaipc.secagg.encoding import BITS, Encoding
 from fedaipc.secagg.keys import ExchangeKey, SigningKey, fingerprint
 from fedaipc.secagg.masks import add_masks
 from fedaipc.secagg.roster import Bundle, Roster
-from fedaipc.secagg.round_keys import Group, Keys, deal
+from fedaipc.secagg.round_keys import Group, Keys, share_secrets
 from fedaipc.secagg.terms import Terms, thresholds
 from fedaipc.secagg.uploads import LedgerHead, mask_update
 from fedaipc.secagg.wire import VERSION
@@ -91,10 +91,10 @@ def terms_of(roster: Roster, asked: tuple[Keys, ...]) -> Terms:
 def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
     """From the shares to the sum."""
     absent = terms.participants[ASKED // 2]
-    own, deals = {}, {}
+    own, key_shares = {}, {}
     for keys in asked:
-        own[keys.identity.public], deals[keys.identity.public] = deal(terms, keys)
-    group = Group(terms, tuple(deals[who].card for who in terms.participants))
+        own[keys.identity.public], key_shares[keys.identity.public] = share_secrets(terms, keys)
+    group = Group(terms, tuple(key_shares[who].card for who in terms.participants))
     plain, uploads = {}, {}
     for keys, weight in zip(asked, WEIGHTS, strict=True):
         if (who := keys.identity.public) == absent:
@@ -113,7 +113,7 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
     aggregator = Aggregator(group, total)
     for upload in uploads.values():
         aggregator.accept(upload)
-    aggregator.recall(deals.values())
+    aggregator.recall(key_shares.values())
     proposal = aggregator.proposal()
     agreements: dict[bytes, Agreement] = {}
     for keys in asked:
@@ -138,7 +138,7 @@ def sums(terms: Terms, asked: tuple[Keys, ...]) -> dict[str, Any]:
     return {
         "absent": absent.hex(),
         "secrets": frames(own),
-        "deals": frames(deals),
+        "key_shares": frames(key_shares),
         "round_keys": group.encode_keys().hex(),
         "group_context": group.context.hex(),
         "plain": named(plain),
