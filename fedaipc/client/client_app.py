@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from fedaipc.errors import (
     RoundError,
     SecAggError,
 )
+from fedaipc.files import unflushed
 from fedaipc.privacy.ledger import LEDGER_FILE
 from fedaipc.protocol.messages import (
     EXHAUSTED,
@@ -160,8 +161,10 @@ def _reply(
     """
     try:
         pc = _pc(context)
-        records = answer(pc)
-        if pc.owner.server is not None:
+        simulated = pc.owner.server is None
+        with unflushed() if simulated else nullcontext():
+            records = answer(pc)
+        if not simulated:
             _note(pc, stage, message, records)
         return Message(records, reply_to=message)
     except SimulatedDropOut:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,16 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from fedaipc.client.client import LOG_FILE
+from fedaipc.client import examples
+from fedaipc.client.client import LOG_FILE, Client
 from fedaipc.client.policy import check_policy
 from fedaipc.config import DPSGD
-from fedaipc.data.reading import label_name
 from fedaipc.data.sources import read_records
-from fedaipc.errors import BudgetExhausted, ModelError, RoundError, check_clock
-from fedaipc.files import expanded
+from fedaipc.errors import BudgetExhausted, FedaipcError, ModelError, RoundError, check_clock
 from fedaipc.model.classifier import Classifier, read_vector
 from fedaipc.model.device import choose_device
-from fedaipc.model.inputs import Inputs, longest_input, make_inputs
+from fedaipc.model.inputs import Inputs, freeze_together, longest_input
 from fedaipc.privacy.budget import check_delta, outgrown
 from fedaipc.privacy.ledger import LEDGER_FILE, Charge, Ledger
 from fedaipc.privacy.randomness import SecureRandom
@@ -40,9 +38,10 @@ from fedaipc.secagg.terms import Terms
 from fedaipc.secagg.uploads import LedgerHead, mask_update
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     import numpy.typing as npt
 
-    from fedaipc.client.client import Client
     from fedaipc.config import OwnerSettings, Schedule, SpeedSettings, TextClassifier
     from fedaipc.data.reading import Reading
     from fedaipc.protocol.job import Job
@@ -144,7 +143,7 @@ class Trainer:
                 f"{owner.base}; `base` in owner.toml says which this PC takes"
             )
         if isinstance(job.privacy, DPSGD):
-            self._rehearse(job, job.privacy, classifier)
+            _rehearse(pc, job, job.privacy, classifier)
         return Checked(job, terms, ledger, keys, classifier, self._share(job, terms))
 
     def ready(self) -> bytes:
@@ -216,7 +215,8 @@ class Trainer:
 
     def _words(self, admitted: Admitted) -> npt.NDArray[Any]:
         try:
-            return self._trained(admitted, *self._examples(admitted))
+            known = (self._pc, admitted.classifier, admitted.job.labels)
+            return self._trained(admitted, *examples.load(*known, self._remark))
         except Exception as error:
             if not admitted.job.privacy.private:
                 raise
@@ -287,73 +287,15 @@ class Trainer:
         )
         if terms != stated:
             raise RoundError("the coordinator's terms differ from its job's")
-        terms.check(roster, group, time.time())
-        terms.place(own)
-        return terms
+        stated.check(roster, group, time.time())
+        stated.place(own)
+        return stated
 
     def _share(self, job: Job, terms: Terms) -> NoiseShare | None:
         mechanism = job.privacy
         if not isinstance(mechanism, DPSGD) or not mechanism.noise_at_encoding:
             return None
         return noise_share(mechanism, terms, self._pc.key_store.identity.public)
-
-    def _rehearse(self, job: Job, mechanism: DPSGD, classifier: Classifier) -> None:
-        """Once per process and model. Raises RoundError where this machine cannot do the job."""
-        speed = self._pc.owner.speed
-        threads = torch.get_num_threads()  # which decides where a matrix product is cut
-        kind = f"{mechanism.kind} {mechanism.unit}"
-        key = (classifier.layout.hash, job.model.max_length, kind, threads, speed)
-        if key in _rehearsed:
-            classifier.by_record = _rehearsed[key]
-            return
-        try:
-            rehearse(
-                classifier,
-                longest_input(classifier, cached=speed.cache_frozen),
-                read_vector(classifier),
-                mechanism=mechanism,
-                training=job.training,
-                micro_batch=speed.micro_batch,
-            )
-        except ModelError as error:
-            raise RoundError(str(error)) from None
-        except (RuntimeError, MemoryError) as error:
-            self._pc.note(f"round {self._request.round}: refused: {_shown(error)}")
-            raise RoundError(
-                "this PC cannot train one batch of this job; give it more memory, or set a "
-                "smaller speed.micro_batch in its owner.toml"
-            ) from None
-        _rehearsed[key] = classifier.by_record
-
-    def _examples(self, admitted: Admitted) -> tuple[Inputs, npt.NDArray[np.int64]]:
-        """The PC's texts as model inputs and their class numbers, read once per process."""
-        owner, folder = self._pc.owner, self._pc.folder
-        classifier = admitted.classifier
-        source = self._pc.source
-        key = (str(folder.resolve()), classifier.layout.hash, _stamp(source))
-        if key in _examples:
-            _examples.move_to_end(key)
-            return _examples[key]
-        # A record that cannot be read is left out, so that the others still count. So is one
-        # whose label the job does not list. Failing instead would tell a coordinator that lies
-        # about labels, without noise, whether the PC holds one.
-        reading = read_records(source, owner, labels=admitted.job.labels)
-        self._remark(reading)
-        records = reading.records
-        number = {label_name(label): i for i, label in enumerate(admitted.job.labels)}
-        targets = np.array([number[label] for label in records.labels], dtype=np.int64)
-        cache = folder / "cache"
-        if owner.speed.cache_folder is not None:
-            cache = Path(owner.speed.cache_folder)
-        if len(records):
-            frozen = cache if owner.speed.cache_frozen else None
-            inputs = make_inputs(classifier, records.texts, frozen)
-        else:  # noise alone, as in any round whose sample is empty
-            inputs = Inputs.nothing()
-        _examples[key] = inputs, targets
-        if len(_examples) > _EXAMPLES_KEPT:
-            _examples.popitem(last=False)
-        return _examples[key]
 
     def _remark(self, reading: Reading) -> None:
         """Tell the owner which texts are not used; the numbers go to the PC's own log only."""
@@ -368,21 +310,62 @@ class Trainer:
                 _log.warning("%s; %s has the numbers", advice, pc.folder / LOG_FILE)
 
 
-_EXAMPLES_KEPT = 256  # PCs of one process; mostly file-backed, so this is a bound on open files
 _rehearsed: dict[tuple[str, int, str, int, SpeedSettings], int] = {}  # and how it multiplies
-_Key = tuple[str, str, tuple[tuple[str, int, int], ...]]
-_examples: OrderedDict[_Key, tuple[Inputs, npt.NDArray[np.int64]]] = OrderedDict()
 
 
-def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
-    """A mark that changes when a file, or one in a folder, is replaced."""
-    path = expanded(source)
-    found = []
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        with suppress(OSError):  # deleted, or a link to nowhere
-            state = file.stat()
-            found.append((str(file), state.st_mtime_ns, state.st_size))
-    return tuple(found)
+def _rehearse(pc: Client, job: Job, mechanism: DPSGD, classifier: Classifier) -> None:
+    """Once per process and model. Raises RoundError where this machine cannot do the job."""
+    speed = pc.owner.speed
+    threads = torch.get_num_threads()  # which decides where a matrix product is cut
+    kind = f"{mechanism.kind} {mechanism.unit}"
+    key = (classifier.layout.hash, job.model.max_length, kind, threads, speed)
+    if key in _rehearsed:
+        classifier.by_record = _rehearsed[key]
+        return
+    try:
+        rehearse(
+            classifier,
+            longest_input(classifier, cached=speed.cache_frozen),
+            read_vector(classifier),
+            mechanism=mechanism,
+            training=job.training,
+            micro_batch=speed.micro_batch,
+        )
+    except ModelError as error:
+        raise RoundError(str(error)) from None
+    except (RuntimeError, MemoryError) as error:
+        pc.note(f"run {job.run}: refused: {_shown(error)}")
+        raise RoundError(
+            "this PC cannot train one batch of this job; give it more memory, or set a "
+            "smaller speed.micro_batch in its owner.toml"
+        ) from None
+    _rehearsed[key] = classifier.by_record
+
+
+def freeze_for_all(folders: Iterable[Path], job: Job) -> None:
+    """Run the texts of all simulated PCs through the frozen layers, as each would by itself.
+
+    A PC that cannot be read is passed over: what is wrong with it is said when it trains.
+    """
+    pcs = [Client(folder) for folder in folders]
+    owner = pcs[0].owner
+    classifier = shared_classifier(
+        job.model.model_copy(update={"base": owner.base}), job.labels, owner
+    )
+    if isinstance(job.privacy, DPSGD):
+        with suppress(RoundError):  # each PC says so when it is asked
+            _rehearse(pcs[0], job, job.privacy, classifier)
+
+    def parts() -> Iterator[tuple[Sequence[str], Path]]:
+        for pc in pcs:
+            cache = examples.cache_folder(pc)
+            with suppress(FedaipcError):
+                if cache is not None:
+                    reading = read_records(pc.source, pc.owner, labels=job.labels)
+                    yield reading.records.texts, cache
+
+    with suppress(OSError):  # a full disk costs speed, not the run
+        freeze_together(classifier, parts())
 
 
 def _shown(error: Exception) -> str:

@@ -90,10 +90,12 @@ class Classifier(nn.Module):
 
     def use(self, device: Device) -> None:
         """Compute there, and in its precision, from now on."""
-        self.to(device.torch)
+        if self.device != device.torch:  # else it would go through all weights, for each PC
+            self.to(device.torch)
         self.half_precision = device.dtype == "bfloat16"
-        if self._lower[0] is not None:
-            self._lower[0].to(device.torch)
+        lower = self._lower[0]
+        if lower is not None and next(lower.parameters()).device != device.torch:
+            lower.to(device.torch)
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ from fedaipc.model.base import base_hash
 from fedaipc.model.classifier import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
     from fedaipc.model.classifier import Classifier
 
 FREEZE_BATCH = 16  # rows
+_TOGETHER = 1000  # texts of several PCs that are frozen at once
+_READ_WHOLE = 1 << 20  # bytes
 _MAX_CHARACTERS = 64  # of a text for each token that it may have: more hardly ever matter
 
 
@@ -135,8 +137,7 @@ def make_inputs(classifier: Classifier, texts: Sequence[str], cache_folder: Path
     """
     if cache_folder is None or not classifier.has_frozen_part:
         return _tokenise(classifier, texts)
-    key = _key(classifier, texts)
-    states, offsets = cache_folder / f"{key}.states.npy", cache_folder / f"{key}.offsets.npy"
+    states, offsets = _files(classifier, texts, cache_folder)
     cached = _cached(classifier, states, offsets)
     if cached is None:
         tokens = _tokenise(classifier, texts)
@@ -149,10 +150,68 @@ def make_inputs(classifier: Classifier, texts: Sequence[str], cache_folder: Path
     return cached
 
 
+def freeze_together(classifier: Classifier, parts: Iterable[tuple[Sequence[str], Path]]) -> None:
+    """Do for many PCs what `make_inputs` does for one: for each the texts, and its cache folder.
+
+    One PC's few texts would fill a batch with padding. The states are the same to the last bit,
+    because a text's own do not depend on which others are in its batch. For simulations: over real
+    PCs nobody has the texts of two. Raises OSError.
+    """
+    waiting: list[tuple[Inputs, Path, Path]] = []
+    count = 0
+    for texts, folder in parts if classifier.has_frozen_part else ():
+        states, offsets = _files(classifier, texts, folder)
+        if len(texts) and _cached(classifier, states, offsets) is None:
+            waiting.append((_tokenise(classifier, texts), states, offsets))
+            count += len(texts)
+        if count >= _TOGETHER:
+            _freeze_parts(classifier, waiting)
+            waiting, count = [], 0
+    _freeze_parts(classifier, waiting)
+
+
+def _freeze_parts(classifier: Classifier, parts: Sequence[tuple[Inputs, Path, Path]]) -> None:
+    if not parts:
+        return
+    tokens = _joined([part for part, _, _ in parts])
+    width = classifier.hf.config.hidden_size
+    rows = np.empty((len(tokens) if classifier.pooled else len(tokens.rows), width), np.float32)
+    _fill(classifier, tokens, rows)
+    start = 0
+    for part, states, offsets in parts:
+        end = start + (len(part) if classifier.pooled else len(part.rows))
+        states.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomic(offsets, _saved(part.offsets), private=True)
+        write_atomic(states, _saved(rows[start:end]), private=True)
+        start = end
+
+
+def _saved(values: npt.NDArray[Any] | None) -> bytes:
+    content = io.BytesIO()
+    np.save(content, np.asarray(values))
+    return content.getvalue()
+
+
+def _joined(parts: Sequence[Inputs]) -> Inputs:
+    """The tokens of all parts, one after the other."""
+    lengths = np.concatenate([part.lengths() for part in parts])
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return Inputs(np.concatenate([part.rows for part in parts]), offsets, parts[0].most)
+
+
+def _files(classifier: Classifier, texts: Sequence[str], folder: Path) -> tuple[Path, Path]:
+    """Where the cache has the states of these texts, and which rows each text has."""
+    key = _key(classifier, texts)
+    return folder / f"{key}.states.npy", folder / f"{key}.offsets.npy"
+
+
 def _cached(classifier: Classifier, states: Path, offsets: Path) -> Inputs | None:
     """What the cache holds; None where a file is missing, cut short or cannot be read."""
     try:
-        rows, starts = np.load(states, mmap_mode="r"), np.load(offsets)
+        # A small file is read: thousands of simulated PCs would have as many files open.
+        small = states.stat().st_size <= _READ_WHOLE
+        rows, starts = np.load(states, mmap_mode=None if small else "r"), np.load(offsets)
     except (OSError, ValueError, EOFError):
         return None
     if len(rows) != (len(starts) - 1 if classifier.pooled else starts[-1]):
@@ -211,25 +270,29 @@ def _freeze(classifier: Classifier, tokens: Inputs, states: Path, offsets: Path)
         if hasattr(os, "posix_fallocate"):
             with Path(name).open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, Path(name).stat().st_size)
-        lengths = tokens.lengths()
-        for indices, batch in tokens.batches(FREEZE_BATCH, classifier.device):
-            result = classifier.freeze_through(batch)
-            values = result.values[: len(indices)].cpu().numpy()
-            if result.mask is None:
-                rows[indices] = values
-            else:
-                for index, value, length in zip(indices, values, lengths[indices], strict=True):
-                    start = tokens.offsets[index]
-                    rows[start : start + length] = value[:length]
+        _fill(classifier, tokens, rows)
         rows.flush()
         del rows
-        starts = io.BytesIO()
-        np.save(starts, tokens.offsets)
-        write_atomic(offsets, starts.getvalue(), private=True)
+        write_atomic(offsets, _saved(tokens.offsets), private=True)
         Path(name).replace(states)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _fill(classifier: Classifier, tokens: Inputs, rows: npt.NDArray[np.float32]) -> None:
+    """Write the frozen states of `tokens` into `rows`: one for each text, or for each token."""
+    assert tokens.offsets is not None  # noqa: S101 - tokens are always ragged
+    lengths = tokens.lengths()
+    for indices, batch in tokens.batches(FREEZE_BATCH, classifier.device):
+        result = classifier.freeze_through(batch)
+        values = result.values[: len(indices)].cpu().numpy()
+        if result.mask is None:
+            rows[indices] = values
+        else:
+            for index, value, length in zip(indices, values, lengths[indices], strict=True):
+                start = tokens.offsets[index]
+                rows[start : start + length] = value[:length]
 
 
 def _key(classifier: Classifier, texts: Sequence[str]) -> str:

@@ -148,7 +148,7 @@ def read_roster(content: bytes) -> tuple[bytes, Roster]:
     return admission, Roster.decode(content[KEY_BYTES:], admission)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """A PC's public key of one epoch, and its public size class; made to last `KEY_SECONDS`.
 
@@ -216,4 +216,8 @@ class Bundle:
 
     def signed_part(self) -> bytes:
         """What the signature covers: a label and every field."""
+        return self._signed_part
+
+    @cached_property
+    def _signed_part(self) -> bytes:  # each PC of a group looks at it in each round
         return self._fields(Writer().string(_BUNDLE_LABEL)).done()

@@ -227,10 +227,14 @@ class Group:
     @classmethod
     def of(cls, terms: Terms, keys: bytes | memoryview) -> Group:
         """The group of a frame of round keys. Raises EncodingError or SecAggError."""
-        return cls(terms, _round_keys(bytes(keys)))
+        return _group_of(terms, bytes(keys))
 
     def encode(self) -> bytes:
         """Terms and round keys, as a PC keeps them on its disk."""
+        return self._frame
+
+    @cached_property
+    def _frame(self) -> bytes:
         return Writer(GROUP).string(self.terms.encode()).string(self.encode_keys()).done()
 
     @classmethod
@@ -240,9 +244,9 @@ class Group:
 
 
 @lru_cache(maxsize=8)  # a group's PCs get the same; a call that raises is not kept
-def _round_keys(content: bytes) -> tuple[RoundKey, ...]:
-    def read(reader: Reader) -> tuple[RoundKey, ...]:
-        return tuple(map(RoundKey.decode, reader.items(CARD_BYTES, MAX_IN_A_GROUP)))
+def _group_of(terms: Terms, content: bytes) -> Group:
+    def read(reader: Reader) -> Group:
+        return Group(terms, tuple(map(RoundKey.decode, reader.items(CARD_BYTES, MAX_IN_A_GROUP))))
 
     return parsed(content, ROUND_KEYS, read)
 

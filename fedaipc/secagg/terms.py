@@ -164,6 +164,9 @@ class Terms:
             bundle.check(roster, self.run, now)
         _ = self.encoding
 
+    def __hash__(self) -> int:  # the context covers all of it
+        return hash(self.context)
+
     @property
     def sealed(self) -> bool:
         """Whether updates are masked; otherwise they travel as they are."""
@@ -210,6 +213,10 @@ class Terms:
         ).digest()
 
     def encode(self) -> bytes:
+        return self._frame
+
+    @cached_property
+    def _frame(self) -> bytes:
         writer = self._fields(Writer(TERMS)).number(len(self.bundles), 4)
         for bundle in self.bundles:
             writer.string(bundle.encode())

@@ -20,6 +20,7 @@ from fedaipc import strict_json
 from fedaipc.client.client_app import app as client_app
 from fedaipc.client.client_app import pc_folder
 from fedaipc.client.key_store import KeyStore
+from fedaipc.client.trainer import freeze_for_all
 from fedaipc.config import for_labels, load_settings
 from fedaipc.coordinator import server_app
 from fedaipc.data.prepare import prepare_simulation
@@ -247,6 +248,9 @@ def _run_in_process(
     on_round: Callable[[RoundResult], None],
     app: Callable[[Message, Context], Message],
 ) -> None:
+    job = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8"))
+    folders = [pc_folder(run.pc_state, n) for n in range(run.settings.federation.clients)]
+    freeze_for_all(folders, job)
     run_in_process(
         server_app.make_server_app(run.folder, on_round),
         app,

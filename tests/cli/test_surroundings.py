@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedaipc.cli import main
-from fedaipc.client.trainer import _stamp
+from fedaipc.client.examples import _stamp
 from fedaipc.config import Settings
 from fedaipc.data.assets import cache_folder
 from fedaipc.doctor.saved import with_saved

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedaipc.client import trainer
+from fedaipc.client import examples, trainer
 from fedaipc.client.key_store import KeyStore
 from fedaipc.protocol.job import Job
 from fedaipc.secagg.round_keys import share_secrets
@@ -72,8 +72,11 @@ def ask_member(five: Federation, member: Path) -> Callable[..., Answer]:
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the steps that see the PC's data, as they are taken."""
     steps: list[str] = []
-    for name in ("read_records", "make_inputs", "train_round", "mask_update"):
-        spy(monkeypatch, trainer, name, steps)
+    for where, name in (
+        (examples, "read_records"), (examples, "make_inputs"),
+        (trainer, "train_round"), (trainer, "mask_update"),
+    ):  # fmt: skip
+        spy(monkeypatch, where, name, steps)
     return steps
 
 

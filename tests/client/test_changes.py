@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedaipc.client import trainer
+from fedaipc.client import examples, trainer
 from fedaipc.privacy.training import train_round
 from tests.support.clients import CANARY, exotic, gave, owner
 from tests.support.jobs import on_the_wire
@@ -60,7 +60,7 @@ def test_an_owner_is_told_where_the_size_class_does_not_fit_any_more(
     answers = [ask(attempt=1)]
     assert "size class" not in caplog.text  # a simulation's log is the coordinator's
     owner(folder, server="localhost:1")
-    trainer._examples.clear()
+    examples.kept = examples.Kept()
     answers += [ask(attempt=2), ask(attempt=3)]
     assert all(map(gave, answers))
     assert len({len(answer.content) for answer in answers}) == 1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedaipc.client import client_app, trainer
+from fedaipc.client import client_app, examples
 from fedaipc.client.disclosure_log import read as read_sent
 from fedaipc.client.key_store import KeyStore
 from fedaipc.config import NoPrivacy, PlainAggregation, Policy, Schedule
@@ -239,7 +239,7 @@ def test_an_owner_reads_on_the_terminal_that_texts_could_not_be_used(
     def fail(*_: Any, **__: Any) -> None:
         raise DataError(CANARY)
 
-    monkeypatch.setattr(trainer, "read_records", fail)
+    monkeypatch.setattr(examples, "read_records", fail)
     assert gave(ask())
     assert "trained on nothing" not in caplog.text  # a simulation's log is the coordinator's
     owner(folder, server="localhost:1")

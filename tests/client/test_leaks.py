@@ -17,7 +17,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from fedaipc.client import client as client_module
-from fedaipc.client import trainer
+from fedaipc.client import examples, trainer
 from fedaipc.client.client import LOG_FILE, OWNER_FILE
 from fedaipc.config import NoPrivacy, TrainingMethod
 from fedaipc.errors import DataError, ModelError
@@ -87,7 +87,7 @@ def test_whether_a_pc_can_use_its_data_shows_in_nothing_but_noise(
         case "a row":
             pq.write_table(pa.table({"text": ["good", None], "label": ["positive"] * 2}), records)
         case "tokenizer":
-            monkeypatch.setattr(trainer, "make_inputs", fail)
+            monkeypatch.setattr(examples, "make_inputs", fail)
         case _:
             ask(attempt=1)  # so that the rehearsal is behind it
             shutil.rmtree(folder)
@@ -296,7 +296,8 @@ def test_no_word_of_an_exception_leaves_the_pc(
     if privacy == "none":
         owner(folder, policy={"allow_not_private": True})
         changes = {"privacy": NoPrivacy()}
-    monkeypatch.setattr(client_module if where == "load_owner" else trainer, where, fail)
+    modules = {"load_owner": client_module, "read_records": examples}
+    monkeypatch.setattr(modules.get(where, trainer), where, fail)
     (folder / OWNER_FILE).touch()  # so that it is read again
     caplog.set_level(logging.DEBUG)
     reply = ask(**changes).reply

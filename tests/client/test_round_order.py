@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedaipc.client import trainer
+from fedaipc.client import examples, trainer
 from fedaipc.client.key_store import KeyStore
 from fedaipc.data.sources import read_records
 from fedaipc.errors import (
@@ -64,7 +64,7 @@ def test_the_charge_is_on_the_disk_when_the_first_text_is_read(
         assert len(synced) >= 1
         return real_read(*args, **named)
 
-    monkeypatch.setattr(trainer, "read_records", read)
+    monkeypatch.setattr(examples, "read_records", read)
     assert gave(ask())
 
 
@@ -126,7 +126,7 @@ def test_a_charge_stands_whatever_fails_after_it(
     def fail(*args: Any, **named: Any) -> None:
         raise error(CANARY)
 
-    monkeypatch.setattr(trainer, step, fail)
+    monkeypatch.setattr(trainer if step == "train_round" else examples, step, fail)
     answer = ask()
     if step == "train_round":  # it cannot even make noise
         assert failed(answer)

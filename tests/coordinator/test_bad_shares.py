@@ -88,6 +88,20 @@ def test_a_sharer_of_whom_many_complain_voids_one_attempt_and_is_named(
     assert re.search(r"pc-\d says of pc-3: its encrypted shares cannot be read", caplog.text)
 
 
+def test_all_that_give_out_bad_shares_are_named_in_one_attempt(tmp_path: Path, pcs: Pcs) -> None:
+    """M27: else each would void an attempt of its own, for which all are charged."""
+    members = pcs(10)
+    for liar in members[:2]:
+        liar.ready = lambda request, liar=liar: bad_shares(liar, request, wrong_check)
+    liar = members[2]
+    liar.ready = lambda request: bad_shares(liar, request, lambda d: wrong_blobs(d, range(10)))
+    ran = run(tmp_path, FakeGrid(members), ONE)
+    assert ran.error is None
+    assert [(r.arrived, r.void, r.blamed) for r in ran.rounds] == [
+        (0, True, ("pc-0", "pc-1", "pc-2")), (7, False, ()),
+    ]  # fmt: skip
+
+
 def test_a_pc_that_was_left_out_stays_out_when_the_coordinator_starts_again(
     tmp_path: Path, pcs: Pcs
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fedaipc.certificate.check import check
 from fedaipc.certificate.document import NEIGHBOURS, UNITS, Certificate
 from fedaipc.certificate.issue import pc_certificate, run_certificate
-from fedaipc.client import trainer
+from fedaipc.client import examples, trainer
 from fedaipc.config import DPSGD, FedAvg
 from fedaipc.data.sources import read_records
 from fedaipc.errors import PrivacyError, RoundError
@@ -108,7 +108,7 @@ def test_a_pc_whose_texts_cannot_be_used_sends_noise_alone(
         return read_records(source, owner, **named)
 
     monkeypatch.setattr(NoiseShare, "encode", encode)
-    monkeypatch.setattr(trainer, "read_records", fails)
+    monkeypatch.setattr(examples, "read_records", fails)
     assert simulate(prepared(tmp_path, "rounds=1"), "in-process", quiet).status == "finished"
     assert sum(not one.any() for one in sums) == 1
     assert len(sums) == 5

@@ -13,7 +13,13 @@ import torch
 
 from fedaipc.model import inputs as module
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.inputs import Inputs, batch_rows, longest_input, make_inputs
+from fedaipc.model.inputs import (
+    Inputs,
+    batch_rows,
+    freeze_together,
+    longest_input,
+    make_inputs,
+)
 from tests.support.tiny_models import LABELS, TEXTS, settings, shared_folder
 
 CPU = torch.device("cpu")
@@ -252,3 +258,48 @@ def test_without_a_frozen_part_there_is_no_cache(tmp_path: Path) -> None:
     full = Classifier(settings(shared_folder("bert"), method="full"), LABELS)
     assert make_inputs(full, TEXTS, tmp_path).is_tokens
     assert list(tmp_path.iterdir()) == []
+
+
+# Many PCs at once
+
+
+@pytest.mark.parametrize("together", [1, 3, 1000])
+def test_what_many_pcs_freeze_together_is_what_each_would_alone_to_the_last_bit(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    parts = [TEXTS[:1], TEXTS[1:4], [], TEXTS[::-1]]
+    alone = [make_inputs(classifier, texts, tmp_path / f"a{n}") for n, texts in enumerate(parts)]
+    monkeypatch.setattr(module, "_TOGETHER", together)
+    freeze_together(classifier, ((texts, tmp_path / f"b{n}") for n, texts in enumerate(parts)))
+
+    def broken(*_: Any) -> None:
+        raise AssertionError("the states were not found in the cache")
+
+    monkeypatch.setattr(module, "_freeze", broken)
+    for number, texts in enumerate(parts):
+        if texts:
+            found = make_inputs(classifier, texts, tmp_path / f"b{number}")
+            assert same(found, alone[number])
+            assert not isinstance(found.rows, np.memmap)
+            files = list((tmp_path / f"b{number}").iterdir())
+            assert {file.stat().st_mode & 0o77 for file in files} == {0}
+    assert not (tmp_path / "b2").exists()
+
+
+def test_what_lies_in_the_cache_is_not_frozen_again(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_inputs(classifier, TEXTS, tmp_path)
+
+    def broken(*_: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(module, "_fill", broken)
+    freeze_together(classifier, [(TEXTS, tmp_path)])
+
+
+def test_a_large_file_is_mapped(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_READ_WHOLE", 0)
+    assert isinstance(make_inputs(classifier, TEXTS, tmp_path).rows, np.memmap)
