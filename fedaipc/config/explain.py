@@ -166,7 +166,10 @@ def _find(
 
 
 def _section(field: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, or a list of."""
     kind = field.annotation
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
