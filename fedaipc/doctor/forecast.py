@@ -135,7 +135,7 @@ def forecast(
     power = watts or prices.pc.watts
     hours = seconds / 3600
     pc_hour = power / 1000 * prices.pc.dollars_per_kwh + prices.pc.dollars_per_hour
-    up, down = _round_bytes(settings, cohort, parameters)
+    up, down = round_bytes(settings, cohort, parameters)
     return Forecast(
         texts=records,
         minutes=seconds / 60,
@@ -146,11 +146,11 @@ def forecast(
         watts_measured=watts is not None,
         watt_hours=hours * power,
         dollars=hours * pc_hour,
-        gpus=tuple(_on_gpu(gpu, rate, hours, pc_hour) for gpu in prices.gpu),
+        gpus=tuple(on_gpu(gpu, rate, hours, pc_hour) for gpu in prices.gpu),
     )
 
 
-def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, int]:
+def round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, int]:
     """Bytes of one PC in one round, up and down."""
     up, down = parameters * settings.aggregation.bits // 8, parameters * 4
     if settings.aggregation.kind == "plain":
@@ -164,7 +164,8 @@ def _round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int,
     return up + _FRAMES, down
 
 
-def _on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost:
+def on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost:
+    """What takes PCs `hours` at `rate` texts per second, on `gpu`; `pc_hour` is their price."""
     ratio = None if gpu.texts_per_second is None else gpu.texts_per_second / rate
     return GpuCost(
         name=gpu.name,
