@@ -22,6 +22,7 @@ ABOUT = {
     "api": "import fedaipc as fa",
     "opacus": "clipping for Opacus",
     "lab": "plan, sweep, audit",
+    "planning": "a fleet, predicted",
     "certificate": "signed costs, checked",
     "doctor": "what a PC can do",
     "simulation": "many PCs, one machine",

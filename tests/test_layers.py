@@ -55,13 +55,15 @@ ALLOWED: dict[str, set[str]] = {
     "report": _GROUND | {"results"},
     "lab": _LEARNING
     | {"secagg", "protocol", "client", "coordinator", "federation", "simulation", "report"},
+    "planning": _LEARNING | {"secagg", "protocol", "report", "doctor"},
     "fleet": _LEARNING | {"secagg", "protocol", "client", "coordinator"},
     "api": _LEARNING
-    | {"secagg", "protocol", "federation", "simulation", "fleet", "report", "doctor", "lab"},
+    | {"secagg", "protocol", "federation", "simulation", "fleet", "report", "doctor", "lab"}
+    | {"planning"},
     "opacus": {"errors", "privacy"},
     "cli": _LEARNING
     | {"secagg", "protocol", "client", "coordinator", "federation", "simulation", "fleet"}
-    | {"report", "doctor", "lab", "certificate"},
+    | {"report", "doctor", "lab", "certificate", "planning"},
 }
 LIGHT = {"", *_GROUND, "results", "data", "report", "cli"}
 PLAIN = {"bounds", "files", "strict_json", "terminal"}  # the standard library alone
