@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedaipc import errors, opacus, privacy
     from fedaipc.api.data import Data, fetch, load_data
     from fedaipc.api.federation import Federation
+    from fedaipc.api.fleet import plan_fleet
     from fedaipc.api.job import Job
     from fedaipc.api.lab import load_audit
     from fedaipc.api.run import Comparison, Run, compare, load_run
@@ -62,6 +63,7 @@ _HOMES = {
     "load_audit": "fedaipc.api.lab",
     "load_data": "fedaipc.api.data",
     "load_run": "fedaipc.api.run",
+    "plan_fleet": "fedaipc.api.fleet",
     "register_family": "fedaipc.config.family",
     "register_source": "fedaipc.data.registry",
     "register_tracker": "fedaipc.report.tracking",
@@ -104,6 +106,7 @@ __all__ = [
     "load_data",
     "load_run",
     "opacus",
+    "plan_fleet",
     "privacy",
     "register",
     "register_family",

@@ -17,6 +17,7 @@ from fedaipc.cli import (
     data,
     doctor,
     federation,
+    plan_fleet,
     predict,
     privacy,
     report,
@@ -49,6 +50,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(assets.app, name="assets")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(plan_fleet.app, name="plan")
 
 
 def _version(show: bool) -> None:

@@ -36,7 +36,7 @@ def test_the_commands_are_those_that_the_documents_name() -> None:
         "client log", "client leave", "client move-out", "client move-in",
         "federation init", "federation invite", "federation admit", "federation list",
         "federation revoke", "federation renew", "federation base", "federation sign",
-        "server start", "server train", "server status", "server stop",
+        "plan fleet", "server start", "server train", "server status", "server stop",
     }  # fmt: skip
 
 
