@@ -24,6 +24,7 @@ from fedaipc.config import OwnerSettings, Settings
 from fedaipc.config.explain import Key, keys_of
 from fedaipc.config.section import Choice
 from fedaipc.lab.sweep.cells import Rule, Search, Space, Sweep
+from fedaipc.planning.fleet import Dropouts, Fleet, ServerMachine, SpeedClass
 from fedaipc.results import Results
 
 if TYPE_CHECKING:
@@ -174,6 +175,17 @@ def sweep() -> Iterator[str]:
         yield from _fields(model.model_json_schema(), model.model_json_schema(), defaults=True)
 
 
+def fleet() -> Iterator[str]:
+    for title, model in (
+        ("Top level", Fleet), ("[[classes]]", SpeedClass), ("[dropout]", Dropouts),
+        ("[server]", ServerMachine),
+    ):  # fmt: skip
+        anchor = "" if model is Fleet else " of a fleet"  # a job has a [server] as well
+        yield f"### {title}{anchor}\n"
+        yield from [*_purpose(model), ""]
+        yield from _keys([key for key in keys_of(model) if key.section is None], "")
+
+
 # Files that runs write.
 
 
@@ -259,7 +271,7 @@ def _errors() -> list[type[errors.FedaipcError]]:
 
 PAGES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "cli.md": {"commands": commands},
-    "configuration.md": {"job": job, "owner": owner, "sweep": sweep},
+    "configuration.md": {"job": job, "owner": owner, "sweep": sweep, "fleet": fleet},
     "results.md": {"results": results, "certificate": certificate},
     "exit-codes.md": {"errors": exit_codes},
 }

@@ -39,6 +39,7 @@ from fedaipc.lab.audit.membership import Curve, Membership
 from fedaipc.lab.audit.report import AuditReport, Setting
 from fedaipc.lab.sweep.cells import Rule, Search, Space, Sweep, sweep_from
 from fedaipc.lab.sweep.table import Point, Row
+from fedaipc.planning.fleet import fleet_from
 from tests.support.commands import all_commands
 from tests.support.pages import DOCS, ROOT, Block, anchors_of, blocks_of, links_of, pages, prose_of
 from tests.support.small import ROWS
@@ -191,6 +192,9 @@ def test_toml_has_keys_that_are_known(block: Block) -> None:
     tree = tomllib.loads(block.code)
     if {"grid", "cells", "search"} & set(tree):
         sweep_from(tree)
+        return
+    if "classes" in tree:
+        fleet_from(tree)
         return
     paths = {path for model in (Settings, OwnerSettings) for path, _, _ in describe_fields(model)}
     paths |= {path.removesuffix(".kind") for path in paths}

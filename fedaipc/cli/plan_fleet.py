@@ -49,7 +49,7 @@ def plan_fleet(
 
     Simulates events, not models: a million PCs take a minute. Reads no data.
 
-    Example: fedaipc plan fleet simulations/demo.toml --fleet simulations/fleet.toml
+    Example: fedaipc plan fleet simulations/demo.toml --fleet simulations/fleets/office.toml
     """
     from fedaipc.doctor.forecast import read_prices
     from fedaipc.planning import forecast

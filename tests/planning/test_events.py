@@ -39,7 +39,8 @@ def test_one_pc_without_randomness_takes_what_a_hand_computes() -> None:
     server = {**INSTANT, "exchange_seconds": 0.5, "evaluation_seconds": 7.0}
     job = a_job(aggregation=PLAIN, evaluation={"every": 2}, federation={"clients": 1})
     run = a_run(job, a_fleet(one, server=server), 1)
-    sent = 8 * 4 * VALUES / 2e6 + 8 * 4 * VALUES / 1e6
+    down = 4 * VALUES + 2 * 2300  # the model, and the job's text twice
+    sent = 8 * down / 2e6 + 8 * 4 * VALUES / 1e6
     # Looks: a PC that was busy a moment ago looks each 0.02 s, and it is half of that on average.
     ready = 0.5 + 4 * 0.1 + 0.01
     exchange = sent + 4 * 0.1 + 0.5 + 1000 / 10 + 3.0
@@ -53,7 +54,7 @@ def test_one_pc_without_randomness_takes_what_a_hand_computes() -> None:
     assert run.watt_seconds == pytest.approx(20.0 * (3 * 100 + 20))
     assert run.busy_seconds == pytest.approx(3 * 103 + 20)
     assert run.bytes_in == 3 * 4 * VALUES
-    assert run.bytes_out == 3 * 4 * VALUES + 32  # the list of members has one key
+    assert run.bytes_out == 3 * down + 32  # the list of members has one key
 
 
 def test_a_sealed_round_unmasks_one_group_after_the_other() -> None:

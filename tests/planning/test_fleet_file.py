@@ -39,7 +39,7 @@ def written(folder: Path, content: Any) -> Path:
 
 
 def test_the_example_can_be_read() -> None:
-    fleet = read_fleet(SIMULATIONS / "fleet.toml")
+    fleet = read_fleet(SIMULATIONS / "fleets" / "office.toml")
     pcs, measured = make_pcs(load_settings(SIMULATIONS / "demo.toml"), fleet, SIMULATIONS, 65.0)
     assert pcs.available.shape == (24, len(fleet.classes))
     assert measured is None
