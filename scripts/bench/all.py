@@ -28,6 +28,7 @@ FULL = (
     ["demo_pairs", "secagg"],
     ["demo_pairs", "noise"],
     ["fleet"],
+    ["fleet_model"],
     ["accountants"],
 )
 
