@@ -101,7 +101,11 @@ class Dropouts(Section):
 
 
 class ServerMachine(Section):
-    """The coordinator's machine and its line. Defaults are from scripts/bench/results."""
+    """The coordinator's machine and its line.
+
+    The defaults of its own time are measurements with a few PCs, which ran on the same two cores
+    (scripts/bench/results): a server of its own is quicker.
+    """
 
     down_mbit: Rate = Field(1000.0, description="megabits per second to the server, of all PCs")
     up_mbit: Rate = Field(1000.0, description="megabits per second from the server")
@@ -109,7 +113,7 @@ class ServerMachine(Section):
         0.2, description="of one message to PCs and back, however few they are"
     )
     message_seconds: Seconds = Field(
-        0.02, description="that each further PC adds to that: the server's work"
+        0.04, description="that each further PC adds to that: the server's work"
     )
     values_per_second: Rate = Field(4e7, description="values of updates that it adds up and keeps")
     unmask_seconds: Seconds = Field(0.005, description="of its work to unmask, per PC of a group")

@@ -265,11 +265,12 @@ def _compared(
 ) -> tuple[GpuComparison, ...]:
     """The work of the job, without what is void or lost, on each GPU of the table."""
     counts = pcs.counts(clients)
-    asked = job.rounds * job.federation.cohort_size(clients) / clients
+    drawn = job.federation.cohort_size(clients) / clients
+    asked, ever = job.rounds * drawn, 1 - (1 - drawn) ** job.rounds
     trained = float((counts * pcs.train).sum()) * asked
     passes = job.training.local_steps * job.privacy.sampling_rate
     texts = float((counts * pcs.texts).sum()) * asked * passes
-    hours = (trained + float((counts * pcs.prepare).sum())) / 3600
+    hours = (trained + float((counts * pcs.prepare).sum()) * ever) / 3600
     found = []
     for gpu in prices.gpu:
         one = on_gpu(gpu, texts / trained, hours, dollars / hours)

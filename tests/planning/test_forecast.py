@@ -55,6 +55,16 @@ def test_a_gpu_does_the_same_work_and_breaks_even_where_it_costs_the_same() -> N
     assert work / measured.break_even * 2.0 == pytest.approx(found.dollars.median)
 
 
+@pytest.mark.parametrize("fraction", [0.2, 1.0])
+def test_without_waste_a_gpu_breaks_even_as_beside_one_pc(fraction: float) -> None:
+    """A PC computes its frozen layers once it is drawn, and not before."""
+    job = a_job(federation={"fraction": fraction}, aggregation={"kind": "plain"})
+    fleet = a_fleet({**ONE, "frozen_texts_per_second": 5.0})
+    (found,) = a_plan(job, fleet, [100], repeats=10).fleets
+    pc_hour = 50 / 1000 * 0.2 + 0.01
+    assert found.gpus[0].break_even == pytest.approx(0.4 / pc_hour, rel=0.05)
+
+
 def test_void_rounds_cost_the_fleet_and_not_the_gpu() -> None:
     calm, rough = (
         a_plan(a_job(), a_fleet(dropout={"mask": chance}), [10], repeats=20).fleets[0]
