@@ -2,7 +2,8 @@
 
 fleet.py     the fleet file: speed classes, hours, network, dropouts, the server
 load.py      what one round asks of PCs and server: seconds and bytes, thresholds
+waiting.py   PCs that come and go, queues and silences: the arithmetic of it
 events.py    one run as a sequence of events; PCs are counted, no model is trained
 forecast.py  many runs of many fleets, summed up, beside a rented GPU
-chart.py     the same as a picture
+tables.py, chart.py   the same as tables and as a picture
 """

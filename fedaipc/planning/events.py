@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import bdtrc
 
 from fedaipc.planning.fleet import HOURS
+from fedaipc.planning.waiting import listened, look, served, turns
 from fedaipc.secagg.roster import KEY_SECONDS
 
 if TYPE_CHECKING:
@@ -33,14 +34,11 @@ _HOUR, _ATTEMPT = 0, 1  # events; at the same time PCs come and leave first
 HOUR_SECONDS = 3600.0
 DAYS = 30  # without a round, after which a run is given up
 _TRIES = 500  # to begin one attempt, within the same time
-_REDRAW = 1 / 24  # share of the PCs that decide in an hour whether they are there
 _HOPELESS = 1e-9
 _RESTART = 10.0  # s until the server's coordinator tries again
 _START_SECONDS = 60.0  # for PCs to connect before the first round, if not all of them are there
 _REQUESTS = 4  # of a PC for one message: look, confirm, answer, upload
-# A PC's pause between two looks for a message, as in fleet/node.py, and a coordinator's longest.
-SHORTEST_LOOK, LONGEST_LOOK, PATIENT_LOOK = 0.02, 5.0, 20
-_LONGEST_PAUSE = 1.0
+_LONGEST_PAUSE = 1.0  # s between two looks of a coordinator
 
 
 @dataclass(slots=True)
@@ -95,7 +93,7 @@ class _Run:
         self._beside, self._watts = np.tile(pcs.beside, 2), np.tile(pcs.watts, 2)
         self._latency = np.tile(pcs.latency, 2)
         self._travel = np.tile(load.down / pcs.down + load.up / pcs.up + _REQUESTS * pcs.latency, 2)
-        self._leave, self._join = _turns(np.tile(pcs.available, 2))
+        self._leave, self._join = turns(np.tile(pcs.available, 2))
         self._begin = fleet.start_hour * HOUR_SECONDS
         self._there = rng.binomial(total, np.tile(pcs.available[fleet.start_hour], 2))
         self._away = total - self._there
@@ -275,7 +273,7 @@ class _Run:
         per_in += load.parameters / server.values_per_second
         sent = np.cumsum(cells.sum(1))[:, None] * per_out
         own = self._work + self._beside + self._travel + server.exchange_seconds
-        arrival = sent + own + _look(looked, int(cells.sum()))
+        arrival = sent + own + look(looked, int(cells.sum()))
         dropped = self._lost(cells, self._dropout.mask)
         left = self._lost(cells - dropped, 1 - self._stay(now, arrival))
         lost = dropped + left
@@ -288,7 +286,7 @@ class _Run:
         timeout, noticed = self._job.federation.round_timeout, self._dropout.noticed_after
         some = cells > lost
         finish = np.full(arrival.shape, np.inf)
-        finish[some] = _served(arrival[some], (cells - lost)[some], per_in)
+        finish[some] = served(arrival[some], (cells - lost)[some], per_in)
         # Of a group's PCs of one kind all drop out at one time between request and answer, and all
         # leave at the last turn of an hour before it.
         when = sent + self._rng.random(arrival.shape) * (arrival - sent)
@@ -296,7 +294,7 @@ class _Run:
         events = [finish[some]]
         if noticed <= timeout:
             events += [when[dropped > 0] + noticed, turn[left > 0] + noticed]
-        end, idle = _listened(
+        end, idle = listened(
             np.concatenate(events), timeout, silent=noticed > timeout and bool(lost.any())
         )
         inside = np.where(finish <= end, cells - lost, 0)
@@ -322,8 +320,8 @@ class _Run:
         looks = np.zeros_like(fixed)
         for _ in range(2):  # a group waits for the groups before it: how long follows from `looks`
             before = np.cumsum(fixed + looks) - (fixed + looks)
-            looks = np.where(trying, _look(idle + before, np.maximum(1, agree.asked)), 0.0)
-            looks += np.where(signed, _look(agree.seconds, np.maximum(1, release.asked)), 0.0)
+            looks = np.where(trying, look(idle + before, np.maximum(1, agree.asked)), 0.0)
+            looks += np.where(signed, look(agree.seconds, np.maximum(1, release.asked)), 0.0)
         return float((fixed + looks).sum()), signed & release.enough
 
     def _waves(self, needed: Ints, there: Ints, chance: float) -> _Waves:
@@ -356,10 +354,10 @@ class _Run:
             return np.ones_like(arrival)
         hour, into = divmod(now, HOUR_SECONDS)
         # After so many days all have decided again, and again.
-        turns = np.minimum((into + arrival) // HOUR_SECONDS, DAYS * HOURS).astype(np.int64)
-        hours = (int(hour) + 1 + np.arange(turns.max())) % HOURS
+        turned = np.minimum((into + arrival) // HOUR_SECONDS, DAYS * HOURS).astype(np.int64)
+        hours = (int(hour) + 1 + np.arange(turned.max())) % HOURS
         stay = np.cumprod(np.vstack([np.ones(arrival.shape[1]), 1 - self._leave[hours]]), axis=0)
-        return np.asarray(stay[turns, np.arange(arrival.shape[1])])
+        return np.asarray(stay[turned, np.arange(arrival.shape[1])])
 
     def _silence(self, timeout: float) -> float:
         """How long a PC that has vanished is waited for."""
@@ -376,7 +374,7 @@ class _Run:
 
     def _exchange(self, pcs: int, idle: float, latency: float) -> Floats:
         """Seconds of one small message to `pcs` PCs, idle for so long, and back."""
-        return self._handled(pcs) + _REQUESTS * latency + _look(idle, pcs)
+        return self._handled(pcs) + _REQUESTS * latency + look(idle, pcs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,54 +384,3 @@ class _Waves:
     seconds: Floats
     enough: npt.NDArray[np.bool_]
     asked: Ints
-
-
-def _turns(available: Floats) -> tuple[Floats, Floats]:
-    """Chances to leave and to come as an hour begins, shape (24, kinds).
-
-    They keep the share of PCs that are there at `available`: as few come and leave as the
-    hours ask for, and of the others one in 24 decides again.
-    """
-    before = np.roll(available, 1, axis=0)
-    fewer, more = np.maximum(0, before - available), np.maximum(0, available - before)
-    ends = np.divide(fewer, before, out=np.zeros_like(before), where=before > 0)
-    starts = np.divide(more, 1 - before, out=np.zeros_like(before), where=before < 1)
-    leave = _REDRAW * (1 - available) + (1 - _REDRAW) * ends
-    join = _REDRAW * available + (1 - _REDRAW) * starts
-    return leave, join
-
-
-def _look(idle: float | Floats, pcs: int | Ints) -> Floats:
-    """Expected seconds until the last of `pcs` PCs looks for a message."""
-    pause = np.clip(np.asarray(idle) / PATIENT_LOOK, SHORTEST_LOOK, LONGEST_LOOK)
-    return np.asarray(pause * (np.asarray(pcs) / (np.asarray(pcs) + 1)))
-
-
-def _served(arrival: Floats, counts: Ints, each: float) -> Floats:
-    """When the last of each batch of uploads has been taken in, one after the other.
-
-    A batch of `counts` arrives at `arrival`, and each upload takes `each` seconds.
-    """
-    order = np.argsort(arrival, kind="stable")
-    until = np.cumsum(counts[order]) * each
-    begun = np.maximum.accumulate(arrival[order] - (until - counts[order] * each))
-    finish = np.empty_like(arrival)
-    finish[order] = begun + until
-    return finish
-
-
-def _listened(times: Floats, timeout: float, *, silent: bool) -> tuple[float, float]:
-    """When the coordinator stops to wait, and how long the last silence was.
-
-    It waits until `timeout` seconds have passed without an answer or a notice, unless it has one
-    from everybody; with `silent` there are PCs from which none will come.
-    """
-    times = np.sort(times)
-    gaps = np.diff(times, prepend=0.0)
-    late = np.flatnonzero(gaps > timeout)
-    if len(late):
-        return float(times[late[0]] - gaps[late[0]]) + timeout, timeout
-    last = float(times[-1]) if len(times) else 0.0
-    if silent:
-        return last + timeout, timeout
-    return last, float(gaps[-1]) if len(gaps) else 0.0

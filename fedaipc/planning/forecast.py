@@ -12,8 +12,7 @@ from fedaipc.doctor.forecast import on_gpu
 from fedaipc.errors import ConfigError
 from fedaipc.planning.events import simulate_run
 from fedaipc.planning.load import make_load, make_pcs
-from fedaipc.report.formatting import UNKNOWN, duration_text, size_text
-from fedaipc.report.table import Table
+from fedaipc.planning.tables import cost_table, gpu_table, time_table
 from fedaipc.secagg.roster import KEY_SECONDS, MAX_MEMBERS
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from fedaipc.planning.events import RunOutcome
     from fedaipc.planning.fleet import Fleet
     from fedaipc.planning.load import Pcs
+    from fedaipc.report.table import Table
 
 CLIENTS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 MAX_CLIENTS = 10_000_000
@@ -117,7 +117,7 @@ class FleetPlan:
 
     def tables(self) -> tuple[Table, ...]:
         """Time; traffic, energy and cost; the GPUs."""
-        return _time(self.fleets), _cost(self.fleets), _gpus(self.fleets)
+        return time_table(self.fleets), cost_table(self.fleets), gpu_table(self.fleets)
 
     def lines(self) -> list[str]:
         """Which fleets do not finish and why, and the notes."""
@@ -312,82 +312,3 @@ def _notes(job: Settings, clients: Sequence[int], fleets: Sequence[FleetForecast
     if job.aggregation.kind == "plain":
         found.append("updates are not sealed: traffic and time are those of plain updates")
     return found
-
-
-def _time(fleets: Sequence[FleetForecast]) -> Table:
-    columns = ("PCs", "updates", "void", "round", "run", "5 %", "95 %")
-    rows = []
-    for one in fleets:
-        run = one.run_seconds
-        low, high = (None, None) if run is None else (run.low, run.high)
-        rows.append(
-            (
-                f"{one.clients:,}",
-                _number(one.arrived),
-                _number(one.void_rounds),
-                _duration(_median(one.round_seconds)),
-                _duration(_median(run)),
-                _duration(low),
-                _duration(high),
-            )
-        )
-    return Table(columns, rows, words=())
-
-
-def _cost(fleets: Sequence[FleetForecast]) -> Table:
-    columns = ("PCs", "a PC, up", "down", "server, run", "energy, run", "cost, run", "cost, round")
-    rows = [
-        (
-            f"{one.clients:,}",
-            size_text(one.bytes_up),
-            size_text(one.bytes_down),
-            size_text(_median(one.server_bytes)),
-            UNKNOWN if one.watt_hours is None else f"{one.watt_hours.median / 1000:,.3g} kWh",
-            _money(_median(one.dollars)),
-            _money(one.round_dollars),
-        )
-        for one in fleets
-    ]
-    return Table(columns, rows, words=())
-
-
-def _gpus(fleets: Sequence[FleetForecast]) -> Table:
-    columns = (
-        "PCs", "GPU", "R", "GPU, run", "fleet / GPU, time", "GPU, cost", "fleet / GPU, cost",
-        "break-even R",
-    )  # fmt: skip
-    rows = [
-        (
-            f"{one.clients:,}",
-            gpu.name,
-            _ratio(gpu.speed_up),
-            _duration(None if gpu.hours is None else 3600 * gpu.hours),
-            _ratio(gpu.time_ratio),
-            _money(gpu.dollars),
-            _ratio(gpu.cost_ratio),
-            _ratio(gpu.break_even),
-        )
-        for one in fleets
-        for gpu in one.gpus
-    ]
-    return Table(columns, rows, words=(1,))
-
-
-def _number(spread: Spread | None) -> str:
-    return UNKNOWN if spread is None else f"{spread.median:,.0f}"
-
-
-def _median(spread: Spread | None) -> float | None:
-    return None if spread is None else spread.median
-
-
-def _duration(seconds: float | None) -> str:
-    return UNKNOWN if seconds is None else duration_text(seconds)
-
-
-def _money(dollars: float | None) -> str:
-    return UNKNOWN if dollars is None else f"${dollars:,.4g}" if dollars < 1 else f"${dollars:,.2f}"
-
-
-def _ratio(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from fedaipc.fleet import node
-from fedaipc.planning import events
-from fedaipc.planning.events import _listened, _Run, _served, _turns
+from fedaipc.planning import events, waiting
+from fedaipc.planning.events import _Run
 from fedaipc.planning.load import make_load, make_pcs
+from fedaipc.planning.waiting import listened, served, turns
 from tests.support.fleets_planned import INSTANT, ONE, VALUES, a_fleet, a_job, a_run
 
 PLAIN = {"kind": "plain", "bits": 32}
@@ -65,7 +66,7 @@ def test_a_sealed_round_unmasks_one_group_after_the_other() -> None:
     for groups, run in ((1, small), (3, large)):
         unmask = run.phases[-1][2]
         looks = unmask - groups * (2 + 0.1 * 100)
-        assert 0 < looks < groups * 2 * events.LONGEST_LOOK
+        assert 0 < looks < groups * 2 * waiting.LONGEST_LOOK
 
 
 def test_a_round_waits_for_the_slowest_class() -> None:
@@ -87,7 +88,7 @@ def test_a_queue_serves_as_a_loop_would(batches: list[tuple[float, int]]) -> Non
     for place in np.argsort(arrival, kind="stable"):
         clock = max(clock, arrival[place]) + 0.5 * counts[place]
         wanted[place] = clock
-    assert _served(arrival.astype(float), counts, 0.5) == pytest.approx(wanted)
+    assert served(arrival.astype(float), counts, 0.5) == pytest.approx(wanted)
 
 
 @given(
@@ -105,13 +106,13 @@ def test_silence_ends_a_stage_as_a_loop_would(
             break
         last = time
     wanted = last if all_there and not silent else last + timeout
-    assert _listened(np.array(times), timeout, silent=silent)[0] == pytest.approx(wanted)
+    assert listened(np.array(times), timeout, silent=silent)[0] == pytest.approx(wanted)
 
 
 def test_pauses_between_looks_are_those_of_a_pc() -> None:
-    assert events.SHORTEST_LOOK == node._SHORTEST
-    assert events.LONGEST_LOOK == node._LONGEST
-    assert events.PATIENT_LOOK == node._PATIENT
+    assert waiting.SHORTEST_LOOK == node._SHORTEST
+    assert waiting.LONGEST_LOOK == node._LONGEST
+    assert waiting.PATIENT_LOOK == node._PATIENT
 
 
 # Who is there.
@@ -130,7 +131,7 @@ def test_classes_share_all_pcs(clients: int, weights: list[float]) -> None:
 @given(st.lists(CHANCES, min_size=24, max_size=24))
 def test_each_hour_has_its_share_of_the_pcs(available: list[float]) -> None:
     hours = np.array(available)[:, None]
-    leave, join = _turns(hours)
+    leave, join = turns(hours)
     before = np.roll(hours, 1, axis=0)
     assert np.all((leave >= 0) & (leave <= 1 + 1e-12) & (join >= 0) & (join <= 1 + 1e-12))
     assert before * (1 - leave) + (1 - before) * join == pytest.approx(hours, abs=1e-9)
