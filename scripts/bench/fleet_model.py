@@ -36,7 +36,8 @@ from fedaipc.doctor.probe import probe  # noqa: E402
 from fedaipc.machine import facts  # noqa: E402
 from fedaipc.planning.fleet import fleet_from  # noqa: E402
 from fedaipc.planning.forecast import PHASES, plan_fleet  # noqa: E402
-from scripts.bench.fleet import Fleet, exchanges  # noqa: E402
+from fedaipc.planning.load import make_pcs  # noqa: E402
+from scripts.bench.fleet import Fleet, computed, exchanges  # noqa: E402
 
 if TYPE_CHECKING:
     from fedaipc.config import Settings
@@ -106,6 +107,7 @@ def compared(fleet: Fleet, name: str, exchange_seconds: float, rounds: int) -> d
         ],
     }  # fmt: skip
     found = predicted(job, described, fleet.pcs)
+    made, _ = make_pcs(job, fleet_from(described), HERE, 1.0)
     measured = _measured(results)
     ours = {
         "round_seconds": found.round_seconds.median if found.round_seconds else None,
@@ -119,6 +121,11 @@ def compared(fleet: Fleet, name: str, exchange_seconds: float, rounds: int) -> d
         "measured": measured,
         "phases_predicted": {key: round(value, 3) for key, value in found.phases.items()},
         "phases_measured": _phases(results),
+        # Where a prediction is wrong: in a PC's own work, or in what lies between.
+        "slowest_pc_seconds": {
+            "predicted": round(float(made.train[0]), 3),
+            "measured": _slowest(fleet, rounds),
+        },
         "first_round_measured": round(results.rounds[0].seconds, 2),
         "predicted_by_measured": ratios,
     }
@@ -154,6 +161,13 @@ def _measured(results: Results) -> dict[str, float]:
         "bytes_up": statistics.median(one.bytes_up / one.asked for one in later),
         "bytes_down": statistics.median(one.bytes_down / one.asked for one in later),
     }
+
+
+def _slowest(fleet: Fleet, rounds: int) -> float:
+    """Median over the rounds of the last job, but for its first: the slowest PC's own seconds."""
+    took = [computed(fleet, number)["train.mask"][-rounds:][1:] for number in range(fleet.pcs)]
+    slowest: list[float] = [max(one) for one in zip(*took, strict=True)]
+    return round(float(statistics.median(slowest)), 3)
 
 
 def _phases(results: Results) -> dict[str, float]:
