@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from fedaipc import bounds
 from fedaipc.config import Frozen
 from fedaipc.errors import ConfigError
+from fedaipc.secagg.keys import SIGNATURE_BYTES
 from fedaipc.secagg.roster import MAX_IN_A_GROUP
 from fedaipc.secagg.round_keys import BLOB_BYTES, CARD_BYTES, COMMITMENT_BYTES
 from fedaipc.secagg.shares import SHARE_BYTES
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
     from fedaipc.doctor.probe import Speed
 
-_BUNDLE, _SIGNED, _FRAMES = 300, 130, 1300  # bytes; see secagg/SPEC.md
+_JOB, _BUNDLE, _SIGNED = 3000, 186, 130  # bytes, as measured with the frames around; see SPEC.md
 
 Money = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(gt=0, le=1e9)]
@@ -152,16 +153,20 @@ def forecast(
 
 def round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, int]:
     """Bytes of one PC in one round, up and down."""
-    up, down = parameters * settings.aggregation.bits // 8, parameters * 4
+    up, down = parameters * settings.aggregation.bits // 8, parameters * 4 + 2 * _JOB
     if settings.aggregation.kind == "plain":
         return up, down
     group = cohort // -(-cohort // MAX_IN_A_GROUP)
-    # Up: what a PC shares out, then a share of each PC. Down: everybody's bundle when a PC is asked
-    # whether it takes part; the same and everybody's round key when it trains; all headers when the
-    # group agrees; those, the signatures and everybody's blob for this PC when it unmasks.
-    up += group * (BLOB_BYTES + 2 * COMMITMENT_BYTES + SHARE_BYTES)
-    down += group * (2 * _BUNDLE + CARD_BYTES + 2 * (HEADER_BYTES + 64) + _SIGNED + BLOB_BYTES)
-    return up + _FRAMES, down
+    # So many members agree and unmask; what one of them gets and sends is shared among all below.
+    asked = (group + max(1, group // 10)) // 2 + 1
+    # Up: what a PC shares out, and its header; then a share of each PC.
+    up += group * (BLOB_BYTES + 2 * COMMITMENT_BYTES) + 2 * _SIGNED + asked * SHARE_BYTES
+    # Down: everybody's bundle when a PC is asked whether it takes part; the same and everybody's
+    # round key when it trains; all headers when the group agrees; those, the signatures and
+    # everybody's blob for this PC when it unmasks.
+    down += group * (2 * _BUNDLE + CARD_BYTES)
+    down += asked * (2 * (HEADER_BYTES + SIGNATURE_BYTES) + BLOB_BYTES + _SIGNED * asked // group)
+    return up, down
 
 
 def on_gpu(gpu: GpuPrice, rate: float, hours: float, pc_hour: float) -> GpuCost:

@@ -253,14 +253,12 @@ class _Run:
         lost = self._lost(cells, self._dropout.ready)
         seconds = float(self._exchange(int(cells.sum()), idle, latency))
         left = cells - lost
-        if lost.any():  # groups that lost a PC are asked again, in their new terms
+        if lost.any():
             first = self._attempts == 0
             seconds += self._silence(
                 federation.round_timeout if first else federation.stage_timeout
             )
             left[left.sum(1) < self._load.least] = 0
-            again = int(left[lost.any(1)].sum())
-            seconds += float(self._exchange(again, seconds, latency)) if again else 0.0
         return seconds, left
 
     def _collect(self, cells: Ints, now: float, looked: float) -> tuple[float, Ints, float]:

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
 
 _MBIT = 1e6 / 8  # bytes
-# The signed job's text, as measured, when a PC is asked and when it trains: `round_bytes` counts
-# what grows with the group.
-_JOB_BYTES = 2 * 2300
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +168,6 @@ def make_load(job: Settings, clients: int, parameters: int) -> Load:
                 raise ConfigError(str(error)) from None
             least[groups == size], colluding[groups == size] = bounds.least, bounds.colluding
     up, down = round_bytes(job, cohort, parameters)
-    down += _JOB_BYTES
     return Load(
         clients=clients,
         cohort=cohort,

@@ -268,7 +268,11 @@ def test_what_many_pcs_freeze_together_is_what_each_would_alone_to_the_last_bit(
     classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     parts = [TEXTS[:1], TEXTS[1:4], [], TEXTS[::-1]]
-    alone = [make_inputs(classifier, texts, tmp_path / f"a{n}") for n, texts in enumerate(parts)]
+    alone = {
+        n: make_inputs(classifier, texts, tmp_path / f"a{n}")
+        for n, texts in enumerate(parts)
+        if texts
+    }
     monkeypatch.setattr(module, "_TOGETHER", together)
     freeze_together(classifier, ((texts, tmp_path / f"b{n}") for n, texts in enumerate(parts)))
 

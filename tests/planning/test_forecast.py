@@ -20,7 +20,6 @@ def test_energy_traffic_and_cost_of_ten_pcs_are_those_of_a_hand() -> None:
     (found,) = a_plan(a_job(), a_fleet(one, server=server), [10], repeats=2).fleets
     busy = 10 * (3 * 1000 / 10 + 1000 / 20)  # seconds of all PCs
     up, down = round_bytes(a_job(), 10, VALUES)
-    down += 2 * 2300  # the job's text
     out = 3 * 10 * down + 10 * 10 * 32  # the list of ten members went to ten PCs
     assert found.run_seconds is not None
     dollars = busy * 25 / 3.6e6 * 0.2 + busy / 3600 * 0.01
