@@ -294,9 +294,8 @@ def costs() -> str:
     ]
     parts = ("PCs", "vector", "shares, up", "round keys, down", "agree, down", "unmask, down",
              "released shares, up")  # fmt: skip
+    lines += [Table(parts, sizes).to_markdown(), "", *_sharing(rounds), ""]
     lines += [
-        Table(parts, sizes).to_markdown(),
-        "",
         (
             "Smaller rings, on the demo's job with one test seed: what rounding is beside the "
             "noise of one PC, how far the final model is from that of 32 bits, and its accuracy."
@@ -310,6 +309,31 @@ def costs() -> str:
     ]  # fmt: skip
     ring = ("bits", "bytes per value", "rounding / noise", "distance", "test accuracy")
     return "\n".join([*lines, Table(ring, smaller).to_markdown()])
+
+
+def _sharing(rounds: dict[str, Any]) -> list[str]:
+    """The same round where every pair's key was shared: wire version 3, up to November 2026."""
+    lines = []
+    for old in rounds["before"]:
+        new = next(one for one in rounds["rounds"] if one["pcs"] == old["pcs"])
+        pc, seconds = new["seconds_per_pc"], old["seconds_per_pc"]
+        size, before = new["bytes_per_pc"], old["bytes_per_pc"]
+        up = size["ready, up"] + size["header, up"], before["shares and header, up"]
+        down = tuple(
+            sum(value for name, value in one.items() if name.endswith("down"))
+            for one in (size, before)
+        )
+        work = pc["query.ready"] + pc["train.mask"], seconds["mask"]
+        own = sum(old["coordinator_seconds"].values()), sum(new["coordinator_seconds"].values())
+        lines.append(
+            f"With shares of every pair's key (wire version 3), a PC among {old['pcs']:,} took "
+            f"{work[1] * 1000:.0f} ms to share and mask ({work[0] * 1000:.0f} ms now, measured in "
+            f"the same hour), {seconds['query.agree'] * 1000:.0f} ms to agree "
+            f"({pc['query.agree'] * 1000:.0f}), sent {up[1] / 1024:.0f} KiB beside its vector "
+            f"({up[0] / 1024:.0f}), and got {down[1] / 1024:.0f} KiB ({down[0] / 1024:.0f}). The "
+            f"coordinator took {own[0]:.1f} s ({own[1]:.1f})."
+        )
+    return lines
 
 
 def clipping() -> str:

@@ -105,7 +105,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         say(
             f"sealed, for {settings.federation.clients} PCs (federation.clients): no sum of fewer "
             f"than {bounds.least} PCs is unmasked; {bounds.colluding} of "
-            f"{bounds.count} may be on the server's side, {bounds.shares} must answer to the end"
+            f"{bounds.count} may be on the server's side, and {bounds.shares} must stay until the sum "
+            "is unmasked"
         )
     mechanism = once.mechanism
     if not isinstance(mechanism, DPSGD):

@@ -36,6 +36,7 @@ def sign(
     from fedaipc.federation.jobs import sign_job
     from fedaipc.privacy.budget import early_end, local_epsilon, planned_epsilon
     from fedaipc.protocol.job_folder import read_facts
+    from fedaipc.protocol.round_terms import check_secagg
     from fedaipc.report.progress import WarmUpBar
 
     settings = load_settings(config, overrides or [])
@@ -49,7 +50,15 @@ def sign(
         promise += f" over {job.rounds} rounds"
         worst = planned_epsilon(job.schedule, job.max_attempts)["rdp"]
     sealed = "NOT SEALED" if job.aggregation.kind == "plain" else "sealed"
-    say(f"signed {out}: run {job.run}, {len(opened.members.active)} PCs, {promise}, {sealed}")
+    members = len(opened.members.active)
+    say(f"signed {out}: run {job.run}, {members} PCs, {promise}, {sealed}")
+    if job.aggregation.kind != "plain":
+        federation = settings.federation.model_copy(update={"clients": members})
+        bounds = check_secagg(settings.model_copy(update={"federation": federation}))
+        say(
+            f"no sum of fewer than {bounds.least} PCs is unmasked; {bounds.colluding} of "
+            f"{bounds.count} may be on the server's side"
+        )
     if job.privacy.private:
         say(
             f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
@@ -70,7 +79,7 @@ def sign(
     for note in facts["notes"]:
         say(f"texts to measure on: {note}")
     say_fit(make_console(), facts)
-    say(f"PCs that take part have the base {job.model.base}; copy {out} to the server")
+    say(f"PCs need the base {job.model.base} to take part; copy {out} to the server")
 
 
 def base(

@@ -187,7 +187,7 @@ def measured(count: int) -> dict[str, Any]:
         "coordinator_memory_over_idle_bytes": peak,
         "seconds_per_pc": per_pc,
         "coordinator_seconds": {
-            "check and keep key_shares": round(shared_at - started - sharing, 3),
+            "check and keep shares": round(shared_at - started - sharing, 3),
             "add and keep uploads": round(collected - shared_at - (waited - sharing), 3),
             "agree, unmask, sum": round(
                 ended - collected - (sum(seconds.values()) - waited), 3
@@ -238,7 +238,11 @@ class Peak:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Masked rounds of many PCs.")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=int, help="print one round of so many PCs as JSON")
+    parser.add_argument(
+        "--before", type=Path, nargs="*", default=(),
+        help="what another version of fedaipc printed with --one, to keep beside the figures",
+    )  # fmt: skip
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measured(arguments.one)))
@@ -257,6 +261,7 @@ def main() -> None:
     report = {
         "values": LORA,
         "rounds": rounds,
+        "before": [json.loads(path.read_text(encoding="utf-8")) for path in arguments.before],
         "memory_growth_bytes": memory[-1] - memory[1],
         "allowed_growth_bytes": ALLOWED_GROWTH,
         "machine": facts(),
