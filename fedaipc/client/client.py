@@ -127,7 +127,7 @@ def serving(folder: Path) -> Iterator[None]:
         yield
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 14)
 def _owner(path: Path, _: Stamp | None) -> OwnerSettings:
     """Read again where the file was replaced."""
     return load_owner(path)

@@ -147,16 +147,20 @@ class Coordinator:
         outcome = _Outcome()
         # 2. Ask them whether they do. Nobody is charged before a sum of them can be unmasked.
         store = UploadStore(self._folder / _UPLOADS)
-        groups = self._ready_groups(attempt, number, store, outcome)
+        try:
+            groups = self._ready_groups(attempt, number, store, outcome)
+        except BaseException:
+            store.remove()
+            raise
         ready = time.monotonic()
         # 3. The attempt's number on the disk; then the global vector: who gets it is charged.
         self._counters.advance(attempt=attempt)
         self._participation.charge(outcome.charged, attempt)
-        total = (
-            PlainSum(groups)
-            if self._job.aggregation.kind == "plain"
-            else MaskedSum(groups, store, self._participation.name)
-        )
+        if self._job.aggregation.kind == "plain":
+            store.remove()
+            total = PlainSum(groups)
+        else:
+            total = MaskedSum(groups, store, self._participation.name)
         self._collect(groups, number, total, outcome)
         collected = time.monotonic()
         # 4. Unmask the sum: members agree on the updates, then release the shares of the masks.

@@ -27,6 +27,7 @@ FULL = (
     ["memory"],
     ["demo_pairs", "secagg"],
     ["demo_pairs", "noise"],
+    ["simulation"],
     ["fleet"],
     ["fleet_model"],
     ["accountants"],

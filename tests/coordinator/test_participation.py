@@ -89,6 +89,7 @@ def test_a_refusal_without_which_no_sum_is_had_costs_nobody_and_is_named(
         assert "min_clients" not in str(ran.error)
     assert [pc.asked for pc in members] == [[], [], []]
     assert ran.rounds == []
+    assert not (tmp_path / "uploads").exists()  # what the others gave out is of no use any more
     members[1].ready = None  # the owner has changed the rule: no attempt was used up
     ran = run(tmp_path, members)
     assert ran.error is None

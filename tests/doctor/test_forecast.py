@@ -70,7 +70,7 @@ def test_bytes_in_the_open_are_those_of_the_vectors() -> None:
         settings, SPEED, records=10, held_back=0, parameters=770, prices=PRICES, watts=None
     )
     assert future.bytes_up == 770 * 3 * 10 * 30
-    assert future.bytes_down == (770 * 4 + 2 * 3000) * 10 * 30  # the signed job travels twice
+    assert future.bytes_down == (770 * 4 + 2 * 1100) * 10 * 30  # the signed job travels twice
 
 
 def test_sealed_bytes_are_those_of_the_committed_demo_to_within_a_tenth() -> None:

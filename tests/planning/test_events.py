@@ -40,7 +40,7 @@ def test_one_pc_without_randomness_takes_what_a_hand_computes() -> None:
     server = {**INSTANT, "exchange_seconds": 0.5, "evaluation_seconds": 7.0}
     job = a_job(aggregation=PLAIN, evaluation={"every": 2}, federation={"clients": 1})
     run = a_run(job, a_fleet(one, server=server), 1)
-    down = 4 * VALUES + 2 * 3000  # the model, and the job's text twice
+    down = 4 * VALUES + 2 * 1100  # the model, and the job's text twice
     sent = 8 * down / 2e6 + 8 * 4 * VALUES / 1e6
     # Looks: a PC that was busy a moment ago looks each 0.02 s, and it is half of that on average.
     ready = 0.5 + 4 * 0.1 + 0.01
