@@ -54,6 +54,7 @@ def main() -> None:
         "docs/tutorials/attack-your-run.md": {"audit": audit},
         "docs/how-to/lab.md": {"broken": broken_builds},
         "docs/explanation/secure-aggregation.md": {"secagg": costs},
+        "docs/how-to/simulate-many.md": {"simulation": simulations},
         "docs/explanation/speed.md": {"clipping": clipping},
         "docs/how-to/operator.md": {"fleet": fleet},
         "docs/explanation/recipe.md": {
@@ -334,6 +335,28 @@ def _sharing(rounds: dict[str, Any]) -> list[str]:
             f"coordinator took {own[0]:.1f} s ({own[1]:.1f})."
         )
     return lines
+
+
+def simulations() -> str:
+    """What many clients cost, as measured by scripts/bench/simulation.py."""
+    found = json.loads((BENCH / "simulation.json").read_text(encoding="utf-8"))
+    rows = []
+    for one in found["runs"]:
+        seconds, phases = one["seconds"], one["phases"]
+        rows.append((
+            f"{one['clients']:,}", one["rounds"], f"{seconds['all']:.0f} s",
+            f"{seconds['frozen']:.0f} s", f"{seconds['a round']:.1f} s",
+            *(f"{phases[name]:.1f} s" for name in ("setup", "exchange", "unmask")),
+            f"{one['milliseconds_per_client']:.0f} ms", f"{one['peak_bytes'] / 2**30:.1f} GiB",
+        ))  # fmt: skip
+    columns = ("clients", "rounds", "all", "frozen layers", "a round", "ready", "train and mask",
+               "unmask", "a client in a round", "memory")  # fmt: skip
+    texts = max(one["texts"] for one in found["runs"])
+    return (
+        f"A head over {texts:,} texts, one private step of all texts of a client, secure "
+        f"aggregation, on {found['machine']['cores']} cores "
+        f"({found['machine']['processor']}):\n\n{Table(columns, rows).to_markdown()}"
+    )
 
 
 def clipping() -> str:

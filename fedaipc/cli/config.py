@@ -104,9 +104,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     else:
         say(
             f"sealed, for {settings.federation.clients} PCs (federation.clients): no sum of fewer "
-            f"than {bounds.least} PCs is unmasked; {bounds.colluding} of "
-            f"{bounds.count} may be on the server's side, and {bounds.shares} must stay until the sum "
-            "is unmasked"
+            f"than {bounds.least} PCs is unmasked; {bounds.colluding} of {bounds.count} may be on "
+            f"the server's side, and {bounds.shares} must stay until the sum is unmasked"
         )
     mechanism = once.mechanism
     if not isinstance(mechanism, DPSGD):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -45,14 +46,7 @@ class Proposal:
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Proposal:
         """Raises EncodingError or SecAggError."""
-
-        def read(reader: Reader) -> Proposal:
-            found = reader.items(HEADER_BYTES + SIGNATURE_BYTES, MAX_IN_A_GROUP)
-            return cls(
-                tuple((Header.decode(one[:HEADER_BYTES]), one[HEADER_BYTES:]) for one in found)
-            )
-
-        return parsed(content, PROPOSAL, read)
+        return _proposal(bytes(content))
 
     @property
     def uploaders(self) -> tuple[bytes, ...]:
@@ -242,6 +236,26 @@ def release(
 
 def _checked(group: Group, proposal: Proposal, recorded: bytes | None) -> bytes:
     """The hash of the set, if it is one of this round and no other was recorded (M18, M21)."""
+    digest = _set(group, proposal)
+    if recorded is not None and recorded != digest:
+        raise SecAggError("another set was agreed on in this round; only that one is ever unmasked")
+    return digest
+
+
+@lru_cache(maxsize=8)  # a group's PCs get the same; a call that raises is not kept
+def _proposal(content: bytes) -> Proposal:
+    def read(reader: Reader) -> Proposal:
+        found = reader.items(HEADER_BYTES + SIGNATURE_BYTES, MAX_IN_A_GROUP)
+        return Proposal(
+            tuple((Header.decode(one[:HEADER_BYTES]), one[HEADER_BYTES:]) for one in found)
+        )
+
+    return parsed(content, PROPOSAL, read)
+
+
+@lru_cache(maxsize=8)
+def _set(group: Group, proposal: Proposal) -> bytes:
+    """The hash of the set, if it is one of this round (M18)."""
     if any(a >= b for a, b in pairwise(proposal.uploaders)):
         raise SecAggError("a set is out of order or holds a PC twice")
     least = group.terms.thresholds.least
@@ -252,10 +266,7 @@ def _checked(group: Group, proposal: Proposal, recorded: bytes | None) -> bytes:
             raise SecAggError("a set holds an upload for another round")
         group.card(header.uploader)
         verify(header.uploader, signature, header.signed_part(), "an upload of the set")
-    digest = proposal.hash(group)
-    if recorded is not None and recorded != digest:
-        raise SecAggError("another set was agreed on in this round; only that one is ever unmasked")
-    return digest
+    return proposal.hash(group)
 
 
 def _agreed(group: Group, digest: bytes) -> bytes:

@@ -175,26 +175,19 @@ class Group:
     terms: Terms
     round_keys: tuple[RoundKey, ...]
 
+    def __hash__(self) -> int:  # the context covers all of it
+        return hash(self.context)
+
     def check(self, own: RoundSecrets) -> None:
         """Raise SecAggError where the round breaks SPEC.md, section 5.2 (M11, M35).
 
         `own` are this PC's secrets.
         """
-        sharers, bounds = self.members, self.terms.thresholds
-        if any(a >= b for a, b in pairwise(sharers)):
-            raise SecAggError("the round keys are out of order, or a PC has two")
-        if len(sharers) < max(bounds.least, bounds.shares):
-            raise SecAggError(
-                f"{len(sharers)} PCs take part: a sum of {bounds.least} cannot be unmasked"
-            )
         if own.context != self.terms.context or self.card(own.card.identity) != own.card:
             raise SecAggError("the round does not name the round key that this PC made for it")
+        _check_round_keys(self)
         for card in self.round_keys:
-            self.terms.place(card.identity)
-            card.check(self.terms.context)
             own.exchange.agree(card.public)
-        if len({canonical(card.public) for card in self.round_keys}) != len(sharers):
-            raise SecAggError("two PCs of the round have one round key")
 
     @cached_property
     def members(self) -> tuple[bytes, ...]:
@@ -254,6 +247,23 @@ def _group_of(terms: Terms, content: bytes) -> Group:
 @lru_cache(maxsize=8)
 def _group(content: bytes) -> Group:
     return parsed(content, GROUP, lambda r: Group.of(Terms.decode(r.view()), r.view()))
+
+
+@lru_cache(maxsize=8)
+def _check_round_keys(group: Group) -> None:
+    """The part of `Group.check` that is the same for all its PCs."""
+    members, bounds = group.members, group.terms.thresholds
+    if any(a >= b for a, b in pairwise(members)):
+        raise SecAggError("the round keys are out of order, or a PC has two")
+    if len(members) < max(bounds.least, bounds.shares):
+        raise SecAggError(
+            f"{len(members)} PCs take part: a sum of {bounds.least} cannot be unmasked"
+        )
+    for card in group.round_keys:
+        group.terms.place(card.identity)
+        card.check(group.terms.context)
+    if len({canonical(card.public) for card in group.round_keys}) != len(members):
+        raise SecAggError("two PCs of the round have one round key")
 
 
 def share_secrets(terms: Terms, keys: Keys) -> tuple[RoundSecrets, KeyShares]:
