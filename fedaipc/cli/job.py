@@ -53,8 +53,8 @@ def sign(
     members = len(opened.members.active)
     say(f"signed {out}: run {job.run}, {members} PCs, {promise}, {sealed}")
     if job.aggregation.kind != "plain":
-        federation = settings.federation.model_copy(update={"clients": members})
-        bounds = check_secagg(settings.model_copy(update={"federation": federation}))
+        asked = settings.federation.model_copy(update={"clients": members})
+        bounds = check_secagg(settings.model_copy(update={"federation": asked}))
         say(
             f"no sum of fewer than {bounds.least} PCs is unmasked; {bounds.colluding} of "
             f"{bounds.count} may be on the server's side"

@@ -5,7 +5,7 @@
 
 Each client trains a head by one private step of all its texts, with secure aggregation. The texts
 are those of the main task, given out evenly: of 10,000 clients each has one or two. Each size has a
-process of its own. Seconds per client are of the last rounds where there are several; the first also
+process of its own. Seconds per client are of the last rounds, if there are several; the first also
 makes the keys of the epoch. `frozen` is how long the frozen layers took for all texts.
 """
 
@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from fedaipc.machine import facts
 
@@ -69,9 +70,11 @@ def measured(clients: int, rounds: int) -> dict[str, Any]:
         real(*args)
         frozen[0] = time.monotonic() - started
 
-    simulation.freeze_for_all = timed
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(simulation, "freeze_for_all", timed),
+    ):
         settings = load_settings(
             JOB,
             [
