@@ -16,6 +16,7 @@ to be durable is on the disk when the method that says so returns.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -305,6 +306,8 @@ class _Epoch(NamedTuple):
 _MAX_KEPT = 1 << 16  # four files of each PC that a simulation has
 _locks: dict[Path, FileLock] = {}
 _cache: OrderedDict[Path, tuple[Stamp, Any]] = OrderedDict()
+if hasattr(os, "register_at_fork"):  # a forked process needs locks of its own
+    os.register_at_fork(after_in_child=_locks.clear)
 
 
 def _kept(path: Path, parse: Callable[[bytes], _T]) -> _T:
