@@ -42,9 +42,9 @@ def main(folder: Path, kills: int) -> None:
     assert gave(ask(attempt=1))  # loads the model and the texts
     chance = random.Random(1)
     ends: Counter[str] = Counter()
-    sent, over = 1, 0
+    sent, over, asked = 1, 0, 1
     for _ in range(kills):
-        first = len(Ledger(ledger).charges) + 1
+        first = asked + 1  # an attempt that was cut off is never asked for again
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -66,6 +66,7 @@ def main(folder: Path, kills: int) -> None:
             sys.exit(f"{extra} charges more than updates after one kill")
         over += extra
         last = max(done["asks"], default=0)
+        asked = max(asked, last)
         ends["sent" if last in done["sent"] else "training" if last in done["trains"]
              else "charged" if last in charged else "before the charge"] += 1  # fmt: skip
     charges = len(Ledger(ledger).charges)
