@@ -101,7 +101,8 @@ def test_every_upload_has_a_mask_of_its_own(five: Federation, tmp_path: Path) ->
         folder = copies(five, tmp_path / name)[own]
         owner(folder, insecure_test_seed=3)
         answer = asker(five, folder)()
-        assert refused(asker(five, folder)(group=answer.group))  # its secrets are gone
+        assert not (folder / "keys" / "secrets").exists()
+        assert refused(asker(five, folder)(group=answer.group))
         sent.append(Upload.decode(answer.frame).vector)
     assert bytes(sent[0]) != bytes(sent[1])
 
