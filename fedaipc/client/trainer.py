@@ -345,7 +345,7 @@ def _rehearse(pc: Client, job: Job, mechanism: DPSGD, classifier: Classifier) ->
 def freeze_for_all(folders: Iterable[Path], job: Job) -> None:
     """Run the texts of all simulated PCs through the frozen layers, as each would by itself.
 
-    A PC that cannot be read is passed over: what is wrong with it is said when it trains.
+    Where that fails each PC does it by itself, and says in its own log what is wrong.
     """
     pcs = [Client(folder) for folder in folders]
     owner = pcs[0].owner
@@ -364,8 +364,10 @@ def freeze_for_all(folders: Iterable[Path], job: Job) -> None:
                     reading = read_records(pc.source, pc.owner, labels=job.labels)
                     yield reading.records.texts, cache
 
-    with suppress(OSError):  # a full disk costs speed, not the run
+    try:
         freeze_together(classifier, parts())
+    except Exception as error:  # noqa: BLE001 - one PC's data must not end the run of all
+        _log.warning("texts are not frozen together (%s)", type(error).__name__)
 
 
 def _shown(error: Exception) -> str:

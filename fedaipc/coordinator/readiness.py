@@ -106,6 +106,8 @@ class Gathering:
         found: Gathered,
     ) -> None:
         started, silent = time.monotonic(), set(pcs)
+        for pc in pcs:  # it may keep new secrets, whether or not its answer comes in time
+            self._said.pop(pc, None)
         terms_of = {pc: terms for terms in offered for pc in terms.participants}
         for pc, reply in self._ask(READY, self._offers(offered, number, pcs), patience):
             try:

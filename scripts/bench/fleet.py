@@ -100,6 +100,7 @@ class Fleet:
     @contextmanager
     def serving(self, client: list[str] | None = None) -> Iterator[None]:
         """Server and clients: fedaipc's, or this command with a PC's folder behind it."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else all of them would be left
         with ExitStack() as stack:
             address = ["--bind", "127.0.0.1", "--port", self.port]
             stack.enter_context(

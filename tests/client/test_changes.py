@@ -11,7 +11,7 @@ import pytest
 
 from fedaipc.client import examples, trainer
 from fedaipc.privacy.training import train_round
-from tests.support.clients import CANARY, exotic, gave, owner
+from tests.support.clients import CANARY, Federation, exotic, gave, owner
 from tests.support.jobs import on_the_wire
 
 
@@ -102,3 +102,21 @@ def test_a_request_is_not_changed_by_training(ask: Any, vector: np.ndarray) -> N
     before = vector.copy()
     ask()
     np.testing.assert_array_equal(vector, before)
+
+
+def test_what_many_pcs_cannot_freeze_together_each_does_by_itself(
+    enrolled: Federation,
+    ask: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One PC's data must not end a simulation, nor be told in its log."""
+
+    def fail(*_: Any) -> None:
+        raise ValueError(CANARY)
+
+    monkeypatch.setattr(trainer, "freeze_together", fail)
+    trainer.freeze_for_all(enrolled.folders.values(), enrolled.job)
+    assert "not frozen together (ValueError)" in caplog.text
+    assert CANARY not in caplog.text
+    assert gave(ask())
