@@ -327,12 +327,12 @@ def _sharing(rounds: dict[str, Any]) -> list[str]:
         work = pc["query.ready"] + pc["train.mask"], seconds["mask"]
         own = sum(old["coordinator_seconds"].values()), sum(new["coordinator_seconds"].values())
         lines.append(
-            f"With shares of every pair's key (wire version 3), a PC among {old['pcs']:,} took "
-            f"{work[1] * 1000:.0f} ms to share and mask ({work[0] * 1000:.0f} ms now, measured in "
-            f"the same hour), {seconds['query.agree'] * 1000:.0f} ms to agree "
-            f"({pc['query.agree'] * 1000:.0f}), sent {up[1] / 1024:.0f} KiB beside its vector "
-            f"({up[0] / 1024:.0f}), and got {down[1] / 1024:.0f} KiB ({down[0] / 1024:.0f}). The "
-            f"coordinator took {own[0]:.1f} s ({own[1]:.1f})."
+            f"Wire version 3 shared every pair's key. In the same hour a PC among {old['pcs']:,} took "
+            f"{work[1] * 1000:.0f} ms with it to share and mask ({work[0] * 1000:.0f} now) and "
+            f"{seconds['query.agree'] * 1000:.0f} ms to agree ({pc['query.agree'] * 1000:.0f} now). "
+            f"It sent {up[1] / 1024:.0f} KiB beside its vector ({up[0] / 1024:.0f} now) and got "
+            f"{down[1] / 1024:.0f} KiB ({down[0] / 1024:.0f} now). The coordinator took "
+            f"{own[0]:.1f} s ({own[1]:.1f} now)."
         )
     return lines
 

@@ -161,8 +161,8 @@ def round_bytes(settings: Settings, cohort: int, parameters: int) -> tuple[int, 
     asked = (group + max(1, group // 10)) // 2 + 1
     # Up: what a PC shares out, and its header; then a share of each PC.
     up += group * (BLOB_BYTES + 2 * COMMITMENT_BYTES) + 2 * _SIGNED + asked * SHARE_BYTES
-    # Down: everybody's bundle when a PC is asked whether it takes part; the same and everybody's
-    # round key when it trains; all headers when the group agrees; those, the signatures and
+    # Down: everybody's bundle when a PC is asked whether it takes part. The same and everybody's
+    # round key when it trains. All headers when the group agrees. Those, the signatures and
     # everybody's blob for this PC when it unmasks.
     down += group * (2 * _BUNDLE + CARD_BYTES)
     down += asked * (2 * (HEADER_BYTES + SIGNATURE_BYTES) + BLOB_BYTES + _SIGNED * asked // group)

@@ -170,7 +170,7 @@ class Readiness:
         if charged is not None and (type(charged) is not int or charged < 0):
             raise EncodingError("a PC names a number of charges that cannot be")
         if not isinstance(shares, bytes):
-            raise EncodingError("a PC shares out what is no frame")
+            raise EncodingError("a PC's shares are not a frame")
         return cls(None if refusal is None else str(refusal), charged, shares)
 
 

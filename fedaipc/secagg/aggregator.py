@@ -147,8 +147,8 @@ class Aggregator:
         return len(self._shares[sharer]) >= self.group.terms.thresholds.shares
 
     def _rebuilt(self, sharer: bytes) -> bytes | None:
-        """Its own mask where its upload is in the sum, else its round key; None where that is not
-        the one it stated.
+        """Its own mask where its upload is in the sum, otherwise its round key. None if it does not
+        match what it stated.
         """
         shares = self._shares[sharer]
         # The first members: then most keys have the same ones, whose weights are kept.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedaipc.secagg.uploads import LedgerHead
 
 PROPOSAL, AGREEMENT, COMPLAINT, UNMASK, RELEASE = 6, 7, 8, 9, 10
-NO_SHARE = b"\xff" * SHARE_BYTES  # which is none: it is above the prime
+NO_SHARE = b"\xff" * SHARE_BYTES  # above the prime, so that it cannot be a share
 _HASH_BYTES = 32
 _AGREE_LABEL, _COMPLAINT_LABEL = b"fedaipc agree", b"fedaipc complaint"
 
@@ -155,7 +155,7 @@ class Unmask:
 @dataclass(frozen=True, slots=True, repr=False)
 class Release:
     """One share of each PC that takes part, ascending: of its own mask where its upload is in the
-    set, else of its round key.
+    set, otherwise of its round key.
 
     `NO_SHARE` stands where the member could not decrypt what it got.
     """

@@ -306,7 +306,7 @@ def open_shares(group: Group, keys: Keys, sharer: bytes, blob: bytes) -> tuple[b
         raise SecAggError("encrypted shares cannot be decrypted") from None
     first, second = content[:SHARE_BYTES], content[SHARE_BYTES:]
     if not (is_share(first) and is_share(second)):
-        raise SecAggError("what a PC shared out are no shares")
+        raise SecAggError("a PC gave out numbers that cannot be shares")
     return first, second
 
 
