@@ -257,6 +257,7 @@ class MachineFacts(Frozen):
 
     cores: Number = Field(description="that the process could use")
     threads: Number = Field(description="that torch used")
+    workers: Number = Field(1, description="processes that played the PCs of a simulation")
     memory_gb: Amount = Field(description="that the process could use, in GiB (2^30 bytes)")
     processor: str = Field(description="name")
     instructions: tuple[str, ...] = Field((), description="of the processor that matter for speed")

@@ -24,6 +24,12 @@ class SpeedSettings(Section):
         "use more digits",
     )
     threads: int = Field(0, ge=0, le=1024, description="0: torch's own choice")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="processes that play the PCs (simulation only); 0: one a core from 100 PCs on",
+    )
     micro_batch: int = Field(
         0,
         ge=0,

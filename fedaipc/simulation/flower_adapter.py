@@ -132,12 +132,13 @@ class InProcessGrid(OneRunGrid):
         replies = []
         for message_id in message_ids:
             if message_id in self._queue:
-                replies.append(self._run_client(self._queue.pop(message_id)))
+                replies.append(self.answer(self._queue.pop(message_id)))
                 break
             replies.append(self._unknown_reply(message_id))
         return replies
 
-    def _run_client(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
+        """Run the client that the message is for, and return its reply."""
         node_id = message.metadata.dst_node_id
         kept = self._contexts[node_id]
         context = Context(
@@ -166,15 +167,10 @@ class InProcessGrid(OneRunGrid):
         return Message(Error(code=MESSAGE_UNKNOWN), reply_to=asked)
 
 
-def run_in_process(
-    server_app: ServerApp,
-    client_app: Callable[[Message, Context], Message],
-    *,
-    node_configs: Sequence[Mapping[str, Scalar]],
-    run_config: Mapping[str, Scalar],
+def run_server_app(
+    server_app: ServerApp, grid: InProcessGrid, run_config: Mapping[str, Scalar]
 ) -> None:
-    """Run both apps to their end in this process; what the server app raises comes through."""
-    grid = InProcessGrid(client_app, node_configs, run_config)
+    """Run the server app to its end in this process; what it raises comes through."""
     context = Context(
         run_id=grid.run.run_id,
         node_id=SUPERLINK_NODE_ID,
@@ -203,16 +199,20 @@ def _copy_message(message: Message) -> Message:
 def _copy_records(records: RecordDict) -> RecordDict:
     """A copy that shares only immutable bytes with the original, as if it had been sent.
 
-    Small records take Flower's own way through protobuf, so types and ranges come out as after
-    a real transport; the bytes of arrays are not copied, which would double the memory of every
-    exchange.
+    All but bytes takes Flower's own way through protobuf, so types and ranges come out as after a
+    real transport. Bytes are not copied: thousands of messages may hold the same ones.
     """
     sent = RecordDict()
     for name, record in records.items():
         if isinstance(record, ArrayRecord):
             sent[name] = ArrayRecord(dict(record))  # new Array objects around the same bytes
         elif isinstance(record, ConfigRecord):
-            sent[name] = ConfigRecord.inflate(record.deflate())
+            copied = ConfigRecord()  # in the record's order
+            for key, value in record.items():
+                one = ConfigRecord({key: value})
+                whole = isinstance(value, bytes)
+                copied[key] = value if whole else ConfigRecord.inflate(one.deflate())[key]
+            sent[name] = copied
         else:
             sent[name] = MetricRecord.inflate(record.deflate())
     return sent

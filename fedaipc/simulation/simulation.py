@@ -35,8 +35,10 @@ from fedaipc.errors import (
 from fedaipc.extras import need
 from fedaipc.federation.key import Admission
 from fedaipc.files import expanded, write_text
+from fedaipc.machine import cpus
 from fedaipc.model.base import with_whole_base
 from fedaipc.model.classifier import Classifier
+from fedaipc.model.device import choose_device
 from fedaipc.model.warm_up import check_model, warm_base
 from fedaipc.privacy.budget import filter_order
 from fedaipc.privacy.ledger import Ledger
@@ -46,8 +48,9 @@ from fedaipc.protocol.round_terms import check_noise, check_secagg
 from fedaipc.results import LOCK_FILE, RESULTS_FILE, Engine, Results, RoundResult
 from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
-from fedaipc.simulation.flower_adapter import run_in_process
+from fedaipc.simulation.flower_adapter import InProcessGrid, run_server_app
 from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
+from fedaipc.simulation.workers import WorkerGrid, workers_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -207,7 +210,8 @@ def simulate(
                 with suppress(SecAggError):
                     KeyStore(folder).forget_keys()
             if (run.folder / RESULTS_FILE).is_file():
-                results = _completed(run)
+                workers = _workers(run, app) if engine == "in-process" else 1
+                results = _completed(run, workers)
                 results.write(run.folder)
         for folder in (run.folder, *folders):
             shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -248,15 +252,33 @@ def _run_in_process(
     on_round: Callable[[RoundResult], None],
     app: Callable[[Message, Context], Message],
 ) -> None:
+    config = {"pc-state": str(run.pc_state)}
+    with _grid(run, app, config) as grid:
+        run_server_app(server_app.make_server_app(run.folder, on_round), grid, config)
+
+
+@contextmanager
+def _grid(
+    run: Run, app: Callable[[Message, Context], Message], config: dict[str, str]
+) -> Iterator[InProcessGrid]:
+    """The PCs, ready to be asked: the frozen layers have seen their texts."""
+    pcs, speed = run.settings.federation.clients, run.settings.speed
+    workers = _workers(run, app)
+    if workers > 1:
+        threads = speed.threads or max(1, cpus() // workers)
+        with WorkerGrid.started(workers, run.folder, run.pc_state, pcs, threads) as grid:
+            yield grid
+        return
     job = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8"))
-    folders = [pc_folder(run.pc_state, n) for n in range(run.settings.federation.clients)]
-    freeze_for_all(folders, job)
-    run_in_process(
-        server_app.make_server_app(run.folder, on_round),
-        app,
-        node_configs=[{} for _ in range(run.settings.federation.clients)],
-        run_config={"pc-state": str(run.pc_state)},
-    )
+    freeze_for_all([pc_folder(run.pc_state, number) for number in range(pcs)], job)
+    yield InProcessGrid(app, [{}] * pcs, config)
+
+
+def _workers(run: Run, app: Callable[[Message, Context], Message] = client_app) -> int:
+    if app is not client_app:  # it listens here
+        return 1
+    speed = run.settings.speed
+    return workers_for(speed, run.settings.federation.clients, choose_device(speed).torch.type)
 
 
 def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
@@ -303,12 +325,14 @@ def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
     return min(ledger.rounds_left(once) for ledger in ledgers)
 
 
-def _completed(run: Run) -> Results:
+def _completed(run: Run, workers: int) -> Results:
     """results.json with what each PC holds and has spent, read from its own folder."""
     once = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).schedule
     folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.clients)]
     pcs = [pc_result(folder, once) for folder in folders]
-    return Results.load(run.folder).model_copy(update={"pcs": tuple(pcs)})
+    results = Results.load(run.folder)
+    machine = results.machine.model_copy(update={"workers": workers})
+    return results.model_copy(update={"pcs": tuple(pcs), "machine": machine})
 
 
 def _pc_state(folder: Path) -> Path:

@@ -1,86 +1,126 @@
 """Simulations of 100, 200, 1,000 and 10,000 clients: seconds of a round by phase, and memory.
 
     python scripts/bench/simulation.py            writes results/simulation.json beside this
-    python scripts/bench/simulation.py --one 1000 3     one size, so many rounds; prints JSON
+    python scripts/bench/simulation.py --before CHECKOUT   and 200 clients with an older checkout
+    python scripts/bench/simulation.py --one 1000 3 2      one size, rounds, workers; prints JSON
 
 Each client trains a head by one private step of all its texts, with secure aggregation. The texts
 are those of the main task, given out evenly: of 10,000 clients each has one or two. Each size has a
-process of its own. Seconds per client are of the last rounds, if there are several; the first also
-makes the keys of the epoch. `frozen` is how long the frozen layers took for all texts.
+process of its own, and is measured with one process and with one for each core. Seconds of a round
+are of the last rounds, if there are several; the first also makes the keys of the epoch. `frozen`
+is how long the frozen layers took for all texts, `peak_bytes` the most memory that all processes of
+the simulation had at a time, what they share counted once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from fedaipc.machine import facts
+import psutil
+
+from fedaipc.machine import cpus, facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HERE = Path(__file__).resolve().parent
 JOB = HERE.parent.parent / "simulations" / "no-warm-up.toml"
 SIZES = {100: 3, 200: 3, 1000: 3, 10_000: 1}  # clients, and rounds
+BEFORE = (200, 3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Simulations of many clients.")
-    parser.add_argument("--one", type=int, nargs=2, metavar=("CLIENTS", "ROUNDS"))
+    parser.add_argument("--one", type=int, nargs=3, metavar=("CLIENTS", "ROUNDS", "WORKERS"))
     parser.add_argument("--most", type=int, default=10_000, help="leave larger sizes out")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "simulation.json")
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measured(*arguments.one)))
         return
-    runs = []
-    for clients, rounds in SIZES.items():
-        if clients > arguments.most:
-            continue
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", str(clients), str(rounds)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
-        print(json.dumps(runs[-1]), flush=True)
-    report = {"job": JOB.name, "runs": runs, "machine": facts()}
+    report: dict[str, Any] = {"job": JOB.name}
+    if arguments.before:
+        report["before"] = _run(*BEFORE, 0, checkout=arguments.before)
+    report["runs"] = [
+        _run(clients, rounds, workers)
+        for clients, rounds in SIZES.items()
+        if clients <= arguments.most
+        for workers in sorted({1, cpus()})
+        if workers > 1 or clients < max(SIZES)
+    ]
+    report["machine"] = facts()
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(clients: int, rounds: int) -> dict[str, Any]:
-    """One simulation in this process."""
-    from fedaipc.client import trainer
+def _run(clients: int, rounds: int, workers: int, checkout: Path | None = None) -> dict[str, Any]:
+    """One simulation in a process of its own, by the code of `checkout`."""
+    environment = {**os.environ, **({"PYTHONPATH": str(checkout)} if checkout else {})}
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--one", str(clients), str(rounds), str(workers)],
+        stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, _memory(process.pid))
+        time.sleep(1)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    output, _ = process.communicate()
+    found: dict[str, Any] = {**json.loads(output.splitlines()[-1]), "peak_bytes": peak}
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def _memory(parent: int) -> int:
+    """Bytes of a process and its children: of memory that n share, each has the nth part."""
+    total = 0
+    with suppress(psutil.Error):
+        process = psutil.Process(parent)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += one.memory_full_info().pss
+    return total
+
+
+def measured(clients: int, rounds: int, workers: int) -> dict[str, Any]:
+    """One simulation, whose PCs are played by so many processes."""
     from fedaipc.config import load_settings
-    from fedaipc.coordinator.server_app import peak_memory
     from fedaipc.results import RoundResult
     from fedaipc.simulation import simulation
 
     found: list[RoundResult] = []
     frozen = [0.0]
-    real = trainer.freeze_for_all
+    own = [f"speed.workers={workers}"] if workers else []  # which older code does not know
+    real: Any = getattr(simulation, "_grid", None)
 
-    def timed(*args: Any) -> None:
+    @contextmanager
+    def timed(*args: Any) -> Iterator[Any]:
         started = time.monotonic()
-        real(*args)
-        frozen[0] = time.monotonic() - started
+        with real(*args) as grid:
+            frozen[0] = time.monotonic() - started
+            yield grid
 
     started = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(simulation, "freeze_for_all", timed),
-    ):
+    patch = mock.patch.object(simulation, "_grid", timed) if workers else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, patch:
         settings = load_settings(
             JOB,
             [
                 f"rounds={rounds}", f"federation.clients={clients}", f"output.folder='{folder}'",
                 "data.partition.kind=iid", "training.local_steps=1", "privacy.sampling_rate=1.0",
-                "evaluation.every=1000", "federation.lifetime_epsilon=1e3", "privacy.epsilon=100.0",
+                *own, "evaluation.every=1000",
+                "federation.lifetime_epsilon=1e3", "privacy.epsilon=100.0",
             ],
         )  # fmt: skip
         run = simulation.prepare(settings)
@@ -94,6 +134,7 @@ def measured(clients: int, rounds: int) -> dict[str, Any]:
     return {
         "clients": clients,
         "rounds": rounds,
+        "workers": max(1, workers),
         "texts": results.data.train,
         "arrived": [one.arrived for one in found],
         "seconds": {
@@ -109,7 +150,6 @@ def measured(clients: int, rounds: int) -> dict[str, Any]:
             "up": last[-1].bytes_up // clients,
             "down": last[-1].bytes_down // clients,
         },
-        "peak_bytes": peak_memory(),
     }
 
 

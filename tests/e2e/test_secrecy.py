@@ -107,7 +107,7 @@ def record(folder: Path, mode: str) -> Recorded:
     found = Recorded()
     found.words = write_texts(folder / "texts.csv")
     with pytest.MonkeyPatch.context() as patch:
-        real_reply, real_loss = InProcessGrid._run_client, training._loss
+        real_reply, real_loss = InProcessGrid.answer, training._loss
         real_train, real_encode = train_round, Encoding.encode
 
         def reply(self: InProcessGrid, message: Message) -> Message:
@@ -139,7 +139,7 @@ def record(folder: Path, mode: str) -> Recorded:
             found.updates.append(words.tobytes())
             return words
 
-        patch.setattr(InProcessGrid, "_run_client", reply)
+        patch.setattr(InProcessGrid, "answer", reply)
         patch.setattr(training, "_loss", loss)
         patch.setattr(trainer_module, "train_round", train)
         patch.setattr(Encoding, "encode", encode)

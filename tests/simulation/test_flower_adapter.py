@@ -40,7 +40,7 @@ from fedaipc.simulation.flower_adapter import (
     MESSAGE_UNKNOWN,
     InProcessGrid,
     ensure_message_identity,
-    run_in_process,
+    run_server_app,
 )
 from fedaipc.simulation.flower_engine import run_on_flower_simulation
 
@@ -304,7 +304,7 @@ def test_grid_without_nodes_is_refused() -> None:
         InProcessGrid(app, [], {})
 
 
-def test_run_in_process_gives_the_server_app_its_context_and_grid() -> None:
+def test_the_server_app_gets_its_context_and_grid() -> None:
     server = ServerApp()
     seen: dict[str, Any] = {}
 
@@ -312,7 +312,7 @@ def test_run_in_process_gives_the_server_app_its_context_and_grid() -> None:
     def main(grid: Grid, context: Context) -> None:
         seen.update(nodes=len(list(grid.get_node_ids())), config=dict(context.run_config))
 
-    run_in_process(server, app, node_configs=[{}, {}], run_config=RUN_CONFIG)
+    run_server_app(server, InProcessGrid(app, [{}, {}], RUN_CONFIG), RUN_CONFIG)
     assert seen == {"nodes": 2, "config": RUN_CONFIG}
 
 

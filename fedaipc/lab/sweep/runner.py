@@ -12,7 +12,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -151,10 +151,12 @@ class Runner:
         place, speed = cell_folder(self._folder, cell), settings.speed
         if not (place / RUN_FOLDER / JOB_FILE).is_file():
             shutil.rmtree(place, ignore_errors=True)
+            own: dict[str, Any] = {}
             if speed.cache_folder is None:  # frozen layers are computed once for all cells alike
-                cache = str((self._folder / CACHE_FOLDER).resolve())
-                own = {"speed": speed.model_copy(update={"cache_folder": cache})}
-                settings = settings.model_copy(update=own)
+                own["cache_folder"] = str((self._folder / CACHE_FOLDER).resolve())
+            if self._parallel > 1 and not speed.workers:  # the cells have the cores
+                own["workers"] = 1
+            settings = settings.model_copy(update={"speed": speed.model_copy(update=own)})
             write_file(place / CELL_FILE, to_toml(settings).encode())
         (place / ERROR_FILE).unlink(missing_ok=True)
         threads = speed.threads or max(1, cpus() // self._parallel)
