@@ -327,9 +327,10 @@ def _sharing(rounds: dict[str, Any]) -> list[str]:
         work = pc["query.ready"] + pc["train.mask"], seconds["mask"]
         own = sum(old["coordinator_seconds"].values()), sum(new["coordinator_seconds"].values())
         lines.append(
-            f"Wire version 3 shared every pair's key. In the same hour a PC among {old['pcs']:,} took "
-            f"{work[1] * 1000:.0f} ms with it to share and mask ({work[0] * 1000:.0f} now) and "
-            f"{seconds['query.agree'] * 1000:.0f} ms to agree ({pc['query.agree'] * 1000:.0f} now). "
+            "Wire version 3 shared every pair's key. In the same hour a PC among "
+            f"{old['pcs']:,} took {work[1] * 1000:.0f} ms with it to share and mask "
+            f"({work[0] * 1000:.0f} now) and {seconds['query.agree'] * 1000:.0f} ms to agree "
+            f"({pc['query.agree'] * 1000:.0f} now). "
             f"It sent {up[1] / 1024:.0f} KiB beside its vector ({up[0] / 1024:.0f} now) and got "
             f"{down[1] / 1024:.0f} KiB ({down[0] / 1024:.0f} now). The coordinator took "
             f"{own[0]:.1f} s ({own[1]:.1f} now)."
@@ -344,18 +345,25 @@ def simulations() -> str:
     for one in found["runs"]:
         seconds, phases = one["seconds"], one["phases"]
         rows.append((
-            f"{one['clients']:,}", one["rounds"], f"{seconds['all']:.0f} s",
-            f"{seconds['frozen']:.0f} s", f"{seconds['a round']:.1f} s",
+            f"{one['clients']:,}", one["workers"], one["rounds"], f"{seconds['all']:.0f} s",
+            f"{seconds['frozen']:.0f} s", f"{seconds['first round']:.1f} s",
+            f"{seconds['a round']:.1f} s" if one["rounds"] > 1 else "-",
             *(f"{phases[name]:.1f} s" for name in ("setup", "exchange", "unmask")),
-            f"{one['milliseconds_per_client']:.0f} ms", f"{one['peak_bytes'] / 2**30:.1f} GiB",
+            f"{1000 * seconds['first round'] / one['clients']:.1f} ms",
+            f"{one['peak_bytes'] / 2**30:.1f} GiB",
         ))  # fmt: skip
-    columns = ("clients", "rounds", "all", "frozen layers", "a round", "ready", "train and mask",
-               "unmask", "a client in a round", "memory")  # fmt: skip
+    columns = ("clients", "processes", "rounds", "all", "frozen layers", "first round",
+               "a later one", "ready", "train and mask", "unmask", "a client in the first round",
+               "memory")  # fmt: skip
     texts = max(one["texts"] for one in found["runs"])
+    old = found["before"]
+    new = [one for one in found["runs"] if one["clients"] == old["clients"]][-1]
     return (
         f"A head over {texts:,} texts, one private step of all texts of a client, secure "
         f"aggregation, on {found['machine']['cores']} cores "
-        f"({found['machine']['processor']}):\n\n{Table(columns, rows).to_markdown()}"
+        f"({found['machine']['processor']}):\n\n{Table(columns, rows).to_markdown()}\n\n"
+        f"With wire version 3 and one process, a round of {old['clients']} clients took "
+        f"{old['seconds']['a round']:.1f} s in the same hour ({new['seconds']['a round']:.1f} now)."
     )
 
 

@@ -56,6 +56,14 @@ class Plan:
     rounds: int
     records: int
 
+    def __str__(self) -> str:
+        steps = "a step" if self.steps == 1 else f"{self.steps} steps"
+        return (
+            f"noise multiplier {self.noise:.4g} at sampling rate {self.rate:.4g}, {self.rounds:,} "
+            f"rounds of {steps}: epsilon {self.epsilon:.4g} at delta {self.delta:g}, for a PC of "
+            f"size class {self.records:,}"
+        )
+
     @property
     def schedule(self) -> Schedule:
         """The schedule of all rounds."""

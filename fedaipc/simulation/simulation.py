@@ -291,15 +291,20 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
             with suppress(ValueError):  # a line that another process broke into
                 on_round(RoundResult.from_json(event.strip()))
 
-    starts = _starts(run.folder)
+    starts, pcs = _starts(run.folder), run.settings.federation.clients
+    threads = run.settings.speed.threads or 1
+    if run.settings.speed.cache_frozen:  # together here, instead of few by few at each PC
+        cores = max(1, min(cpus() // threads, pcs))
+        with WorkerGrid.started(cores, run.folder, run.pc_state, pcs, threads):
+            pass
     try:
         flower_engine.run_on_flower_simulation(
             run_config={
                 "run-folder": str(run.folder.resolve()),
                 "pc-state": str(run.pc_state),
             },
-            num_pcs=run.settings.federation.clients,
-            cpus_per_pc=run.settings.speed.threads or 1,
+            num_pcs=pcs,
+            cpus_per_pc=threads,
             on_log=on_log,
         )
     except EngineError:

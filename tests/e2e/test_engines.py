@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
 from fedaipc.errors import BudgetExhausted, EngineError
+from fedaipc.fleet.subprocesses import free_port
 from fedaipc.results import Results, RoundResult
 from fedaipc.simulation import flower_engine, processes
 from fedaipc.simulation.simulation import prepare, reopen, simulate
 from tests.support.jobs import tiny
 from tests.support.runs import allow, ledgers, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
@@ -94,6 +104,7 @@ def test_a_cluster_without_a_shared_folder_is_refused(
     reopen(run.folder)
 
 
+@pytest.mark.slow
 def test_a_cluster_with_a_shared_folder_is_taken(
     tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +112,7 @@ def test_a_cluster_with_a_shared_folder_is_taken(
 
     def engine(**named: Any) -> None:
         asked.update(named)
+        asked["states"] = sorted((tmp_path / "shared").glob("pc-*/cache/*.states.npy"))
         raise EngineError("that is enough")
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
@@ -111,3 +123,92 @@ def test_a_cluster_with_a_shared_folder_is_taken(
     assert asked["run_config"]["pc-state"] == str(tmp_path / "shared")
     assert asked["num_pcs"] == 3
     assert asked["cpus_per_pc"] == 1
+    assert len(asked["states"]) == 3  # what frozen layers make of the texts was there before
+
+
+def _node(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """A node of a Ray cluster, in a group of processes of its own."""
+    with (folder / "node.log").open("ab") as log:
+        return subprocess.Popen(
+            [
+                str(Path(sys.executable).parent / "ray"), "start", "--num-cpus=1", "--block",
+                "--disable-usage-stats", *words,
+            ],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+_JOINED = """
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+while sum(node["Alive"] for node in ray.nodes()) < 3:
+    time.sleep(0.2)
+"""
+
+
+def _processes(node: subprocess.Popen[bytes], name: str) -> int:
+    """How many processes with this name a node has."""
+    found = 0
+    for child in psutil.Process(node.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += any(name in word for word in child.cmdline())
+    return found
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    family = [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    node.wait()
+    psutil.wait_procs(family, timeout=10)
+
+
+@needs_ray
+@pytest.mark.alone
+@pytest.mark.slow
+def test_all_nodes_of_a_ray_cluster_play_pcs(
+    tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(f"output.folder='{tmp_path}'", "federation.clients=6", "rounds=3")
+    alone = simulate(prepare(settings, test_seed=4), "in-process", quiet)
+    port, sessions = free_port("127.0.0.1"), Path(tempfile.mkdtemp(prefix="ray-"))
+    nodes = [
+        _node(
+            tmp_path, "--head", f"--port={port}", "--include-dashboard=false",
+            f"--temp-dir={sessions}",
+        )
+    ]  # fmt: skip
+    most = [0, 0, 0]
+
+    def look(_: object) -> None:
+        for number, node in enumerate(nodes):
+            most[number] = max(most[number], _processes(node, "ClientAppActor"))
+
+    try:
+        _wait_until(lambda: _listens(port))
+        nodes += [_node(tmp_path, f"--address=127.0.0.1:{port}") for _ in range(2)]
+        address = f"127.0.0.1:{port}"
+        subprocess.run([sys.executable, "-c", _JOINED, address], timeout=90, check=True)
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        run = prepare(settings, test_seed=4, pc_state=tmp_path / "shared")
+        results = simulate(run, "flower", look)
+    finally:
+        for node in nodes:
+            _end(node)
+        shutil.rmtree(sessions, ignore_errors=True)
+    assert min(most) >= 1, most
+    assert results.model.vector_hash == alone.model.vector_hash

@@ -246,7 +246,9 @@ simulate(reopen(Path(sys.argv[1])), "in-process", lambda _: None)
 @pytest.mark.slow
 @needs_kill
 def test_no_worker_outlives_the_first_process(tmp_path: Path, minilm: Path) -> None:
-    run: Run = prepare(settings(tmp_path, "speed.workers=2", "rounds=20", "training.local_steps=20"))
+    run: Run = prepare(
+        settings(tmp_path, "speed.workers=2", "rounds=20", "training.local_steps=20")
+    )
     process = subprocess.Popen([sys.executable, "-c", _KILLED, str(run.folder)])
     started = children(2, psutil.Process(process.pid))
     end = time.monotonic() + 60
