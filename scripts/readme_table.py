@@ -21,12 +21,15 @@ from fedaipc.config import load_settings
 from fedaipc.privacy.budget import local_epsilon
 from fedaipc.protocol.job import job_schedule
 from fedaipc.report.formatting import at_least, at_most
+from fedaipc.report.plot_style import BLUE, ORANGE, drawing, figure_bytes, new_axes, put_legend
 from fedaipc.report.run_tables import summary
 from fedaipc.report.table import Table
 from fedaipc.results import Results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "simulations" / "results"
@@ -38,6 +41,7 @@ ORDER = (
     "federated-iid", "private-8-iid", "private-3-iid", "private-1-iid",
     "private-8-bfloat16", "cold-open", "cold-8",
 )  # fmt: skip
+CLIENTS_PLOT = ROOT / "docs" / "images" / "clients.svg"
 SHORT = ("public-only", "alone-by-domain", "central", "federated")  # of the README
 SHOWN = ("privacy", "updates", "test accuracy", "traffic", "time")
 
@@ -54,7 +58,10 @@ def main() -> None:
         "docs/tutorials/attack-your-run.md": {"audit": audit},
         "docs/how-to/lab.md": {"broken": broken_builds},
         "docs/explanation/secure-aggregation.md": {"secagg": costs},
-        "docs/how-to/simulate-many.md": {"simulation": simulations},
+        "docs/how-to/simulate-many.md": {
+            "simulation": simulations,
+            "simulators": simulators,
+        },
         "docs/explanation/speed.md": {"clipping": clipping},
         "docs/how-to/operator.md": {"fleet": fleet},
         "docs/explanation/recipe.md": {
@@ -64,6 +71,7 @@ def main() -> None:
         },
         "docs/explanation/numerics.md": {"accountants": accountants},
         "docs/explanation/distributed-noise.md": {"study": noise_study},
+        "docs/explanation/whole-clients.md": {"clients": many_clients},
     }
     for name, found in parts.items():
         path = ROOT / name
@@ -74,6 +82,11 @@ def main() -> None:
             path.write_text(content, encoding="utf-8")
         elif content != path.read_text(encoding="utf-8"):
             sys.exit(f"{path.name} differs from the results; run scripts/readme_table.py")
+    plot = figure_bytes(clients_figure(), CLIENTS_PLOT.suffix, CLIENTS_PLOT.stem)
+    if "--check" not in sys.argv:
+        CLIENTS_PLOT.write_bytes(plot)
+    elif plot != CLIENTS_PLOT.read_bytes():
+        sys.exit(f"{CLIENTS_PLOT.name} differs from the results; run scripts/readme_table.py")
 
 
 def between(text: str, name: str, content: str) -> str:
@@ -150,6 +163,56 @@ def noise_study() -> str:
     return f"{Table(columns, rows).to_markdown()}\n\n{line}"
 
 
+def _by_clients() -> dict[tuple[str, str, float], dict[int, tuple[float, float]]]:
+    """Test accuracy and seconds by number of clients, for each unit, place of noise and epsilon."""
+    found: dict[tuple[str, str, float], dict[int, tuple[float, float]]] = {}
+    for cell in _lab("clients")["cells"]:
+        values = cell["values"]
+        epsilon = float(values["privacy.epsilon"])
+        unit, noise = values.get("privacy.unit", "-"), values.get("privacy.noise", "none")
+        one = cell["test_accuracy"], cell["seconds"]
+        found.setdefault((unit, noise, epsilon), {})[cell["pcs"]] = one
+    return found
+
+
+def many_clients() -> str:
+    """Test accuracy by number of clients, at equal texts in all."""
+    found = _by_clients()
+    counts = sorted({count for by in found.values() for count in by})
+    rows = []
+    for (unit, noise, epsilon), by in sorted(
+        found.items(), key=lambda one: (one[0][0], one[0][1], -one[0][2])
+    ):
+        shown = "not private" if epsilon == float("inf") else f"{epsilon:g}"
+        cells = (f"{by[count][0]:.3f}" if count in by else "" for count in counts)
+        rows.append((unit, noise, shown, *cells))
+    columns = ("epsilon per", "noise", "epsilon", *(f"{count:,} clients" for count in counts))
+    times = found["client", "distributed", 8.0]
+    seconds = ", ".join(f"{times[count][1]:,.0f} s with {count:,}" for count in sorted(times))
+    return (
+        f"{Table(columns, rows).to_markdown()}\n\nThe runs for whole clients with distributed "
+        f"noise at epsilon 8 took {seconds} clients."
+    )
+
+
+@drawing()
+def clients_figure() -> Figure:
+    """Test accuracy by number of clients, at epsilon 8."""
+    figure, axes = new_axes(x="clients (the same texts in all)", y="test accuracy", height=3.6)
+    colours = {"client": BLUE, "record": ORANGE}
+    for (unit, noise, epsilon), by in sorted(_by_clients().items()):
+        if epsilon == 8:
+            counts = sorted(by)
+            axes.plot(
+                counts, [by[count][0] for count in counts], label=f"per {unit}, {noise} noise",
+                color=colours[unit], linestyle="-" if noise == "distributed" else ":",
+                marker="o" if noise == "distributed" else "s",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    put_legend(figure)
+    return figure
+
+
 def _own_epsilon(values: dict[str, Any]) -> float:
     """Of all rounds of such a job, against whoever reads one PC's own updates."""
     settings = load_settings(DEMO, [f"{key}={json.dumps(value)}" for key, value in values.items()])
@@ -158,7 +221,7 @@ def _own_epsilon(values: dict[str, Any]) -> float:
 
 
 def _lab(name: str) -> Any:
-    file = {"budget": "sweep", "noise": "sweep"}.get(name, name)
+    file = dict.fromkeys(("budget", "noise", "clients"), "sweep").get(name, name)
     return json.loads((RESULTS / name / f"{file}.json").read_text(encoding="utf-8"))
 
 
@@ -364,6 +427,37 @@ def simulations() -> str:
         f"({found['machine']['processor']}):\n\n{Table(columns, rows).to_markdown()}\n\n"
         f"With wire version 3 and one process, a round of {old['clients']} clients took "
         f"{old['seconds']['a round']:.1f} s in the same hour ({new['seconds']['a round']:.1f} now)."
+    )
+
+
+def simulators() -> str:
+    """The same rounds on several simulators, as measured by scripts/bench/simulators.py."""
+    found = json.loads((BENCH / "simulators.json").read_text(encoding="utf-8"))
+    medians = found["medians"]
+    names = {
+        "flower-ray": "Flower's FedAvg on Flower's simulation runtime (Ray)",
+        "flower-grid": "the same app on fedaipc's engine, one process",
+        "pfl": "pfl-research, one process",
+        "plain": "fedaipc's own client, LoRA, no secure aggregation",
+        "secagg": "fedaipc's own client, LoRA, secure aggregation",
+        "secagg-ray": "the same with `--engine flower`",
+    }
+    ray = medians["flower-ray"]["rounds"]
+    rows = [
+        (what, f"{medians[name]['rounds']:.2f} s", f"{medians[name]['rounds'] / ray:.2f}",
+         f"{medians[name]['all']:.1f} s")
+        for name, what in names.items()
+        if name in medians
+    ]  # fmt: skip
+    columns = ("simulator", "rounds", "times Flower's runtime", "with its start")
+    loop = medians["loop"]
+    return (
+        f"{found['rounds']} rounds of {found['clients']} clients with a trivial step, updates of "
+        f"{found['values']:,} values (medians of {len(found['turns']['flower-ray'])} turns):\n\n"
+        f"{Table(columns, rows).to_markdown()}\n\n"
+        "pfl-research adds up arrays in memory: no messages, no ledger. fedaipc's own client "
+        "checks a signed job, charges a ledger and draws noise. With 20 clients that train LoRA on "
+        f"real texts the rounds took {loop['overhead']:.1%} beyond the training itself."
     )
 
 

@@ -145,6 +145,7 @@ def test_commands_name_the_extra_that_they_miss(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["search.toml"]
 
 
+@pytest.mark.slow
 def test_python_names_the_extra_that_it_misses(tmp_path: Path) -> None:
     calls = {
         "fa.load_data('hf:imdb').labels": remedy("hf:imdb", "hub"),

@@ -14,7 +14,7 @@ takes the mean. The step is trivial, so that what the simulator costs is seen:
 - `secagg-ray`: that with `--engine flower`.
 
 `loop` is another question: 20 clients train LoRA over real texts without secure aggregation, and
-`overhead` is what the rounds took beyond the training itself, as a part of it.
+`overhead` is what the rounds took beyond the training itself, as a part of it (evaluation apart).
 
 Each has a process of its own; they take turns, and the medians count. `rounds` are the seconds of
 the rounds, `all` those of the process, with its start.
@@ -24,7 +24,6 @@ the rounds, `all` those of the process, with its start.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -32,6 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -59,7 +60,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(_measured(arguments.one)))
         return
-    names = [name for name in NAMES if name != "pfl" or importlib.util.find_spec("pfl")]
+    names = [name for name in NAMES if name != "pfl" or find_spec("pfl")]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(arguments.turns):
         for name in names:
@@ -78,6 +79,7 @@ def main() -> None:
     }
     report = {
         "clients": CLIENTS, "rounds": ROUNDS, "values": VALUES, "medians": medians, "turns": found,
+        "simulators": {name: version(name) for name in ("ray", "pfl") if find_spec(name)},
         "machine": facts(),
     }  # fmt: skip
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -249,6 +251,11 @@ def _loop() -> dict[str, float]:
     found: list[RoundResult] = []
     training = [0.0]
 
+    def heard(result: RoundResult) -> None:
+        if not found:
+            training[0] = 0.0  # the first round also loads and rehearses
+        found.append(result)
+
     def timed(*args: Any, **how: Any) -> Any:
         started = time.monotonic()
         try:
@@ -263,14 +270,14 @@ def _loop() -> dict[str, float]:
         settings = load_settings(
             JOB,
             [
-                "rounds=2", "federation.clients=20", f"output.folder='{folder}'",
+                "rounds=3", "federation.clients=20", f"output.folder='{folder}'",
                 "model.train.kind=lora", "data.partition.kind=iid", "training.local_steps=2",
                 "privacy.sampling_rate=0.25", "evaluation.every=1000", "aggregation.kind=plain",
                 "speed.workers=1", "output.plots=false",
             ],
         )  # fmt: skip
-        simulation.simulate(simulation.prepare(settings), "in-process", found.append)
-    rounds = sum(one.seconds for one in found)
+        simulation.simulate(simulation.prepare(settings), "in-process", heard)
+    rounds = sum(one.seconds - one.phases["evaluate"] for one in found[1:])
     return {
         "rounds": round(rounds, 2),
         "training": round(training[0], 2),

@@ -122,6 +122,7 @@ def test_no_answer_of_a_server_ends_it(
     assert not (tmp_path / "promised.bin").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_yet_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

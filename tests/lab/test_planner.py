@@ -57,6 +57,7 @@ def gaussian(noise: float, steps: int, delta: float) -> float:
     return float(brentq(excess, 0, 5000, xtol=1e-9))
 
 
+@pytest.mark.slow
 @settings(max_examples=8)  # each takes a second
 @given(
     epsilon=st.floats(0.3, 12), noise=st.floats(0.6, 20), rate=st.floats(0.01, 1),
