@@ -196,6 +196,6 @@ def test_every_benchmark_names_its_machine() -> None:
         for path in folder.glob("*.py")
         if "RESULT.write_text(" in (text := path.read_text("utf-8")) or "out.write_text(" in text
     ]
-    assert len(writers) == 10
+    assert len(writers) == 11
     unnamed = [p.name for p in writers if "facts()" not in p.read_text("utf-8")]
     assert unnamed == []

@@ -76,14 +76,16 @@ def main(grid: Grid, context: Context) -> None:
     run_job(grid, folder, "flower", _print_event)
 
 
-def make_server_app(folder: Path, on_round: Callable[[RoundResult], None]) -> ServerApp:
-    """The same app with progress by call, for the in-process engine."""
+def make_server_app(
+    folder: Path, on_round: Callable[[RoundResult], None], workers: int = 1
+) -> ServerApp:
+    """The same app with progress by call, for the in-process engine, whose PCs `workers` play."""
     local = ServerApp()
 
     @local.main()
     def _main(grid: Grid, context: Context) -> None:
         del context
-        run_job(grid, folder, "in-process", on_round)
+        run_job(grid, folder, "in-process", on_round, workers=workers)
 
     return local
 
@@ -100,10 +102,11 @@ def run_job(
     engine: Engine,
     on_round: Callable[[RoundResult], None],
     names: Collection[str] | None = None,
+    workers: int = 1,
 ) -> None:
     """Run or continue the job in `folder`; leaves results.json, checkpoint and model there.
 
-    `names` are those of all members, in a fleet.
+    `names` are those of all members, in a fleet. `workers` are the processes that play PCs.
     """
     clock = time.monotonic()
     settings = load_settings(folder / CONFIG_FILE)
@@ -119,7 +122,7 @@ def run_job(
     checkpoint = checkpoint or Checkpoint(
         layout_hash=job.layout_hash, vector=read_vector(classifier)
     )
-    results = _facts(settings, job, roster, classifier, folder, engine)
+    results = _facts(settings, job, roster, classifier, folder, engine, workers)
     if checkpoint.round == 0:
         start = validation.score(checkpoint.vector)[0]
         results = results.model_copy(update={"start": start})
@@ -221,6 +224,7 @@ def _facts(
     classifier: Classifier,
     folder: Path,
     engine: Engine,
+    workers: int,
 ) -> Results:
     """What is known before the first round; a run that is resumed keeps its start and its time."""
     before = Results.load(folder) if (folder / RESULTS_FILE).is_file() else None
@@ -270,6 +274,7 @@ def _facts(
         machine=MachineFacts(
             cores=machine.cpus(),
             threads=torch.get_num_threads(),
+            workers=workers,
             memory_gb=round(machine.memory_total() / 2**30, 1),
             processor=machine.processor(),
             instructions=machine.instructions(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +50,7 @@ from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
 from fedaipc.simulation.flower_adapter import InProcessGrid, run_server_app
 from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
-from fedaipc.simulation.workers import WorkerGrid, workers_for
+from fedaipc.simulation.workers import WorkerError, WorkerGrid, workers_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -210,8 +210,7 @@ def simulate(
                 with suppress(SecAggError):
                     KeyStore(folder).forget_keys()
             if (run.folder / RESULTS_FILE).is_file():
-                workers = _workers(run, app) if engine == "in-process" else 1
-                results = _completed(run, workers)
+                results = _completed(run)
                 results.write(run.folder)
         for folder in (run.folder, *folders):
             shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -234,13 +233,17 @@ def check_engine(engine: Engine, pc_state: Path | None) -> None:
         )
 
 
+def _job(run: Run) -> Job:
+    return Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8"))
+
+
 def _check_joined(run: Run) -> None:
     """Raise RoundError where the PCs got the records of another run since."""
     try:
         joined = strict_json.load(run.pc_state / _JOINED_FILE)
     except (OSError, ValueError):
         joined = None
-    if joined != Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).run:
+    if joined != _job(run).run:
         raise RoundError(
             f"{run.pc_state}: these PCs have joined another run since and hold its records; start "
             "a new run"
@@ -253,32 +256,34 @@ def _run_in_process(
     app: Callable[[Message, Context], Message],
 ) -> None:
     config = {"pc-state": str(run.pc_state)}
-    with _grid(run, app, config) as grid:
-        run_server_app(server_app.make_server_app(run.folder, on_round), grid, config)
+    with _grid(run, app, config) as (grid, workers):
+        run_server_app(server_app.make_server_app(run.folder, on_round, workers), grid, config)
 
 
 @contextmanager
 def _grid(
     run: Run, app: Callable[[Message, Context], Message], config: dict[str, str]
-) -> Iterator[InProcessGrid]:
-    """The PCs, ready to be asked: the frozen layers have seen their texts."""
+) -> Iterator[tuple[InProcessGrid, int]]:
+    """The PCs, ready to be asked, and how many processes play them.
+
+    The frozen layers have seen their texts. Raises EngineError.
+    """
     pcs, speed = run.settings.federation.clients, run.settings.speed
-    workers = _workers(run, app)
-    if workers > 1:
+    workers = workers_for(speed, pcs, choose_device(speed).torch.type)
+    if workers > 1 and app is client_app:  # another one listens here
         threads = speed.threads or max(1, cpus() // workers)
-        with WorkerGrid.started(workers, run.folder, run.pc_state, pcs, threads) as grid:
-            yield grid
-        return
-    job = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8"))
-    freeze_for_all([pc_folder(run.pc_state, number) for number in range(pcs)], job)
-    yield InProcessGrid(app, [{}] * pcs, config)
-
-
-def _workers(run: Run, app: Callable[[Message, Context], Message] = client_app) -> int:
-    if app is not client_app:  # it listens here
-        return 1
-    speed = run.settings.speed
-    return workers_for(speed, run.settings.federation.clients, choose_device(speed).torch.type)
+        with ExitStack() as stack:
+            try:
+                started = WorkerGrid.started(workers, run.folder, run.pc_state, pcs, threads)
+                grid = stack.enter_context(started)
+            except WorkerError:  # a kind, say, that only this process knows
+                if speed.workers:
+                    raise
+            else:
+                yield grid, workers
+                return
+    freeze_for_all([pc_folder(run.pc_state, number) for number in range(pcs)], _job(run))
+    yield InProcessGrid(app, [{}] * pcs, config), 1
 
 
 def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
@@ -295,7 +300,10 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
     threads = run.settings.speed.threads or 1
     if run.settings.speed.cache_frozen:  # together here, instead of few by few at each PC
         cores = max(1, min(cpus() // threads, pcs))
-        with WorkerGrid.started(cores, run.folder, run.pc_state, pcs, threads):
+        with (
+            suppress(WorkerError),  # the run itself will say why
+            WorkerGrid.started(cores, run.folder, run.pc_state, pcs, threads),
+        ):
             pass
     try:
         flower_engine.run_on_flower_simulation(
@@ -330,14 +338,12 @@ def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
     return min(ledger.rounds_left(once) for ledger in ledgers)
 
 
-def _completed(run: Run, workers: int) -> Results:
+def _completed(run: Run) -> Results:
     """results.json with what each PC holds and has spent, read from its own folder."""
-    once = Job.parse((run.folder / JOB_FILE).read_text(encoding="utf-8")).schedule
+    once = _job(run).schedule
     folders = [pc_folder(run.pc_state, number) for number in range(run.settings.federation.clients)]
     pcs = [pc_result(folder, once) for folder in folders]
-    results = Results.load(run.folder)
-    machine = results.machine.model_copy(update={"workers": workers})
-    return results.model_copy(update={"pcs": tuple(pcs), "machine": machine})
+    return Results.load(run.folder).model_copy(update={"pcs": tuple(pcs)})
 
 
 def _pc_state(folder: Path) -> Path:

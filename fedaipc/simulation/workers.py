@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from flwr.app import Message
 
 import fedaipc
-from fedaipc.errors import EngineError
+from fedaipc.errors import EngineError, FedaipcError
 from fedaipc.machine import cpus, memory_total
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.surroundings import inherited
@@ -55,6 +55,10 @@ def workers_for(speed: SpeedSettings, pcs: int, device: str) -> int:
         return 1
     cores = cpus() // (speed.threads or 1)
     return max(1, min(cores, pcs // _PCS_EACH, memory_total() // _MEMORY_EACH, _MOST))
+
+
+class WorkerError(EngineError):
+    """Another process cannot do what this job asks for; set speed.workers = 1."""
 
 
 @dataclass(slots=True)
@@ -119,6 +123,8 @@ class WorkerGrid(InProcessGrid):
                 number, message = replies.get()
                 if message is None:
                     workers[number].lost()
+                if message:
+                    raise WorkerError(f"PCs cannot be played by processes of their own: {message}")
             yield cls(pcs, workers, replies)
         finally:
             _stop(workers)
@@ -232,7 +238,10 @@ def _stop(workers: list[_Worker]) -> None:
 
 
 def play(inbox: IO[bytes], replies: IO[bytes]) -> None:
-    """Answer for the PCs that the first process names, until this process is ended."""
+    """Answer for the PCs that the first process names, until this process is ended.
+
+    The first reply is empty, or says why it cannot.
+    """
     from fedaipc.client.client_app import app, pc_folder
     from fedaipc.client.trainer import freeze_for_all
     from fedaipc.protocol.job import Job
@@ -253,8 +262,13 @@ def play(inbox: IO[bytes], replies: IO[bytes]) -> None:
     told = requests.get()
     state = Path(told["state"])
     own = [pc_folder(state, n) for n in range(told["number"], told["pcs"], told["workers"])]
-    freeze_for_all(own, Job.parse((Path(told["folder"]) / JOB_FILE).read_text(encoding="utf-8")))
-    say("ready")
+    try:
+        job = Job.parse((Path(told["folder"]) / JOB_FILE).read_text(encoding="utf-8"))
+        freeze_for_all(own, job)
+    except FedaipcError as error:
+        say(f"{error}; set speed.workers = 1")
+        return
+    say("")
     grid = InProcessGrid(app, [{}] * told["pcs"], {"pc-state": str(state)})
     while True:
         say(grid.answer(requests.get()))

@@ -28,6 +28,7 @@ FULL = (
     ["demo_pairs", "secagg"],
     ["demo_pairs", "noise"],
     ["simulation"],
+    ["simulators"],
     ["fleet"],
     ["fleet_model"],
     ["accountants"],

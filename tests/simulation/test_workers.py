@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import psutil
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from fedaipc.config import SpeedSettings
+from fedaipc.config import SpeedSettings, TrainingMethod, register
 from fedaipc.errors import EngineError
 from fedaipc.protocol.job_folder import CONFIG_FILE
 from fedaipc.results import Results
@@ -199,6 +199,44 @@ def test_two_workers_give_the_model_and_the_ledgers_of_one(tmp_path: Path, minil
         charges = {name: len(ledger.charges) for name, ledger in ledgers(run).items()}
         found.append((results.model.vector_hash, results.test, charges))
     assert found[0] == found[1]
+
+
+@pytest.fixture
+def known_here_only() -> Iterator[str]:
+    """A training method that no installed package brings."""
+
+    class OnlyHere(TrainingMethod):
+        kind: Literal["only-here"] = "only-here"
+        version: Literal["1"] = "1"
+
+        def frozen_layers(self, depth: int) -> int:
+            return depth
+
+        def trained_layers(self) -> int:
+            return 0
+
+        def trains(self, name: str, part: str) -> bool:
+            return part == "head"
+
+    register(OnlyHere)
+    yield "only-here"
+    del TrainingMethod.kinds["only-here"]
+
+
+@pytest.mark.slow
+def test_what_only_this_process_knows_is_played_here(
+    tmp_path: Path, minilm: Path, known_here_only: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = f"model.train.kind={known_here_only}"
+    run = prepare(settings(tmp_path, change, "speed.workers=2"))
+    with pytest.raises(EngineError, match=r"only-here.*set speed\.workers = 1$"):
+        simulate(run, "in-process", quiet)
+    assert psutil.Process().children(recursive=True) == []
+    monkeypatch.setattr(workers, "cpus", lambda: 2)
+    monkeypatch.setattr(workers, "_PCS_EACH", 2)
+    run = prepare(settings(tmp_path, change))
+    assert simulate(run, "in-process", quiet).machine.workers == 1
+    assert psutil.Process().children(recursive=True) == []
 
 
 def children(wanted: int, of: psutil.Process) -> list[psutil.Process]:
