@@ -204,9 +204,10 @@ def summary(seconds: list[float]) -> dict[str, Any]:
 
 
 def exchanges(fleet: Fleet) -> list[float]:
-    """Seconds of each, in a process's own run on the fleet's server."""
-    from flwr.app import ConfigRecord, Message, RecordDict
+    """Seconds of each, in a process's own run on the fleet's server, asked as in a round."""
+    from flwr.app import ConfigRecord, RecordDict
 
+    from fedaipc.coordinator.exchange import Exchange
     from fedaipc.fleet.grid import FleetGrid
     from fedaipc.fleet.superlink import SECRET_FILE, UPLOAD_FILE
 
@@ -218,12 +219,10 @@ def exchanges(fleet: Fleet) -> list[float]:
         nodes = grid.get_node_ids()
         for _ in range(EXCHANGES + 1):
             started = time.monotonic()
-            replies = grid.send_and_receive(
-                [Message(RecordDict({"ask": ConfigRecord({"x": 1})}), n, "query") for n in nodes],
-                timeout=60,
-            )
+            asked = [(node, RecordDict({"ask": ConfigRecord({"x": 1})})) for node in nodes]
+            answers = list(Exchange(grid).ask("query", asked, timeout=60))
             seconds.append(time.monotonic() - started)
-            if sum(not reply.has_error() for reply in replies) != fleet.pcs:
+            if len(answers) != fleet.pcs:
                 raise SystemExit("a PC did not answer")
     return seconds
 

@@ -2,14 +2,16 @@
 
     python scripts/bench/simulation.py            writes results/simulation.json beside this
     python scripts/bench/simulation.py --before CHECKOUT   and 200 clients with an older checkout
+    python scripts/bench/simulation.py --plain             `plain` alone, into the same file
     python scripts/bench/simulation.py --one 1000 3 2      one size, rounds, workers; prints JSON
 
 Each client trains a head by one private step of all its texts, with secure aggregation. The texts
 are those of the main task, given out evenly: of 10,000 clients each has one or two. Each size has a
 process of its own, and is measured with one process and with one for each core. Seconds of a round
 are of the last rounds, if there are several; the first also makes the keys of the epoch. `frozen`
-is how long the frozen layers took for all texts, `peak_bytes` the most memory that all processes of
-the simulation had at a time, what they share counted once.
+is how long the frozen layers took for all texts with the start of the processes, `plain` how long
+transformers alone takes for the same texts in batches, in one process. `peak_bytes` is the most
+memory that all processes of the simulation had at a time, what they share counted once.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Simulations of many clients.")
     parser.add_argument("--one", type=int, nargs=3, metavar=("CLIENTS", "ROUNDS", "WORKERS"))
     parser.add_argument("--most", type=int, default=10_000, help="leave larger sizes out")
+    parser.add_argument("--plain", action="store_true")
     parser.add_argument("--before", type=Path, metavar="CHECKOUT")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "simulation.json")
     arguments = parser.parse_args()
@@ -50,15 +53,19 @@ def main() -> None:
         print(json.dumps(measured(*arguments.one)))
         return
     report: dict[str, Any] = {"job": JOB.name}
-    if arguments.before:
-        report["before"] = _run(*BEFORE, 0, checkout=arguments.before)
-    report["runs"] = [
-        _run(clients, rounds, workers)
-        for clients, rounds in SIZES.items()
-        if clients <= arguments.most
-        for workers in sorted({1, cpus()})
-        if workers > 1 or clients < max(SIZES)
-    ]
+    if arguments.plain:
+        report = json.loads(arguments.out.read_text(encoding="utf-8"))
+    else:
+        if arguments.before:
+            report["before"] = _run(*BEFORE, 0, checkout=arguments.before)
+        report["runs"] = [
+            _run(clients, rounds, workers)
+            for clients, rounds in SIZES.items()
+            if clients <= arguments.most
+            for workers in sorted({1, cpus()})
+            if workers > 1 or clients < max(SIZES)
+        ]
+    report["plain"] = _plain()
     report["machine"] = facts()
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -80,6 +87,34 @@ def _run(clients: int, rounds: int, workers: int, checkout: Path | None = None) 
     found: dict[str, Any] = {**json.loads(output.splitlines()[-1]), "peak_bytes": peak}
     print(json.dumps(found), flush=True)
     return found
+
+
+def _plain() -> dict[str, float]:
+    """Seconds that the frozen layers take without fedaipc: texts sorted by length, 64 at a time."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from fedaipc.config import load_settings
+    from fedaipc.data.prepare import prepare_simulation
+    from fedaipc.model.base import base_folder
+
+    settings = load_settings(JOB)
+    texts = prepare_simulation(settings.data, settings.federation.clients).train.texts
+    folder = base_folder(settings.model.base)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    model.encoder.layer = model.encoder.layer[: settings.model.keep_layers]
+    started = time.monotonic()
+    tokens = tokenizer(list(texts), truncation=True, max_length=settings.model.max_length)
+    order = sorted(range(len(texts)), key=lambda i: len(tokens["input_ids"][i]))
+    with torch.inference_mode():
+        for start in range(0, len(order), 64):
+            chosen = [tokens["input_ids"][i] for i in order[start : start + 64]]
+            batch = tokenizer.pad({"input_ids": chosen}, return_tensors="pt")
+            states = model.eval()(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1)
+            (states * mask).sum(1) / mask.sum(1)
+    seconds = time.monotonic() - started
+    return {"seconds": round(seconds, 2), "texts": len(texts), "threads": torch.get_num_threads()}
 
 
 def _memory(parent: int) -> int:
