@@ -426,7 +426,8 @@ def simulations() -> str:
         f"aggregation, on {found['machine']['cores']} cores "
         f"({found['machine']['processor']}):\n\n{Table(columns, rows).to_markdown()}\n\n"
         f"With wire version 3 and one process, a round of {old['clients']} clients took "
-        f"{old['seconds']['a round']:.1f} s in the same hour ({new['seconds']['a round']:.1f} now). "
+        f"{old['seconds']['a round']:.1f} s in the same hour "
+        f"({new['seconds']['a round']:.1f} now). "
         f"transformers alone takes {found['plain']['seconds']:.0f} s for the frozen layers."
     )
 
