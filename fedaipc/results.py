@@ -256,8 +256,12 @@ class MachineFacts(Frozen):
     """
 
     cores: Number = Field(description="that the process could use")
-    threads: Number = Field(description="that torch used")
-    workers: Number = Field(1, description="processes that played the PCs of a simulation")
+    threads: Number = Field(description="that torch used in the coordinator's process")
+    workers: Number | None = Field(
+        None,
+        description="processes that played the PCs, the coordinator's own where it is one; "
+        "null where it did not start them",
+    )
     memory_gb: Amount = Field(description="that the process could use, in GiB (2^30 bytes)")
     processor: str = Field(description="name")
     instructions: tuple[str, ...] = Field((), description="of the processor that matter for speed")
@@ -309,7 +313,7 @@ class Results(Frozen):
     )
     machine: MachineFacts = Field(description="where the coordinator or the simulation ran")
     peak_memory_bytes: Number | None = Field(
-        None, description="of the process; null where not known"
+        None, description="of the coordinator's process; null where not known"
     )
 
     @property

@@ -28,7 +28,8 @@ class SpeedSettings(Section):
         0,
         ge=0,
         le=256,
-        description="processes that play the PCs (simulation only); 0: one a core from 100 PCs on",
+        description="processes that play the PCs (simulation only); 0: on a CPU one a core, at "
+        "most 8, and one for every 50 PCs",
     )
     micro_batch: int = Field(
         0,

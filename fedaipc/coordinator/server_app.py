@@ -102,11 +102,12 @@ def run_job(
     engine: Engine,
     on_round: Callable[[RoundResult], None],
     names: Collection[str] | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> None:
     """Run or continue the job in `folder`; leaves results.json, checkpoint and model there.
 
-    `names` are those of all members, in a fleet. `workers` are the processes that play PCs.
+    `names` are those of all members, in a fleet. `workers` are the processes
+    that play PCs, None where others start them.
     """
     clock = time.monotonic()
     settings = load_settings(folder / CONFIG_FILE)
@@ -224,7 +225,7 @@ def _facts(
     classifier: Classifier,
     folder: Path,
     engine: Engine,
-    workers: int,
+    workers: int | None,
 ) -> Results:
     """What is known before the first round; a run that is resumed keeps its start and its time."""
     before = Results.load(folder) if (folder / RESULTS_FILE).is_file() else None

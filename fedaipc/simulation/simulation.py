@@ -7,6 +7,7 @@ are the same code as over real PCs, and see no more of each other than they woul
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from filelock import FileLock, Timeout
 
 from fedaipc import strict_json
@@ -36,7 +38,7 @@ from fedaipc.extras import need
 from fedaipc.federation.key import Admission
 from fedaipc.files import expanded, write_text
 from fedaipc.machine import cpus
-from fedaipc.model.base import with_whole_base
+from fedaipc.model.base import weights_bytes, with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.model.warm_up import check_model, warm_base
@@ -50,7 +52,7 @@ from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
 from fedaipc.simulation.flower_adapter import InProcessGrid, run_server_app
 from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
-from fedaipc.simulation.workers import WorkerError, WorkerGrid, workers_for
+from fedaipc.simulation.workers import WorkerGrid, workers_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from fedaipc.config import Settings
 
 _PLACE_FILE = "pc-state.json"
+_log = logging.getLogger(__name__)
 _FEDERATION_FOLDER = "federation"  # beside the PCs
 _JOINED_FILE = "joined-run.json"  # beside the PCs: the run whose records they hold
 
@@ -269,21 +272,33 @@ def _grid(
     The frozen layers have seen their texts. Raises EngineError.
     """
     pcs, speed = run.settings.federation.clients, run.settings.speed
-    workers = workers_for(speed, pcs, choose_device(speed).torch.type)
+    workers, threads = _workers(run)
     if workers > 1 and app is client_app:  # another one listens here
-        threads = speed.threads or max(1, cpus() // workers)
         with ExitStack() as stack:
             try:
                 started = WorkerGrid.started(workers, run.folder, run.pc_state, pcs, threads)
                 grid = stack.enter_context(started)
-            except WorkerError:  # a kind, say, that only this process knows
+            except EngineError as error:  # a kind, say, that only this process knows
                 if speed.workers:
                     raise
+                _log.warning("one process plays all PCs: %s", error)
             else:
                 yield grid, workers
                 return
     freeze_for_all([pc_folder(run.pc_state, number) for number in range(pcs)], _job(run))
     yield InProcessGrid(app, [{}] * pcs, config), 1
+
+
+def _workers(run: Run) -> tuple[int, int]:
+    """How many processes play PCs, and the threads of each."""
+    speed, pcs = run.settings.speed, run.settings.federation.clients
+    on_cpu = choose_device(speed).torch.type == "cpu"
+    if not (on_cpu or speed.workers):
+        return 1, 1
+    # As many as the environment leaves to torch: OMP_NUM_THREADS, say.
+    computing = cpus() if speed.threads else torch.get_num_threads()
+    count = workers_for(speed, pcs, computing, weights_bytes(run.settings.model.base))
+    return count, speed.threads or max(1, computing // count)
 
 
 def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
@@ -298,13 +313,7 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
 
     starts, pcs = _starts(run.folder), run.settings.federation.clients
     threads = run.settings.speed.threads or 1
-    if run.settings.speed.cache_frozen:  # together here, instead of few by few at each PC
-        cores = max(1, min(cpus() // threads, pcs))
-        with (
-            suppress(WorkerError),  # the run itself will say why
-            WorkerGrid.started(cores, run.folder, run.pc_state, pcs, threads),
-        ):
-            pass
+    _freeze_here(run, threads)
     try:
         flower_engine.run_on_flower_simulation(
             run_config={
@@ -323,6 +332,24 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
                 "(federation.lifetime_epsilon) are spent; the last checkpoint stands"
             ) from None
         raise
+
+
+def _freeze_here(run: Run, threads: int) -> None:
+    """Put all texts through the frozen layers, as PCs with so many threads will look for them.
+
+    Where that fails each PC does it by itself.
+    """
+    settings, pcs = run.settings, run.settings.federation.clients
+    speed, layers = settings.speed, settings.model.keep_layers or 1000
+    on_cpu = choose_device(speed).torch.type == "cpu"
+    if not (on_cpu and speed.cache_frozen and settings.model.train.frozen_layers(layers)):
+        return
+    weights = weights_bytes(settings.model.base)
+    own = speed.model_copy(update={"threads": threads})
+    with suppress(EngineError):
+        count = workers_for(own, pcs, cpus(), weights)
+        with WorkerGrid.started(count, run.folder, run.pc_state, pcs, threads):
+            pass
 
 
 def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:

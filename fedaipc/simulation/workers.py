@@ -7,6 +7,7 @@ does: so no worker outlives the first process, whatever ended that.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import queue
@@ -15,6 +16,7 @@ import sys
 import sysconfig
 import threading
 import time
+import traceback
 from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,36 +27,37 @@ from flwr.app import Message
 
 import fedaipc
 from fedaipc.errors import EngineError, FedaipcError
-from fedaipc.machine import cpus, memory_total
+from fedaipc.machine import memory_available
 from fedaipc.simulation.flower_adapter import InProcessGrid
 from fedaipc.surroundings import inherited
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import NoReturn
 
     from fedaipc.config import SpeedSettings
 
+_HELLO = b"fedaipc worker\n"  # before the first reply: what a library printed comes before it
 _STOP_SECONDS = 5.0
-_PAUSE = 1.0  # seconds that a pull waits for a reply
+_LOOK = 1.0  # seconds; an interrupt is seen in between, on Windows too
 _AHEAD = 2  # messages at a worker: the one that it answers, and the next
 _PCS_EACH = 50  # with fewer, loading the libraries takes longer than a second process saves
-_MEMORY_EACH = 2 << 30
+_LIBRARIES_BYTES = 3 << 29
+_COPIES = 6  # of the weights: gradients, requests and the update as well
 _MOST = 8
+_log = logging.getLogger(__name__)
 
 
-def workers_for(speed: SpeedSettings, pcs: int, device: str) -> int:
-    """How many processes play `pcs` PCs; 1 is the coordinator's own.
+def workers_for(speed: SpeedSettings, pcs: int, threads: int, weights: int) -> int:
+    """How many processes play `pcs` PCs on a CPU; 1 is the coordinator's own.
 
-    Where the settings leave it open: one for each core of a CPU, if each has enough to do and
-    memory for its copy of the model.
+    Where the settings leave it open: as many as may compute at a time, `threads`, up to 8, if each
+    has enough to do and memory for its copy of a model of `weights` bytes.
     """
     if speed.workers:
         return min(speed.workers, pcs)
-    if device != "cpu":
-        return 1
-    cores = cpus() // (speed.threads or 1)
-    return max(1, min(cores, pcs // _PCS_EACH, memory_total() // _MEMORY_EACH, _MOST))
+    room = memory_available() // (_LIBRARIES_BYTES + _COPIES * weights) - 1  # the coordinator's
+    return max(1, min(threads // (speed.threads or 1), pcs // _PCS_EACH, room, _MOST))
 
 
 class WorkerError(EngineError):
@@ -65,6 +68,7 @@ class WorkerError(EngineError):
 class _Worker:
     process: subprocess.Popen[bytes]
     inbox: IO[bytes]
+    listener: threading.Thread | None = None
     waiting: deque[str] = field(default_factory=deque)  # messages that it has not been sent
     sent: int = 0  # and those that it has not answered
 
@@ -111,20 +115,23 @@ class WorkerGrid(InProcessGrid):
         """Start `count` workers for the job in `folder`, whose PCs are in `state`; then stop them.
 
         Each computes on `threads` threads. Returns once the frozen layers have seen all texts.
+        Raises WorkerError where one cannot play PCs of this job.
         """
         replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         workers: list[_Worker] = []
         try:
             for number in range(count):
-                workers.append(_start(number, replies, threads))
+                workers.append(_start(threads))
+                stream = cast("IO[bytes]", workers[-1].process.stdout)
+                workers[-1].listener = _listen(number, stream, replies)
                 told = {"number": number, "workers": count, "pcs": pcs}
                 workers[-1].send({**told, "folder": str(folder), "state": str(state)})
             for _ in range(count):
-                number, message = replies.get()
-                if message is None:
+                number, fault = _next(replies)
+                if fault is None:
                     workers[number].lost()
-                if message:
-                    raise WorkerError(f"PCs cannot be played by processes of their own: {message}")
+                if fault:
+                    raise WorkerError(f"PCs cannot be played by processes of their own: {fault}")
             yield cls(pcs, workers, replies)
         finally:
             _stop(workers)
@@ -142,30 +149,30 @@ class WorkerGrid(InProcessGrid):
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Wait a second at most for a reply; return those that are there.
+        """Wait for a reply; return those that are there.
 
-        If the first id was never pushed, or its reply was taken, an error reply says so.
+        A worker that says nothing is at work, however long: if it ends, that is an error. If the
+        first id was never pushed, or its reply was taken, an error reply says so.
         """
-        first = next(iter(message_ids), None)
+        wanted = message_ids if isinstance(message_ids, (dict, set)) else dict.fromkeys(message_ids)
+        first = next(iter(wanted), None)
         if first is None:
             return []
         if first not in self._open:
             return [self._unknown_reply(first)]
-        wanted: Collection[str] = (
-            message_ids if isinstance(message_ids, (dict, set)) else set(message_ids)
-        )
-        end = time.monotonic() + _PAUSE
         while not (found := [name for name in self._ready if name in wanted]):
-            try:
-                self._receive(end - time.monotonic())
-            except queue.Empty:
-                return []
+            self._receive()
         self._open.difference_update(found)
         return [self._ready.pop(name) for name in found]
 
-    def _receive(self, seconds: float) -> None:
-        """The next reply. Raises queue.Empty where none comes in this time."""
-        number, reply = self._replies.get(timeout=max(0.0, seconds))
+    def forget(self, message_ids: Iterable[str]) -> None:
+        for name in message_ids:
+            self._open.discard(name)
+            self._queue.pop(name, None)
+            self._ready.pop(name, None)
+
+    def _receive(self) -> None:
+        number, reply = _next(self._replies)
         worker = self._workers[number]
         if reply is None:
             worker.lost()
@@ -174,12 +181,6 @@ class WorkerGrid(InProcessGrid):
         name = reply.metadata.reply_to_message_id
         if name in self._open:  # otherwise it was forgotten
             self._ready[name] = reply
-
-    def forget(self, message_ids: Iterable[str]) -> None:
-        for name in message_ids:
-            self._open.discard(name)
-            self._queue.pop(name, None)
-            self._ready.pop(name, None)
 
     def _feed(self, worker: _Worker) -> None:
         while worker.waiting and worker.sent < _AHEAD:
@@ -193,72 +194,119 @@ def _elsewhere(*_: object) -> NoReturn:
     raise AssertionError("PCs are played by workers")
 
 
-def _start(number: int, replies: queue.SimpleQueue[Any], threads: int) -> _Worker:
+def _next(replies: queue.SimpleQueue[Any]) -> Any:
+    while True:
+        with suppress(queue.Empty):
+            return replies.get(timeout=_LOOK)
+
+
+def _start(threads: int) -> _Worker:
     env = {**inherited(), "OMP_NUM_THREADS": str(threads)}
     source = Path(fedaipc.__file__).resolve().parent.parent
     # An installed package is found anyway, and site-packages must not come before the library.
     if source not in {Path(sysconfig.get_path(k)).resolve() for k in ("purelib", "platlib")}:
         paths = [str(source), env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    # Ctrl-C is for the first process alone.
+    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     process = subprocess.Popen(
         [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
-        start_new_session=True,  # Ctrl-C is for the first process alone
+        start_new_session=True, creationflags=flags,
     )  # fmt: skip
-    inbox, outbox = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-    threading.Thread(
-        target=_listen, args=(number, outbox, replies), name="worker replies", daemon=True
-    ).start()
-    return _Worker(process, inbox)
+    return _Worker(process, cast("IO[bytes]", process.stdin))
 
 
-def _listen(number: int, replies: IO[bytes], to: queue.SimpleQueue[Any]) -> None:
-    """Hand over what a worker says, and None when it has ended."""
-    with replies:
-        for content in _received(replies):
-            to.put((number, content))
-    to.put((number, None))
+def _listen(number: int, stream: IO[bytes], replies: queue.SimpleQueue[Any]) -> threading.Thread:
+    """Hand over what a worker says, in a thread of its own, and None when it has ended."""
+
+    def listen() -> None:
+        try:
+            with stream:
+                if any(line.endswith(_HELLO) for line in iter(stream.readline, b"")):
+                    for content in _received(stream):
+                        if isinstance(content, logging.LogRecord):
+                            logging.getLogger(content.name).handle(content)
+                        else:
+                            replies.put((number, content))
+        finally:
+            replies.put((number, None))
+
+    thread = threading.Thread(target=listen, name="worker replies", daemon=True)
+    thread.start()
+    return thread
 
 
 def _received(stream: IO[bytes]) -> Iterator[Any]:
+    """What another process sends, until it ends, in the middle of a message or not."""
     with suppress(EOFError, OSError, ValueError, pickle.UnpicklingError):
         while True:
             yield pickle.load(stream)  # noqa: S301 - from our own process
 
 
-def _stop(workers: list[_Worker]) -> None:
-    for worker in workers:
-        with suppress(OSError):
-            worker.inbox.close()
-    for worker in workers:
-        try:
-            worker.process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
+def _stop(workers: Sequence[_Worker]) -> None:
+    end = time.monotonic() + _STOP_SECONDS
+    try:
+        for worker in workers:
+            with suppress(OSError):
+                worker.inbox.close()
+        for worker in workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, end - time.monotonic()))
+    finally:
+        for worker in workers:
+            worker.process.kill()  # does nothing to one that has ended
             worker.process.wait()
+            if worker.listener is not None:
+                worker.listener.join(_STOP_SECONDS)
+
+
+class _Worked:
+    """What a worker says: replies and log lines."""
+
+    def __init__(self, replies: IO[bytes]) -> None:
+        self._replies, self._lock = replies, threading.Lock()
+        replies.write(_HELLO)
+
+    def say(self, content: object) -> None:
+        with self._lock:
+            pickle.dump(content, self._replies, pickle.HIGHEST_PROTOCOL)
+            self._replies.flush()
+
+
+class _LogThere(logging.Handler):
+    def __init__(self, worked: _Worked) -> None:
+        super().__init__()
+        self._worked = worked
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args = record.getMessage(), None
+        record.exc_info = None
+        with suppress(OSError):  # the first process has ended, and so will this one
+            self._worked.say(record)
 
 
 def play(inbox: IO[bytes], replies: IO[bytes]) -> None:
-    """Answer for the PCs that the first process names, until this process is ended.
+    """Answer for the PCs that the first process names; ends this process.
 
     The first reply is empty, or says why it cannot.
     """
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            for content in _received(inbox):
+                requests.put(content)
+        finally:
+            os._exit(0)  # all files of a PC survive a crash
+
+    threading.Thread(target=listen, name="requests", daemon=True).start()
+    worked = _Worked(replies)
+    logging.getLogger().addHandler(_LogThere(worked))
     from fedaipc.client.client_app import app, pc_folder
     from fedaipc.client.trainer import freeze_for_all
     from fedaipc.protocol.job import Job
     from fedaipc.protocol.job_folder import JOB_FILE
 
-    def say(content: object) -> None:
-        pickle.dump(content, replies, pickle.HIGHEST_PROTOCOL)
-        replies.flush()
-
-    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def listen() -> None:
-        for content in _received(inbox):
-            requests.put(content)
-        os._exit(0)  # all files of a PC survive a crash
-
-    threading.Thread(target=listen, name="requests", daemon=True).start()
     told = requests.get()
     state = Path(told["state"])
     own = [pc_folder(state, n) for n in range(told["number"], told["pcs"], told["workers"])]
@@ -266,18 +314,26 @@ def play(inbox: IO[bytes], replies: IO[bytes]) -> None:
         job = Job.parse((Path(told["folder"]) / JOB_FILE).read_text(encoding="utf-8"))
         freeze_for_all(own, job)
     except FedaipcError as error:
-        say(f"{error}; set speed.workers = 1")
+        worked.say(f"{error}; set speed.workers = 1")
         return
-    say("")
+    worked.say("")
     grid = InProcessGrid(app, [{}] * told["pcs"], {"pc-state": str(state)})
     while True:
-        say(grid.answer(requests.get()))
+        worked.say(grid.answer(requests.get()))
 
 
-def _main() -> None:
+def _main() -> NoReturn:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no reply
-    play(sys.stdin.buffer, replies)
+    code = 1
+    try:
+        play(sys.stdin.buffer, replies)
+        code = 0
+    except BaseException:  # noqa: BLE001 - said before this process ends
+        traceback.print_exc()
+    finally:  # not the usual way: a thread reads standard input
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

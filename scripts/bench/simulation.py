@@ -124,7 +124,8 @@ def _memory(parent: int) -> int:
         process = psutil.Process(parent)
         for one in (process, *process.children(recursive=True)):
             with suppress(psutil.Error):
-                total += one.memory_full_info().pss
+                info = one.memory_full_info()
+                total += getattr(info, "pss", info.uss)  # which Linux alone knows
     return total
 
 

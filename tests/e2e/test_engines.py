@@ -183,7 +183,11 @@ def _end(node: subprocess.Popen[bytes]) -> None:
 def test_all_nodes_of_a_ray_cluster_play_pcs(
     tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = tiny(f"output.folder='{tmp_path}'", "federation.clients=6", "rounds=3")
+    states = tmp_path / "states"
+    settings = tiny(
+        f"output.folder='{tmp_path}'", "federation.clients=6", "rounds=3",
+        f"speed.cache_folder='{states}'",
+    )  # fmt: skip
     alone = simulate(prepare(settings, test_seed=4), "in-process", quiet)
     port, sessions = free_port("127.0.0.1"), Path(tempfile.mkdtemp(prefix="ray-"))
     nodes = [
@@ -204,6 +208,7 @@ def test_all_nodes_of_a_ray_cluster_play_pcs(
         address = f"127.0.0.1:{port}"
         subprocess.run([sys.executable, "-c", _JOINED, address], timeout=90, check=True)
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        shutil.rmtree(states)
         run = prepare(settings, test_seed=4, pc_state=tmp_path / "shared")
         results = simulate(run, "flower", look)
     finally:
@@ -211,4 +216,6 @@ def test_all_nodes_of_a_ray_cluster_play_pcs(
             _end(node)
         shutil.rmtree(sessions, ignore_errors=True)
     assert min(most) >= 1, most
+    # Of each PC's texts and of the two test sets: no node looked for others than were made.
+    assert len(list(states.glob("*.states.npy"))) == 8
     assert results.model.vector_hash == alone.model.vector_hash

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -15,6 +17,8 @@ import psutil
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from fedaipc.client.client import OWNER_FILE
+from fedaipc.client.client_app import pc_folder
 from fedaipc.config import SpeedSettings, TrainingMethod, register
 from fedaipc.errors import EngineError
 from fedaipc.protocol.job_folder import CONFIG_FILE
@@ -33,34 +37,33 @@ needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="there is no kil
 
 
 @pytest.mark.parametrize(
-    ("speed", "pcs", "device", "cores", "memory", "expected"),
+    ("speed", "pcs", "threads", "memory", "weights", "expected"),
     [
-        ({}, 20, "cpu", 8, 64, 1),  # done before a second one has started
-        ({}, 99, "cpu", 8, 64, 1),
-        ({}, 100, "cpu", 8, 64, 2),
-        ({}, 10_000, "cpu", 2, 64, 2),
-        ({}, 10_000, "cpu", 64, 64, 8),
-        ({}, 10_000, "cpu", 64, 7, 3),  # each holds a model
-        ({}, 10_000, "cpu", 8, 1, 1),
-        ({}, 10_000, "cuda", 8, 64, 1),  # they would share one
-        ({"threads": 4}, 10_000, "cpu", 8, 64, 2),
-        ({"workers": 3}, 20, "cuda", 2, 1, 3),
-        ({"workers": 30}, 20, "cpu", 2, 1, 20),
-        ({"workers": 1}, 10_000, "cpu", 8, 64, 1),
+        ({}, 20, 8, 64, 90, 1),  # done before a second one has started
+        ({}, 99, 8, 64, 90, 1),
+        ({}, 100, 8, 64, 90, 2),
+        ({}, 10_000, 2, 64, 90, 2),
+        ({}, 10_000, 64, 64, 90, 8),
+        ({}, 10_000, 64, 8, 90, 2),  # each holds a model, the coordinator too
+        ({}, 10_000, 64, 64, 1700, 4),
+        ({}, 10_000, 8, 1, 90, 1),
+        ({"threads": 4}, 10_000, 8, 64, 90, 2),
+        ({"workers": 3}, 20, 2, 1, 90, 3),
+        ({"workers": 30}, 20, 2, 1, 90, 20),
+        ({"workers": 1}, 10_000, 8, 64, 90, 1),
     ],
 )
 def test_how_many_processes(
     monkeypatch: pytest.MonkeyPatch,
     speed: dict[str, Any],
     pcs: int,
-    device: str,
-    cores: int,
+    threads: int,
     memory: int,
+    weights: int,
     expected: int,
 ) -> None:
-    monkeypatch.setattr(workers, "cpus", lambda: cores)
-    monkeypatch.setattr(workers, "memory_total", lambda: memory << 30)
-    assert workers_for(SpeedSettings(**speed), pcs, device) == expected
+    monkeypatch.setattr(workers, "memory_available", lambda: memory << 30)
+    assert workers_for(SpeedSettings(**speed), pcs, threads, weights << 20) == expected
 
 
 class FakeWorker:
@@ -109,8 +112,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(workers, "_PAUSE", 0.05)
+def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     for worker in made.workers:
@@ -126,7 +128,6 @@ def test_each_pc_has_its_worker_which_gets_two_messages_at_a_time(bench: Bench) 
     names = bench.push(0, 1, 2, 3, 4)
     assert [number(first.take()), number(first.take())] == [0, 2]
     assert [number(second.take()), number(second.take())] == [1, 3]
-    assert bench.grid.pull_messages(names) == []  # nobody has answered within the pause
     second.answer(second.seen[0])
     (reply,) = bench.grid.pull_messages(names)
     assert number(reply) == 1
@@ -164,6 +165,15 @@ def test_what_is_forgotten_is_not_sent_and_its_reply_is_dropped(bench: Bench) ->
     assert bench.grid.pull_messages([names[0]])[0].has_error()
 
 
+def test_a_worker_that_is_long_at_work_is_waited_for(bench: Bench) -> None:
+    names = bench.push(0)
+    worker = bench.workers[0]
+    late = threading.Timer(2.5, lambda: worker.answer(worker.take()))  # more than two looks
+    late.start()
+    assert [number(one) for one in bench.grid.pull_messages(iter(names))] == [0]
+    late.join()
+
+
 def test_an_unknown_id_is_answered_by_an_error(bench: Bench) -> None:
     assert bench.grid.pull_messages([]) == []
     (reply,) = bench.grid.pull_messages(["message-77"])
@@ -171,6 +181,7 @@ def test_an_unknown_id_is_answered_by_an_error(bench: Bench) -> None:
     assert reply.metadata.reply_to_message_id == "message-77"
 
 
+@needs_kill
 def test_a_worker_that_is_lost_is_one_line(bench: Bench) -> None:
     names = bench.push(0)
     bench.workers[0].die()
@@ -225,18 +236,54 @@ def known_here_only() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_what_only_this_process_knows_is_played_here(
-    tmp_path: Path, minilm: Path, known_here_only: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    minilm: Path,
+    known_here_only: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     change = f"model.train.kind={known_here_only}"
     run = prepare(settings(tmp_path, change, "speed.workers=2"))
     with pytest.raises(EngineError, match=r"only-here.*set speed\.workers = 1$"):
         simulate(run, "in-process", quiet)
     assert psutil.Process().children(recursive=True) == []
-    monkeypatch.setattr(workers, "cpus", lambda: 2)
     monkeypatch.setattr(workers, "_PCS_EACH", 2)
     run = prepare(settings(tmp_path, change))
-    assert simulate(run, "in-process", quiet).machine.workers == 1
+    with caplog.at_level(logging.WARNING):
+        assert simulate(run, "in-process", quiet).machine.workers == 1
+    assert [line for line in caplog.messages if "one process plays all PCs: " in line]
     assert psutil.Process().children(recursive=True) == []
+    assert capfd.readouterr().err == ""  # no crash of a worker that could not
+
+
+@pytest.mark.slow
+def test_what_a_worker_logs_is_logged_here(
+    tmp_path: Path, minilm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = prepare(settings(tmp_path, "speed.workers=2"))
+    owner = pc_folder(run.pc_state, 1) / OWNER_FILE
+    text = owner.read_text(encoding="utf-8")
+    assert text.count("max_rounds = 100000") == 1
+    owner.write_text(text.replace("max_rounds = 100000", "max_rounds = 1"), encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        results = simulate(run, "in-process", quiet)
+    assert [one.arrived for one in results.rounds] == [5, 5]
+    assert [line for line in caplog.messages if line.startswith("pc-0001 does not take part: ")]
+
+
+_PRINTS = """
+import sys
+print("configured by site", end="")
+"""
+
+
+def test_what_is_printed_before_a_worker_speaks_is_no_reply() -> None:
+    process = subprocess.Popen([sys.executable, "-c", _PRINTS], stdout=subprocess.PIPE)
+    replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    workers._listen(3, cast("Any", process.stdout), replies).join(10)
+    process.wait()
+    assert replies.get(timeout=10) == (3, None)  # it ended without a word
 
 
 def children(wanted: int, of: psutil.Process) -> list[psutil.Process]:
