@@ -132,7 +132,7 @@ def _node(folder: Path, *words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [
                 str(Path(sys.executable).parent / "ray"), "start", "--num-cpus=1", "--block",
-                "--disable-usage-stats", *words,
+                "--disable-usage-stats", "--node-ip-address=127.0.0.1", *words,
             ],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
@@ -141,7 +141,7 @@ def _node(folder: Path, *words: str) -> subprocess.Popen[bytes]:
 _JOINED = """
 import sys, time, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
-while sum(node["Alive"] for node in ray.nodes()) < 3:
+while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
     time.sleep(0.2)
 """
 
@@ -202,12 +202,14 @@ def test_all_nodes_of_a_ray_cluster_play_pcs(
         for number, node in enumerate(nodes):
             most[number] = max(most[number], _processes(node, "ClientAppActor"))
 
+    address = f"127.0.0.1:{port}"
     try:
         _wait_until(lambda: _listens(port))
-        nodes += [_node(tmp_path, f"--address=127.0.0.1:{port}") for _ in range(2)]
-        address = f"127.0.0.1:{port}"
-        subprocess.run([sys.executable, "-c", _JOINED, address], timeout=90, check=True)
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        for count in (2, 3):  # one after the other: two at once may not both start
+            nodes.append(_node(tmp_path, f"--address={address}"))
+            words = [sys.executable, "-c", _JOINED, address, str(count)]
+            subprocess.run(words, timeout=90, check=True)
+        monkeypatch.setenv("RAY_ADDRESS", address)
         shutil.rmtree(states)
         run = prepare(settings, test_seed=4, pc_state=tmp_path / "shared")
         results = simulate(run, "flower", look)
