@@ -18,12 +18,14 @@ import pytest
 from rich.console import Console
 
 from fedaipc.cli.sweep import show
+from fedaipc.config import load_settings
 from fedaipc.lab.sweep.cells import cells_of, read_sweep
 from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.progress import Progress
 from fedaipc.lab.sweep.run import SweepResult
 from fedaipc.lab.sweep.runner import Runner, error_of, state_of
 from fedaipc.lab.sweep.table import Row, points_of
+from fedaipc.protocol.job_folder import CONFIG_FILE
 from fedaipc.results import Results
 from tests.support.commands import refused
 from tests.support.reviews import write_reviews
@@ -68,7 +70,7 @@ def finished(folder: Path) -> dict[str, int]:
 def test_a_sweep_compares_its_cells_and_says_what_choosing_costs(
     fedaipc: Callable[..., Ran], minilm: Path
 ) -> None:
-    ran = fedaipc("privacy", "sweep", written(GRID), "--out", "out")
+    ran = fedaipc("privacy", "sweep", written(GRID), "--out", "out", "--parallel", "2")
     assert ran.code == 0, ran.err
     said = " ".join(ran.out.split())
     for words in ("epsilon 2", "epsilon inf", "NOT PRIVATE", "on the same PCs, would cost", "3/3"):
@@ -89,6 +91,7 @@ def test_a_sweep_compares_its_cells_and_says_what_choosing_costs(
         cell = Path("out/cells", row["cell"], "run")
         results = Results.load(cell)
         assert results.privacy.target_epsilon == target
+        assert load_settings(cell / CONFIG_FILE).speed.workers == 1  # the cells have the cores
         assert fedaipc("report", cell).code == 0  # a normal run folder
     before = finished(Path("out"))
     assert len(before) == 3
