@@ -146,6 +146,8 @@ def _settings(draw: st.DrawFn) -> Settings:
         tree["privacy"]["noise"] = "distributed"
         tree["training"] = {"local_steps": 1, "optimizer": "sgd"}
         tree["federation"].pop("weighting", None)
+    if tree["privacy"].get("unit") == "client":
+        tree["federation"].pop("weighting", None)
     if draw(st.booleans()):
         last = tree["federation"].get("clients", 20) - 1
         members = st.lists(st.integers(0, last), min_size=1, max_size=5, unique=True)

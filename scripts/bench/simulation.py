@@ -92,17 +92,16 @@ def _run(clients: int, rounds: int, workers: int, checkout: Path | None = None) 
 def _plain() -> dict[str, float]:
     """Seconds that the frozen layers take without fedaipc: texts sorted by length, 64 at a time."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
 
     from fedaipc.config import load_settings
     from fedaipc.data.prepare import prepare_simulation
-    from fedaipc.model.base import base_folder
+    from fedaipc.model.load import load_base, load_tokenizer
 
     settings = load_settings(JOB)
-    texts = prepare_simulation(settings.data, settings.federation.clients).train.texts
-    folder = base_folder(settings.model.base)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    model.encoder.layer = model.encoder.layer[: settings.model.keep_layers]
+    data = prepare_simulation(settings.data, settings.federation.clients)
+    texts = data.train.texts
+    tokenizer = load_tokenizer(settings.model)
+    model = load_base(settings.model, data.labels).hf.base_model  # as transformers made it
     started = time.monotonic()
     tokens = tokenizer(list(texts), truncation=True, max_length=settings.model.max_length)
     order = sorted(range(len(texts)), key=lambda i: len(tokens["input_ids"][i]))
@@ -110,7 +109,7 @@ def _plain() -> dict[str, float]:
         for start in range(0, len(order), 64):
             chosen = [tokens["input_ids"][i] for i in order[start : start + 64]]
             batch = tokenizer.pad({"input_ids": chosen}, return_tensors="pt")
-            states = model.eval()(**batch).last_hidden_state
+            states = model(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1)
             (states * mask).sum(1) / mask.sum(1)
     seconds = time.monotonic() - started

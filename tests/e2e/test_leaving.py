@@ -9,6 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedaipc.fleet.answers import push
 from fedaipc.fleet.wire import pack
@@ -26,7 +27,8 @@ STAGES = {"query.setup", "query.ready", "train.mask", "query.agree", "query.unma
 
 
 @pytest.fixture
-def asked() -> Message:
+def asked(monkeypatch: pytest.MonkeyPatch) -> Message:
+    monkeypatch.setattr(TaskIdentity, "_node_id", 1)  # the server's; a PC ran here, perhaps
     message = Message(
         RecordDict({"ask": ConfigRecord({"x": 1})}), dst_node_id=7, message_type="query.agree"
     )

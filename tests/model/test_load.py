@@ -31,6 +31,7 @@ import fedaipc
 from fedaipc.errors import ModelError
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.load import quiet
+from fedaipc.simulation import workers
 from tests.support.tiny_models import FAMILIES, LABELS, make_folder, settings, shared_folder
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def test_one_module_lets_transformers_open_files() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
                 ("from_pretrained", "torch.load", "pickle.load", "pickle.loads")
             ):
+                if path == Path(workers.__file__):  # from a process that it started itself
+                    assert ast.unparse(node) == "pickle.load(stream)"
+                    continue
                 found.add(path.relative_to(root).as_posix())
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 assert given["trust_remote_code"] == "False"
