@@ -58,7 +58,8 @@ def _summary(results: Results) -> Iterator[tuple[str, str]]:
     yield "device", f"{model.device} {model.dtype}: {model.reason}"
     memory = ""
     if results.peak_memory_bytes is not None:
-        memory = f", peak memory {formatting.size_text(results.peak_memory_bytes)}"
+        whose = " of the coordinator" if (results.machine.workers or 1) > 1 else ""
+        memory = f", peak memory{whose} {formatting.size_text(results.peak_memory_bytes)}"
     yield "time", formatting.time_text(results) + memory
 
 

@@ -248,3 +248,10 @@ def test_a_fleets_epsilon_is_that_of_the_run() -> None:
     run = make_results(engine="fleet").model_copy(update={"pcs": ()})
     spent = formatting.epsilon_text(run.rounds[-1].epsilon)
     assert f"epsilon {spent} in this run at delta" in _shown(run_tables.summary(run))
+
+
+def test_memory_is_said_to_be_the_coordinators_where_others_played_the_pcs() -> None:
+    run = make_results()
+    assert "peak memory 1.2 GiB" in _shown(run_tables.summary(run))
+    several = run.model_copy(update={"machine": run.machine.model_copy(update={"workers": 2})})
+    assert "peak memory of the coordinator 1.2 GiB" in _shown(run_tables.summary(several))
