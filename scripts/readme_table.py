@@ -198,17 +198,22 @@ def many_clients() -> str:
 @drawing()
 def clients_figure() -> Figure:
     """Test accuracy by number of clients, at epsilon 8."""
-    figure, axes = new_axes(x="clients (the same texts in all)", y="test accuracy", height=3.6)
+    figure, axes = new_axes(
+        x="clients (the same texts in all); epsilon per client or record, noise distributed or local",
+        y="test accuracy",
+        height=3.6,
+    )
     colours = {"client": BLUE, "record": ORANGE}
     for (unit, noise, epsilon), by in sorted(_by_clients().items()):
         if epsilon == 8:
             counts = sorted(by)
             axes.plot(
-                counts, [by[count][0] for count in counts], label=f"per {unit}, {noise} noise",
+                counts, [by[count][0] for count in counts], label=f"{unit}, {noise}",
                 color=colours[unit], linestyle="-" if noise == "distributed" else ":",
                 marker="o" if noise == "distributed" else "s",
             )  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     put_legend(figure)
     return figure
 

@@ -324,7 +324,7 @@ def play(inbox: IO[bytes], replies: IO[bytes]) -> None:
 
 def _main() -> NoReturn:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no reply
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print
     code = 1
     try:
         play(sys.stdin.buffer, replies)
