@@ -199,7 +199,7 @@ def many_clients() -> str:
 def clients_figure() -> Figure:
     """Test accuracy by number of clients, at epsilon 8."""
     figure, axes = new_axes(
-        x="clients (the same texts in all); epsilon per client or record, noise distributed or local",
+        x="clients (the same texts in all); epsilon per client or record",
         y="test accuracy",
         height=3.6,
     )

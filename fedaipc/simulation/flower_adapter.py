@@ -199,8 +199,8 @@ def _copy_message(message: Message) -> Message:
 def _copy_records(records: RecordDict) -> RecordDict:
     """A copy that shares only immutable bytes with the original, as if it had been sent.
 
-    Everything except bytes takes Flower's own way through protobuf, so types and ranges come out as after a
-    real transport. Bytes are not copied: thousands of messages may hold the same ones.
+    Everything except bytes takes Flower's own way through protobuf, so types and ranges come out as
+    after a real transport. Bytes are not copied: thousands of messages may hold the same ones.
     """
     sent = RecordDict()
     for name, record in records.items():
