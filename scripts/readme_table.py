@@ -62,6 +62,7 @@ def main() -> None:
             "simulation": simulations,
             "simulators": simulators,
         },
+        "docs/how-to/plan-a-fleet.md": {"model": fleet_model},
         "docs/explanation/speed.md": {"clipping": clipping},
         "docs/how-to/operator.md": {"fleet": fleet},
         "docs/explanation/recipe.md": {
@@ -434,6 +435,23 @@ def simulations() -> str:
         f"{old['seconds']['a round']:.1f} s in the same hour "
         f"({new['seconds']['a round']:.1f} now). "
         f"transformers alone takes {found['plain']['seconds']:.0f} s for the frozen layers."
+    )
+
+
+def fleet_model() -> str:
+    """The fleet model beside a real fleet, as measured by scripts/bench/fleet_model.py."""
+    found = json.loads((BENCH / "fleet_model.json").read_text(encoding="utf-8"))
+    rows = [
+        (name, f"{one['predicted']['round_seconds']:.2f} s",
+         f"{one['measured']['round_seconds']:.2f} s",
+         f"{one['predicted_by_measured']['round_seconds']:.2f}",
+         f"{one['predicted_by_measured']['bytes_up']:.2f}")
+        for name in ("head", "lora") if (one := found[name])
+    ]  # fmt: skip
+    columns = ("job", "a round, predicted", "measured", "predicted / measured", "the same of bytes")
+    return (
+        f"{Table(columns, rows).to_markdown()}\n\n{found['pcs']} real PCs over TLS on one machine "
+        f"({found['machine']['processor']})."
     )
 
 
