@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import shutil
 from contextlib import ExitStack, contextmanager, suppress
@@ -52,7 +53,7 @@ from fedaipc.secagg.roster import ROSTER_FILE, read_roster
 from fedaipc.simulation import flower_engine
 from fedaipc.simulation.flower_adapter import InProcessGrid, run_server_app
 from fedaipc.simulation.simulated_pc import join_run, owner_settings, pc_result, prepare_pc
-from fedaipc.simulation.workers import WorkerGrid, workers_for
+from fedaipc.simulation.workers import WorkerGrid, room_for, workers_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -313,7 +314,9 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
 
     starts, pcs = _starts(run.folder), run.settings.federation.clients
     threads = run.settings.speed.threads or 1
-    _freeze_here(run, threads)
+    exported = os.environ.get("OMP_NUM_THREADS", "")  # which Ray leaves as it is
+    of_a_pc = int(exported) if exported.isdecimal() and int(exported) else 1
+    _freeze_here(run, run.settings.speed.threads or of_a_pc)
     try:
         flower_engine.run_on_flower_simulation(
             run_config={
@@ -337,19 +340,20 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
 def _freeze_here(run: Run, threads: int) -> None:
     """Put all texts through the frozen layers, as PCs with so many threads will look for them.
 
-    Where that fails each PC does it by itself.
+    Where that fails each PC does it by itself, and on a cluster too, which has more cores.
     """
     settings, pcs = run.settings, run.settings.federation.clients
     speed, layers = settings.speed, settings.model.keep_layers or 1000
-    on_cpu = choose_device(speed).torch.type == "cpu"
+    on_cpu = choose_device(speed).torch.type == "cpu" and not flower_engine.uses_cluster()
     if not (on_cpu and speed.cache_frozen and settings.model.train.frozen_layers(layers)):
         return
-    weights = weights_bytes(settings.model.base)
-    own = speed.model_copy(update={"threads": threads})
-    with suppress(EngineError):
-        count = workers_for(own, pcs, cpus(), weights)
-        with WorkerGrid.started(count, run.folder, run.pc_state, pcs, threads):
-            pass
+    room = room_for(weights_bytes(settings.model.base))
+    count = max(1, min(cpus() // threads, pcs, room))  # all cores, as the engine's own PCs
+    with (
+        suppress(EngineError),
+        WorkerGrid.started(count, run.folder, run.pc_state, pcs, threads),
+    ):
+        pass
 
 
 def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:

@@ -56,8 +56,13 @@ def workers_for(speed: SpeedSettings, pcs: int, threads: int, weights: int) -> i
     """
     if speed.workers:
         return min(speed.workers, pcs)
-    room = memory_available() // (_LIBRARIES_BYTES + _COPIES * weights) - 1  # the coordinator's
-    return max(1, min(threads // (speed.threads or 1), pcs // _PCS_EACH, room, _MOST))
+    cores = threads // (speed.threads or 1)
+    return max(1, min(cores, pcs // _PCS_EACH, room_for(weights), _MOST))
+
+
+def room_for(weights: int) -> int:
+    """How many processes beside the coordinator have memory for a model of `weights` bytes."""
+    return memory_available() // (_LIBRARIES_BYTES + _COPIES * weights) - 1
 
 
 class WorkerError(EngineError):
