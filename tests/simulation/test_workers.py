@@ -66,6 +66,15 @@ def test_how_many_processes(
     assert workers_for(SpeedSettings(**speed), pcs, threads, weights << 20) == expected
 
 
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """Not all children: another test's fork server lives as long as the tests do."""
+    return [
+        child
+        for child in process.children(recursive=True)
+        if "fedaipc.simulation.workers" in child.cmdline()
+    ]
+
+
 class FakeWorker:
     """The other end of a worker's pipe, which answers when the test says so."""
 
@@ -247,13 +256,13 @@ def test_what_only_this_process_knows_is_played_here(
     run = prepare(settings(tmp_path, change, "speed.workers=2"))
     with pytest.raises(EngineError, match=r"only-here.*set speed\.workers = 1$"):
         simulate(run, "in-process", quiet)
-    assert psutil.Process().children(recursive=True) == []
+    assert workers_of(psutil.Process()) == []
     monkeypatch.setattr(workers, "_PCS_EACH", 2)
     run = prepare(settings(tmp_path, change))
     with caplog.at_level(logging.WARNING):
         assert simulate(run, "in-process", quiet).machine.workers == 1
     assert [line for line in caplog.messages if "one process plays all PCs: " in line]
-    assert psutil.Process().children(recursive=True) == []
+    assert workers_of(psutil.Process()) == []
     assert capfd.readouterr().err == ""  # no crash of a worker that could not
 
 
@@ -289,11 +298,7 @@ def test_what_is_printed_before_a_worker_speaks_is_no_reply() -> None:
 def children(wanted: int, of: psutil.Process) -> list[psutil.Process]:
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        found = [
-            child
-            for child in of.children(recursive=True)
-            if "fedaipc.simulation.workers" in child.cmdline()
-        ]
+        found = workers_of(of)
         if len(found) == wanted:
             return found
         time.sleep(0.02)
@@ -310,7 +315,7 @@ def test_a_run_goes_on_after_a_worker_was_killed(tmp_path: Path, minilm: Path) -
 
     with pytest.raises(EngineError, match="killed by signal 9"):
         simulate(run, "in-process", kill_one)
-    assert psutil.Process().children(recursive=True) == []
+    assert workers_of(psutil.Process()) == []
     config = run.folder / CONFIG_FILE  # what the error says
     text = config.read_text(encoding="utf-8")
     assert text.count("workers = 2") == 1
