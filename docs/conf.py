@@ -41,5 +41,6 @@ html_title = f"fedaipc {version}"
 html_show_sourcelink = False
 html_copy_source = False
 html_show_copyright = False
+highlight_language = "text"  # a block that names none is a command or its output
 pygments_style = "friendly"
 pygments_dark_style = "monokai"

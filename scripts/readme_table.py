@@ -42,7 +42,7 @@ ORDER = (
     "private-8-bfloat16", "cold-open", "cold-8",
 )  # fmt: skip
 CLIENTS_PLOT = ROOT / "docs" / "images" / "clients.svg"
-SHORT = ("public-only", "alone-by-domain", "central", "federated")  # of the README
+SHORT = ("public-only", "central", "federated")  # of the README
 SHOWN = ("privacy", "updates", "test accuracy", "traffic", "time")
 
 
@@ -275,15 +275,14 @@ def audit_line() -> str:
     plain, sealed = recall["its update, plain and not private"], recall["its sealed upload"]
     private = recall["its update, plain, epsilon 8"]
     line = (
-        "We attack our own runs. A server that gets every update without secure aggregation, and "
-        f"knows everything but which of {found['pcs'] * found['canaries']} canaries (records "
-        "planted for the test) are there, proves an epsilon of at least "
-        f"{at_least(by[8.0]['bound']['lower'], 2)} with {100 * by[8.0]['bound']['confidence']:g} % "
-        f"confidence. Promised is {at_most(by[8.0]['promised'], 2)} "
-        "(the job for epsilon 8, by the tightest accountant). Without privacy it has "
-        f"{by[None]['bound']['right']} of {by[None]['bound']['guesses']} guesses right. It reads "
-        f"{plain:.0%} of the words of a PC's texts from a plain update without noise, "
-        f"{private:.0%} from one at epsilon 8, and {sealed:.0%} from a masked one."
+        "**We attack our own runs.** A server that gets every update without secure aggregation, "
+        f"and knows all records but {found['pcs'] * found['canaries']} planted ones, proves an "
+        f"epsilon of at least {at_least(by[8.0]['bound']['lower'], 2)} "
+        f"({100 * by[8.0]['bound']['confidence']:g} % confidence); promised is "
+        f"{at_most(by[8.0]['promised'], 2)}, by the tightest accountant. It reads {plain:.0%} of "
+        f"the words of a PC's texts from an update without noise, {private:.0%} from one at "
+        f"epsilon 8, and {sealed:.0%} from a masked one. "
+        "[How](docs/tutorials/attack-your-run.md)"
     )
     return "\n".join(textwrap.wrap(line, 100))
 
