@@ -38,7 +38,6 @@ def _no_extension_stays() -> Iterator[None]:
     from fedaipc.config.family import FAMILIES
     from fedaipc.data import sources  # noqa: F401 - registers those of fedaipc
     from fedaipc.data.registry import SOURCES
-    from fedaipc.report import tensorboard  # noqa: F401 - the same
     from fedaipc.report.tracking import TRACKERS
 
     choices = (

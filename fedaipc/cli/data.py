@@ -69,8 +69,8 @@ def describe(
     data = prepare_simulation(settings.data, settings.federation.clients)
     rows = [_row(data, number) for number in range(len(data.parts))]
     if plot is not None:
-        from fedaipc.report.bars import holdings_figure
         from fedaipc.report.plot_style import save
+        from fedaipc.report.plots import holdings_figure
 
         save(holdings_figure(data.labels, [row["labels"] for row in rows]), plot)
     if as_json:

@@ -25,10 +25,10 @@ def time_table(fleets: Sequence[FleetForecast]) -> Table:
                 f"{one.clients:,}",
                 _number(one.arrived),
                 _number(one.void_rounds),
-                _duration(_median(one.round_seconds)),
-                _duration(_median(run)),
-                _duration(low),
-                _duration(high),
+                duration_text(_median(one.round_seconds)),
+                duration_text(_median(run)),
+                duration_text(low),
+                duration_text(high),
             )
         )
     return Table(columns, rows, words=())
@@ -63,7 +63,7 @@ def gpu_table(fleets: Sequence[FleetForecast]) -> Table:
             f"{one.clients:,}",
             gpu.name,
             _ratio(gpu.speed_up),
-            _duration(None if gpu.hours is None else 3600 * gpu.hours),
+            duration_text(None if gpu.hours is None else 3600 * gpu.hours),
             _ratio(gpu.time_ratio),
             _money(gpu.dollars),
             _ratio(gpu.cost_ratio),
@@ -81,10 +81,6 @@ def _number(spread: Spread | None) -> str:
 
 def _median(spread: Spread | None) -> float | None:
     return None if spread is None else spread.median
-
-
-def _duration(seconds: float | None) -> str:
-    return UNKNOWN if seconds is None else duration_text(seconds)
 
 
 def _money(dollars: float | None) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Literal
 
     from fedaipc.results import PlannedEpsilon, Results, Score, TextFit
 
@@ -49,10 +50,7 @@ def no_better_text(results: Results) -> str | None:
 
 def epsilon_text(epsilon: float | None) -> str:
     """Two decimals (three below 1), rounded up: the printed number never promises too much."""
-    if epsilon is None:
-        return UNKNOWN
-    digits = 2 if epsilon >= 1 else 3
-    return at_most(epsilon, digits)
+    return UNKNOWN if epsilon is None else at_most(epsilon, 2 if epsilon >= 1 else 3)
 
 
 def at_most(epsilon: float, digits: int = 3) -> str:
@@ -82,8 +80,15 @@ def delta_text(delta: float) -> str:
     return f"{delta:g}".replace("e-0", "e-")
 
 
-def loss_text(score: Score | None) -> str:
-    return UNKNOWN if score is None or score.loss is None else f"{score.loss:.3f}"
+def score_text(score: Score | None, name: Literal["accuracy", "macro_f1", "loss"]) -> str:
+    """One number of a score, without its error."""
+    value = None if score is None else getattr(score, name)
+    return UNKNOWN if value is None else f"{value:.3f}"
+
+
+def majority_text(share: float) -> str:
+    """What a model must be better than."""
+    return f"always the commonest label: {share:.3f}"
 
 
 def size_text(count: float | None) -> str:
@@ -97,8 +102,10 @@ def size_text(count: float | None) -> str:
     return f"{count:.1f} TiB"
 
 
-def duration_text(seconds: float) -> str:
+def duration_text(seconds: float | None) -> str:
     """For example "4.2 s", "3 min 07 s" or "2 h 05 min"."""
+    if seconds is None:
+        return UNKNOWN
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -183,10 +190,9 @@ def traffic_text(results: Results) -> str:
     asked = sum(one.asked for one in results.rounds)
     if not asked:
         return UNKNOWN
-    down, up = (
-        sum(getattr(one, f"bytes_{way}") for one in results.rounds) for way in ("down", "up")
-    )
-    return f"{size_text(down / asked)} down, {size_text(up / asked)} up, per PC and round"
+    down = size_text(sum(one.bytes_down for one in results.rounds) / asked)
+    up = size_text(sum(one.bytes_up for one in results.rounds) / asked)
+    return f"{down} down, {up} up, per PC and round"
 
 
 def run_names(runs: Sequence[Results]) -> list[str]:
@@ -247,7 +253,7 @@ def key_figures(results: Results) -> list[tuple[str, str]]:
     """The numbers that readers look for first."""
     return [
         ("test accuracy", test_text(results)),
-        ("test macro-F1", UNKNOWN if results.test is None else f"{results.test.macro_f1:.3f}"),
+        ("test macro-F1", score_text(results.test, "macro_f1")),
         ("epsilon, at most", cost_text(results)),
         ("PCs", f"{pc_count(results):,}"),
         ("rounds", f"{done_rounds(results):,}"),
@@ -255,115 +261,8 @@ def key_figures(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-_UNFINISHED = {
-    "running": "The run has not finished.",
-    "interrupted": "The run was interrupted and can be resumed.",
-    "stopped": "The run stopped early: lifetime budgets were spent.",
-}
-
-
 def headline(results: Results) -> str:
     """What was trained, on how many PCs, how good it is, and what it cost in privacy."""
-    model, test = results.model, results.test
-    kind = "simulated PC" if is_simulation(results) else "PC"
-    trained = (
-        f"{base_text(results)} ({model.method}, {model.pooling} pooling) was fine-tuned on "
-        f"{count_text(pc_count(results), kind)} over {count_text(done_rounds(results), 'round')}."
-    )
-    parts = [trained]
-    if results.status in _UNFINISHED:
-        parts.append(_UNFINISHED[results.status])
-    if test is not None:
-        guess = results.data.majority
-        beside = "" if guess is None else f"; always the commonest label: {guess:.3f}"
-        error = "standard error, " if results.standard_error else ""
-        parts.append(
-            f"Test accuracy {test_text(results)} "
-            f"({error}{count_text(test.examples, 'text')}{beside})."
-        )
-    if (learned := no_better_text(results)) is not None:
-        parts.append(f"{learned[0].upper()}{learned[1:]}.")
-    if results.aggregation.kind == "plain":
-        parts.append(f"{NOT_SEALED}.")
-    if results.not_private:
-        parts.append(f"{NOT_PRIVATE}: {reasons_text(results)}.")
-    elif spent_epsilon(results) is None:
-        parts.append(
-            "What the PCs have spent is in their ledgers: see fedaipc privacy ledger show."
-        )
-    else:
-        parts.append(
-            f"No PC has spent more than epsilon {cost_text(results)} "
-            f"at delta {delta_text(results.privacy.delta)} over its life."
-        )
-    return " ".join(parts)
+    from fedaipc.report.template import render
 
-
-def privacy_statement(results: Results) -> list[tuple[str, str]]:
-    """(heading, sentence) pairs: what is promised to whom, and what is not."""
-    rows = _no_noise() if not results.privacy.schedule.private else _private(results)
-    rows.append(("Updates", f"{aggregation_text(results)}."))
-    if is_simulation(results):
-        note = "One machine held the data of all PCs: this describes the same job on real PCs."
-        rows.append(("Simulation", note))
-    return rows
-
-
-def _no_noise() -> list[tuple[str, str]]:
-    return [
-        ("Promise", "None. No noise was added; the model may repeat what it was trained on."),
-        (
-            "Who must be trusted",
-            "Everybody who sees an update, a model of any round or the final model.",
-        ),
-    ]
-
-
-def _private(results: Results) -> list[tuple[str, str]]:
-    privacy, unit = results.privacy, results.privacy.unit
-    spent = spent_epsilon(results)
-    epsilon = f"epsilon = {'see the ledgers' if spent is None else epsilon_text(spent)}"
-    local = privacy.local_epsilon
-    seen = "any single PC's update" if local is None else "any sum that the server can unmask"
-    promise = (
-        f"Somebody who sees any model of this training, or {seen}, can hardly tell "
-        f"whether {'a given record was' if unit == 'record' else 'the records of a given PC were'} "
-        f"in the training data. The odds of any conclusion change by "
-        f"at most a factor of e^epsilon ({epsilon}), except with a probability of delta = "
-        f"{delta_text(privacy.delta)}."
-    )
-    trust = (
-        "Only the PC itself and the software on it: each PC adds all of the noise before "
-        "anything leaves it."
-    )
-    if local is not None:
-        trust = (
-            "The PC itself, and secure aggregation: each PC adds a share of the noise, and a sum "
-            f"has {privacy.honest} honest PCs or more. Against whoever reads one PC's own updates "
-            f"in spite of that, its shares alone promise epsilon = {epsilon_text(local)} over "
-            "all attempts that the job allows."
-        )
-    if results.not_private:
-        promise = (
-            f"None: {reasons_text(results)}. The epsilon in this report is what the same schedule "
-            "costs where noise and sampling are secret."
-        )
-        trust = "Everybody who knows, or can find out, what made this run not private."
-    protected = "One record" if unit == "record" else "All records of one PC"
-    several = "A person with several records, or one record held by several PCs, which cost more"
-    if unit == "client":
-        several = "A person with records on several PCs, which cost more"
-    if local is not None:
-        what = "k copies in one sum" if unit == "record" else "k PCs in one sum"
-        several += f": {what} as if the noise were k times smaller"
-    left_out = (
-        f"Timing. A compromised PC. Poisoning by a member. {several}. What is true of people in "
-        "general and would be learned without any one of them."
-    )
-    return [
-        ("Promise", promise),
-        ("Unit", f"{protected}. Neighbouring data sets: {privacy.neighbours}."),
-        ("Who must be trusted", trust),
-        ("Counted over", "The whole life of a PC: all runs on its ledger, not this one alone."),
-        ("Not covered", left_out),
-    ]
+    return " ".join(render("headline.txt.j2", results=results).splitlines())

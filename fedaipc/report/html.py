@@ -51,23 +51,17 @@ def report_page(results: Results, config: str | None) -> str:
     """The whole page; `config` is the text of the resolved config.toml."""
     notes = (*results.data.notes, *formatting.results_warnings(results))
     return render(
-        "report.html.j2",
-        results=results,
-        config=config,
-        notes=[("note", note) for note in notes],
+        "report.html.j2", results=results, config=config, notes=[("note", one) for one in notes],
         plots=plot_style.inline_all(figures(results), _ALT),
-        classes=run_tables.classes(results),
-        pcs=run_tables.pcs(results),
+        classes=run_tables.classes(results), pcs=run_tables.pcs(results),
         rounds=run_tables.rounds(results),
-    )
+    )  # fmt: skip
 
 
 def summary_html(results: Results) -> str:
     """What a notebook shows of a run: the headline, the numbers, the plots as pictures."""
-    pictures = {
-        _ALT[name]: b64encode(
-            plot_style.figure_bytes(figure, ".png", name, plot_style.SCREEN_DOTS)
-        ).decode()
-        for name, figure in figures(results).items()
-    }
+    pictures = {}
+    for name, figure in figures(results).items():
+        png = plot_style.figure_bytes(figure, ".png", name, plot_style.SCREEN_DOTS)
+        pictures[_ALT[name]] = b64encode(png).decode()
     return render("summary.html.j2", results=results, pictures=pictures)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 INK = "#22303c"
 GRID = "#d5dbe1"
-PAPER = "#ffffff"
+PAPER = "#ffffff"  # matplotlib's own white
 ALARM = "#c1121f"
 BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 GREY = "#8a949e"
@@ -52,12 +52,8 @@ SCREEN_DOTS = 75  # of a picture in a notebook, beside text
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 13,
-    "axes.labelsize": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
@@ -65,15 +61,10 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "legend.frameon": False,
-    "figure.facecolor": PAPER,
     "axes.facecolor": "none",
     # Text stays text: smaller files, and readers can search and copy it.
     "svg.fonttype": "none",
 }
-
-
-_TAG = re.compile(r"<[^<>]*>")
-_STYLE_ELEMENT = re.compile(r"<style[^>]*>.*?</style>", re.DOTALL)
 
 
 @contextmanager
@@ -109,6 +100,11 @@ def new_axes(
     return figure, axes
 
 
+def color(number: int) -> str:
+    """Of the line or group with this number; they come again where there are many."""
+    return PALETTE[number % len(PALETTE)]
+
+
 def count_along_x(axes: Axes) -> None:
     """Ticks at whole numbers only: rounds, PCs."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -138,13 +134,8 @@ def put_legend(figure: Figure, handles: Sequence[Artist] | None = None) -> None:
     if handles is None:
         handles = [one for axes in figure.axes for one in axes.get_legend_handles_labels()[0]]
     if handles:
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=min(4, len(handles)),
-            fontsize=10,
-            handlelength=2.2,
-        )
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)),
+                      fontsize=10, handlelength=2.2)  # fmt: skip
 
 
 @drawing()
@@ -190,19 +181,17 @@ def inline_all(
 ) -> dict[str, Markup]:
     """Each as a part of a page; `alt` says in words what one shows, by its name."""
     said = {name: f"Plot: {name}" for name in figures} | dict(alt or {})
-    return {
-        name: _inline(figure_bytes(figure, ".svg", name).decode(), name, said[name])
-        for name, figure in figures.items()
-    }
+    return {name: _inline(figure, name, said[name]) for name, figure in figures.items()}
 
 
-def _inline(svg: str, name: str, alt: str) -> Markup:
-    """Own ids, the page's colours and font, no namespaces.
+def _inline(figure: Figure, name: str, alt: str) -> Markup:
+    """The figure's SVG with own ids, the page's colours and font, no namespaces.
 
     Matplotlib has escaped all text; only tags are touched here, never the text between them.
     """
-    svg = _STYLE_ELEMENT.sub("", svg[svg.index("<svg") :])
-    svg = _TAG.sub(lambda match: _fit_tag(match.group(), name), svg)
+    svg = figure_bytes(figure, ".svg", name).decode()
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<[^<>]*>", lambda match: _fit_tag(match.group(), name), svg)
     box = re.search(r'viewBox="[-0-9. ]+"', svg)
     opening = f'<svg role="img" aria-label="{escape(printable(alt))}" {box.group() if box else ""}>'
     svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from fedaipc.report import formatting
@@ -28,9 +29,10 @@ def _summary(results: Results) -> Iterator[tuple[str, str]]:
     if (learned := formatting.no_better_text(results)) is not None:
         yield "", Caution(learned)
     if results.test is not None:
-        yield "test macro-F1", f"{results.test.macro_f1:.3f}"
+        yield "test macro-F1", formatting.score_text(results.test, "macro_f1")
     if (score := results.validation) is not None:
-        yield "validation", f"accuracy {score.accuracy:.3f}, loss {formatting.loss_text(score)}"
+        loss = formatting.score_text(score, "loss")
+        yield "validation", f"accuracy {score.accuracy:.3f}, loss {loss}"
     trained = f"{model.trainable_parameters:,} of {model.total_parameters:,} parameters trained"
     yield "model", f"{formatting.base_text(results)}, {model.method}, {trained}"
     if results.warm_up is not None and results.start is not None:
@@ -50,10 +52,8 @@ def _summary(results: Results) -> Iterator[tuple[str, str]]:
     if (mechanism := privacy.dp_sgd) is not None:
         steps = formatting.count_text(privacy.schedule.steps, "local step")
         clip = f"multiplier {mechanism.multiplier:.4g}, clip {mechanism.clip_norm:g}"
-        if mechanism.unit == "client":
-            yield "noise", f"{clip} of a PC's whole update"
-        else:
-            yield "noise", f"{clip}, sampling rate {mechanism.sampling_rate:g}, {steps}"
+        record = f", sampling rate {mechanism.sampling_rate:g}, {steps}"
+        yield "noise", clip + (record if privacy.unit == "record" else " of a PC's whole update")
     yield "traffic", formatting.traffic_text(results)
     yield "device", f"{model.device} {model.dtype}: {model.reason}"
     memory = ""
@@ -66,16 +66,13 @@ def _summary(results: Results) -> Iterator[tuple[str, str]]:
 def classes(results: Results) -> Table:
     """Precision, recall and F1 of each label on the test set."""
     rows = [
-        (
-            one.label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}",
-            f"{one.support:,}",
-        )
+        (one.label, *(f"{share:.3f}" for share in (one.precision, one.recall, one.f1)),
+         f"{one.support:,}")
         for one in results.test_classes
     ]  # fmt: skip
-    return Table(
-        ("label", "precision", "recall", "F1", "texts"), rows,
-        title="Test set by label", notes=() if rows else ("No test scores yet.",),
-    )  # fmt: skip
+    notes = () if rows else ("No test scores yet.",)
+    columns = ("label", "precision", "recall", "F1", "texts")
+    return Table(columns, rows, title="Test set by label", notes=notes)
 
 
 def pcs(results: Results) -> Table:
@@ -112,13 +109,10 @@ def _round(one: RoundResult, phases: Sequence[str]) -> tuple[object, ...]:
         f"{one.asked:,}", f"{one.arrived:,}", f"{one.declined:,}", f"{one.dropped:,}",
         formatting.size_text(one.bytes_down), formatting.size_text(one.bytes_up),
         formatting.epsilon_text(one.epsilon),
-        formatting.UNKNOWN if one.validation is None else f"{one.validation.accuracy:.3f}",
-        formatting.loss_text(one.validation),
+        formatting.score_text(one.validation, "accuracy"),
+        formatting.score_text(one.validation, "loss"),
         formatting.duration_text(one.seconds),
-        *(
-            formatting.duration_text(one.phases[name]) if name in one.phases else formatting.UNKNOWN
-            for name in phases
-        ),
+        *(formatting.duration_text(one.phases.get(name)) for name in phases),
     )  # fmt: skip
 
 
@@ -128,32 +122,25 @@ def compare(runs: Sequence[Results]) -> Table:
     rows = [
         (
             name if run.status == "finished" else f"{name} [{run.status}]",
-            run.model.method
-            if len(bases) == 1
-            else f"{formatting.base_text(run)} {run.model.method}",
-            f"{formatting.pc_count(run):,}",
-            f"{formatting.done_rounds(run):,}",
+            ("" if len(bases) == 1 else f"{formatting.base_text(run)} ") + run.model.method,
+            f"{formatting.pc_count(run):,}", f"{formatting.done_rounds(run):,}",
             Alarm(formatting.NOT_PRIVATE) if run.not_private else formatting.cost_text(run),
-            "yes" if run.aggregation.kind != "plain" else Alarm("NO"),
-            formatting.test_text(run),
-            f"{run.test.macro_f1:.3f}" if run.test is not None else formatting.UNKNOWN,
+            Alarm("NO") if run.aggregation.kind == "plain" else "yes",
+            formatting.test_text(run), formatting.score_text(run.test, "macro_f1"),
             formatting.duration_text(run.seconds),
         )
         for name, run in zip(formatting.run_names(runs), runs, strict=True)
-    ]
+    ]  # fmt: skip
     note = "± one standard error of the test set's draw; epsilon: the most that any PC has spent"
     if any(run.privacy.local_epsilon is not None for run in runs):
         note += "; (sums): its noise is distributed, and protects sums and models alone"
     if any(run.warm_up is not None for run in runs):
         note += "; time: without the warm-up"
-    return Table(
-        ("run", "method", "PCs", "rounds", "epsilon", "sealed", "test accuracy", "macro-F1",
-         "time"),
-        rows,
-        words=(0, 1),
-        title="Runs" if len(bases) > 1 else f"Runs on {bases.pop()}",
-        notes=(f"{note}.", *map(Caution, _comparison_warnings(runs))),
-    )  # fmt: skip
+    columns = ("run", "method", "PCs", "rounds", "epsilon", "sealed", "test accuracy", "macro-F1",
+               "time")  # fmt: skip
+    title = "Runs" if len(bases) > 1 else f"Runs on {bases.pop()}"
+    notes = (f"{note}.", *map(Caution, _comparison_warnings(runs)))
+    return Table(columns, rows, words=(0, 1), title=title, notes=notes)
 
 
 def _comparison_warnings(runs: Sequence[Results]) -> Iterator[str]:
@@ -190,21 +177,18 @@ def _privacy(results: Results) -> str:
 def _test_line(results: Results) -> str:
     if results.test is None:
         return "not measured yet"
-    line = f"{formatting.test_text(results)} on "
-    line += formatting.count_text(results.test.examples, "text")
+    texts = formatting.count_text(results.test.examples, "text")
+    line = f"{formatting.test_text(results)} on {texts}"
     if results.data.majority is not None:
-        line += f"; always the commonest label: {results.data.majority:.3f}"
+        line += f"; {formatting.majority_text(results.data.majority)}"
     return Strong(line)
 
 
 def _pc_line(results: Results) -> str:
-    states = [pc.state for pc in results.pcs]
-    others = [
-        f"{states.count(state)} {said}"
-        for state, said in (("exhausted", "with no budget left"), ("absent", "absent"))
-        if state in states
-    ]
-    return f"{formatting.pc_count(results):,}" + (f" ({', '.join(others)})" if others else "")
+    states: Counter[str] = Counter(pc.state for pc in results.pcs)
+    said = {"exhausted": "with no budget left", "absent": "absent"}
+    others = ", ".join(f"{states[one]} {said[one]}" for one in said if states[one])
+    return f"{formatting.pc_count(results):,}" + (f" ({others})" if others else "")
 
 
 def _round_line(results: Results) -> str:

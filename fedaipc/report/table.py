@@ -76,11 +76,12 @@ class Table:
 
     def to_markdown(self) -> str:
         columns = self.columns or ("", "")
-        lines = ["|" + "---|" * len(columns)]
+        lines = []
         for cells in (columns, *self.rows):
             shown = [printable(str(cell)).translate(_MARKDOWN) for cell in cells]
             lines.append(f"| {' | '.join(shown)} |")
-        return "\n".join([lines[1], lines[0], *lines[2:]])
+        lines.insert(1, "|" + "---|" * len(columns))
+        return "\n".join(lines)
 
     def kind(self, place: int, cell: object) -> str:
         """The class of a cell in HTML."""
@@ -96,55 +97,56 @@ class Table:
     _repr_html_ = __html__
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.cells import cell_len
         from rich.table import Table as Grid
+
+        if self.title:
+            yield _text(self.title, "italic")
+        least, natural = self._widths()
+        gaps, room = len(self.columns) - 1, options.max_width
+        if sum(least) + gaps > room:  # the columns do not fit: each cell gets a line of its own
+            for row in self.rows:
+                yield facts(list(zip(self.columns, row, strict=True)))
+                yield ""
+        else:
+            fits = sum(natural) + 2 * gaps <= room
+            broken = sum(natural[k] if k in self.words else least[k] for k in range(len(least)))
+            grid = Grid(box=None, pad_edge=False, show_header=bool(self.columns),
+                        padding=(0, 2 if broken + 2 * gaps <= room else 1, 0, 0))  # fmt: skip
+            for place, name in enumerate(self.columns):
+                number = place not in self.words
+                grid.add_column(
+                    _text(name), overflow="fold", justify="right" if number else "left",
+                    no_wrap=place in self.whole, min_width=least[place],
+                    width=least[place] if number and not fits else None,
+                )  # fmt: skip
+            if not self.columns:
+                grid.add_column(style="dim", no_wrap=True, overflow="fold")
+                grid.add_column(overflow="fold")
+            for row in self.rows:
+                grid.add_row(*map(_text, row))
+            yield grid
+        yield from (_text(note, "dim") for note in self.notes)
+
+    def _widths(self) -> tuple[list[int], list[int]]:
+        """Of each column: the least, with all broken that may be, and with nothing broken."""
+        from rich.cells import cell_len
 
         def widest(*cells: object) -> int:
             return max((cell_len(str(cell)) for cell in cells), default=0)
 
-        names = tuple(self.columns) or ("", "")
-        cells = [[row[place] for row in self.rows] for place in range(len(names))]
-        least = []  # of each column
-        for place, (name, own) in enumerate(zip(names, cells, strict=True)):
-            if place in self.words:
-                least.append(widest(*own) if place in self.whole else min(_MIN_WIDTH, widest(*own)))
-            else:  # half a number is a wrong number: break its name, or a warning, instead
-                words = " ".join([name, *(cell for cell in own if isinstance(cell, Alarm))]).split()
-                least.append(widest(*words, *(cell for cell in own if not isinstance(cell, Alarm))))
-        gaps = len(names) - 1
-        if self.columns and sum(least) + gaps > options.max_width:
-            yield from self._row_by_row()
-            return
-        natural = [widest(name, *own) for name, own in zip(names, cells, strict=True)]
-        fits = sum(natural) + 2 * gaps <= options.max_width
-        broken = [natural[k] if k in self.words else least[k] for k in range(len(names))]
-        roomy = not self.columns or sum(broken) + 2 * gaps <= options.max_width
-        grid = Grid(
-            box=None, pad_edge=False, padding=(0, 2 if roomy else 1, 0, 0),
-            show_header=bool(self.columns), title_justify="left",
-            title=_text(self.title, "italic") if self.title else None,
-        )  # fmt: skip
-        for place, name in enumerate(names):
-            if not self.columns:
-                grid.add_column(style="" if place else "dim", no_wrap=not place, overflow="fold")
+        least, natural = [], []
+        for place, name in enumerate(self.columns):
+            cells = [row[place] for row in self.rows]
+            natural.append(widest(name, *cells))
+            if place in self.whole:
+                least.append(widest(*cells))
             elif place in self.words:
-                grid.add_column(_text(name), overflow="fold", min_width=least[place],
-                                no_wrap=place in self.whole)  # fmt: skip
-            else:
-                grid.add_column(_text(name), justify="right", width=None if fits else least[place])
-        for row in self.rows:
-            grid.add_row(*map(_text, row))
-        yield grid
-        yield from (_text(note, "dim") for note in self.notes)
-
-    def _row_by_row(self) -> RenderResult:
-        """For a terminal that has no room for the columns."""
-        if self.title:
-            yield _text(self.title, "italic")
-        for row in self.rows:
-            yield facts(list(zip(self.columns, row, strict=True)))
-            yield ""
-        yield from (_text(note, "dim") for note in self.notes)
+                least.append(min(_MIN_WIDTH, widest(*cells)))
+            else:  # half a number is a wrong number: break its name, or a warning, instead
+                alarms = [cell for cell in cells if isinstance(cell, Alarm)]
+                numbers = [cell for cell in cells if not isinstance(cell, Alarm)]
+                least.append(widest(*" ".join([name, *alarms]).split(), *numbers))
+        return least, natural
 
 
 def _text(cell: object, style: str = "") -> Text:

@@ -1,4 +1,4 @@
-"""Pages from templates: whatever is put into one is made printable and escaped."""
+"""Pages from templates: whatever is put into one is made printable and, in HTML, escaped."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def render(template: str, **values: object) -> str:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     made = Environment(
-        loader=PackageLoader("fedaipc.report"), autoescape=True, undefined=StrictUndefined,
-        finalize=_shown, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("fedaipc.report"), undefined=StrictUndefined, finalize=_shown,
+        autoescape=select_autoescape(disabled_extensions=["txt.j2"], default=True),
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     public = {name: one for name, one in vars(formatting).items() if not name.startswith("_")}
     made.globals |= {**public, "facts": facts}
@@ -36,5 +37,5 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Every value on its way into a page; autoescaping follows."""
+    """Every value on its way into a page; autoescaping follows, where it is HTML."""
     return value if hasattr(value, "__html__") else printable(str(value))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedaipc.config.section import load_extensions
-from fedaipc.errors import ConfigError
+from fedaipc.errors import ConfigError, OutputError, os_errors_as
+from fedaipc.extras import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-    from typing import Self
 
     from fedaipc.results import RoundResult
 
@@ -31,6 +31,7 @@ class Tracker(Protocol):
         """Called once, also where the run fails."""
 
 
+FOLDER = "tensorboard"  # of a run, for TensorBoard
 TRACKERS: dict[str, Callable[[Path], Tracker]] = {}
 
 
@@ -48,6 +49,49 @@ def register_tracker(
     return add
 
 
+@register_tracker("tensorboard")
+class Scalars:
+    """Scalars of a run for TensorBoard, written as rounds end.
+
+    Writes below RUN/tensorboard; give that folder to `tensorboard --logdir`.
+    """
+
+    @staticmethod
+    def check() -> None:
+        """Raises MissingExtra where TensorBoard is not installed."""
+        need("the tracker tensorboard", "tensorboard")
+
+    def __init__(self, run_folder: Path) -> None:
+        """Raises MissingExtra as `check`, OutputError where the folder is read-only."""
+        self.check()
+        from torch.utils.tensorboard import SummaryWriter
+
+        with os_errors_as(OutputError, f"{run_folder}: cannot be written"):
+            self._writer: Any = SummaryWriter(str(run_folder / FOLDER))
+
+    def on_round(self, result: RoundResult) -> None:
+        """Write what one finished attempt showed."""
+        values = {
+            "pcs/arrived": result.arrived,
+            "pcs/dropped": result.dropped,
+            "pcs/declined": result.declined,
+            "time/seconds": result.seconds,
+            "traffic/bytes_up": result.bytes_up,
+            "traffic/bytes_down": result.bytes_down,
+        }
+        if result.epsilon is not None:
+            values["privacy/epsilon"] = result.epsilon
+        if result.validation is not None:
+            values["validation/accuracy"] = result.validation.accuracy
+            values["validation/macro_f1"] = result.validation.macro_f1
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, result.round)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ConfigError where one is not known here, MissingExtra where one's package is not."""
     for name in names:
@@ -56,23 +100,17 @@ def check_trackers(names: Sequence[str]) -> None:
             check()
 
 
-class Trackers:
+class Trackers(ExitStack):
     """All that a run names, opened together and closed together."""
 
     def __init__(self, names: Sequence[str], run_folder: Path) -> None:
         """Raises ConfigError where one is not known, OutputError where one cannot write."""
-        self._open = ExitStack()
+        super().__init__()
         self._trackers = []
         for name in names:
             tracker = _find(name)(run_folder)
-            self._open.callback(tracker.close)
+            self.callback(tracker.close)
             self._trackers.append(tracker)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def on_round(self, result: RoundResult) -> None:
         for tracker in self._trackers:
@@ -81,8 +119,6 @@ class Trackers:
 
 def _find(name: str) -> Callable[[Path], Tracker]:
     if name not in TRACKERS:
-        from fedaipc.report import tensorboard  # noqa: F401 - registers itself
-
         load_extensions()
     if name not in TRACKERS:
         raise ConfigError(

@@ -12,9 +12,8 @@ from matplotlib.font_manager import fontManager
 
 from fedaipc.errors import OutputError
 from fedaipc.report import formatting
-from fedaipc.report.bars import OTHER
 from fedaipc.report.plot_style import figure_bytes, save, save_all
-from fedaipc.report.plots import comparison, figures
+from fedaipc.report.plots import OTHER, comparison, figures
 from tests.support.results import make_results
 
 if TYPE_CHECKING:

@@ -255,3 +255,10 @@ def test_memory_is_said_to_be_the_coordinators_where_others_played_the_pcs() -> 
     assert "peak memory 1.2 GiB" in _shown(run_tables.summary(run))
     several = run.model_copy(update={"machine": run.machine.model_copy(update={"workers": 2})})
     assert "peak memory of the coordinator 1.2 GiB" in _shown(run_tables.summary(several))
+
+
+def test_a_headline_is_plain_text_on_one_line() -> None:
+    run = make_results()
+    model = run.model.model_copy(update={"base": "<b>a & b</b>\n\x1b[2J"})
+    text = formatting.headline(run.model_copy(update={"model": model}))
+    assert text.startswith("<b>a & b</b>\\n\\x1b[2J (bitfit, mean pooling) was fine-tuned on 20 ")

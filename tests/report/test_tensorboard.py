@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedaipc.report.tensorboard import FOLDER, Scalars
+from fedaipc.report.tracking import FOLDER, Scalars
 from tests.support.results import make_results
 
 
