@@ -78,6 +78,7 @@ def start(folder: PcFolder = DEFAULT_FOLDER) -> None:
         Thread(target=announce, daemon=True).start()
         say(f"{owner.name} serves {owner.server}; Ctrl-C stops it")
         node.serve()
+        say(f"{owner.name} has stopped")
 
 
 @app.command()

@@ -157,6 +157,8 @@ def test_a_second_server_and_a_second_client_are_refused(fleet: Fleet) -> None:
     twice = fleet.command("client", "start", "--folder", fleet.out / "pc-0000")
     assert (twice.returncode, twice.stderr.count("\n")) == (14, 1)
     assert "another process serves this PC" in twice.stderr
+    fleet.stop()
+    assert (fleet.out / "pc-0000.log").read_text().endswith("has stopped\n")
 
 
 def test_the_demo_script_is_what_people_run() -> None:
