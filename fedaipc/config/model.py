@@ -119,13 +119,21 @@ class Full(TrainingMethod):
 
 @register
 class LoRA(_UpperLayers):
-    """Low-rank adapters beside the upper layers' matrices, and the head (Hu et al., ICLR 2022)."""
+    """Low-rank adapters beside the upper layers' matrices, and the head (Hu et al., ICLR 2022).
+
+    With `freeze_a` as FFA-LoRA: the product of two noisy factors holds noise times noise (Sun et
+    al., "Improving LoRA in privacy-preserving federated learning", ICLR 2024).
+    """
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(8, ge=1, le=1024, description="of the adapters' matrices")
     alpha: Positive = Field(16.0, description="the adapters' scale is alpha by rank")
     targets: Literal["attention", "all-linear"] = Field(
         "attention", description="which layers get adapters"
+    )
+    freeze_a: bool = Field(
+        False,
+        description="leave the adapters' first factor as it was drawn, so that noise enters once",
     )
 
     def prepare(self, model: Any, pooling: str, seed: int) -> Any:
@@ -155,7 +163,11 @@ class LoRA(_UpperLayers):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft's, on names of transformers
             torch.random.manual_seed(seed)  # public start values, no secret
-            return get_peft_model(model, config)
+            adapted: Any = get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if self.freeze_a and ".lora_A." in name:
+                parameter.requires_grad = False
+        return adapted
 
 
 class TextClassifier(Section):

@@ -253,6 +253,7 @@ def _layout(classifier: Classifier, settings: TextClassifier, labels: tuple[str,
             "max_length": settings.max_length,
             "train": settings.train.model_dump(mode="json"),
             "parameters": named,
+            "drawn": _drawn(classifier),
         }
     )
     return Layout(
@@ -260,3 +261,12 @@ def _layout(classifier: Classifier, settings: TextClassifier, labels: tuple[str,
         shapes=tuple(shape for _, shape in named),
         hash=hashlib.sha256(what.encode()).hexdigest(),
     )
+
+
+def _drawn(classifier: Classifier) -> str:
+    """A hash of what each side draws from the public seed and does not train."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(classifier.hf.named_parameters()):
+        if ".lora_" in name and not parameter.requires_grad:
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from fedaipc.model.classifier import Classifier
 
 FREEZE_BATCH = 16  # rows
-_TOGETHER = 1000  # texts of several PCs that are frozen at once
+FREEZE_WIDTHS, _TRAIN_WIDTHS = 8, 4  # fewer fill the batches of a step, more pad less
+_TEXTS_TOGETHER, _ROWS_TOGETHER = 8_000, 32_000  # of several PCs, frozen at once
 _READ_WHOLE = 1 << 20  # bytes
 _MAX_CHARACTERS = 64  # of a text for each token that it may have: more hardly ever matter
 
@@ -63,9 +64,9 @@ class Inputs:
             return np.ones(len(self.rows), dtype=np.int64)
         return np.diff(self.offsets)
 
-    def widths(self) -> npt.NDArray[np.int64]:
-        """How many tokens each text is padded to: by its own length alone, in at most 4 steps."""
-        step = max(4, -(-self.most // 4))
+    def widths(self, widths: int = _TRAIN_WIDTHS) -> npt.NDArray[np.int64]:
+        """How many tokens each text is padded to: by its own length alone, one of `widths`."""
+        step = max(4, -(-self.most // widths))
         return np.minimum(-(-self.lengths().clip(1) // step) * step, max(self.most, 1))
 
     def batch(
@@ -100,6 +101,7 @@ class Inputs:
         size: int,
         device: torch.device,
         chosen: npt.NDArray[np.int64] | None = None,
+        widths: int = _TRAIN_WIDTHS,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
         """The `chosen` texts (by default all), each once: (indices, batch of `batch_rows` rows).
 
@@ -111,12 +113,12 @@ class Inputs:
         """
         if chosen is None:
             chosen = np.arange(len(self))
-        widths = self.widths()[chosen]
-        for width in np.unique(widths):
-            alike, rows = chosen[widths == width], batch_rows(size)
+        padded = self.widths(widths)[chosen]
+        for width in np.unique(padded):
+            alike, rows = chosen[padded == width], batch_rows(size)
             for start in range(0, len(alike), rows - 1):
                 indices = alike[start : start + rows - 1]
-                yield indices, self.batch(indices, rows, device)
+                yield indices, self.batch(indices, rows, device, int(width))
 
 
 def batch_rows(size: int) -> int:
@@ -158,15 +160,17 @@ def freeze_together(classifier: Classifier, parts: Iterable[tuple[Sequence[str],
     PCs nobody has the texts of two. Raises OSError.
     """
     waiting: list[tuple[Inputs, Path, Path]] = []
-    count = 0
+    count = rows = 0
     for texts, folder in parts if classifier.has_frozen_part else ():
         states, offsets = _files(classifier, texts, folder)
         if len(texts) and _cached(classifier, states, offsets) is None:
-            waiting.append((_tokenise(classifier, texts), states, offsets))
-            count += len(texts)
-        if count >= _TOGETHER:
+            tokens = _tokenise(classifier, texts)
+            waiting.append((tokens, states, offsets))
+            count += len(tokens)
+            rows += len(tokens) if classifier.pooled else len(tokens.rows)
+        if count >= _TEXTS_TOGETHER or rows >= _ROWS_TOGETHER:
             _freeze_parts(classifier, waiting)
-            waiting, count = [], 0
+            waiting, count, rows = [], 0, 0
     _freeze_parts(classifier, waiting)
 
 
@@ -284,7 +288,8 @@ def _fill(classifier: Classifier, tokens: Inputs, rows: npt.NDArray[np.float32])
     """Write the frozen states of `tokens` into `rows`: one for each text, or for each token."""
     assert tokens.offsets is not None  # noqa: S101 - tokens are always ragged
     lengths = tokens.lengths()
-    for indices, batch in tokens.batches(FREEZE_BATCH, classifier.device):
+    batches = tokens.batches(FREEZE_BATCH, classifier.device, widths=FREEZE_WIDTHS)
+    for indices, batch in batches:
         result = classifier.freeze_through(batch)
         values = result.values[: len(indices)].cpu().numpy()
         if result.mask is None:
@@ -300,7 +305,8 @@ def _key(classifier: Classifier, texts: Sequence[str]) -> str:
     digest = hashlib.sha256(
         f"{base_hash(settings.base, settings.keep_layers)} {classifier.cut} "
         f"{classifier.pooled} {settings.max_length} {classifier.device.type} "
-        f"{classifier.half_precision} {classifier.by_record} {torch.get_num_threads()}".encode()
+        f"{classifier.half_precision} {classifier.by_record} {torch.get_num_threads()} "
+        f"{FREEZE_WIDTHS}".encode()
     )
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())

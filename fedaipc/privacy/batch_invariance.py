@@ -18,7 +18,7 @@ import torch
 
 from fedaipc.errors import ModelError
 from fedaipc.model.classifier import write_vector
-from fedaipc.model.inputs import FREEZE_BATCH, Inputs, batch_rows
+from fedaipc.model.inputs import FREEZE_BATCH, FREEZE_WIDTHS, Inputs, batch_rows
 from fedaipc.model.products import ALL, NARROW, NONE, in_words
 
 if TYPE_CHECKING:
@@ -89,15 +89,13 @@ def check_rows(
         if any(True for _ in layer.parameters(recurse=False))
     ]
     try:
+        for width in _widths(classifier, FREEZE_WIDTHS) if classifier.has_frozen_part else ():
+            _frozen(classifier, _one_text(classifier, width, random), width)
         for width in _widths(classifier):
-            tokens = _one_text(classifier, width, random)
-            states = tokens
-            if classifier.has_frozen_part:
-                frozen = classifier.freeze_through(_filled(classifier, tokens, FREEZE_BATCH))
-                _compare("frozen layers", frozen.values)
-                if cached:
-                    states = _as_inputs(classifier, frozen.values[0].cpu().numpy(), tokens)
-            batch = _filled(classifier, states, micro_batch)
+            tokens = states = _one_text(classifier, width, random)
+            if classifier.has_frozen_part and cached:
+                states = _as_inputs(classifier, _frozen(classifier, tokens, width), tokens)
+            batch = _filled(classifier, states, micro_batch, width)
             if classifier.has_frozen_part and not cached:
                 batch = classifier.freeze_through(batch)
             seen.clear()
@@ -134,11 +132,18 @@ def _compare(name: str, values: torch.Tensor) -> None:
         )
 
 
-def _widths(classifier: Classifier) -> list[int]:
+def _frozen(classifier: Classifier, text: Inputs, width: int) -> Any:
+    """What the frozen layers make of one text, which is compared in all rows of a batch."""
+    states = classifier.freeze_through(_filled(classifier, text, FREEZE_BATCH, width)).values
+    _compare("frozen layers", states)
+    return states[0].cpu().numpy()
+
+
+def _widths(classifier: Classifier, *steps: int) -> list[int]:
     """All that texts are padded to."""
     most = classifier.settings.max_length
     lengths = Inputs(np.zeros(0, np.int32), np.arange(most + 1).cumsum(), most)
-    return sorted({int(width) for width in lengths.widths()})
+    return sorted({int(width) for width in lengths.widths(*steps)})
 
 
 def _one_text(classifier: Classifier, width: int, random: np.random.Generator) -> Inputs:
@@ -156,6 +161,6 @@ def _as_inputs(classifier: Classifier, states: Any, tokens: Inputs) -> Inputs:
     return Inputs(states[:length], tokens.offsets, tokens.most)
 
 
-def _filled(classifier: Classifier, text: Inputs, size: int) -> Any:
+def _filled(classifier: Classifier, text: Inputs, size: int, width: int) -> Any:
     rows = batch_rows(size)
-    return text.batch(np.zeros(rows, dtype=np.int64), rows, classifier.device)
+    return text.batch(np.zeros(rows, dtype=np.int64), rows, classifier.device, width)

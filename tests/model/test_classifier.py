@@ -175,6 +175,8 @@ def test_the_layout_changes_with_all_that_must_agree(tmp_path: Path) -> None:
         "lora_alpha": (settings(folder, method="lora", alpha=17.0), LABELS),
         "lora_rank": (settings(folder, method="lora", rank=3), LABELS),
         "lora_targets": (settings(folder, method="lora", targets="all-linear"), LABELS),
+        "lora_freeze_a": (settings(folder, method="lora", freeze_a=True), LABELS),
+        "lora_a_drawn": (settings(folder, method="lora", freeze_a=True, seed=7), LABELS),
         "head": (settings(folder, method="head"), LABELS),
         "last-layers": (settings(folder, method="last-layers"), LABELS),
         "full": (settings(folder, method="full"), LABELS),
@@ -183,6 +185,13 @@ def test_the_layout_changes_with_all_that_must_agree(tmp_path: Path) -> None:
     hashes += [Classifier(*variant).layout.hash for variant in variants.values()]
     assert len(set(hashes)) == len(hashes)
     assert Classifier(settings(same_base), LABELS).layout.hash == hashes[0]
+
+
+def test_a_frozen_factor_is_no_part_of_the_vector() -> None:
+    whole = Classifier(settings(shared_folder("bert"), method="lora"), LABELS)
+    half = Classifier(settings(shared_folder("bert"), method="lora", freeze_a=True), LABELS)
+    assert [name for name in whole.layout.names if ".lora_A." in name]
+    assert half.layout.names == tuple(n for n in whole.layout.names if ".lora_A." not in n)
 
 
 def test_start_values_follow_from_the_public_seed_alone() -> None:

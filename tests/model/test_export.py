@@ -117,6 +117,11 @@ def test_the_cards_own_lines_give_the_same_answers_without_fedaipc(tmp_path: Pat
             found = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
             assert len(found) == (2 if method == "lora" else 1)
             blocks += [(name, block) for block in found]
+    expected["frozen-a"] = trained(
+        tmp_path / "frozen-a", shared_folder("bert"), method="lora", freeze_a=True, keep_layers=1
+    )
+    card = (tmp_path / "frozen-a" / "README.md").read_text(encoding="utf-8")
+    blocks += [("frozen-a", block) for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL)]
     script = tmp_path / "use.py"
     script.write_text(_USE)
     done = subprocess.run(
@@ -126,7 +131,7 @@ def test_the_cards_own_lines_give_the_same_answers_without_fedaipc(tmp_path: Pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     answers = json.loads(done.stdout.splitlines()[-1])
-    assert len(answers) == len(blocks) == 12
+    assert len(answers) == len(blocks) == 14
     for (name, _), rows in zip(blocks, answers, strict=True):
         best = [LABELS[place] for place in expected[name].argmax(axis=1)]
         assert [label for label, _ in rows] == best

@@ -84,17 +84,18 @@ def test_pooled_states_are_filled_up_with_zeros() -> None:
     assert batch.mask is None
 
 
+@pytest.mark.parametrize("steps", [4, 8])
 @pytest.mark.parametrize("most", [1, 2, 4, 5, 16, 63, 64, 128, 512])
-def test_a_width_holds_the_text_and_depends_on_its_length_alone(most: int) -> None:
+def test_a_width_holds_the_text_and_depends_on_its_length_alone(most: int, steps: int) -> None:
     lengths = np.arange(1, most + 1)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    widths = Inputs(np.zeros(offsets[-1], dtype=np.int32), offsets, most).widths()
+    widths = Inputs(np.zeros(offsets[-1], dtype=np.int32), offsets, most).widths(steps)
     assert (widths >= lengths).all()
     assert widths.max() == most
-    assert len(set(widths.tolist())) <= 4
+    assert len(set(widths.tolist())) <= steps
     for length, width in zip(lengths, widths, strict=True):
         alone = Inputs(np.zeros(length, dtype=np.int32), np.array([0, length]), most)
-        assert alone.widths().tolist() == [width]
+        assert alone.widths(steps).tolist() == [width]
 
 
 def test_batches_hold_every_text_once(classifier: Classifier, tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_what_many_pcs_freeze_together_is_what_each_would_alone_to_the_last_bit(
         for n, texts in enumerate(parts)
         if texts
     }
-    monkeypatch.setattr(module, "_TOGETHER", together)
+    monkeypatch.setattr(module, "_TEXTS_TOGETHER", together)
     freeze_together(classifier, ((texts, tmp_path / f"b{n}") for n, texts in enumerate(parts)))
 
     def broken(*_: Any) -> None:

@@ -177,7 +177,7 @@ def _rows(inputs: Inputs, number: int) -> npt.NDArray[np.generic]:
 
 
 def _fault_padded_to_the_longest(patch: pytest.MonkeyPatch) -> None:
-    def widths(self: Inputs) -> np.ndarray:
+    def widths(self: Inputs, _: int = 4) -> np.ndarray:
         return np.full(len(self), self.lengths().max(initial=1))
 
     patch.setattr(Inputs, "widths", widths)

@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedaipc.config import NoPrivacy, Schedule, TrainingSettings
-from fedaipc.model.classifier import Batch, write_vector
+from fedaipc.model.classifier import Batch, Classifier, read_vector, write_vector
 from fedaipc.model.inputs import Inputs, make_inputs
 from fedaipc.privacy import norms, training
 from fedaipc.privacy.randomness import SecureRandom
@@ -47,7 +47,15 @@ from tests.support.private_rounds import (
     update,
 )
 from tests.support.schedules import changed
-from tests.support.tiny_models import FAMILIES, METHODS, TARGETS, TEXTS
+from tests.support.tiny_models import (
+    FAMILIES,
+    LABELS,
+    METHODS,
+    TARGETS,
+    TEXTS,
+    settings,
+    shared_folder,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,6 +127,27 @@ def test_a_pc_left_with_no_record_sends_noise_like_any_other() -> None:
         random=SecureRandom.for_test(5),
     )
     assert_deviation(noise.astype(np.float64), NOISE * CLIP / (RATE * CLASS))
+
+
+def test_a_factor_that_is_not_trained_gets_no_noise() -> None:
+    chosen = settings(shared_folder("bert"), method="lora", freeze_a=True)
+    classifier = Classifier(chosen, LABELS)
+    before = {n: p.detach().clone() for n, p in classifier.hf.named_parameters()}
+    training.train_round(
+        classifier,
+        make_inputs(classifier, TEXTS, None),
+        TARGETS,
+        read_vector(classifier),
+        schedule=ONCE,
+        training=TrainingSettings(learning_rate=1.0),
+        size_class=CLASS,
+        micro_batch=16,
+        random=SecureRandom.for_test(5),
+    )
+    moved = {n for n, p in classifier.hf.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == set(classifier.layout.names)
+    assert [n for n in before if ".lora_A." in n]
+    assert not [n for n in moved if ".lora_A." in n]
 
 
 def test_noise_is_never_the_same_twice() -> None:
