@@ -12,21 +12,16 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from fedaipc.config import (
+    NAME,
+    Frozen,
     NoPrivacy,
     OutputSettings,
     Settings,
@@ -37,9 +32,6 @@ from fedaipc.config import (
     with_values,
 )
 from fedaipc.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 EPSILON, LIFETIME, KIND = "privacy.epsilon", "federation.lifetime_epsilon", "privacy.kind"
 SEED = "data.seed"
@@ -58,12 +50,15 @@ def _flat(tree: Any, *, spaces: bool = False) -> Any:
         return tree
     found: Values = {}
     for key, value in tree.items():
-        held = list(value.values()) if isinstance(value, dict) else []
-        if not isinstance(value, dict) or (spaces and not any(isinstance(v, dict) for v in held)):
-            found[key] = value
-        else:
+        if isinstance(value, dict) and (not spaces or _holds_table(value)):
             found |= {f"{key}.{name}": v for name, v in _flat(value, spaces=spaces).items()}
+        else:
+            found[key] = value
     return found
+
+
+def _holds_table(tree: Values) -> bool:
+    return any(isinstance(value, dict) for value in tree.values())
 
 
 def _varied(values: Values) -> Values:
@@ -81,18 +76,14 @@ _Set = Annotated[Values, BeforeValidator(_flat), AfterValidator(_varied)]
 _Grid = Annotated[dict[str, list[Any]], BeforeValidator(_flat), AfterValidator(_varied)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rule(_Part):
+class Rule(Frozen):
     """Where a cell has all the values of `when`, it gets those of `set` as well."""
 
     when: _When = Field(description="settings that a cell must have")
     set: _Set = Field(description="settings that it then gets")
 
 
-class Space(_Part):
+class Space(Frozen):
     """Where a tuner may look for one setting: between two numbers, or among choices."""
 
     low: float | None = Field(None, description="least value")
@@ -114,7 +105,7 @@ class Space(_Part):
         return self
 
 
-class Search(_Part):
+class Search(Frozen):
     """So many trials of a tuner, which maximises the mean validation accuracy over the seeds."""
 
     trials: int = Field(ge=1, le=MAX_CELLS, description="how many points the tuner tries")
@@ -131,16 +122,14 @@ class Search(_Part):
         return self
 
 
-class Sweep(_Part):
+class Sweep(Frozen):
     """One sweep file. `config` is relative to it; the default job without one."""
 
     config: str | None = Field(
         None,
         description="config file to start from, relative to this file; without it, the defaults",
     )
-    name: str = Field(
-        "sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the folder below runs/"
-    )
+    name: str = Field("sweep", pattern=NAME, description="of the folder below runs/")
     seeds: tuple[int, ...] = Field(
         (1, 2, 3), min_length=1, description="each point runs once with each, as data.seed"
     )
@@ -172,17 +161,13 @@ class Sweep(_Part):
     @property
     def points(self) -> list[Values]:
         """What varies, without seeds; empty where a tuner chooses."""
-        if self.cells:
-            return list(self.cells)
-        if not self.grid:
+        if self.search is not None:
             return []
-        return [
-            dict(zip(self.grid, values, strict=True))
-            for values in itertools.product(*self.grid.values())
-        ]
+        combinations = itertools.product(*self.grid.values())
+        return list(self.cells) or [dict(zip(self.grid, c, strict=True)) for c in combinations]
 
 
-_PARTS: dict[Any, type[_Part]] = {"rules": Rule, "search": Search, "space": Space}
+_PARTS: dict[Any, type[Frozen]] = {"rules": Rule, "search": Search, "space": Space}
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,20 +258,19 @@ def _is_plain(value: object) -> bool:
 def _on_top(base: Path | Settings | None, values: Values) -> Settings:
     if isinstance(base, Settings):
         return with_values(base, values)
-    return load_settings(base, (), values)
+    return load_settings(base, flags=values)
 
 
 def _cell(sweep: Sweep, base: Path | Settings | None, values: Values, seed: int) -> Cell:
     whole = {**sweep.set, **values}
     for rule in sweep.rules:
-        if all(whole.get(key) == value for key, value in rule.when.items()):
+        if rule.when.items() <= whole.items():
             whole |= rule.set
-    if EPSILON in whole and LIFETIME not in whole:
-        whole[LIFETIME] = whole[EPSILON]  # as `simulate --epsilon` does
     if whole.get(EPSILON) == math.inf:
-        del whole[EPSILON], whole[LIFETIME]
-        whole = {key: value for key, value in whole.items() if not _is_of_noise(key)}
+        whole = {k: v for k, v in whole.items() if k != LIFETIME and not _is_of_noise(k)}
         whole[KIND] = "none"
+    elif EPSILON in whole:
+        whole.setdefault(LIFETIME, whole[EPSILON])  # as `simulate --epsilon` does
     try:
         return Cell(values, seed, _on_top(base, {**whole, SEED: seed}))
     except ConfigError as error:
