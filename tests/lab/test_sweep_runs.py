@@ -20,9 +20,8 @@ from rich.console import Console
 from fedaipc.cli.sweep import show
 from fedaipc.config import load_settings
 from fedaipc.lab.sweep.cells import cells_of, read_sweep
-from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.progress import Progress
-from fedaipc.lab.sweep.run import SweepResult
+from fedaipc.lab.sweep.run import SweepResult, sweep_page
 from fedaipc.lab.sweep.runner import Runner, error_of, state_of
 from fedaipc.lab.sweep.table import Row, points_of
 from fedaipc.protocol.job_folder import CONFIG_FILE
