@@ -61,19 +61,23 @@ def _holds_table(tree: Values) -> bool:
     return any(isinstance(value, dict) for value in tree.values())
 
 
-def _varied(values: Values) -> Values:
-    """Settings that a sweep may set, with values that a config file can hold."""
-    for key, value in values.items():
-        if key in _OWN:
-            raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
-        if not _is_plain(value):
-            raise ValueError(f"{value!r} cannot be the value of a setting")
-    return values
+def _not_own(key: str) -> str:
+    if key in _OWN:
+        raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
+    return key
 
 
+def _plain(value: Any) -> Any:
+    if not _is_plain(value):
+        raise ValueError(f"{value!r} cannot be the value of a setting")
+    return value
+
+
+_Key = Annotated[str, AfterValidator(_not_own)]  # of a setting that a sweep may set
+_Value = Annotated[Any, AfterValidator(_plain)]  # that a config file can hold
 _When = Annotated[Values, BeforeValidator(_flat)]
-_Set = Annotated[Values, BeforeValidator(_flat), AfterValidator(_varied)]
-_Grid = Annotated[dict[str, list[Any]], BeforeValidator(_flat), AfterValidator(_varied)]
+_Set = Annotated[dict[_Key, _Value], BeforeValidator(_flat)]
+_Grid = Annotated[dict[_Key, list[_Value]], BeforeValidator(_flat)]
 
 
 class Rule(Frozen):
@@ -111,15 +115,10 @@ class Search(Frozen):
     trials: int = Field(ge=1, le=MAX_CELLS, description="how many points the tuner tries")
     seed: int = Field(0, ge=0, description="of the tuner")
     space: Annotated[
-        dict[str, Space],
+        dict[_Key, Space],
         BeforeValidator(lambda tree: _flat(tree, spaces=True)),
         Field(min_length=1, description="which settings the tuner chooses, and among what"),
     ]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _varied(dict.fromkeys(self.space, 0))
-        return self
 
 
 class Sweep(Frozen):
@@ -194,28 +193,24 @@ class Cell:
 
 def read_sweep(path: Path) -> Sweep:
     """Raises ConfigError."""
-    tree = read_toml(path)
-    try:
-        return sweep_from(tree)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return sweep_from(read_toml(path), f"{path}: ")
 
 
-def sweep_from(tree: Mapping[str, object]) -> Sweep:
-    """Raises ConfigError."""
+def sweep_from(tree: Mapping[str, object], place: str = "") -> Sweep:
+    """Raises ConfigError, which `place` leads."""
     try:
         return Sweep.model_validate(tree)
     except ValidationError as error:
         found = error.errors(include_url=False)
         # Before a key that is missing: it may be the one that was misspelt.
         first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-        where = ".".join(map(str, first["loc"]))
+        loc = [part for part in first["loc"] if part != "[key]"]  # it has the key itself as well
+        where, said = ".".join(map(str, loc)), first["msg"].removeprefix("Value error, ")
+        said = f"{where}: {said}" if where else said
         if first["type"] == "extra_forbidden":
-            part = [_PARTS[key] for key in first["loc"][:-1] if key in _PARTS][-1:] or [Sweep]
-            said = unknown_key(where, str(first["loc"][-1]), list(part[0].model_fields))
-            raise ConfigError(said) from None
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise ConfigError(f"{where + ': ' if where else ''}{said}") from None
+            part = [_PARTS[key] for key in loc[:-1] if key in _PARTS][-1:] or [Sweep]
+            said = unknown_key(where, str(loc[-1]), list(part[0].model_fields))
+        raise ConfigError(place + said) from None
 
 
 def cells_of(
