@@ -115,10 +115,9 @@ def _finite(content: Any) -> Any:
 
 def _row(folder: Path, cell: Cell) -> Row:
     state = state_of(folder, cell)
-    error = error_of(folder, cell) if state == "failed" else ""
-    row = Row(cell=cell.name, values=cell.values, seed=cell.seed, state=state, error=error)
+    row = Row(cell=cell.name, values=cell.values, seed=cell.seed, state=state)
     if state != "done":
-        return row
+        return replace(row, error=error_of(folder, cell))
     results = Results.load(cell_folder(folder, cell) / RUN_FOLDER)
     privacy, test, validation = results.privacy, results.test, results.validation
     mechanism, planned = privacy.schedule.mechanism, privacy.planned_epsilon
