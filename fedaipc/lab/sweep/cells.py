@@ -62,19 +62,24 @@ def _holds_table(tree: Values) -> bool:
 
 
 def _not_own(key: str) -> str:
+    """A setting that a sweep may set."""
     if key in _OWN:
         raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
     return key
 
 
 def _plain(value: Any) -> Any:
-    if not _is_plain(value):
-        raise ValueError(f"{value!r} cannot be the value of a setting")
-    return value
+    """What a config file can hold: text, a whole number of 64 bits, a number, a list of these."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    whole = isinstance(value, int) and abs(value) < 2**63
+    if whole or isinstance(value, str) or (isinstance(value, float) and not math.isnan(value)):
+        return value
+    raise ValueError(f"{value!r} cannot be the value of a setting")
 
 
-_Key = Annotated[str, AfterValidator(_not_own)]  # of a setting that a sweep may set
-_Value = Annotated[Any, AfterValidator(_plain)]  # that a config file can hold
+_Key = Annotated[str, AfterValidator(_not_own)]
+_Value = Annotated[Any, AfterValidator(_plain)]
 _When = Annotated[Values, BeforeValidator(_flat)]
 _Set = Annotated[dict[_Key, _Value], BeforeValidator(_flat)]
 _Grid = Annotated[dict[_Key, list[_Value]], BeforeValidator(_flat)]
@@ -204,7 +209,7 @@ def sweep_from(tree: Mapping[str, object], place: str = "") -> Sweep:
         found = error.errors(include_url=False)
         # Before a key that is missing: it may be the one that was misspelt.
         first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-        loc = [part for part in first["loc"] if part != "[key]"]  # it has the key itself as well
+        loc = [part for part in first["loc"] if part != "[key]"]  # the key itself stands before
         where, said = ".".join(map(str, loc)), first["msg"].removeprefix("Value error, ")
         said = f"{where}: {said}" if where else said
         if first["type"] == "extra_forbidden":
@@ -238,16 +243,6 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    if isinstance(value, float):
-        return not math.isnan(value)
-    if isinstance(value, int):
-        return abs(value) < 2**63
-    return isinstance(value, str)
 
 
 def _on_top(base: Path | Settings | None, values: Values) -> Settings:

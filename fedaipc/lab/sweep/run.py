@@ -149,9 +149,9 @@ class SweepResult:
 
 def sweep_page(found: SweepResult) -> str:
     """The whole sweep on one page, also of one that has not ended: no network, no script."""
-    counts = Counter(row.state for row in found.rows)
-    ended = f"{counts['done']} done"
-    others = [f", {counts[state]} {state}" for state in ("open", "failed") if counts[state]]
+    counts: Counter[str] = Counter(row.state for row in found.rows)
+    states = [state for state in ("done", "open", "failed") if counts[state] or state == "done"]
+    lead = ", ".join(f"{counts[state]} {state}" for state in states)
     failed = [(shown(row.values), row.seed, row.error) for row in found.failed]
 
     def number(value: float | None, digits: int) -> str:
@@ -168,7 +168,7 @@ def sweep_page(found: SweepResult) -> str:
     return render(
         "sweep.html.j2",
         name=found.name,
-        lead="".join([f"{formatting.count_text(len(found.rows), 'cell')}: {ended}", *others]),
+        lead=f"{formatting.count_text(len(found.rows), 'cell')}: {lead}",
         plots=inline_all(figures(found.rows)),
         points=found.table,
         failed=Table(("settings", "seed", "why"), failed, words=(0, 2)),

@@ -22,10 +22,15 @@ _LOG_FILE, _RESULT, _FAILED = "search.log", "sweep.json", "failed"
 
 
 def check_kind(folder: Path, *, search: bool) -> None:
-    """Raise ConfigError where `out` holds a grid or list and this is a search, or vice versa."""
+    """Raise ConfigError where `out` holds a grid or list and this is a search, or vice versa.
+
+    Raises MissingExtra where a search has no Optuna.
+    """
     if (folder / _RESULT).exists() and (folder / _LOG_FILE).exists() != search:
         held = "a search" if not search else "a grid or list"
         raise ConfigError(f"{folder}: holds {held}; give another --out")
+    if search:
+        need("[search]", "optuna")
 
 
 def search(
@@ -34,10 +39,8 @@ def search(
     """Run trials until there are so many; all cells, and the best trial's values.
 
     A trial of which a cell fails counts as failed, and the tuner learns nothing from it. Raises
-    MissingExtra where Optuna is not installed, ConfigError where the space is another one than
-    before.
+    ConfigError where the space is another one than before.
     """
-    need("[search]", "optuna")
     import optuna
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
