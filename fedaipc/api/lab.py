@@ -114,9 +114,7 @@ def sweep(
 
     from fedaipc.api.job import Job
     from fedaipc.lab.sweep.cells import sweep_from
-    from fedaipc.lab.sweep.progress import Display
     from fedaipc.lab.sweep.run import run_sweep
-    from fedaipc.machine import cpus
 
     wanted = sweep_from(
         {
@@ -126,12 +124,10 @@ def sweep(
     )  # fmt: skip
     scratch = Scratch() if out is None else None
     folder = Path(str(out)) if scratch is None else scratch.folder / "sweep"
-    count = parallel or cpus()
-    with Display(Console(quiet=not progress), count) as display:
-        found = run_sweep(
-            wanted, (job or Job()).with_data(data), folder, parallel=count, plain_updates=True,
-            on_change=display.on_change,
-        )  # fmt: skip
+    found = run_sweep(
+        wanted, (job or Job()).with_data(data), folder, Console(quiet=not progress),
+        parallel=parallel, plain_updates=True,
+    )  # fmt: skip
     return replace(found, keep=(scratch, data))
 
 

@@ -10,7 +10,6 @@ import typer
 from fedaipc.cli.output import make_console
 from fedaipc.cli.source import as_given
 from fedaipc.errors import RoundError
-from fedaipc.machine import cpus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +43,6 @@ def sweep(
     Example: fedaipc privacy sweep simulations/sweeps/budget.toml
     """
     from fedaipc.lab.sweep.cells import cells_of, read_sweep
-    from fedaipc.lab.sweep.progress import Display
     from fedaipc.lab.sweep.run import run_sweep
 
     wanted = read_sweep(file)
@@ -54,12 +52,9 @@ def sweep(
     if dry:
         _list(console, cells_of(wanted, base), folder)
         return
-    count = parallel or cpus()
-    with Display(console, count) as display:
-        found = run_sweep(
-            wanted, base, folder, parallel=count, plain_updates=insecure_plain_updates,
-            on_change=display.on_change,
-        )  # fmt: skip
+    found = run_sweep(
+        wanted, base, folder, console, parallel=parallel, plain_updates=insecure_plain_updates
+    )
     show(console, found)
     if found.failed:
         raise RoundError(

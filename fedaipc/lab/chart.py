@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.figure import Figure
 
+from fedaipc.lab.planner import Plan
 from fedaipc.report import plot_style
 from fedaipc.report.plot_style import count_along_x, drawing, new_figure
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from matplotlib.figure import Figure
-
-    from fedaipc.lab.planner import Plan
 
 
 @drawing()
@@ -28,14 +22,11 @@ def plan_figure(plan: Plan, points: Sequence[tuple[int, float]], others: Sequenc
     count_along_x(spent)
     spent.set_ylim(bottom=0)
     noise.plot(
-        [other.epsilon for other in others],
-        [other.relative_noise for other in others],
-        color=plot_style.ORANGE,
-        marker="s",
-        markersize=4,
-    )
+        [other.epsilon for other in others], [other.relative_noise for other in others],
+        color=plot_style.ORANGE, marker="s", markersize=4,
+    )  # fmt: skip
     noise.plot(plan.epsilon, plan.relative_noise, color=plot_style.INK, marker="*", markersize=11)
     noise.set(title="noise that a budget takes", xlabel="epsilon of the whole schedule",
               ylabel="noise on the mean gradient, in clip bounds", yscale="log")  # fmt: skip
-    noise.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    noise.yaxis.set_major_formatter("{x:g}")
     return figure

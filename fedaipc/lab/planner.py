@@ -7,8 +7,9 @@ the schedule's best order, as in a job, so that a fresh ledger covers what is pl
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import binom
@@ -25,9 +26,6 @@ from fedaipc.privacy.accountant import (
     noise_for,
 )
 from fedaipc.privacy.budget import check_delta
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Unknown = Literal["noise", "epsilon", "rounds", "rate"]
 NEEDS: dict[Unknown, tuple[str, ...]] = {  # what has to be known to find it

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from fedaipc.cli.sweep import show
 from fedaipc.config import load_settings
 from fedaipc.lab.sweep.cells import cells_of, read_sweep
-from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.progress import Progress
-from fedaipc.lab.sweep.run import SweepResult
+from fedaipc.lab.sweep.run import SweepResult, sweep_page
 from fedaipc.lab.sweep.runner import Runner, error_of, state_of
 from fedaipc.lab.sweep.table import Row, points_of
 from fedaipc.protocol.job_folder import CONFIG_FILE
@@ -294,6 +294,8 @@ def test_a_search_tries_settings_and_goes_on_where_it_was_cut_off(
 
     def cut_off(self: Runner, cells: list[Cell], progress: Progress) -> None:
         calls.append([cell.values for cell in cells])
+        with pytest.raises(Timeout):  # over all trials: no other process may have one of its own
+            FileLock("out/.lock", timeout=0).acquire()
         if len(calls) == 2:
             raise KeyboardInterrupt
         real(self, cells, progress)

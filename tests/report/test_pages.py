@@ -13,8 +13,7 @@ from fedaipc.lab.audit.canary import CanaryAudit
 from fedaipc.lab.audit.inversion import Inversion, Reading
 from fedaipc.lab.audit.page import audit_page
 from fedaipc.lab.audit.report import AuditReport, Setting
-from fedaipc.lab.sweep.page import sweep_page
-from fedaipc.lab.sweep.run import SweepResult
+from fedaipc.lab.sweep.run import SweepResult, sweep_page
 from fedaipc.lab.sweep.table import Row
 from fedaipc.report.html import report_page
 from tests.support.html_pages import HOSTILE, Page

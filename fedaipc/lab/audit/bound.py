@@ -15,17 +15,15 @@ less than 1 - confidence is ruled out. It does not matter what else the auditor'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import expit
 from scipy.stats import binom
 
 from fedaipc.errors import PrivacyError
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
+Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 _SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the canaries that are guessed; all are tried
 _MAX_EPSILON = 60.0
@@ -75,10 +73,7 @@ def lower_bound(
 
 
 def audit_bound(
-    scores: npt.NDArray[np.float64],
-    included: npt.NDArray[np.bool_],
-    delta: float,
-    confidence: float = CONFIDENCE,
+    scores: Floats, included: npt.NDArray[np.bool_], delta: float, confidence: float = CONFIDENCE
 ) -> Bound:
     """Guess "in" for the highest scores and "out" for as many of the lowest.
 

@@ -24,33 +24,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from fedaipc.config import DPSGD, FedAvg, FedAvgM
+from fedaipc.config import DPSGD, FedAvg, FedAvgM, Settings
+from fedaipc.data.records import Records
 from fedaipc.errors import PrivacyError
-from fedaipc.lab.audit.bound import Bound, audit_bound
+from fedaipc.lab.audit.bound import Bound, Floats, audit_bound
+from fedaipc.lab.audit.canary_clients import Audited, CanaryClient, is_distributed
 from fedaipc.lab.audit.gradients import clipped, example_gradients
 from fedaipc.model.classifier import Classifier
-from fedaipc.model.inputs import make_inputs
+from fedaipc.model.inputs import Inputs, make_inputs
 from fedaipc.privacy.budget import planned_epsilon, size_class
 from fedaipc.protocol.job import job_schedule
 from fedaipc.protocol.round_terms import check_secagg
 from fedaipc.secagg.terms import capped
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from fedaipc.config import Settings
-    from fedaipc.data.records import Records
-    from fedaipc.lab.audit.canary_clients import Audited, CanaryClient
-    from fedaipc.model.inputs import Inputs
-    from fedaipc.simulation.recorder import ObservedUpdate
-
-    Floats = npt.NDArray[np.float64]
+from fedaipc.simulation.recorder import ObservedUpdate
 
 _TINY = 1e-9  # of the mean square: what float32 loses
 
@@ -75,29 +67,25 @@ def canary_audit(audited: Audited, cache: Path | None = None) -> CanaryAudit:
     settings = audited.settings
     check_sums_are_sent(settings)
     classifier = Classifier(settings.model, audited.labels)
-    if _of_sums(settings):
+    if is_distributed(settings):
         scores = [_scores_by_sums(classifier, audited, cache)]
     else:
+        heard = [
+            [one for one in audited.updates if one.pc == number]
+            for number in range(len(audited.pcs))
+        ]
         scores = [
-            _scores(
-                classifier,
-                settings,
-                client,
-                [one for one in audited.updates if one.pc == number],
-                cache,
-            )
-            for number, client in enumerate(audited.pcs)
+            _scores(classifier, settings, client, updates, cache)
+            for client, updates in zip(audited.pcs, heard, strict=True)
         ]
     included = np.concatenate([client.included for client in audited.pcs])
     whole = np.concatenate(scores)
-    privacy = audited.results.privacy
-    attempts = audited.results.charged
-    promised = None
-    if not audited.results.not_private and attempts:
-        promised = planned_epsilon(job_schedule(settings), attempts)["pld"]
-    bound = audit_bound(whole, included, privacy.delta)
+    results, delta, promised = audited.results, audited.results.privacy.delta, None
+    if not results.not_private and results.charged:
+        promised = planned_epsilon(job_schedule(settings), results.charged)["pld"]
+    bound = audit_bound(whole, included, delta)
     accuracy = float(((whole > np.median(whole)) == included).mean())
-    return CanaryAudit(bound, promised, privacy.delta, accuracy)
+    return CanaryAudit(bound, promised, delta, accuracy)
 
 
 def check_sums_are_sent(settings: Settings) -> None:
@@ -108,7 +96,7 @@ def check_sums_are_sent(settings: Settings) -> None:
             'the audit plants single records, and privacy.unit = "client" protects all that a PC '
             'holds: set privacy.unit="record"'
         )
-    if _of_sums(settings) and not isinstance(settings.server, FedAvg | FedAvgM):
+    if is_distributed(settings) and not isinstance(settings.server, FedAvg | FedAvgM):
         raise PrivacyError(
             "with distributed noise the canary audit reads sums out of the models of two rounds: "
             'set server.kind="fedavgm"'
@@ -119,23 +107,18 @@ def check_sums_are_sent(settings: Settings) -> None:
         )
 
 
-def _of_sums(settings: Settings) -> bool:
-    return isinstance(settings.privacy, DPSGD) and settings.privacy.distributed
-
-
 def _scores_by_sums(classifier: Classifier, audited: Audited, cache: Path | None) -> Floats:
     """Scores of all PCs' canaries at once, in the order of the PCs.
 
     The last round's sum is left out: its model is not sent to any PC.
     """
     settings, privacy = audited.settings, audited.settings.privacy
-    assert isinstance(privacy, DPSGD)  # noqa: S101 - `_of_sums` says so
-    labels = {label: number for number, label in enumerate(classifier.labels)}
+    assert isinstance(privacy, DPSGD)  # noqa: S101 - `is_distributed` says so
     classes = [size_class(len(client.held)) for client in audited.pcs]
     weights = capped(classes, check_secagg(settings))
     prepared = [
-        (_prepared(classifier, client.canaries, labels, cache),
-         _prepared(classifier, client.real, labels, cache), weight / own)
+        (_prepared(classifier, client.canaries, cache),
+         _prepared(classifier, client.real, cache), weight / own)
         for client, weight, own in zip(audited.pcs, weights, classes, strict=True)
     ]  # fmt: skip
     models = {one.round: one.vector for one in audited.updates}
@@ -171,10 +154,7 @@ def _joint_noises(rounds: list[_Reading], squares: list[float], values: int) -> 
 
     A single round has fewer values than all PCs have canaries.
     """
-    found = np.linalg.solve(
-        _firm(np.sum([one.products for one in rounds], axis=0)),
-        np.sum([one.right for one in rounds], axis=0),
-    )
+    found = _joint(rounds)
     free = max(1.0, values - len(found) / len(rounds))
     noises = []
     for one, square in zip(rounds, squares, strict=True):
@@ -191,9 +171,8 @@ def _scores(
     cache: Path | None,
 ) -> Floats:
     privacy, training = settings.privacy, settings.training
-    labels = {label: number for number, label in enumerate(classifier.labels)}
-    canaries, targets = _prepared(classifier, client.canaries, labels, cache)
-    real, truth = _prepared(classifier, client.real, labels, cache)
+    canaries, targets = _prepared(classifier, client.canaries, cache)
+    real, truth = _prepared(classifier, client.real, cache)
     steps = _step_lengths(classifier, settings) * training.local_steps
     rounds = []
     for one in updates:
@@ -223,7 +202,7 @@ class _Reading:
     @classmethod
     def of(cls, sums: Floats, reading: Floats) -> _Reading:
         products, right = sums @ sums.T, sums @ reading
-        found = np.linalg.solve(_firm(products), right)
+        found = _solved(products, right)
         rest = reading - found @ sums
         free = max(1, len(reading) - len(found))
         size = float(reading @ reading) / len(reading)
@@ -232,10 +211,15 @@ class _Reading:
 
 def _ratios(rounds: list[_Reading]) -> Floats:
     """The coins where the divisor is unknown: each canary's share over that of the real texts."""
-    products = np.sum([one.products for one in rounds], axis=0)
-    found = np.linalg.solve(_firm(products), np.sum([one.right for one in rounds], axis=0))
+    found = _joint(rounds)
     scores: Floats = found[:-1] / found[-1]
     return scores
+
+
+def _joint(rounds: list[_Reading]) -> Floats:
+    """What explains all rounds together best."""
+    products = np.sum([one.products for one in rounds], axis=0)
+    return _solved(products, np.sum([one.right for one in rounds], axis=0))
 
 
 def _posterior(rounds: list[_Reading], rate: float, divisor: float) -> Floats:
@@ -252,15 +236,17 @@ def _posterior(rounds: list[_Reading], rate: float, divisor: float) -> Floats:
     return scores
 
 
-def _firm(products: Floats) -> Floats:
-    """Add a little to the diagonal, so that similar texts do not stop the solver."""
-    firm: Floats = products + np.eye(len(products)) * _TINY * np.trace(products) / len(products)
-    return firm
+def _solved(products: Floats, right: Floats) -> Floats:
+    """A little is added to the diagonal, so that similar texts do not stop the solver."""
+    firm = products + np.eye(len(products)) * _TINY * np.trace(products) / len(products)
+    found: Floats = np.linalg.solve(firm, right)
+    return found
 
 
 def _prepared(
-    classifier: Classifier, records: Records, labels: dict[str, int], cache: Path | None
+    classifier: Classifier, records: Records, cache: Path | None
 ) -> tuple[Inputs, npt.NDArray[np.int64]]:
+    labels = {label: number for number, label in enumerate(classifier.labels)}
     inputs = make_inputs(classifier, records.texts, cache)
     return inputs, np.array([labels[label] for label in records.labels], dtype=np.int64)
 

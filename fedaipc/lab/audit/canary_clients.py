@@ -11,28 +11,20 @@ from __future__ import annotations
 import csv
 import secrets
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from fedaipc.config import DPSGD, PlainAggregation
-from fedaipc.data.prepare import prepare_simulation
+from fedaipc.config import DPSGD, PlainAggregation, Settings
+from fedaipc.data.prepare import SimulatedData, prepare_simulation
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
 from fedaipc.model.warm_up import warm_base
 from fedaipc.privacy.budget import size_class
-from fedaipc.simulation.recorder import Recorder
+from fedaipc.results import Results
+from fedaipc.simulation.recorder import ObservedUpdate, Recorder
 from fedaipc.simulation.simulation import prepare, simulate
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from fedaipc.config import Settings
-    from fedaipc.data.prepare import SimulatedData
-    from fedaipc.results import Results
-    from fedaipc.simulation.recorder import ObservedUpdate
 
 _COLUMN, _PART = "pc", "part-"
 
@@ -122,15 +114,13 @@ def run_canaries(
     folder.mkdir(parents=True)
     settings, _ = warm_base(settings, data, lambda *_: None)
     wanted = _with_sources(settings, data, pcs, folder)
-    if isinstance(settings.privacy, DPSGD) and settings.privacy.distributed:
+    aggregation = wanted.aggregation
+    if is_distributed(settings):
         all_answer = {"threshold": 1.0, "colluding": 1}
-        wanted = wanted.model_copy(
-            update={"aggregation": wanted.aggregation.model_copy(update=all_answer)}
-        )
+        aggregation = aggregation.model_copy(update=all_answer)
     elif not sealed:
-        wanted = wanted.model_copy(
-            update={"aggregation": PlainAggregation(bound=wanted.aggregation.bound)}
-        )
+        aggregation = PlainAggregation(bound=aggregation.bound)
+    wanted = wanted.model_copy(update={"aggregation": aggregation})
     recorder = Recorder(listen)
     run = prepare(wanted)
     results = simulate(run, "in-process", lambda _: None, app=recorder)
@@ -138,6 +128,11 @@ def run_canaries(
     part = [int(pc.groups[0].removeprefix(_PART)) for pc in results.pcs]
     updates = tuple(replace(one, pc=part[one.pc]) for one in recorder.updates)
     return Audited(wanted, data.labels, pcs, updates, results, run.folder)
+
+
+def is_distributed(settings: Settings) -> bool:
+    """Whether PCs share the noise, so that sums are protected and single updates are not."""
+    return isinstance(settings.privacy, DPSGD) and settings.privacy.distributed
 
 
 def read_data(settings: Settings) -> SimulatedData:
@@ -149,45 +144,34 @@ def _with_sources(
     settings: Settings, data: SimulatedData, pcs: tuple[CanaryClient, ...], folder: Path
 ) -> Settings:
     """The same job on files in `folder`: one value of a column for each PC."""
-    privacy = settings.privacy
-    shared = isinstance(privacy, DPSGD) and privacy.distributed  # weighs by size class
-    paths = {name: folder / f"{name}.csv" for name in ("source", "validation", "test")}
-    held = [
-        (text, label, f"{_PART}{number:04d}")
-        for number, pc in enumerate(pcs)
-        for text, label in zip(pc.held.texts, pc.held.labels, strict=True)
-    ]
-    _write(paths["source"], held)
-    for name in ("validation", "test"):
-        records = getattr(data, name)
-        _write(
-            paths[name], [(t, b, "") for t, b in zip(records.texts, records.labels, strict=True)]
-        )
-    sources = {name: str(path.resolve()) for name, path in paths.items()}
+    held = [(pc.held, f"{_PART}{number:04d}") for number, pc in enumerate(pcs)]
+    files = {"source": held, "validation": [(data.validation, "")], "test": [(data.test, "")]}
+    sources = {name: _write(folder / f"{name}.csv", parts) for name, parts in files.items()}
     update = {
         **sources, "text_column": "text", "label_column": "label", "labels": data.labels,
         "partition": "column", "client_column": _COLUMN, "limit": None,
         "validation_size": None, "test_size": None,
     }  # fmt: skip
+    # All PCs in every round: who is asked must not depend on how much a PC holds. Distributed noise
+    # weighs by size class.
+    weighting = "size-class" if is_distributed(settings) else "equal"
+    all_pcs = {"weighting": weighting, "fraction": 1.0, "only": None}
     output = {"folder": str(folder), "name": "run", "plots": False}
     return settings.model_copy(
         update={
             "data": settings.data.model_copy(update=update),
-            # All PCs in every round: who is asked must not depend on how much a PC holds.
-            "federation": settings.federation.model_copy(
-                update={
-                    "weighting": "size-class" if shared else "equal",
-                    "fraction": 1.0,
-                    "only": None,
-                }
-            ),
+            "federation": settings.federation.model_copy(update=all_pcs),
             "output": settings.output.model_copy(update=output),
         }
     )
 
 
-def _write(path: Path, rows: list[tuple[str, str, str]]) -> None:
+def _write(path: Path, parts: list[tuple[Records, str]]) -> str:
+    """Write texts, each with the name of its part; the whole path."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["text", "label", _COLUMN])
-        table.writerows(rows)
+        for records, part in parts:
+            rows = zip(records.texts, records.labels, strict=True)
+            table.writerows((text, label, part) for text, label in rows)
+    return str(path.resolve())

@@ -6,19 +6,13 @@ use the audited code.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedaipc.model.classifier import write_vector
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from fedaipc.model.classifier import Classifier
-    from fedaipc.model.inputs import Inputs
+from fedaipc.model.classifier import Classifier, write_vector
+from fedaipc.model.inputs import Inputs
 
 
 def example_gradients(

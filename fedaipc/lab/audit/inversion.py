@@ -11,26 +11,20 @@ sum that a round unmasks. The order of the words is not recovered.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
+from fedaipc.config import Settings
+from fedaipc.data.prepare import SimulatedData
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
-from fedaipc.lab.audit.canary_clients import CanaryClient, run_canaries
+from fedaipc.lab.audit.bound import Floats
+from fedaipc.lab.audit.canary_clients import Audited, CanaryClient, run_canaries
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.inputs import make_inputs
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from fedaipc.config import Settings
-    from fedaipc.data.prepare import SimulatedData
-    from fedaipc.lab.audit.canary_clients import Audited
 
 TEXTS = 4  # on each PC: what one small batch holds
 _EMBEDDINGS = "word_embeddings.weight"
@@ -104,7 +98,7 @@ class _Eye:
         self._pcs = pcs
         self._special = np.array(sorted(set(self._classifier.tokenizer.all_special_ids)))
 
-    def read(self, source: str, update: npt.NDArray[np.float64], pc: int) -> Reading:
+    def read(self, source: str, update: Floats, pc: int) -> Reading:
         self.last = pc
         inputs = make_inputs(self._classifier, self._pcs[pc].real.texts, None)
         truth = set(map(int, np.unique(np.asarray(inputs.rows)))) - set(self._special.tolist())
@@ -133,7 +127,7 @@ def _place(classifier: Classifier) -> tuple[int, tuple[int, int]]:
     raise DataError('word embeddings are trained by model.train.kind = "full" alone')
 
 
-def _sum(run: Audited) -> npt.NDArray[np.float64]:
+def _sum(run: Audited) -> Floats:
     """What the first round changed, as the second round's model shows it."""
     first = next(one.vector for one in run.updates if one.round == 1)
     second = next((one.vector for one in run.updates if one.round == 2), None)

@@ -14,25 +14,19 @@ FPR.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from fedaipc.config import Settings
+from fedaipc.data.prepare import SimulatedData
 from fedaipc.data.records import Records
 from fedaipc.errors import DataError
+from fedaipc.lab.audit.bound import Floats
 from fedaipc.lab.audit.canary_clients import CanaryClient, run_canaries
 from fedaipc.model.export import Exported
 from fedaipc.privacy.budget import size_class
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from fedaipc.config import Settings
-    from fedaipc.data.prepare import SimulatedData
-
-    Floats = npt.NDArray[np.float64]
 
 MIN_RUNS = 4
 _POINTS = 200  # of a curve
@@ -119,13 +113,16 @@ def curve(scores: Floats, members: npt.NDArray[np.bool_]) -> Curve:
     found = np.concatenate([[0.0], np.cumsum(inside)[last] / max(1, inside.sum())])
     wrong = np.concatenate([[0.0], np.cumsum(~inside)[last] / max(1, (~inside).sum())])
     grid = np.unique(np.concatenate([[0.0], np.geomspace(1e-5, 1, _POINTS)]))
-    best = [float(found[wrong <= x].max()) for x in grid]
+
+    def best(fpr: float) -> float:
+        return float(found[wrong <= fpr].max())
+
     return Curve(
         auc=float(np.trapezoid(found, wrong)),
-        tpr_at_01_percent=float(found[wrong <= 0.001].max()),
-        tpr_at_1_percent=float(found[wrong <= 0.01].max()),
-        fpr=tuple(float(x) for x in grid),
-        tpr=tuple(best),
+        tpr_at_01_percent=best(0.001),
+        tpr_at_1_percent=best(0.01),
+        fpr=tuple(map(float, grid)),
+        tpr=tuple(map(best, grid)),
     )
 
 
@@ -160,12 +157,8 @@ def _mean(values: Floats, which: npt.NDArray[np.bool_]) -> Floats:
 def _confidences(folder: Path, texts: list[str], labels: npt.NDArray[np.int64]) -> Floats:
     """ln(p / (1 - p)) of the true label by the released model."""
     model = Exported.load(folder)
-    rows = np.concatenate(
-        [
-            np.asarray(model.probabilities(texts[start : start + _BATCH]), dtype=np.float64)
-            for start in range(0, len(texts), _BATCH)
-        ]
-    )
+    batches = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
+    rows = np.concatenate([np.asarray(model.probabilities(b), dtype=np.float64) for b in batches])
     right = np.clip(rows[np.arange(len(texts)), labels], 1e-12, 1 - 1e-12)
     scaled: Floats = np.log(right) - np.log1p(-right)
     return scaled

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from matplotlib.figure import Figure
+
+from fedaipc.lab.audit.inversion import Inversion
+from fedaipc.lab.audit.report import AuditReport, Setting
 from fedaipc.report import formatting, plot_style
 from fedaipc.report.plot_style import drawing, new_axes, put_legend
 from fedaipc.report.table import Alarm, Table
 from fedaipc.report.template import render
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from matplotlib.figure import Figure
-
-    from fedaipc.lab.audit.inversion import Inversion
-    from fedaipc.lab.audit.report import AuditReport, Setting
 
 _MIN = 1e-3  # of the axes of a ROC
 REFUTED = "REFUTED"

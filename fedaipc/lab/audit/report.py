@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from fedaipc import bounds, strict_json
-from fedaipc.config import DPSGD, NoPrivacy, settings_from
+from fedaipc.config import DPSGD, NoPrivacy, Settings, settings_from
 from fedaipc.errors import ConfigError, OutputError
 from fedaipc.lab.audit.canary import CanaryAudit, canary_audit, check_sums_are_sent
-from fedaipc.lab.audit.canary_clients import plant, read_data, run_canaries
+from fedaipc.lab.audit.canary_clients import is_distributed, plant, read_data, run_canaries
 from fedaipc.lab.audit.inversion import Inversion, inversion_attack
 from fedaipc.lab.audit.membership import Membership, membership_attack, membership_pools
 from fedaipc.privacy.budget import round_schedule
 from fedaipc.report.formatting import at_least, at_most
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from fedaipc.config import Settings
 
 FORMAT = "fedaipc audit"
 _MAX_BYTES = 1 << 26  # an audit with curves of many budgets
 _INVERSION = {
     "model": {"train": "full", "keep_layers": 1, "max_length": 32},
     "training": {"local_steps": 1, "optimizer": "sgd", "learning_rate": 0.1},
+    "privacy": {"sampling_rate": 1.0},
 }
 
 
@@ -120,7 +117,7 @@ def at_budget(settings: Settings, epsilon: float | None) -> Settings:
         privacy = {key: privacy[key] for key in NoPrivacy.model_fields if key in privacy}
         privacy["kind"] = "none"
     else:
-        privacy = {k: v for k, v in privacy.items() if k != "noise_multiplier"}
+        privacy.pop("noise_multiplier", None)
         privacy["epsilon"] = epsilon
         if not isinstance(settings.privacy, DPSGD):
             privacy["kind"] = "dp-sgd"
@@ -172,18 +169,18 @@ def run_audit(
         if runs:
             say(f"epsilon {name}: {runs} runs for membership inference")
             membership = membership_attack(own, data, place / "membership", runs)
-        privacy, results = audited.results.privacy, audited.results
-        attempts = results.charged
+        results = audited.results
+        once, dp_sgd = results.privacy.schedule, results.privacy.dp_sgd
         one = Setting(
             epsilon=epsilon,
-            noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.multiplier,
-            sampling_rate=privacy.schedule.mechanism.sampling_rate,
-            steps=privacy.schedule.steps * attempts,
-            clip_norm=None if privacy.dp_sgd is None else privacy.dp_sgd.clip_norm,
+            noise_multiplier=None if dp_sgd is None else dp_sgd.multiplier,
+            sampling_rate=once.mechanism.sampling_rate,
+            steps=once.steps * results.charged,
+            clip_norm=None if dp_sgd is None else dp_sgd.clip_norm,
             test_accuracy=None if results.test is None else results.test.accuracy,
             canary=canary,
             membership=membership,
-            noise="local" if privacy.dp_sgd is None else privacy.dp_sgd.noise,
+            noise="local" if dp_sgd is None else dp_sgd.noise,
         )
         report = replace(report, settings=(*report.settings, one))
         keep(report)
@@ -200,16 +197,14 @@ def _jobs_to_read(
     settings: Settings, budgets: Sequence[float | None]
 ) -> tuple[Settings, dict[str, Settings]]:
     """The job as it would train all layers: without privacy, and at each budget by name."""
-    tree: dict[str, Any] = settings.model_dump(exclude_none=True)
+    tree: dict[str, Any] = settings.model_dump(exclude_none=True, exclude={"warm_up"})
     for section, values in _INVERSION.items():
-        tree[section] = {**tree[section], **values}
+        tree[section] |= values
     tree |= {"rounds": 2, "server": "fedavg"}
-    tree.pop("warm_up", None)
-    tree["privacy"] |= {"sampling_rate": 1.0}
     try:
         job = settings_from(tree)
         plain = at_budget(job, None)
-        if isinstance(job.privacy, DPSGD) and job.privacy.distributed:
+        if is_distributed(job):
             return plain, {}  # a single update would have a share of the noise only
         return plain, {f"epsilon {e:g}": at_budget(job, e) for e in budgets if e is not None}
     except ConfigError as error:

@@ -12,21 +12,16 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from fedaipc.config import (
+    NAME,
+    Frozen,
     NoPrivacy,
     OutputSettings,
     Settings,
@@ -37,9 +32,6 @@ from fedaipc.config import (
     with_values,
 )
 from fedaipc.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 EPSILON, LIFETIME, KIND = "privacy.epsilon", "federation.lifetime_epsilon", "privacy.kind"
 SEED = "data.seed"
@@ -58,41 +50,49 @@ def _flat(tree: Any, *, spaces: bool = False) -> Any:
         return tree
     found: Values = {}
     for key, value in tree.items():
-        held = list(value.values()) if isinstance(value, dict) else []
-        if not isinstance(value, dict) or (spaces and not any(isinstance(v, dict) for v in held)):
-            found[key] = value
-        else:
+        if isinstance(value, dict) and (not spaces or _holds_table(value)):
             found |= {f"{key}.{name}": v for name, v in _flat(value, spaces=spaces).items()}
+        else:
+            found[key] = value
     return found
 
 
-def _varied(values: Values) -> Values:
-    """Settings that a sweep may set, with values that a config file can hold."""
-    for key, value in values.items():
-        if key in _OWN:
-            raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
-        if not _is_plain(value):
-            raise ValueError(f"{value!r} cannot be the value of a setting")
-    return values
+def _holds_table(tree: Values) -> bool:
+    return any(isinstance(value, dict) for value in tree.values())
 
 
+def _not_own(key: str) -> str:
+    """A setting that a sweep may set."""
+    if key in _OWN:
+        raise ValueError(f"{key} is the sweep's own; seeds = [...] sets the seeds")
+    return key
+
+
+def _plain(value: Any) -> Any:
+    """What a config file can hold: text, a whole number of 64 bits, a number, a list of these."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    whole = isinstance(value, int) and abs(value) < 2**63
+    if whole or isinstance(value, str) or (isinstance(value, float) and not math.isnan(value)):
+        return value
+    raise ValueError(f"{value!r} cannot be the value of a setting")
+
+
+_Key = Annotated[str, AfterValidator(_not_own)]
+_Value = Annotated[Any, AfterValidator(_plain)]
 _When = Annotated[Values, BeforeValidator(_flat)]
-_Set = Annotated[Values, BeforeValidator(_flat), AfterValidator(_varied)]
-_Grid = Annotated[dict[str, list[Any]], BeforeValidator(_flat), AfterValidator(_varied)]
+_Set = Annotated[dict[_Key, _Value], BeforeValidator(_flat)]
+_Grid = Annotated[dict[_Key, list[_Value]], BeforeValidator(_flat)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rule(_Part):
+class Rule(Frozen):
     """Where a cell has all the values of `when`, it gets those of `set` as well."""
 
     when: _When = Field(description="settings that a cell must have")
     set: _Set = Field(description="settings that it then gets")
 
 
-class Space(_Part):
+class Space(Frozen):
     """Where a tuner may look for one setting: between two numbers, or among choices."""
 
     low: float | None = Field(None, description="least value")
@@ -114,33 +114,26 @@ class Space(_Part):
         return self
 
 
-class Search(_Part):
+class Search(Frozen):
     """So many trials of a tuner, which maximises the mean validation accuracy over the seeds."""
 
     trials: int = Field(ge=1, le=MAX_CELLS, description="how many points the tuner tries")
     seed: int = Field(0, ge=0, description="of the tuner")
     space: Annotated[
-        dict[str, Space],
+        dict[_Key, Space],
         BeforeValidator(lambda tree: _flat(tree, spaces=True)),
         Field(min_length=1, description="which settings the tuner chooses, and among what"),
     ]
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _varied(dict.fromkeys(self.space, 0))
-        return self
 
-
-class Sweep(_Part):
+class Sweep(Frozen):
     """One sweep file. `config` is relative to it; the default job without one."""
 
     config: str | None = Field(
         None,
         description="config file to start from, relative to this file; without it, the defaults",
     )
-    name: str = Field(
-        "sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the folder below runs/"
-    )
+    name: str = Field("sweep", pattern=NAME, description="of the folder below runs/")
     seeds: tuple[int, ...] = Field(
         (1, 2, 3), min_length=1, description="each point runs once with each, as data.seed"
     )
@@ -172,17 +165,13 @@ class Sweep(_Part):
     @property
     def points(self) -> list[Values]:
         """What varies, without seeds; empty where a tuner chooses."""
-        if self.cells:
-            return list(self.cells)
-        if not self.grid:
+        if self.search is not None:
             return []
-        return [
-            dict(zip(self.grid, values, strict=True))
-            for values in itertools.product(*self.grid.values())
-        ]
+        combinations = itertools.product(*self.grid.values())
+        return list(self.cells) or [dict(zip(self.grid, c, strict=True)) for c in combinations]
 
 
-_PARTS: dict[Any, type[_Part]] = {"rules": Rule, "search": Search, "space": Space}
+_PARTS: dict[Any, type[Frozen]] = {"rules": Rule, "search": Search, "space": Space}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,28 +198,24 @@ class Cell:
 
 def read_sweep(path: Path) -> Sweep:
     """Raises ConfigError."""
-    tree = read_toml(path)
-    try:
-        return sweep_from(tree)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return sweep_from(read_toml(path), f"{path}: ")
 
 
-def sweep_from(tree: Mapping[str, object]) -> Sweep:
-    """Raises ConfigError."""
+def sweep_from(tree: Mapping[str, object], place: str = "") -> Sweep:
+    """Raises ConfigError, which `place` leads."""
     try:
         return Sweep.model_validate(tree)
     except ValidationError as error:
         found = error.errors(include_url=False)
         # Before a key that is missing: it may be the one that was misspelt.
         first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-        where = ".".join(map(str, first["loc"]))
+        loc = [part for part in first["loc"] if part != "[key]"]  # the key itself stands before
+        where, said = ".".join(map(str, loc)), first["msg"].removeprefix("Value error, ")
+        said = f"{where}: {said}" if where else said
         if first["type"] == "extra_forbidden":
-            part = [_PARTS[key] for key in first["loc"][:-1] if key in _PARTS][-1:] or [Sweep]
-            said = unknown_key(where, str(first["loc"][-1]), list(part[0].model_fields))
-            raise ConfigError(said) from None
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise ConfigError(f"{where + ': ' if where else ''}{said}") from None
+            part = [_PARTS[key] for key in loc[:-1] if key in _PARTS][-1:] or [Sweep]
+            said = unknown_key(where, str(loc[-1]), list(part[0].model_fields))
+        raise ConfigError(place + said) from None
 
 
 def cells_of(
@@ -260,33 +245,22 @@ def shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    if isinstance(value, float):
-        return not math.isnan(value)
-    if isinstance(value, int):
-        return abs(value) < 2**63
-    return isinstance(value, str)
-
-
 def _on_top(base: Path | Settings | None, values: Values) -> Settings:
     if isinstance(base, Settings):
         return with_values(base, values)
-    return load_settings(base, (), values)
+    return load_settings(base, flags=values)
 
 
 def _cell(sweep: Sweep, base: Path | Settings | None, values: Values, seed: int) -> Cell:
     whole = {**sweep.set, **values}
     for rule in sweep.rules:
-        if all(whole.get(key) == value for key, value in rule.when.items()):
+        if rule.when.items() <= whole.items():
             whole |= rule.set
-    if EPSILON in whole and LIFETIME not in whole:
-        whole[LIFETIME] = whole[EPSILON]  # as `simulate --epsilon` does
     if whole.get(EPSILON) == math.inf:
-        del whole[EPSILON], whole[LIFETIME]
-        whole = {key: value for key, value in whole.items() if not _is_of_noise(key)}
+        whole = {k: v for k, v in whole.items() if k != LIFETIME and not _is_of_noise(k)}
         whole[KIND] = "none"
+    elif EPSILON in whole:
+        whole.setdefault(LIFETIME, whole[EPSILON])  # as `simulate --epsilon` does
     try:
         return Cell(values, seed, _on_top(base, {**whole, SEED: seed}))
     except ConfigError as error:

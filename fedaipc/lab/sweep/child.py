@@ -20,15 +20,6 @@ from fedaipc.results import Results
 from fedaipc.simulation.simulation import prepare, reopen, simulate
 
 
-def main(folder: Path) -> None:
-    parent_watch.hold()
-    try:
-        run_cell(folder)
-    except FedaipcError as error:
-        write_atomic(folder / ERROR_FILE, f"{error}\n".encode())
-        sys.exit(error.exit_code)
-
-
 def run_cell(folder: Path) -> None:
     """Run the job of `folder`, or continue it. Raises FedaipcError."""
     place = folder / RUN_FOLDER
@@ -45,4 +36,10 @@ def run_cell(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parent_watch.hold()
+    cell = Path(sys.argv[1])
+    try:
+        run_cell(cell)
+    except FedaipcError as error:
+        write_atomic(cell / ERROR_FILE, f"{error}\n".encode())
+        sys.exit(error.exit_code)

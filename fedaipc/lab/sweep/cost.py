@@ -9,18 +9,13 @@ Privacy" (ICLR 2022). They hardly grow with the number of runs.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from scipy.optimize import brentq
 
+from fedaipc.config import Schedule
 from fedaipc.errors import PrivacyError
 from fedaipc.privacy.accountant import ORDERS, epsilon_at, epsilon_rdp, merged, rdp
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from fedaipc.config import Schedule
 
 
 def composed_epsilon(runs: Iterable[Schedule], delta: float) -> float:
@@ -50,7 +45,6 @@ def selected_epsilon(runs: Sequence[Schedule], delta: float, mean_trials: float)
     )
 
 
-@lru_cache(maxsize=64)
 def _gamma(mean: float) -> float:
     """The logarithmic distribution's parameter: mean = (1/gamma - 1) / ln(1/gamma)."""
     if mean == 1:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from fedaipc.lab.sweep.cells import EPSILON, shown
-from fedaipc.lab.sweep.table import points_of
+from fedaipc.lab.sweep.table import Point, Row, points_of
 from fedaipc.report import plot_style
 from fedaipc.report.plot_style import drawing, new_axes, plain, put_legend
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from fedaipc.lab.sweep.table import Point, Row
 
 _MAX_LINES, _MAX_MAPS = 7, 3
 
@@ -30,7 +24,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     """All plots by their names; those without data are left out."""
     points = points_of(rows)
     out: dict[str, Figure] = {}
-    if len({p.values[EPSILON] for p in points if _has_epsilon(p)}) > 1:
+    if len(_epsilons(points)) > 1:
         out["utility"] = utility_figure(points, _majority(rows))
     for first, second in itertools.islice(itertools.combinations(_varied(points), 2), _MAX_MAPS):
         name = f"map-{first.partition('.')[2]}-{second.partition('.')[2]}"
@@ -68,7 +62,10 @@ def utility_figure(points: Sequence[Point], majority: float | None) -> Figure:
     # Further below it would flatten everything else.
     if majority is not None and majority > low - (high - low):
         axes.axhline(majority, color=plot_style.GREY, linestyle=":", label="commonest label")
-    _epsilon_axis(axes, sorted({p.values[EPSILON] for p in points if _has_epsilon(p)}))
+    axes.set_xscale("log")
+    axes.set_xticks(_epsilons(points))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
     put_legend(figure)
     return figure
 
@@ -98,11 +95,8 @@ def heat_map(points: Sequence[Point], first: str, second: str) -> Figure:
     return figure
 
 
-def _epsilon_axis(axes: Axes, ticks: Sequence[float]) -> None:
-    axes.set_xscale("log")
-    axes.set_xticks(ticks)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+def _epsilons(points: Sequence[Point]) -> list[float]:
+    return sorted({p.values[EPSILON] for p in points if _has_epsilon(p)})
 
 
 def _has_epsilon(point: Point) -> bool:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Self
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from fedaipc.lab.sweep.cells import shown
+from fedaipc.lab.sweep.cells import Cell, shown
 from fedaipc.report.formatting import duration_text
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from rich.console import Console
-
-    from fedaipc.lab.sweep.cells import Cell
 
 
 @dataclass(slots=True)

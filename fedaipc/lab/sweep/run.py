@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from fedaipc.config import Settings
 from fedaipc.errors import ConfigError
-from fedaipc.lab.sweep.cells import cells_of, shown
+from fedaipc.lab.sweep.cells import Sweep, Values, cells_of, shown
 from fedaipc.lab.sweep.cost import composed_epsilon, selected_epsilon
-from fedaipc.lab.sweep.page import sweep_page
 from fedaipc.lab.sweep.plots import figures
-from fedaipc.lab.sweep.progress import Progress
-from fedaipc.lab.sweep.runner import Runner
+from fedaipc.lab.sweep.progress import Display, Progress
+from fedaipc.lab.sweep.runner import CACHE_FOLDER, Runner, locked
 from fedaipc.lab.sweep.search import check_kind, search
-from fedaipc.lab.sweep.table import measured, points_of, rows_of, to_json
+from fedaipc.lab.sweep.table import Point, Row, measured, points_of, rows_of, to_json
+from fedaipc.machine import cpus
 from fedaipc.report import formatting
-from fedaipc.report.plot_style import save_all
+from fedaipc.report.plot_style import inline_all, save_all
 from fedaipc.report.table import Alarm, Table
+from fedaipc.report.template import render
 from fedaipc.results import write_file
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from matplotlib.figure import Figure
-
-    from fedaipc.config import Settings
-    from fedaipc.lab.sweep.cells import Cell, Sweep, Values
-    from fedaipc.lab.sweep.table import Point, Row
 
 _CUT_SHORT = (
     "ended before the last round: a round that was interrupted is charged like any other, so the "
@@ -148,28 +147,64 @@ class SweepResult:
         return self.table.__html__()
 
 
+def sweep_page(found: SweepResult) -> str:
+    """The whole sweep on one page, also of one that has not ended: no network, no script."""
+    counts: Counter[str] = Counter(row.state for row in found.rows)
+    states = [state for state in ("done", "open", "failed") if counts[state] or state == "done"]
+    lead = ", ".join(f"{counts[state]} {state}" for state in states)
+    failed = [(shown(row.values), row.seed, row.error) for row in found.failed]
+
+    def number(value: float | None, digits: int) -> str:
+        return formatting.UNKNOWN if value is None else f"{value:.{digits}f}"
+
+    cells = [
+        (
+            row.cell, row.status or row.state, row.seed, number(row.test_accuracy, 4),
+            number(row.noise_multiplier, 3), number(row.seconds, 0),
+        )
+        for row in found.rows
+    ]  # fmt: skip
+    columns = ("cell", "state", "seed", "test accuracy", "noise multiplier", "seconds")
+    return render(
+        "sweep.html.j2",
+        name=found.name,
+        lead=f"{formatting.count_text(len(found.rows), 'cell')}: {lead}",
+        plots=inline_all(figures(found.rows)),
+        points=found.table,
+        failed=Table(("settings", "seed", "why"), failed, words=(0, 2)),
+        warning=found.cost(),
+        cells=Table(columns, cells, words=(0, 1)),
+    )
+
+
 def run_sweep(
     sweep: Sweep,
     base: Path | Settings | None,
     folder: Path,
+    console: Console,
     *,
-    parallel: int,
+    parallel: int | None,
     plain_updates: bool,
-    on_change: Callable[[Progress, Cell | None], None],
 ) -> SweepResult:
     """Run the unfinished cells in `folder`, on top of a job or its config file, and write.
 
-    `parallel` cells at a time. Other cells go on where one fails. Raises ConfigError, OutputError.
+    `parallel` cells at a time, as many as there are cores without it; the console shows how far it
+    is. Other cells go on where one fails. Raises ConfigError, or OutputError where the folder is in
+    use or cannot be written.
     """
     cells, best = cells_of(sweep, base), None
     check_kind(folder, search=sweep.search is not None)
-    runner = Runner(folder, parallel, on_change, plain_updates=plain_updates)
-    if sweep.search is None:
-        runner.run(cells, Progress(len(cells)))
-    else:
-        cells, best = search(sweep, sweep.search, base, folder, runner)
-    found = SweepResult(sweep.name, folder, rows_of(folder, cells), best)
-    if all(row.state == "done" for row in found.rows):
-        runner.clear()
-    found.write()
+    parallel = parallel or cpus()
+    with Display(console, parallel) as display:
+        runner = Runner(folder, parallel, display.on_change, plain_updates)
+        runner.check(cells)
+        with locked(folder):
+            if sweep.search is None:
+                runner.run(cells, Progress(len(cells)))
+            else:
+                cells, best = search(sweep, sweep.search, base, runner)
+            found = SweepResult(sweep.name, folder, rows_of(folder, cells), best)
+            if all(row.state == "done" for row in found.rows):  # no more cells are to share it
+                shutil.rmtree(folder / CACHE_FOLDER, ignore_errors=True)
+            found.write()
     return found

@@ -7,51 +7,49 @@ set, never on the test set. Trials are kept in `search.log`; one that was cut of
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from fedaipc.errors import ConfigError, OutputError, os_errors_as
+from fedaipc.config import Settings
+from fedaipc.errors import ConfigError
 from fedaipc.extras import need
 from fedaipc.lab.sweep.cells import MAX_CELLS, Cell, Search, Space, Sweep, Values, cells_of
 from fedaipc.lab.sweep.progress import Progress
+from fedaipc.lab.sweep.runner import Runner
 from fedaipc.lab.sweep.table import rows_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fedaipc.config import Settings
-    from fedaipc.lab.sweep.runner import Runner
 
 _LOG_FILE, _RESULT, _FAILED = "search.log", "sweep.json", "failed"
 
 
 def check_kind(folder: Path, *, search: bool) -> None:
-    """Raise ConfigError where `out` holds a grid or list and this is a search, or vice versa."""
+    """Raise ConfigError where `out` holds a grid or list and this is a search, or vice versa.
+
+    Raises MissingExtra where a search has no Optuna.
+    """
     if (folder / _RESULT).exists() and (folder / _LOG_FILE).exists() != search:
         held = "a search" if not search else "a grid or list"
         raise ConfigError(f"{folder}: holds {held}; give another --out")
+    if search:
+        need("[search]", "optuna")
 
 
 def search(
-    sweep: Sweep, wanted: Search, base: Path | Settings | None, folder: Path, runner: Runner
+    sweep: Sweep, wanted: Search, base: Path | Settings | None, runner: Runner
 ) -> tuple[list[Cell], Values | None]:
     """Run trials until there are so many; all cells, and the best trial's values.
 
     A trial of which a cell fails counts as failed, and the tuner learns nothing from it. Raises
-    MissingExtra where Optuna is not installed, ConfigError where the space is another one than
-    before.
+    ConfigError where the space is another one than before.
     """
-    need("[search]", "optuna")
     import optuna
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with os_errors_as(OutputError, f"{folder}: cannot be written"):
-        folder.mkdir(parents=True, exist_ok=True)
-    backend = JournalFileBackend(str(folder / _LOG_FILE))
+    log = runner.folder / _LOG_FILE
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend), study_name=sweep.name,
-        direction="maximize", load_if_exists=True,
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(log))),
+        study_name=sweep.name, direction="maximize", load_if_exists=True,
     )  # fmt: skip
     # With the same seed it would suggest what it has already tried.
     seed = wanted.seed * MAX_CELLS + len(study.get_trials(deepcopy=False))
@@ -66,14 +64,13 @@ def search(
             trial = study.ask({key: _among(space) for key, space in wanted.space.items()})
         except ValueError as error:
             raise ConfigError(
-                f"{folder / _LOG_FILE}: holds trials of another search ({error}); give another "
-                "--out"
+                f"{log}: holds trials of another search ({error}); give another --out"
             ) from None
         cells = cells_of(sweep, base, [dict(trial.params)])
         runner.run(cells, progress)
-        scores = [row.validation_accuracy for row in rows_of(folder, cells)]
-        known = [score for score in scores if score is not None]
-        if len(known) < len(scores):
+        rows = rows_of(runner.folder, cells)
+        known = [row.validation_accuracy for row in rows if row.validation_accuracy is not None]
+        if len(known) < len(rows):
             trial.set_user_attr(_FAILED, value=True)
             study.tell(trial, state=TrialState.FAIL)
         else:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any
 
 from fedaipc.config import Privacy, Schedule
-from fedaipc.lab.sweep.cells import RUN_FOLDER, Values
-from fedaipc.lab.sweep.runner import cell_folder, error_of, state_of
+from fedaipc.lab.sweep.cells import RUN_FOLDER, Cell, Values
+from fedaipc.lab.sweep.runner import State, cell_folder, error_of, state_of
+from fedaipc.report.formatting import done_rounds
 from fedaipc.results import Results
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    from fedaipc.lab.sweep.cells import Cell
-
-_FORMAT = "fedaipc sweep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +27,7 @@ class Row:
     cell: str
     values: Values
     seed: int
-    state: Literal["open", "done", "failed"]
+    state: State
     error: str = ""
     status: str | None = None
     private: bool | None = None
@@ -95,7 +90,7 @@ def points_of(rows: Iterable[Row]) -> list[Point]:
 
 def to_json(name: str, rows: Sequence[Row]) -> str:
     content = {
-        "format": _FORMAT,
+        "format": "fedaipc sweep",
         "version": 1,
         "name": name,
         "points": [asdict(point) for point in points_of(rows)],
@@ -120,16 +115,13 @@ def _finite(content: Any) -> Any:
 
 def _row(folder: Path, cell: Cell) -> Row:
     state = state_of(folder, cell)
-    error = error_of(folder, cell) if state == "failed" else ""
-    row = Row(cell=cell.name, values=cell.values, seed=cell.seed, state=state, error=error)
+    row = Row(cell=cell.name, values=cell.values, seed=cell.seed, state=state)
     if state != "done":
-        return row
+        return replace(row, error=error_of(folder, cell))
     results = Results.load(cell_folder(folder, cell) / RUN_FOLDER)
-    privacy, rounds = results.privacy, results.rounds
-    test, validation = results.test, results.validation
-    attempts = results.charged
-    asked = sum(one.asked for one in rounds)
-    planned = privacy.planned_epsilon
+    privacy, test, validation = results.privacy, results.test, results.validation
+    mechanism, planned = privacy.schedule.mechanism, privacy.planned_epsilon
+    asked = sum(one.asked for one in results.rounds)
     return replace(
         row,
         status=results.status,
@@ -141,15 +133,15 @@ def _row(folder: Path, cell: Cell) -> Row:
         epsilon=max((pc.epsilon for pc in results.pcs if pc.epsilon is not None), default=None),
         epsilon_pld=None if results.not_private or planned is None else planned.pld,
         delta=privacy.delta,
-        mechanism=privacy.schedule.mechanism,
+        mechanism=mechanism,
         noise_multiplier=None if privacy.dp_sgd is None else privacy.dp_sgd.multiplier,
-        sampling_rate=privacy.schedule.mechanism.sampling_rate,
-        steps=attempts * privacy.schedule.steps,
-        rounds=sum(not one.void for one in rounds),
-        attempts=attempts,
+        sampling_rate=mechanism.sampling_rate,
+        steps=results.charged * privacy.schedule.steps,
+        rounds=done_rounds(results),
+        attempts=results.charged,
         pcs=len(results.pcs),
         seconds=results.seconds,
-        bytes_up=sum(one.bytes_up for one in rounds) / asked if asked else None,
+        bytes_up=sum(one.bytes_up for one in results.rounds) / asked if asked else None,
     )
 
 
