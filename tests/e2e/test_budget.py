@@ -21,7 +21,7 @@ from fedaipc.errors import (
     RoundError,
 )
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
-from fedaipc.privacy.budget import charged_epsilon, filter_order, round_schedule
+from fedaipc.privacy.budget import best_filter, charged_epsilon, round_schedule
 from fedaipc.protocol import job_folder
 from fedaipc.results import Results
 from fedaipc.simulation import simulated_pc, simulation
@@ -94,7 +94,7 @@ def test_a_second_run_on_the_same_pcs_goes_on_from_what_the_first_one_spent(
     assert once < twice < 2 * once  # composed as mechanisms, not as epsilons
     assert results.pcs[0].charges == 4
     plan = job_of(second).schedule
-    assert twice == pytest.approx(charged_epsilon(plan, 4, ledger(second).order))
+    assert twice == pytest.approx(charged_epsilon(plan, 4, ledger(second).filter_kind))
 
 
 def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_once(
@@ -102,7 +102,7 @@ def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_o
 ) -> None:
     state = tmp_path / "state"
     plan = round_schedule(settings(tmp_path))
-    most = charged_epsilon(plan, 3, filter_order(plan, 2, 1000.0)) * 1.0001
+    most = charged_epsilon(plan, 3, best_filter(plan, 2, 1000.0)) * 1.0001
     budget = f"federation.lifetime_epsilon={most}"
     run, results = ran(settings(tmp_path, budget), state)
     assert run.covered_rounds >= 2

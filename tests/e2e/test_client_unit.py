@@ -80,7 +80,7 @@ def test_a_run_charges_one_gaussian_a_round_and_says_what_is_protected(
     assert isinstance(job.privacy, DPSGD)
     assert own.unit == "client"
     assert [one.schedule.steps for one in own.charges] == [1, 1]
-    assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.order)
+    assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.filter_kind)
     assert results.privacy.unit == "client"
     assert results.privacy.neighbours == "all records of one PC added or removed"
     said = " ".join(str(cell) for row in summary(results).rows for cell in row)
@@ -203,7 +203,7 @@ def of_records(run: Run, number: int) -> None:
     old.path.unlink()
     Ledger.create(
         old.path, KeyStore(old.path.parent).identity, lifetime_epsilon=old.lifetime_epsilon,
-        delta=old.delta, order=old.order,
+        delta=old.delta, filter_kind=old.filter_kind,
     )  # fmt: skip
 
 
