@@ -74,7 +74,9 @@ def test_a_target_epsilon_is_what_the_ledgers_show_in_the_end(tmp_path: Path, mi
     _, results = ran(load_settings(overrides=changes))
     assert [pc.charges for pc in results.pcs] == [3, 3, 3]
     for pc in results.pcs:
-        assert pc.epsilon == pytest.approx(2.0, rel=0.01)
+        # The target is met by RDP, an upper bound; what steps on all records cost is less.
+        assert pc.filter == "gaussian"
+        assert pc.epsilon == pytest.approx(1.839, rel=0.001)
         assert pc.epsilon <= 2.0
         assert pc.state == "exhausted"
 

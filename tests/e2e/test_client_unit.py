@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -225,7 +226,13 @@ def test_the_planner_and_config_check_say_what_they_know(
     assert "`fedaipc config check`" in ran.err
     ran = fedaipc("config", "check", config)
     assert ran.code == 0
-    assert "30 whole updates of a PC: epsilon 1.000 charged per client at delta 1e-05" in ran.out
+    charged = re.search(
+        r"30 whole updates of a PC: epsilon (0\.9\d\d) charged per client at delta 1e-05 by "
+        r"Gaussian DP \(RDP 1\.000, PRV 0\.9\d\d, PLD (0\.9\d\d)\)",
+        ran.out,
+    )
+    assert charged, ran.out
+    assert charged[1] == charged[2]
     assert "PCs in place of 5" in ran.out
 
 

@@ -130,7 +130,7 @@ def test_signing_says_when_pcs_will_decline(
     sign = ("federation", "sign", "job.toml", "--federation", "acme", "--set")
     ran = fedaipc(*sign, "federation.lifetime_epsilon=6", "--out", "first")
     line = re.search(
-        r"PCs will decline after 1 of 3 rounds: federation.lifetime_epsilon is 6", ran.out
+        r"PCs will decline after 2 of 3 rounds: federation.lifetime_epsilon is 6", ran.out
     )
     assert line, ran.out
     assert "decline" not in fedaipc(*sign, "federation.lifetime_epsilon=9", "--out", "second").out
