@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedaipc import strict_json
-from fedaipc.config import DPSGD, Frozen, Schedule
+from fedaipc.config import DPSGD, FilterKind, Frozen, Schedule
 from fedaipc.errors import OutputError, os_errors_as
 from fedaipc.files import write_atomic
 
@@ -229,7 +229,7 @@ class PcResult(Frozen):
     """One PC at the end. `examples` and `groups` are known to a simulator only.
 
     `epsilon` is read from the ledger: all charges over the PC's life, not this run's alone, by
-    the filter of order `filter_order`; None where the ledger can claim none.
+    its privacy filter; None where the ledger can claim none.
     """
 
     name: str = Field(description="public name")
@@ -242,7 +242,11 @@ class PcResult(Frozen):
         description="charged over the PC's life, not this run alone; null where none can be claimed"
     )
     lifetime_epsilon: Amount | None = Field(description="its budget; null where not known")
-    filter_order: Amount | None = Field(None, description="RDP order of its budget filter")
+    filter: FilterKind | None = Field(
+        None,
+        description='its privacy filter: "gaussian", or the order of an RDP filter; null where not '
+        "known",
+    )
     charges: Number = Field(description="lines of its ledger")
     state: Literal["active", "exhausted", "absent"] = Field(
         description="exhausted: no budget for another round; absent: not seen at the end"

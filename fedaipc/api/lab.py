@@ -43,7 +43,7 @@ def plan(
     Without `find` it is the noise where epsilon is given, and epsilon where the noise is. For
     rounds or the rate give both. `records` are a client's; its public size class counts. `batch` is
     how many a step draws on average, in place of `sampling_rate` (1 without both). `rounds` are 30
-    where nobody says, and `steps` are those of one round. Met by RDP, as a ledger charges it.
+    where nobody says, and `steps` are those of one round. Met by RDP, as in a job.
     Raises ConfigError, or PrivacyError where nothing meets it.
     """
     from fedaipc.lab.planner import NEEDS, Plan, solve

@@ -17,14 +17,15 @@ from fedaipc.certificate.document import (
     AS_DECLARED,
     AT_MOST,
     COMPOSITION,
-    LIFETIME,
     MECHANISM,
     UNITS,
     Wording,
+    lifetime_basis,
     wording,
 )
 from fedaipc.config import (
     DPSGD,
+    GAUSSIAN,
     LOSS_DELTA,
     MAX_KINDS,
     MAX_LOSS,
@@ -32,6 +33,7 @@ from fedaipc.config import (
     Privacy,
     Schedule,
     TrainingSettings,
+    filter_name,
     mechanism_fault,
 )
 from fedaipc.errors import FedaipcError
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 # PRV may lie so far from PLD: docs/explanation/numerics.md says how far they were on 200 schedules.
 _RELATIVE, _ABSOLUTE = 0.01, 0.005
 _PLD_DIGITS = 1e-6  # the same library and grid
+_GAUSSIAN_DIGITS = 1e-6  # one formula, solved twice
 _RDP_DIGITS = 1e-3  # at orders between whole numbers RDP is a series, cut off here and there
 _JOB_LABEL = b"fedaipc job"
 
@@ -223,8 +226,8 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
     for one in taken:
         if one.private:
             schedule[one.mechanism] += one.steps
-    stated = (guarantee.delta, pc.filter.lifetime_epsilon, pc.filter.order, _unit(guarantee))
-    facts = tuple(header[key] for key in ("delta", "lifetime_epsilon", "order", "unit"))
+    stated = (guarantee.delta, pc.filter.lifetime_epsilon, pc.filter.kind, _unit(guarantee))
+    facts = tuple(header[key] for key in ("delta", "lifetime_epsilon", "filter", "unit"))
     yield Finding(
         "ledger's terms", stated == facts,
         f"delta {guarantee.delta:g}, lifetime epsilon {pc.filter.lifetime_epsilon:g}",
@@ -236,17 +239,23 @@ def _pc(pc: PcFacts, guarantee: Guarantee, signer: str) -> Iterator[Finding]:
         "a round was not private" if unprotected else "every round was private",
     )  # fmt: skip
     if not unprotected:
-        again = _rdp(guarantee.schedule, guarantee.delta, [pc.filter.order])
         told = pc.filter
+        if told.kind == GAUSSIAN:
+            again, digits = _gaussian(guarantee.schedule, guarantee.delta), _GAUSSIAN_DIGITS
+        else:
+            again = _rdp(guarantee.schedule, guarantee.delta, [told.kind])
+            digits = _RDP_DIGITS
         yield Finding(
             "lifetime budget",
-            math.isclose(told.epsilon, again, rel_tol=_RDP_DIGITS)
+            math.isclose(told.epsilon, again, rel_tol=digits, abs_tol=_GAUSSIAN_DIGITS)
             and told.epsilon <= told.lifetime_epsilon,
-            f"{told.epsilon:.4f} of {told.lifetime_epsilon:g} by RDP order {told.order:g}; "
+            f"{told.epsilon:.4f} of {told.lifetime_epsilon:g} by {filter_name(told.kind)}; "
             f"recomputed {again:.4f}",
         )
         yield Finding(
-            "claim", guarantee.claim == told.lifetime_epsilon and guarantee.basis == LIFETIME,
+            "claim",
+            guarantee.claim == told.lifetime_epsilon
+            and guarantee.basis == lifetime_basis(told.kind),
             f"the lifetime budget: {guarantee.basis}",
         )  # fmt: skip
         yield _local(guarantee, guarantee.schedule)
@@ -337,6 +346,25 @@ def _rdp(
     return _composed(accountant, schedule, delta)
 
 
+def _gaussian(schedule: Sequence[Schedule], delta: float) -> float:
+    """Of Gaussian steps, of which a sampled one counts as if it were not: one Gaussian."""
+    import numpy as np
+    from dp_accounting import get_epsilon_gaussian
+
+    if not schedule:
+        return 0.0
+    squares = math.fsum(one.steps / _step(one) ** 2 for one in schedule)
+    with np.errstate(divide="ignore"):  # of so much noise it takes the logarithm of a delta of 0
+        return float(get_epsilon_gaussian(1 / math.sqrt(squares), delta))
+
+
+def _step(one: Schedule) -> float:
+    """The noise multiplier of a step of DP-SGD. Raises ValueError where it is another one."""
+    if type(one.mechanism) is not DPSGD:
+        raise ValueError("a step that is not DP-SGD, of which alone a certificate speaks")
+    return one.mechanism.multiplier
+
+
 def _composed(accountant: Any, schedule: Sequence[Schedule], delta: float) -> float:
     from dp_accounting import dp_event
 
@@ -345,12 +373,9 @@ def _composed(accountant: Any, schedule: Sequence[Schedule], delta: float) -> fl
     logging.getLogger("absl").setLevel(logging.ERROR)  # it reports each order that it leaves out
     for one in schedule:
         mechanism = one.mechanism
-        if type(mechanism) is DPSGD:
-            event: Any = dp_event.GaussianDpEvent(mechanism.multiplier)
-            if mechanism.sampling_rate < 1 and mechanism.unit == "record":
-                event = dp_event.PoissonSampledDpEvent(mechanism.sampling_rate, event)
-        else:
-            raise ValueError("a step that is not DP-SGD, of which alone a certificate speaks")
+        event: Any = dp_event.GaussianDpEvent(_step(one))
+        if mechanism.sampling_rate < 1 and mechanism.unit == "record":
+            event = dp_event.PoissonSampledDpEvent(mechanism.sampling_rate, event)
         accountant.compose(event, one.steps)
     return float(accountant.get_epsilon(delta))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedaipc.config import DPSGD, Frozen, Schedule
+from fedaipc.config import DPSGD, FilterKind, Frozen, Schedule, filter_name
 from fedaipc.errors import CertificateError
 from fedaipc.secagg.keys import SigningKey, verify
 
@@ -67,7 +67,6 @@ COMPOSITION = "of all steps as mechanisms, void and interrupted attempts include
 # advance counts.
 AS_DECLARED = "the run took the steps that its signed job declared: PLD of these"
 AT_MOST = "the run did not take the steps that its job declared: PLD of the most that it allows"
-LIFETIME = "whatever was asked for in its life, the RDP filter never allowed more than the budget"
 NOTHING = "nothing is claimed"
 TRUST = (
     "The PC runs this code unchanged, and its operating system's randomness is secret.",
@@ -125,6 +124,14 @@ def wording(schedule: Sequence[Schedule], unit: str) -> Wording:
     )
 
 
+def lifetime_basis(kind: FilterKind) -> str:
+    """Why the lifetime budget of a PC with this privacy filter may be claimed."""
+    return (
+        f"whatever was asked for in its life, the privacy filter ({filter_name(kind)}) never "
+        "allowed more than the budget"
+    )
+
+
 class Epsilons(Frozen):
     """Epsilon of one schedule at one delta: an upper bound by each of three accountants."""
 
@@ -134,11 +141,11 @@ class Epsilons(Frozen):
 
 
 class Filter(Frozen):
-    """What counts against a PC's lifetime budget: RDP at one order, fixed for life."""
+    """What counts against a PC's lifetime budget: Gaussian DP, or RDP at one order; for life."""
 
-    order: float = Field(
-        gt=1, le=1024, description="RDP order, fixed for the life of the ledger"
-    )  # the accountant takes as many terms
+    kind: FilterKind = Field(
+        description='"gaussian", or the order of an RDP filter; fixed for the life of the ledger'
+    )
     epsilon: Amount = Field(description="charged so far")
     lifetime_epsilon: Amount = Field(description="the budget")
 

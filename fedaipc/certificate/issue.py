@@ -13,7 +13,6 @@ from fedaipc import bounds
 from fedaipc.certificate.document import (
     AS_DECLARED,
     AT_MOST,
-    LIFETIME,
     MAX_BYTES,
     NOTHING,
     Certificate,
@@ -24,6 +23,7 @@ from fedaipc.certificate.document import (
     RunFacts,
     Software,
     Wording,
+    lifetime_basis,
     wording,
 )
 from fedaipc.client.client import OWNER_FILE
@@ -128,7 +128,7 @@ def pc_certificate(folder: Path) -> Certificate:
                 ledger.delta,
                 [reason for reason, found in reasons.items() if found],
                 ledger.lifetime_epsilon,
-                LIFETIME,
+                lifetime_basis(ledger.filter_kind),
                 ledger.schedules,
                 said,
             ),
@@ -139,7 +139,7 @@ def pc_certificate(folder: Path) -> Certificate:
                 size_class=load_owner(owner).size_class if owner.is_file() else None,
                 charges=len(ledger.charges),
                 filter=Filter(
-                    order=ledger.order,
+                    kind=ledger.filter_kind,
                     epsilon=0.0 if ledger.unprotected else ledger.spent_epsilon(),
                     lifetime_epsilon=ledger.lifetime_epsilon,
                 ),

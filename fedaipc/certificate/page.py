@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedaipc import strict_json
-from fedaipc.config import DPSGD
+from fedaipc.config import DPSGD, filter_name, filter_source
 from fedaipc.report.table import Table
 from fedaipc.report.template import render
 from fedaipc.secagg.keys import fingerprint
@@ -28,6 +28,8 @@ def certificate_page(certificate: Certificate) -> str:
         ),
         base="" if run is None else str(strict_json.parse(run.job)["model"]["base"]),
         versions=", ".join(f"{name} {number}" for name, number in packages.items()),
+        filter_name=filter_name,
+        filter_source=filter_source,
         signer=fingerprint(bytes.fromhex(certificate.signer)),
     )
 

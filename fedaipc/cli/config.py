@@ -12,6 +12,7 @@ from fedaipc.config import (
     DPSGD,
     Settings,
     describe_fields,
+    filter_name,
     for_labels,
     load_settings,
     reasons,
@@ -65,10 +66,10 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     Example: fedaipc config check my.toml
     """
     from fedaipc.privacy.budget import (
+        best_filter,
         charged_epsilon,
         check_delta,
         early_end,
-        filter_order,
         local_epsilon,
         planned_epsilon,
         size_class,
@@ -112,17 +113,17 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
         say("NOT PRIVATE: neither clip nor noise")
         return
     lifetime = settings.federation.lifetime_epsilon
-    order = filter_order(once, rounds, lifetime)
+    kind = best_filter(once, rounds, lifetime)
     epsilons = planned_epsilon(once, rounds)
-    charged = charged_epsilon(once, rounds, order)
+    charged = charged_epsilon(once, rounds, kind)
     steps = f"{rounds} rounds of {once.steps} steps at rate {mechanism.sampling_rate:g}"
     at = "at"
     if mechanism.unit == "client":
         steps, at = f"{rounds} whole updates of a PC", "per client at"
     say(
         f"noise multiplier {mechanism.multiplier:.4f}, {steps}: epsilon {charged:.3f} charged {at} "
-        f"delta {mechanism.delta:g} (RDP {epsilons['rdp']:.3f}, PRV {epsilons['prv']:.3f}, "
-        f"PLD {epsilons['pld']:.3f})"
+        f"delta {mechanism.delta:g} by {filter_name(kind)} (RDP {epsilons['rdp']:.3f}, "
+        f"PRV {epsilons['prv']:.3f}, PLD {epsilons['pld']:.3f})"
     )
     if mechanism.distributed:
         local = local_epsilon([once.times(rounds)], mechanism.delta)

@@ -73,7 +73,7 @@ def invite(
     from fedaipc.config import load_settings, settings_from
     from fedaipc.federation.federation import Federation
     from fedaipc.files import write_text
-    from fedaipc.privacy.budget import filter_order
+    from fedaipc.privacy.budget import best_filter
     from fedaipc.protocol.job import job_schedule
 
     settings = settings_from({}) if config is None else load_settings(config)
@@ -85,7 +85,7 @@ def invite(
         lifetime_epsilon=settings.federation.lifetime_epsilon,
         unit=privacy.unit,
         delta=privacy.delta,
-        order=filter_order(
+        filter_kind=best_filter(
             job_schedule(settings), settings.rounds, settings.federation.lifetime_epsilon
         ),
     )

@@ -34,7 +34,7 @@ def sign(
     from fedaipc.config import load_settings
     from fedaipc.federation.federation import Federation
     from fedaipc.federation.jobs import sign_job
-    from fedaipc.privacy.budget import early_end, local_epsilon, planned_epsilon
+    from fedaipc.privacy.budget import best_filter, charged_epsilon, early_end, local_epsilon
     from fedaipc.protocol.job_folder import read_facts
     from fedaipc.protocol.round_terms import check_secagg
     from fedaipc.report.progress import WarmUpBar
@@ -45,10 +45,11 @@ def sign(
         job = sign_job(opened, settings, out, bar.on_step)
     promise = "NOT PRIVATE"
     if job.privacy.private:
-        epsilon = planned_epsilon(job.schedule, job.rounds)["rdp"]
+        kept = best_filter(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
+        epsilon = charged_epsilon(job.schedule, job.rounds, kept)
         promise = f"epsilon {epsilon:.2f} at delta {job.privacy.delta:g} per {job.privacy.unit}"
         promise += f" over {job.rounds} rounds"
-        worst = planned_epsilon(job.schedule, job.max_attempts)["rdp"]
+        worst = charged_epsilon(job.schedule, job.max_attempts, kept)
     sealed = "NOT SEALED" if job.aggregation.kind == "plain" else "sealed"
     members = len(opened.members.active)
     say(f"signed {out}: run {job.run}, {members} PCs, {promise}, {sealed}")

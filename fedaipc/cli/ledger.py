@@ -13,6 +13,7 @@ import typer
 
 from fedaipc import strict_json
 from fedaipc.cli.output import AsJson, make_console, say, say_json
+from fedaipc.config import filter_name
 from fedaipc.errors import LedgerError, OutputError, os_errors_as
 from fedaipc.report.table import Alarm, Table
 
@@ -33,9 +34,12 @@ _COLUMNS = (
 def show(folder: Place, as_json: AsJson = False) -> None:
     """Show what each PC has spent over its life.
 
-    "charged" is what counts against the budget (RDP filter, valid whatever is asked later); RDP
-    and PRV are tighter for the schedule as it happened. Where noise was distributed, these rest on
-    secure aggregation, and "local" is by RDP against whoever read the PC's own updates.
+    "charged" is what counts against the budget, valid whatever is asked later: by the PC's privacy
+    filter, which was fixed with its ledger. "Gaussian DP" counts Gaussian noise alone, and sampled
+    steps as if they were not sampled (Smith and Thakurta 2022). "RDP order" counts Renyi
+    divergences of one order (Feldman and Zrnic 2021). RDP and PRV are for the schedule as it
+    happened, had it been fixed in advance. Where noise was distributed, these rest on secure
+    aggregation, and "local" is by RDP against whoever read the PC's own updates.
 
     Example: fedaipc privacy ledger show runs/demo
     """
@@ -51,9 +55,21 @@ def show(folder: Place, as_json: AsJson = False) -> None:
             shown = [Alarm("NOT PRIVATE"), f"{row['lifetime_epsilon']:g}", *["-"] * len(names[2:])]
         else:
             shown = ["-" if row[name] is None else f"{row[name]:.3f}" for name in names]
-        lines.append([row["pc"], row["charges"], *shown, f"{row['delta']:g}", row["unit"]])
-    columns = ("PC", "rounds", "charged", "lifetime", "RDP", "PRV", *local, "delta", "per")
-    make_console().print(Table(columns, lines, words=(0, len(columns) - 1)))
+        kept = filter_name(row["filter"])
+        lines.append([row["pc"], row["charges"], *shown, f"{row['delta']:g}", row["unit"], kept])
+    columns = (
+        "PC",
+        "rounds",
+        "charged",
+        "lifetime",
+        "RDP",
+        "PRV",
+        *local,
+        "delta",
+        "per",
+        "filter",
+    )
+    make_console().print(Table(columns, lines, words=(0, len(columns) - 2, len(columns) - 1)))
 
 
 @app.command()
@@ -209,7 +225,7 @@ def _row(path: Path) -> dict[str, Any]:
         "local": opened.local_epsilon(),
         "delta": opened.delta,
         "unit": opened.unit,
-        "order": opened.order,
+        "filter": opened.filter_kind,
     }
 
 

@@ -266,7 +266,7 @@ def _show(console: Console, report: dict[str, Any], found: Plan) -> None:
     console.print(
         f"epsilon {found.epsilon:.3f} at delta {found.delta:g}, {report['unit']} "
         f"({', '.join(others)}; "
-        "upper bounds all three, RDP is what a ledger charges)"
+        "upper bounds all three, RDP is what meets a target)"
     )
     if (shared := report["distributed"]) is not None:
         console.print(distributed_text(shared["honest"], shared["local_epsilon"]))

@@ -27,7 +27,8 @@ from fedaipc.data.reading import Fault, shown_names
 from fedaipc.data.sources import read_records
 from fedaipc.errors import AdmissionError, DataError, SecAggError, os_errors_as
 from fedaipc.files import expanded, keep_out_of_git, write_atomic, write_text
-from fedaipc.privacy.budget import check_delta, size_class, usual_order
+from fedaipc.privacy.budget import check_delta, size_class
+from fedaipc.privacy.filters import filter_of, is_filter
 from fedaipc.privacy.ledger import LEDGER_FILE, Ledger
 from fedaipc.protocol.enrollment import Invite, Request
 from fedaipc.secagg.keys import SigningKey
@@ -249,16 +250,18 @@ def _fill_again(made: Path, folder: Path, owner: OwnerSettings, invite: Invite) 
 
 def _fill(folder: Path, owner: OwnerSettings, invite: Invite, lifetime: float) -> None:
     _keys(folder)
-    order = invite.order  # chosen for the advised budget; it may be useless for another one
+    if not is_filter(invite.filter):
+        raise AdmissionError("the invite was written by a newer fedaipc; update this one")
+    kept = filter_of(invite.filter)  # for the advised budget; it may be useless for another one
     if lifetime != invite.lifetime_epsilon:
-        order = usual_order(lifetime, invite.delta)
+        kept = kept.at_budget(lifetime, invite.delta)
     identity = KeyStore(folder).identity
     Ledger.create(
         folder / LEDGER_FILE,
         identity,
         lifetime_epsilon=lifetime,
         delta=invite.delta,
-        order=order,
+        filter_kind=kept.kind,
         unit=invite.unit,
     )
     _facts(folder, owner, invite)

@@ -44,7 +44,7 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
         asked |= {
             "max_clip_norm": job.privacy.clip_norm,
             "min_noise": job.privacy.multiplier,
-            "max_epsilon": charged_epsilon(job.schedule, job.max_attempts, ledger.order),
+            "max_epsilon": charged_epsilon(job.schedule, job.max_attempts, ledger.filter_kind),
         }
         if job.privacy.distributed:
             # Over the PC's life: the ledger's budget does not count this.
@@ -57,6 +57,7 @@ def check_policy(policy: Policy, job: Job, terms: Terms, ledger: Ledger, own: by
                 f"the job promises something per {job.privacy.unit}; this PC's ledger counts per "
                 f"{ledger.unit} permanently"
             )
+        ledger.check_counted(job.schedule)
         if job.privacy.delta != ledger.delta:
             raise PrivacyError(
                 f"the job promises at delta {job.privacy.delta:g}; this PC's ledger counts at "

@@ -152,6 +152,8 @@ class Trainer:
         Raises as `check`, and BudgetExhausted where the lifetime budget does not cover it.
         """
         checked = self.check()
+        if checked.charge.private:
+            checked.ledger.check_counted(checked.charge)
         if checked.charge.private and not checked.ledger.covers(checked.charge):
             raise BudgetExhausted("the lifetime budget does not cover another round")
         if checked.keys is None:

@@ -7,6 +7,7 @@ recipe.py    defaults that follow from other settings or from the data
 toml.py      from TOML, flags and --set; back to TOML
 remedy.py    how a setting is given, for errors to say
 explain.py   errors and allowed values in words
+filter_kind.py  which privacy filter keeps a PC's lifetime budget
 """
 
 from fedaipc.config.data import (
@@ -20,6 +21,7 @@ from fedaipc.config.data import (
     WarmUpSettings,
 )
 from fedaipc.config.explain import describe_fields, unknown_key
+from fedaipc.config.filter_kind import GAUSSIAN, FilterKind, filter_name, filter_source
 from fedaipc.config.model import (
     BiTFiT,
     Full,

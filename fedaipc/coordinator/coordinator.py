@@ -24,7 +24,7 @@ from fedaipc.coordinator.participation import Participation
 from fedaipc.coordinator.readiness import Gathering
 from fedaipc.coordinator.upload_store import UploadStore
 from fedaipc.errors import EncodingError, RunOver, SecAggError
-from fedaipc.privacy.budget import charged_epsilon, filter_order
+from fedaipc.privacy.budget import best_filter, charged_epsilon
 from fedaipc.protocol.messages import (
     MASK,
     UNABLE,
@@ -114,7 +114,7 @@ class Coordinator:
         self._colluding = colluding_members(secagg, members) if isinstance(secagg, SecAgg) else 0
         self._tried: set[bytes] = set()  # those that had the time to try out what is asked
         # As a PC chooses it that makes its ledger for this job.
-        self._order = filter_order(
+        self._filter = best_filter(
             self._job.schedule, self._job.rounds, settings.federation.lifetime_epsilon
         )
 
@@ -390,10 +390,11 @@ class Coordinator:
     def _epsilon(self) -> float | None:
         """What this run has cost the PC that was charged most often.
 
-        As a ledger has it that was made for this job. One with another RDP order (another lifetime
-        budget, another job before) may certify more for the same charges: its owner sees that.
+        As a ledger has it that was made for this job. One with another privacy filter (another
+        lifetime budget, another job before) may certify more for the same charges: its owner sees
+        that.
         """
         charged = self._participation.charged
         if not self._claims_epsilon:
             return None
-        return charged_epsilon(self._job.schedule, charged, self._order) if charged else 0.0
+        return charged_epsilon(self._job.schedule, charged, self._filter) if charged else 0.0

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from fedaipc.config import FilterKind
+
 SERVER_FOLDER = "server"
 _DAY = 24 * 3600
 
@@ -113,7 +115,7 @@ class Federation:
         lifetime_epsilon: float,
         unit: Literal["record", "client"],
         delta: float,
-        order: float,
+        filter_kind: FilterKind,
     ) -> str:
         """An invite for any number of owners, valid for `days`."""
         return Invite(
@@ -129,7 +131,7 @@ class Federation:
             lifetime_epsilon=lifetime_epsilon,
             unit=unit,
             delta=delta,
-            order=order,
+            filter=filter_kind,
         ).write(self.admission.key)
 
     def admit(self, requests: Sequence[Request], days: int = MEMBER_DAYS) -> None:

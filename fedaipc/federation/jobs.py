@@ -14,7 +14,7 @@ from fedaipc.errors import AdmissionError, os_errors_as
 from fedaipc.model.base import copy_base, with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.warm_up import check_model, warm_base
-from fedaipc.privacy.budget import check_delta, filter_order
+from fedaipc.privacy.budget import best_filter, check_delta
 from fedaipc.protocol.job import Job, SignedJob, make_job
 from fedaipc.protocol.job_folder import write_job
 from fedaipc.protocol.round_terms import check_noise, check_secagg
@@ -64,7 +64,7 @@ def sign_job(
     )
     check_noise(job, classifier.layout.size)
     if job.privacy.private:  # the coordinator would refuse a budget for not a single round
-        filter_order(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
+        best_filter(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
     reasons = ['privacy.kind = "none": neither clip nor noise'] if not job.privacy.private else []
     with os_errors_as(AdmissionError, f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 budget.py           what a schedule costs over a job; public size classes
 signal.py           whether the noise of a job drowns what it can learn
 accountant.py       epsilon of a schedule by RDP, PRV and PLD; noise for a target epsilon
+filters.py          what keeps a lifetime budget, whatever is asked later: Gaussian DP, or RDP
 ledger.py           what a PC has spent over its life: durable, charged before training
 randomness.py       AES-CTR keyed by the operating system: Gaussian noise, Poisson sampling
 norms.py            norms of per-example gradients that rounding cannot make too small

@@ -4,10 +4,9 @@ What was done is a list of schedules: so many steps of a private mechanism each,
 noise of `noise_multiplier` times the clip bound on the sum over a Poisson sample of rate
 `sampling_rate`. Neighbours differ by one record added or removed.
 
-The lifetime budget is an RDP filter of one fixed order (Feldman and Zrnic, "Individual privacy
-accounting via a Renyi filter", NeurIPS 2021, theorem 4.3). It stays valid where later parameters
-depend on earlier results, as they do when an owner joins run after run. PRV (Gopi et al. 2021) and
-PLD (Koskela et al. 2020; dp-accounting) are tighter and hold for a schedule declared in advance.
+PRV (Gopi et al. 2021) and PLD (Koskela et al. 2020; dp-accounting) are tighter than RDP. All three
+hold for a schedule declared in advance. What counts against a lifetime budget must hold where later
+parameters depend on earlier results, as they do when an owner joins run after run: see `filters`.
 """
 
 from __future__ import annotations
@@ -208,6 +207,15 @@ def _history(schedules: Sequence[Schedule]) -> list[tuple[float, float, int]] | 
             return None
         steps[key] = steps.get(key, 0) + one.steps
     return [(noise, rate, count) for (noise, rate), count in sorted(steps.items())]
+
+
+def gaussian_multiplier(mechanism: Privacy) -> float | None:
+    """The noise multiplier of a Gaussian step, sampled or not; None where a step is another one.
+
+    Raises PrivacyError where there is no privacy at all.
+    """
+    found = _sampled_gaussian(_private(mechanism))
+    return None if found is None else found[0]
 
 
 def _sampled_gaussian(mechanism: Privacy) -> tuple[float, float] | None:

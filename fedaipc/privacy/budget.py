@@ -12,25 +12,23 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fedaipc.config import DPSGD, Schedule
+from fedaipc.config import DPSGD, GAUSSIAN, Schedule
 from fedaipc.errors import PrivacyError
 from fedaipc.privacy.accountant import (
-    ORDERS,
     best_order,
-    epsilon_at,
     epsilon_pld,
     epsilon_prv,
     epsilon_rdp,
-    filter_budget,
     is_dear,
     noise_for,
-    rdp,
 )
+from fedaipc.privacy.filters import GAUSSIAN_FILTER, RENYI_FILTERS, filter_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fedaipc.config import Settings
+    from fedaipc.config import FilterKind, Settings
+    from fedaipc.privacy.filters import PrivacyFilter
 
 SMALLEST_CLASS = 32
 NEIGHBOURS = {
@@ -42,9 +40,10 @@ NEIGHBOURS = {
 def round_schedule(settings: Settings) -> Schedule:
     """What one round asks of a PC, its noise fixed: as given, or the least that meets the target.
 
-    The target is met over all planned rounds by RDP at the schedule's best order, so that a fresh
-    ledger whose filter has this order and this budget covers exactly them. A PC that is asked
-    in a fraction of the rounds spends less. Raises PrivacyError where the target cannot be met.
+    The target is met over all planned rounds by RDP at the schedule's best order. A fresh ledger
+    whose filter has this order and this budget covers exactly them; one with the Gaussian filter,
+    which is tighter, some more. A PC that is asked in a fraction of the rounds spends less. Raises
+    PrivacyError where the target cannot be met.
     """
     mechanism = settings.privacy
     steps = mechanism.noisy_steps(settings.training.local_steps)
@@ -72,47 +71,39 @@ def planned_epsilon(once: Schedule, rounds: int) -> dict[str, float]:
     }
 
 
-def filter_order(once: Schedule, rounds: int, lifetime: float) -> float:
-    """The RDP order of a new ledger, chosen for the first job that is known; public, as that is.
+def best_filter(once: Schedule, rounds: int, lifetime: float) -> FilterKind:
+    """The privacy filter of a new ledger, chosen for the first job that is known; public, as that
+    is.
 
-    Where the lifetime budget covers the job, the order at which the job costs least; otherwise
-    the one that affords most of its rounds. Without privacy, the one at which a budget goes
-    furthest for plain Gaussian noise. Raises PrivacyError where the budget does not cover a single
-    round.
+    Of the Gaussian one and the best RDP order, the one with which the lifetime budget affords more
+    rounds of this job. That is the Gaussian one for steps on all records and for whole clients,
+    and mostly an order for sampled steps. The best order is the one at which the job costs least,
+    or affords most of its rounds where the budget does not cover it. Without privacy, the Gaussian
+    one: a budget goes furthest for plain Gaussian noise there. Raises PrivacyError where the budget
+    does not cover a single round.
     """
-    delta = once.mechanism.delta
     if not isinstance(once.mechanism, DPSGD):
-        return usual_order(lifetime, delta)
-    budgets = {order: filter_budget(order, lifetime, delta) for order in ORDERS}
-    order, epsilon = best_order([once.times(rounds)], delta)
-    if epsilon <= lifetime:
-        return order
-    affordable = {order: _ratio(budgets[order], rdp([once], order)) for order in ORDERS}
-    order = max(affordable, key=lambda order: affordable[order])
-    if affordable[order] < 1:
+        return GAUSSIAN
+    order = _best_order(once, rounds, lifetime)
+    best = max((GAUSSIAN_FILTER, order), key=lambda one: _room(one, once, lifetime))
+    if _room(best, once, lifetime) < 1:
         raise PrivacyError(
             f"federation.lifetime_epsilon = {lifetime:g} does not cover a single round at noise "
             f"multiplier {once.mechanism.multiplier:.4g}; raise it, or ask for more noise"
         )
-    return order
+    return best.kind
 
 
-def usual_order(lifetime: float, delta: float) -> float:
-    """The RDP order at which a budget goes furthest for plain Gaussian noise.
-
-    Raises PrivacyError where the budget is too small for any order.
-    """
-    budgets = {order: filter_budget(order, lifetime, delta) for order in ORDERS}
-    order = max(ORDERS, key=lambda order: budgets[order] / order)
-    if budgets[order] <= 0:
-        raise PrivacyError(f"lifetime_epsilon = {lifetime:g} is too small for any order; raise it")
-    return order
+def _best_order(once: Schedule, rounds: int, lifetime: float) -> PrivacyFilter:
+    order, epsilon = best_order([once.times(rounds)], once.mechanism.delta)
+    if epsilon <= lifetime:
+        return filter_of(order)
+    return max(RENYI_FILTERS, key=lambda one: _room(one, once, lifetime))
 
 
-def covered_rounds(once: Schedule, lifetime: float, order: float) -> int:
-    """How many such rounds a fresh ledger with this budget and order grants."""
-    room = _ratio(filter_budget(order, lifetime, once.mechanism.delta), rdp([once], order))
-    return int(min(room * (1 + 1e-9), sys.maxsize))
+def covered_rounds(once: Schedule, lifetime: float, kind: FilterKind) -> int:
+    """How many such rounds a fresh ledger with this budget and filter grants."""
+    return int(min(_room(filter_of(kind), once, lifetime) * (1 + 1e-9), sys.maxsize))
 
 
 def early_end(once: Schedule, rounds: int, lifetime: float) -> str | None:
@@ -120,7 +111,7 @@ def early_end(once: Schedule, rounds: int, lifetime: float) -> str | None:
 
     Raises PrivacyError where it does not cover a single one.
     """
-    covered = covered_rounds(once, lifetime, filter_order(once, rounds, lifetime))
+    covered = covered_rounds(once, lifetime, best_filter(once, rounds, lifetime))
     if covered >= rounds:
         return None
     return (
@@ -129,13 +120,18 @@ def early_end(once: Schedule, rounds: int, lifetime: float) -> str | None:
     )
 
 
-def _ratio(budget: float, cost: float) -> float:
+def _room(kept: PrivacyFilter, once: Schedule, lifetime: float) -> float:
+    """How many times a budget of epsilon `lifetime` covers `once`; 0 where that is not known."""
+    budget, cost = kept.budget(lifetime, once.mechanism.delta), kept.cost([once])
+    if not budget > 0 or math.isnan(cost):
+        return 0.0
     return budget / cost if cost else math.inf  # so much noise that the cost rounds to 0
 
 
-def charged_epsilon(once: Schedule, rounds: int, order: float) -> float:
-    """Epsilon after `rounds` rounds in a fresh ledger whose filter has `order`."""
-    return epsilon_at(order, rdp([once.times(rounds)], order), once.mechanism.delta)
+def charged_epsilon(once: Schedule, rounds: int, kind: FilterKind) -> float:
+    """Epsilon after `rounds` rounds in a fresh ledger with this filter."""
+    kept = filter_of(kind)
+    return kept.epsilon(kept.cost([once.times(rounds)]), once.mechanism.delta)
 
 
 def local_epsilon(schedules: Iterable[Schedule], delta: float) -> float:

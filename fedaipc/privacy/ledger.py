@@ -5,9 +5,9 @@ re-enrollment. A charge is on the disk before training starts, so a crash wastes
 privacy. Lines are chained and signed (`chain`): an edited or reordered file is refused. Half a last
 line (a crash while writing) is a charge that was never granted, and is dropped.
 
-Line 1 fixes unit, delta, lifetime budget and the order of the RDP filter; each further line is one
-charge, or names another key that signs from there on. Rounds without privacy, and those with a test
-seed, are entered too: after one, no epsilon can be claimed any more.
+Line 1 fixes unit, delta, lifetime budget and the kind of privacy filter (`filters`); each further
+line is one charge, or names another key that signs from there on. Rounds without privacy, and those
+with a test seed, are entered too: after one, no epsilon can be claimed any more.
 """
 
 from __future__ import annotations
@@ -27,14 +27,7 @@ from fedaipc import bounds, strict_json
 from fedaipc.config import Privacy, Schedule, kind_fault
 from fedaipc.errors import BudgetExhausted, LedgerError, os_errors_as
 from fedaipc.files import append_durable, write_atomic
-from fedaipc.privacy.accountant import (
-    ORDERS,
-    epsilon_at,
-    epsilon_rdp,
-    filter_budget,
-    merged,
-    rdp,
-)
+from fedaipc.privacy.accountant import epsilon_rdp, merged
 from fedaipc.privacy.budget import NEIGHBOURS, local_epsilon, round_schedule
 from fedaipc.privacy.chain import (
     RESTORE,
@@ -45,11 +38,12 @@ from fedaipc.privacy.chain import (
     parsed,
     signed_line,
 )
+from fedaipc.privacy.filters import filter_of, is_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fedaipc.config import Settings
+    from fedaipc.config import FilterKind, Settings
     from fedaipc.privacy.chain import Signer
 
 LEDGER_FILE = "ledger.jsonl"  # in a PC's folder
@@ -98,22 +92,24 @@ class Ledger:
         *,
         lifetime_epsilon: float,
         delta: float,
-        order: float,
+        filter_kind: FilterKind,
         unit: str = "record",
     ) -> Ledger:
-        """Start a ledger of `unit` whose RDP filter has `order`; neither ever changes. Never over
+        """Start a ledger of `unit` with a filter of `filter_kind`; neither ever changes. Never over
         an existing one.
 
-        Any order gives a valid filter. It decides how much of the budget is of use: take the best
-        one for the jobs that are expected (`budget.filter_order`). Raises LedgerError where a
-        ledger exists, unit or order are unknown, the order leaves no budget, or the file cannot be
-        written.
+        Any filter is valid. It decides how much of the budget is of use: take the best one for the
+        jobs that are expected (`budget.best_filter`). Raises LedgerError where a ledger exists,
+        unit or filter are unknown, the filter leaves no budget, or the file cannot be written.
         """
         if unit not in NEIGHBOURS:
             raise LedgerError(f"a ledger counts per record or per client, and not per {unit}")
-        if order not in ORDERS or filter_budget(order, lifetime_epsilon, delta) <= 0:
+        if not is_filter(filter_kind):
+            raise LedgerError(f"there is no privacy filter {filter_kind!r}")
+        kept = filter_of(filter_kind)
+        if kept.budget(lifetime_epsilon, delta) <= 0:
             raise LedgerError(
-                f"RDP order {order:g} cannot certify epsilon {lifetime_epsilon:g} "
+                f"the privacy filter ({kept.name}) cannot certify epsilon {lifetime_epsilon:g} "
                 f"at delta {delta:g}"
             )
         header = {
@@ -121,7 +117,7 @@ class Ledger:
             "unit": unit,
             "delta": delta,
             "lifetime_epsilon": lifetime_epsilon,
-            "order": order,
+            "filter": kept.kind,
             "created": _now(),
             "key": signer.public.hex(),
         }
@@ -173,6 +169,8 @@ class Ledger:
                     f"{self.path}: counts per {self.unit} permanently, and the job per "
                     f"{mechanism.unit}; nothing was trained"
                 )
+            if mechanism.private:
+                self.check_counted(charge.schedule)
             if mechanism.private and not self.covers(charge.schedule):
                 raise BudgetExhausted(
                     f"the lifetime budget of epsilon {self.lifetime_epsilon:g} does not cover "
@@ -222,9 +220,8 @@ class Ledger:
         """
         if not isinstance(once, Schedule):
             once = round_schedule(once)
-        budget = filter_budget(self.order, self.lifetime_epsilon, self.delta)
-        room = budget - rdp(self.schedules, self.order)
-        cost = rdp([once], self.order)
+        room = self._budget - self._filter.cost(self.schedules)
+        cost = self._filter.cost([once])
         return max(0, int(room / cost * (1 + 1e-9))) if cost else sys.maxsize
 
     @property
@@ -238,12 +235,12 @@ class Ledger:
         return any(not charge.schedule.private or charge.seeded for charge in self.charges)
 
     def spent_epsilon(self) -> float:
-        """Epsilon so far by the RDP filter's order; infinite where `unprotected`."""
+        """Epsilon so far by the privacy filter; infinite where `unprotected`."""
         if self.unprotected:
             return math.inf
         if not self.charges:
             return 0.0
-        return epsilon_at(self.order, rdp(self.schedules, self.order), self.delta)
+        return self._filter.epsilon(self._filter.cost(self.schedules), self.delta)
 
     def best_epsilon(self) -> float:
         """Epsilon so far by Opacus' RDP accountant at its best order."""
@@ -267,9 +264,25 @@ class Ledger:
 
     def covers(self, schedule: Schedule) -> bool:
         """Whether the filter has room for `schedule` on top of all that was charged."""
-        budget = filter_budget(self.order, self.lifetime_epsilon, self.delta)
-        total = rdp(merged((*self.schedules, schedule)), self.order)
-        return total <= budget  # False for NaN as well
+        total = self._filter.cost(merged((*self.schedules, schedule)))
+        return total <= self._budget  # False for NaN as well
+
+    def check_counted(self, schedule: Schedule) -> None:
+        """Raise BudgetExhausted where the filter cannot count `schedule` at all."""
+        if fault := self._filter.fault(schedule):
+            raise BudgetExhausted(
+                f"the lifetime budget cannot cover this round: {fault}; nothing was trained"
+            )
+
+    @property
+    def filter_kind(self) -> FilterKind:
+        """The kind of its privacy filter, fixed for life."""
+        return self._filter.kind
+
+    @property
+    def _budget(self) -> float:
+        """In the filter's own unit."""
+        return self._filter.budget(self.lifetime_epsilon, self.delta)
 
     def _load(self) -> None:
         try:
@@ -293,9 +306,10 @@ class Ledger:
         try:
             self.unit, self.delta = str(header["unit"]), float(header["delta"])
             self.lifetime_epsilon = float(header["lifetime_epsilon"])
-            self.order = float(header["order"])
-            if self.order not in ORDERS or self.unit not in NEIGHBOURS:
+            kind = header["filter"]
+            if not is_filter(kind) or self.unit not in NEIGHBOURS:
                 raise LedgerError(f"{self.path}: written by a newer fedaipc; update this one")
+            self._filter = filter_of(kind)
             _check_installed(rest)
             self.charges = tuple(_charge(entry) for entry in rest if entry["kind"] == "charge")
         except (KeyError, ValueError, TypeError):

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from fedaipc.config import NAME, Frozen
+from fedaipc.config import NAME, FilterKind, Frozen
 from fedaipc.errors import AdmissionError, SecAggError, check_clock
 from fedaipc.protocol.node_key import NodeKey
 from fedaipc.protocol.server_folder import ADDRESS
@@ -90,7 +90,7 @@ class Invite(EnrollmentToken):
     """Where the server is, which TLS authority it has, and what the owner is advised to allow.
 
     The issuer is the admission key. `authority` is a certificate in PEM; `unit` what a new ledger
-    protects, and `order` that of its RDP filter, both chosen for the jobs that are planned.
+    protects, and `filter` the kind of its privacy filter, chosen for the jobs that are planned.
     """
 
     kind = "invite"
@@ -103,7 +103,7 @@ class Invite(EnrollmentToken):
     lifetime_epsilon: float = Field(gt=0, le=1e6, allow_inf_nan=False)
     unit: Literal["record", "client"] = "record"
     delta: float = Field(gt=0, lt=0.01)
-    order: float = Field(gt=1)
+    filter: FilterKind
 
 
 class Request(EnrollmentToken):

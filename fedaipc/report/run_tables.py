@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from fedaipc.config import filter_name
 from fedaipc.report import formatting
 from fedaipc.report.table import Alarm, Caution, Strong, Table, facts
 
@@ -83,14 +84,14 @@ def pcs(results: Results) -> Table:
             pc.name, pc.state,
             *((", ".join(pc.groups), formatting.number_text(pc.examples)) if known else ()),
             f"{pc.size_class:,}", formatting.epsilon_text(pc.epsilon),
-            formatting.number_text(pc.lifetime_epsilon), formatting.number_text(pc.filter_order),
-            f"{pc.charges:,}",
+            formatting.number_text(pc.lifetime_epsilon),
+            formatting.UNKNOWN if pc.filter is None else filter_name(pc.filter), f"{pc.charges:,}",
         )
         for pc in results.pcs
     ]  # fmt: skip
     columns = (
         "PC", "state", *(("groups", "examples") if known else ()),
-        "size class", "epsilon spent", "lifetime budget", "RDP order", "charges",
+        "size class", "epsilon spent", "lifetime budget", "filter", "charges",
     )  # fmt: skip
     return Table(columns, rows, words=(0, 1, 2) if known else (0, 1))
 

@@ -16,7 +16,7 @@ from fedaipc.results import PcResult
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fedaipc.config import Schedule, Settings
+    from fedaipc.config import FilterKind, Schedule, Settings
     from fedaipc.data.records import Records
     from fedaipc.federation.key import Admission
 
@@ -89,7 +89,7 @@ def _policy(settings: Settings) -> Policy:
 
 
 def prepare_pc(
-    folder: Path, owner: OwnerSettings, records: Records, settings: Settings, order: float
+    folder: Path, owner: OwnerSettings, records: Records, settings: Settings, kind: FilterKind
 ) -> Ledger:
     """Write what the PC will hold beside what it holds; make its keys and ledger if it has none."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -100,7 +100,7 @@ def prepare_pc(
             identity,
             lifetime_epsilon=settings.federation.lifetime_epsilon,
             delta=settings.privacy.delta,
-            order=order,
+            filter_kind=kind,
             unit=settings.privacy.unit,
         )
     records.write_parquet(folder / f"{_RECORDS_FILE}{_NEW}")
@@ -129,7 +129,7 @@ def pc_result(folder: Path, once: Schedule) -> PcResult:
         groups=tuple(sorted(g for g in groups if g is not None)),
         epsilon=None if ledger.unprotected else ledger.spent_epsilon(),
         lifetime_epsilon=ledger.lifetime_epsilon,
-        filter_order=ledger.order,
+        filter=ledger.filter_kind,
         charges=len(ledger.charges),
         state="exhausted" if exhausted else "active" if ledger.charges else "absent",
     )

@@ -43,7 +43,7 @@ from fedaipc.model.base import weights_bytes, with_whole_base
 from fedaipc.model.classifier import Classifier
 from fedaipc.model.device import choose_device
 from fedaipc.model.warm_up import check_model, warm_base
-from fedaipc.privacy.budget import filter_order
+from fedaipc.privacy.budget import best_filter
 from fedaipc.privacy.ledger import Ledger
 from fedaipc.protocol.job import Job, SignedJob, job_schedule, make_job
 from fedaipc.protocol.job_folder import CONFIG_FILE, JOB_FILE, write_job
@@ -104,7 +104,7 @@ def prepare(
     settings, public = warm_base(settings, data, on_warm_up)
     classifier = before if public is None else Classifier(settings.model, data.labels)
     once = job_schedule(settings)
-    order = filter_order(once, settings.rounds, settings.federation.lifetime_epsilon)
+    kind = best_filter(once, settings.rounds, settings.federation.lifetime_epsilon)
     folder = _new_folder(Path(settings.output.folder), settings.output.name)
     try:
         state = _pc_state(pc_state or folder / "pcs")
@@ -120,7 +120,7 @@ def prepare(
                 for number, records in enumerate(parts)
             ]
             ledgers = [
-                prepare_pc(state / owner.name, owner, records, settings, order)
+                prepare_pc(state / owner.name, owner, records, settings, kind)
                 for owner, records in zip(owners, parts, strict=True)
             ]
             identities = [KeyStore.create(state / owner.name).identity.public for owner in owners]
@@ -362,6 +362,7 @@ def _covered_rounds(job: Job, ledgers: Sequence[Ledger], state: Path) -> int:
     if not once.private:
         return job.rounds
     if not any(ledger.covers(once) for ledger in ledgers):
+        ledgers[0].check_counted(once)
         raise BudgetExhausted(
             f"{state}: no PC can afford a round at this noise, their lifetime budgets are spent; "
             "use a new --pc-state, or ask for more noise"

@@ -368,7 +368,7 @@ def test_what_is_no_score_is_refused(
 
 def test_a_ledger_opens_by_its_folder_and_knows_rounds_of_a_job(tmp_path: Path) -> None:
     made = fa.Ledger.create(
-        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
+        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, filter_kind=4.0
     )
     ledger = fa.Ledger.open(tmp_path)
     assert ledger.spent == 0

@@ -85,7 +85,7 @@ def test_a_mechanism_is_charged_by_its_own_event(tmp_path: Path) -> None:
         assert bound([coins], 1e-5) == pytest.approx(bound([poisson], 1e-5), rel=0.01)
     assert epsilon_prv([coins], 1e-5) == epsilon_pld([coins], 1e-5)
     ledger = Ledger.create(
-        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
+        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, filter_kind=4.0
     )
     ledger.charge(Charge(run="r", round=1, attempt=1, schedule=coins))
     assert Ledger(ledger.path).schedules == (coins,)
@@ -120,7 +120,7 @@ def test_a_ledger_with_a_mechanism_that_is_not_installed_is_refused(tmp_path: Pa
 
     coins = Schedule(mechanism=module.TwoCoins(noise_multiplier=2.0), steps=1)
     ledger = Ledger.create(
-        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
+        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, filter_kind=4.0
     )
     ledger.charge(Charge(run="r", round=1, attempt=1, schedule=coins))
     kind: Any = Privacy.kinds.pop("two-coins")
@@ -244,7 +244,7 @@ def test_a_charge_that_does_not_read_back_is_not_made(tmp_path: Path) -> None:
         times: int | None = 1
 
     ledger = Ledger.create(
-        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, order=4.0
+        tmp_path / "ledger.jsonl", SigningKey(), lifetime_epsilon=8.0, delta=1e-5, filter_kind=4.0
     )
     schedule = Schedule(mechanism=Repeated(noise_multiplier=2.0, times=None), steps=1)
     with pytest.raises(LedgerError, match="does not read back"):

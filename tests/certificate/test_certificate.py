@@ -20,19 +20,27 @@ from fedaipc.certificate.check import check
 from fedaipc.certificate.document import (
     AS_DECLARED,
     COMPOSITION,
-    LIFETIME,
     AuditFacts,
     Certificate,
     Epsilons,
     Guarantee,
     RunFacts,
     Software,
+    lifetime_basis,
     wording,
 )
 from fedaipc.certificate.issue import code_hash, pc_certificate, run_certificate
 from fedaipc.certificate.page import certificate_page
 from fedaipc.client.key_store import KeyStore
-from fedaipc.config import DPSGD, NoPrivacy, Schedule, load_settings
+from fedaipc.config import (
+    DPSGD,
+    GAUSSIAN,
+    FilterKind,
+    NoPrivacy,
+    Schedule,
+    filter_name,
+    load_settings,
+)
 from fedaipc.errors import CertificateError
 from fedaipc.federation.key import Admission
 from fedaipc.privacy.accountant import epsilon_pld
@@ -111,8 +119,79 @@ def test_a_pc_has_a_certificate_that_holds_with_its_whole_ledger(run: Run) -> No
     assert "\n".join(made.pc.ledger) + "\n" == (folder / "ledger.jsonl").read_text()
     assert made.signer == KeyStore(folder).identity.public.hex()
     # Its life was not fixed in advance: only the filter's budget can be claimed.
-    assert (made.guarantee.claim, made.guarantee.basis) == (1000.0, LIFETIME)
+    kind = Ledger(folder / "ledger.jsonl").filter_kind
+    assert kind == made.pc.filter.kind
+    assert (made.guarantee.claim, made.guarantee.basis) == (1000.0, lifetime_basis(kind))
+    assert "the privacy filter (RDP order 17)" in made.guarantee.basis  # its job samples
     assert made.pc.filter.epsilon == Ledger(folder / "ledger.jsonl").spent_epsilon()
+
+
+def pc_of(folder: Path, kind: FilterKind) -> Path:
+    """A PC with three charges, sampled and not, under this filter."""
+    folder.mkdir()
+    identity = KeyStore.create(folder).identity
+    ledger = Ledger.create(
+        folder / "ledger.jsonl", identity, lifetime_epsilon=8.0, delta=1e-5, filter_kind=kind
+    )
+    for number, step in enumerate(
+        (dp_sgd(3.0, 1.0, 2), dp_sgd(5.0, 0.3, 4), dp_sgd(3.0, 1.0, 1)), start=1
+    ):
+        ledger.charge(Charge(run="r", round=number, attempt=number, schedule=step))
+    return folder
+
+
+@pytest.mark.parametrize("kind", [GAUSSIAN, 4.0])
+def test_each_filter_is_recomputed_by_dp_accounting(tmp_path: Path, kind: FilterKind) -> None:
+    folder = pc_of(tmp_path / "pc", kind)
+    made, identity = pc_certificate(folder), KeyStore(folder).identity
+    assert wrong(made) == []
+    page = certificate_page(made)
+    assert f"charged by the privacy filter ({filter_name(kind)})" in page
+    assert ("Smith" in page) == (kind == GAUSSIAN)
+    assert ("Feldman" in page) == (kind != GAUSSIAN)
+    assert made.pc is not None
+    spent = made.pc.filter.epsilon
+    for lie in (spent * 0.99, spent * 1.01, 0.0):
+
+        def change(content: Any, lie: float = lie) -> None:
+            content["pc"]["filter"].update(epsilon=lie)
+
+        assert wrong(told(made, identity, change)) == ["lifetime budget"]
+
+
+@pytest.mark.parametrize(("kind", "other"), [(GAUSSIAN, 4.0), (4.0, GAUSSIAN), (4.0, 3.0)])
+def test_a_lie_about_the_filter_is_found(
+    tmp_path: Path, kind: FilterKind, other: FilterKind
+) -> None:
+    """What would have been charged under another one is not what this ledger enforced."""
+    folder = pc_of(tmp_path / "pc", kind)
+    made, identity = pc_certificate(folder), KeyStore(folder).identity
+    elsewhere = pc_certificate(pc_of(tmp_path / "other", other)).pc
+    assert elsewhere is not None
+
+    def lie(content: Any) -> None:
+        content["pc"]["filter"].update(kind=other, epsilon=elsewhere.filter.epsilon)
+        content["guarantee"].update(basis=lifetime_basis(other))
+
+    assert wrong(told(made, identity, lie)) == ["ledger's terms"]
+    words = told(made, identity, lambda c: c["guarantee"].update(basis=lifetime_basis(other)))
+    assert wrong(words) == ["claim"]
+
+
+def test_a_life_beyond_its_budget_has_no_certificate_that_holds(tmp_path: Path) -> None:
+    """Though each line is signed by the PC: the filter is computed again, and not believed."""
+    folder = pc_of(tmp_path / "pc", GAUSSIAN)
+    path, identity = folder / "ledger.jsonl", KeyStore(folder).identity
+    last = json.loads(path.read_text().splitlines()[-1])
+    body = {k: v for k, v in last.items() if k not in ("hash", "signature", "previous")}
+    line = signed_line({**body, "steps": 30, "attempt": 9}, last["hash"], identity)
+    path.write_bytes(path.read_bytes() + line)
+    made = pc_certificate(folder)
+    assert made.pc is not None
+    assert made.pc.filter.epsilon > 8
+    assert wrong(made) == ["lifetime budget"]
+    low = told(made, identity, lambda c: c["pc"]["filter"].update(epsilon=7.9))
+    assert wrong(low) == ["lifetime budget"]
 
 
 @pytest.mark.parametrize("what", ["signature", "signer", "guarantee"])
@@ -195,7 +274,7 @@ PC_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
     "less charged": (lambda c: c["pc"]["filter"].update(epsilon=0.01), "lifetime budget"),
     "another budget": (
         lambda c: c["pc"]["filter"].update(lifetime_epsilon=9000), "ledger's terms"),
-    "another order": (lambda c: c["pc"]["filter"].update(order=2.0), "ledger's terms"),
+    "another filter": (lambda c: c["pc"]["filter"].update(kind=2.0), "ledger's terms"),
     "not private, and it was": (
         lambda c: c["guarantee"].update(not_private=["x"], epsilon=None, claim=None),
         "private or not"),

@@ -36,7 +36,7 @@ def two() -> Path:
         folder.mkdir(parents=True)
         identity = KeyStore.create(folder).identity
         ledger = Ledger.create(
-            folder / "ledger.jsonl", identity, lifetime_epsilon=8.0, delta=1e-6, order=4.0
+            folder / "ledger.jsonl", identity, lifetime_epsilon=8.0, delta=1e-6, filter_kind=4.0
         )
         for attempt in (1, 2):
             step = PLAIN if (name, attempt) == ("b", 2) else STEP

@@ -153,7 +153,7 @@ def test_work_is_measured_and_follows_the_plan(
 def test_what_a_ledger_holds_is_taken_into_account(fedaipc: Callable[..., Ran]) -> None:
     Path("pc").mkdir()
     ledger = Ledger.create(
-        Path("pc/ledger.jsonl"), SigningKey(), lifetime_epsilon=8.0, delta=1e-6, order=4.0
+        Path("pc/ledger.jsonl"), SigningKey(), lifetime_epsilon=8.0, delta=1e-6, filter_kind=4.0
     )
     step = dp_sgd(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
     ledger.charge(Charge(run="r", round=1, attempt=1, schedule=step))
@@ -172,7 +172,9 @@ def test_a_pcs_size_class_is_that_of_its_folder(fedaipc: Callable[..., Ran]) -> 
     owner = OwnerSettings(name="pc", source="x.csv", size_class=128, base="b", admission="0" * 64)
     Path("pc").mkdir()
     Path("pc/owner.toml").write_text(to_toml(owner))
-    Ledger.create(Path("pc/ledger.jsonl"), SigningKey(), lifetime_epsilon=8.0, delta=1e-4, order=4)
+    Ledger.create(
+        Path("pc/ledger.jsonl"), SigningKey(), lifetime_epsilon=8.0, delta=1e-4, filter_kind=4
+    )
     schedule = planned(fedaipc, "--epsilon", 2, "--rounds", 3, "--ledger", "pc", "--json")
     assert (schedule["schedule"]["records"], schedule["schedule"]["delta"]) == (128, 1e-4)
     assert "too large for size class 1024" in refused_plan(

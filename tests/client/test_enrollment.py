@@ -45,7 +45,7 @@ def invite(federation: Federation) -> Invite:
     return Invite.read(
         federation.invite(
             days=3, base="minilm-l6", labels=("no", "yes"), lifetime_epsilon=8.0, unit="record",
-            delta=1e-5, order=4.0,
+            delta=1e-5, filter_kind=4.0,
         )
     )  # fmt: skip
 
@@ -114,6 +114,29 @@ def test_the_owners_own_choices_count(tmp_path: Path, invite: Invite, data: Path
     owner = load_owner(tmp_path / "pc" / "owner.toml")
     assert (owner.base, owner.policy) == ("other", policy)
     assert Ledger(tmp_path / "pc" / "ledger.jsonl").lifetime_epsilon == 3.0
+
+
+def test_a_new_ledger_has_the_filter_of_the_invite(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    """With another budget than advised: another order, chosen for plain noise, or the Gaussian."""
+    assert enrolled(tmp_path / "a", invite, data).ledger.filter_kind == 4.0
+    other = enrolled(tmp_path / "b", invite, data, lifetime_epsilon=0.5).ledger.filter_kind
+    assert isinstance(other, float)
+    assert other > 4
+    gaussian = invite.model_copy(update={"filter": "gaussian"})
+    for name, lifetime in (("c", 8.0), ("d", 0.001)):
+        found = enrolled(tmp_path / name, gaussian, data, lifetime_epsilon=lifetime)
+        assert found.ledger.filter_kind == "gaussian"
+
+
+def test_an_invite_with_a_filter_of_a_newer_version_is_refused(
+    tmp_path: Path, invite: Invite, data: Path
+) -> None:
+    newer = invite.model_copy(update={"filter": 4.05})
+    with pytest.raises(AdmissionError, match="written by a newer fedaipc"):
+        enrolled(tmp_path / "pc", newer, data)
+    assert not (tmp_path / "pc").exists()
 
 
 @pytest.mark.parametrize(
@@ -392,7 +415,7 @@ def test_a_planted_ledger_is_not_taken_over(tmp_path: Path, invite: Invite, data
     """With a budget of 100000 it would allow everything."""
     folder, stranger = tmp_path / "pc", SigningKey()
     folder.mkdir()
-    terms: dict[str, Any] = {"lifetime_epsilon": 100_000.0, "delta": 1e-5, "order": 4.0}
+    terms: dict[str, Any] = {"lifetime_epsilon": 100_000.0, "delta": 1e-5, "filter_kind": 4.0}
     Ledger.create(folder / "ledger.jsonl", stranger, **terms)
     with pytest.raises(
         AdmissionError, match=r"nothing shows who its owner is: enroll in a new folder"

@@ -123,7 +123,7 @@ def test_another_run_is_charged_beside_the_first(ask: Any, folder: Path) -> None
 def test_a_budget_ends_however_the_coordinator_names_its_runs(
     ask: Any, folder: Path, job: Job
 ) -> None:
-    order = Ledger(folder / LEDGER_FILE).order
+    order = Ledger(folder / LEDGER_FILE).filter_kind
     (folder / LEDGER_FILE).unlink()
     allowed = (
         charged_epsilon(job.schedule, 2, order) + charged_epsilon(job.schedule, 3, order)
@@ -133,7 +133,7 @@ def test_a_budget_ends_however_the_coordinator_names_its_runs(
         KeyStore(folder).identity,
         lifetime_epsilon=allowed,
         delta=job.privacy.delta,
-        order=order,
+        filter_kind=order,
     )
     answers = [ask(attempt=1, run=f"{number:016x}") for number in range(4)]
     assert [gave(answer) for answer in answers] == [True, True, False, False]
@@ -263,12 +263,13 @@ def test_the_owners_epsilon_holds_for_all_attempts_and_not_for_the_rounds_that_a
 ) -> None:
     """M4: a coordinator could open one round again and again under new attempt numbers."""
     ledger = Ledger(member / LEDGER_FILE)
-    allowed = charged_epsilon(five.job.schedule, five.job.rounds, ledger.order) * 1.01
+    allowed = charged_epsilon(five.job.schedule, five.job.rounds, ledger.filter_kind) * 1.01
     owner(member, policy={"max_epsilon": allowed})
     assert refused(ask_member(max_attempts=40))
     assert charges(member) == 0
     owner(
-        member, policy={"max_epsilon": charged_epsilon(five.job.schedule, 40, ledger.order) * 1.01}
+        member,
+        policy={"max_epsilon": charged_epsilon(five.job.schedule, 40, ledger.filter_kind) * 1.01},
     )
     assert gave(ask_member(max_attempts=40))
 

@@ -63,7 +63,7 @@ def test_a_pc_that_will_not_take_part_says_so_before_anybody_is_charged(
             KeyStore(member).identity,
             lifetime_epsilon=3.0,
             delta=five.job.privacy.delta,
-            order=8.0,
+            filter_kind=8.0,
         )
     before = path.read_bytes()
     owner(member, policy=policy)

@@ -111,7 +111,7 @@ def test_a_pc_that_cannot_pay_is_a_member_all_the_same(
     ask_member: Any, member: Path, five: Federation
 ) -> None:
     """Else each spent budget would cost the others a word that they need."""
-    plan, order = five.job.schedule, Ledger(member / LEDGER_FILE).order
+    plan, order = five.job.schedule, Ledger(member / LEDGER_FILE).filter_kind
     (member / LEDGER_FILE).unlink()
     allowed = (charged_epsilon(plan, 1, order) + charged_epsilon(plan, 2, order)) / 2
     Ledger.create(
@@ -119,7 +119,7 @@ def test_a_pc_that_cannot_pay_is_a_member_all_the_same(
         KeyStore(member).identity,
         lifetime_epsilon=allowed,
         delta=plan.mechanism.delta,
-        order=order,
+        filter_kind=order,
     ).charge(Charge(run="f" * 16, round=1, attempt=1, schedule=plan))
     answer = ask_member()
     assert answer.content == EXHAUSTED

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Error, RecordDict
 
 from fedaipc.coordinator import membership, participation
 from fedaipc.errors import BudgetExhausted, RoundError, RunOver
-from fedaipc.privacy.budget import charged_epsilon, filter_order
+from fedaipc.privacy.budget import best_filter, charged_epsilon
 from fedaipc.protocol.job import make_job
 from fedaipc.protocol.messages import (
     AGREE,
@@ -478,7 +478,7 @@ def epsilon(charges: int) -> float:
     """Of so many attempts, as a fresh ledger of this job has it."""
     settings = tiny("federation.clients=3", "rounds=4")
     job = make_job(settings, LABELS, "0" * 64, "0123456789abcdef", (32, 64), 1)
-    order = filter_order(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
+    order = best_filter(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
     return charged_epsilon(job.schedule, charges, order)
 
 

@@ -21,7 +21,7 @@ from fedaipc.errors import (
     RoundError,
 )
 from fedaipc.privacy.accountant import ORDERS, epsilon_pld, epsilon_prv
-from fedaipc.privacy.budget import charged_epsilon, filter_order, round_schedule
+from fedaipc.privacy.budget import best_filter, charged_epsilon, round_schedule
 from fedaipc.protocol import job_folder
 from fedaipc.results import Results
 from fedaipc.simulation import simulated_pc, simulation
@@ -74,7 +74,9 @@ def test_a_target_epsilon_is_what_the_ledgers_show_in_the_end(tmp_path: Path, mi
     _, results = ran(load_settings(overrides=changes))
     assert [pc.charges for pc in results.pcs] == [3, 3, 3]
     for pc in results.pcs:
-        assert pc.epsilon == pytest.approx(2.0, rel=0.01)
+        # The target is met by RDP, an upper bound; what steps on all records cost is less.
+        assert pc.filter == "gaussian"
+        assert pc.epsilon == pytest.approx(1.839, rel=0.001)
         assert pc.epsilon <= 2.0
         assert pc.state == "exhausted"
 
@@ -94,7 +96,7 @@ def test_a_second_run_on_the_same_pcs_goes_on_from_what_the_first_one_spent(
     assert once < twice < 2 * once  # composed as mechanisms, not as epsilons
     assert results.pcs[0].charges == 4
     plan = job_of(second).schedule
-    assert twice == pytest.approx(charged_epsilon(plan, 4, ledger(second).order))
+    assert twice == pytest.approx(charged_epsilon(plan, 4, ledger(second).filter_kind))
 
 
 def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_once(
@@ -102,7 +104,7 @@ def test_a_lifetime_budget_stops_the_second_run_in_the_middle_and_the_third_at_o
 ) -> None:
     state = tmp_path / "state"
     plan = round_schedule(settings(tmp_path))
-    most = charged_epsilon(plan, 3, filter_order(plan, 2, 1000.0)) * 1.0001
+    most = charged_epsilon(plan, 3, best_filter(plan, 2, 1000.0)) * 1.0001
     budget = f"federation.lifetime_epsilon={most}"
     run, results = ran(settings(tmp_path, budget), state)
     assert run.covered_rounds >= 2

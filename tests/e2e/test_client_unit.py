@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_a_run_charges_one_gaussian_a_round_and_says_what_is_protected(
     assert isinstance(job.privacy, DPSGD)
     assert own.unit == "client"
     assert [one.schedule.steps for one in own.charges] == [1, 1]
-    assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.order)
+    assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.filter_kind)
     assert results.privacy.unit == "client"
     assert results.privacy.neighbours == "all records of one PC added or removed"
     said = " ".join(str(cell) for row in summary(results).rows for cell in row)
@@ -203,7 +204,7 @@ def of_records(run: Run, number: int) -> None:
     old.path.unlink()
     Ledger.create(
         old.path, KeyStore(old.path.parent).identity, lifetime_epsilon=old.lifetime_epsilon,
-        delta=old.delta, order=old.order,
+        delta=old.delta, filter_kind=old.filter_kind,
     )  # fmt: skip
 
 
@@ -225,7 +226,13 @@ def test_the_planner_and_config_check_say_what_they_know(
     assert "`fedaipc config check`" in ran.err
     ran = fedaipc("config", "check", config)
     assert ran.code == 0
-    assert "30 whole updates of a PC: epsilon 1.000 charged per client at delta 1e-05" in ran.out
+    charged = re.search(
+        r"30 whole updates of a PC: epsilon (0\.9\d\d) charged per client at delta 1e-05 by "
+        r"Gaussian DP \(RDP 1\.000, PRV 0\.9\d\d, PLD (0\.9\d\d)\)",
+        ran.out,
+    )
+    assert charged, ran.out
+    assert charged[1] == charged[2]
     assert "PCs in place of 5" in ran.out
 
 

@@ -48,7 +48,7 @@ def test_a_run_states_both_promises_and_charges_the_first(tmp_path: Path, minilm
     assert isinstance(job.privacy, DPSGD)
     assert job.privacy.honest == 3  # at least 4 in a sum, of which one may collude
     own = ledger(run)
-    assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.order)
+    assert own.spent_epsilon() == charged_epsilon(job.schedule, 2, own.filter_kind)
     local = results.privacy.local_epsilon
     assert own.local_epsilon() == local_epsilon([job.schedule.times(2)], 1e-5)
     assert local == local_epsilon([job.schedule.times(job.max_attempts)], 1e-5)
@@ -162,7 +162,7 @@ def test_wherever_pcs_drop_out_no_sum_has_less_noise_and_every_attempt_is_charge
     assert max(len(one.charges) for one in spent) <= own.charged
     for one in spent:
         count = len(one.charges)
-        costs = charged_epsilon(job_of(run).schedule, count, one.order) if count else 0.0
+        costs = charged_epsilon(job_of(run).schedule, count, one.filter_kind) if count else 0.0
         assert one.spent_epsilon() == pytest.approx(costs)
 
 

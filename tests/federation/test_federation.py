@@ -282,7 +282,7 @@ def test_a_request_with_a_key_that_the_server_cannot_read_is_no_request(
 def test_an_invite_names_this_federation(federation: Federation) -> None:
     text = federation.invite(
         days=3, base="minilm-l6", labels=(), lifetime_epsilon=8.0, unit="client", delta=1e-5,
-        order=4.0,
+        filter_kind=4.0,
     )  # fmt: skip
     letter = Invite.read(text)
     assert letter.fingerprint == federation.fingerprint

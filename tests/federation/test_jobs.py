@@ -22,7 +22,7 @@ from fedaipc.federation.federation import Federation
 from fedaipc.federation.jobs import hand_out_base, sign_job
 from fedaipc.model.base import base_hash, weights_bytes
 from fedaipc.model.classifier import Classifier
-from fedaipc.privacy.accountant import epsilon_rdp
+from fedaipc.privacy.budget import best_filter, charged_epsilon
 from fedaipc.protocol.enrollment import Request
 from fedaipc.protocol.job_folder import FILES, read_facts, read_job
 from fedaipc.secagg.keys import SigningKey
@@ -113,8 +113,9 @@ def test_signing_says_what_a_job_costs_at_worst(
     (tmp_path / "first/roster.bin").write_bytes((tmp_path / "acme/server/roster.bin").read_bytes())
     job = read_job(tmp_path / "first")[0].job
     assert job.max_attempts == 3 + settings.federation.spare_attempts
-    worst = epsilon_rdp([job.schedule.times(job.max_attempts)], job.privacy.delta)
-    assert worst > epsilon_rdp([job.schedule.times(job.rounds)], job.privacy.delta)
+    kept = best_filter(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
+    worst = charged_epsilon(job.schedule, job.max_attempts, kept)  # as a ledger for this job does
+    assert worst > charged_epsilon(job.schedule, job.rounds, kept)
     assert (
         f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
         f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it, and so do "
@@ -129,7 +130,7 @@ def test_signing_says_when_pcs_will_decline(
     sign = ("federation", "sign", "job.toml", "--federation", "acme", "--set")
     ran = fedaipc(*sign, "federation.lifetime_epsilon=6", "--out", "first")
     line = re.search(
-        r"PCs will decline after 1 of 3 rounds: federation.lifetime_epsilon is 6", ran.out
+        r"PCs will decline after 2 of 3 rounds: federation.lifetime_epsilon is 6", ran.out
     )
     assert line, ran.out
     assert "decline" not in fedaipc(*sign, "federation.lifetime_epsilon=9", "--out", "second").out

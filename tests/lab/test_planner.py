@@ -24,8 +24,7 @@ from fedaipc.lab.planner import (
     Unknown,
     solve,
 )
-from fedaipc.privacy.accountant import filter_budget
-from fedaipc.privacy.budget import covered_rounds, filter_order
+from fedaipc.privacy.budget import best_filter, covered_rounds
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey
 
@@ -213,15 +212,14 @@ def test_a_smaller_budget_takes_more_noise() -> None:
 def test_what_is_planned_is_what_a_fresh_ledger_covers(tmp_path: Path) -> None:
     whole = solve("noise", PLAN)
     plan = whole.once
-    order = filter_order(plan, whole.rounds, PLAN.epsilon)
-    assert covered_rounds(plan, PLAN.epsilon, order) == whole.rounds
-    assert filter_budget(order, PLAN.epsilon, PLAN.delta) > 0
+    kind = best_filter(plan, whole.rounds, PLAN.epsilon)
+    assert covered_rounds(plan, PLAN.epsilon, kind) == whole.rounds
     ledger = Ledger.create(
         tmp_path / "ledger.jsonl",
         SigningKey(),
         lifetime_epsilon=PLAN.epsilon,
         delta=PLAN.delta,
-        order=order,
+        filter_kind=kind,
     )
     for number in range(1, whole.rounds + 1):
         ledger.charge(Charge(run="r", round=number, attempt=number, schedule=plan))

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from fedaipc.config import DPSGD, NoPrivacy, Schedule, settings_from
+from fedaipc.config import DPSGD, GAUSSIAN, FilterKind, NoPrivacy, Schedule, settings_from
 from fedaipc.errors import ConfigError, PrivacyError
-from fedaipc.privacy.accountant import epsilon_rdp
+from fedaipc.privacy.accountant import ORDERS, best_order, epsilon_pld, epsilon_rdp
 from fedaipc.privacy.budget import (
+    best_filter,
     charged_epsilon,
     check_delta,
     covered_rounds,
-    filter_order,
     planned_epsilon,
     round_schedule,
     size_class,
@@ -84,10 +84,43 @@ def test_a_target_is_met_over_all_planned_rounds_and_nearly_used_up(
     plan = round_schedule(settings)
     assert 0.99 * epsilon < epsilon_rdp([plan.times(30)], plan.mechanism.delta) <= epsilon
     assert epsilon_rdp([plan.times(31)], plan.mechanism.delta) > epsilon
-    order = filter_order(plan, 30, epsilon)
-    assert charged_epsilon(plan, 30, order) == pytest.approx(
+    kind = best_filter(plan, 30, epsilon)
+    # A default job steps on all records: the Gaussian filter, which is exact, leaves some over.
+    assert kind == GAUSSIAN
+    charged = charged_epsilon(plan, 30, kind)
+    exact = epsilon_pld([plan.times(30)], plan.mechanism.delta)
+    assert charged == pytest.approx(exact, abs=1e-3)
+    assert 30 < covered_rounds(plan, epsilon, kind) < 40
+
+
+def test_a_sampled_job_gets_the_order_at_which_it_costs_least() -> None:
+    plan = round_schedule(settings_from({"privacy": {"sampling_rate": 0.1}, "rounds": 30}))
+    kind = best_filter(plan, 30, 8.0)
+    assert kind == best_order([plan.times(30)], plan.mechanism.delta)[0]
+    assert charged_epsilon(plan, 30, kind) == pytest.approx(
         epsilon_rdp([plan.times(30)], plan.mechanism.delta), rel=1e-9
     )
+    assert covered_rounds(plan, 8.0, GAUSSIAN) < 30 <= covered_rounds(plan, 8.0, kind)
+
+
+@pytest.mark.parametrize("lifetime", [8.0, 0.5])
+@pytest.mark.parametrize("rate", [1.0, 0.9, 0.5, 0.1, 0.01])
+def test_no_other_filter_affords_more_rounds_than_the_best_of_its_family(
+    lifetime: float, rate: float
+) -> None:
+    """Of a job whose budget does not cover it; then every kind was looked at."""
+    plan = dp_sgd(12.0, rate, 1)
+    kind = best_filter(plan, 10**7, lifetime)
+    kinds: list[FilterKind] = [GAUSSIAN, *ORDERS]
+    most = max(covered_rounds(plan, lifetime, other) for other in kinds)
+    assert covered_rounds(plan, lifetime, kind) == most
+    assert (kind == GAUSSIAN) == (rate == 1) or rate == 0.9  # there it is a matter of the budget
+
+
+def test_whole_clients_are_never_sampled_for_the_filter() -> None:
+    plan = changed(PLAN, unit="client", noise_multiplier=20.0)
+    assert best_filter(plan, 10, 8.0) == GAUSSIAN
+    assert best_filter(NOTHING, 10, 8.0) == GAUSSIAN
 
 
 def test_given_noise_is_taken_as_it_is() -> None:
@@ -98,15 +131,13 @@ def test_given_noise_is_taken_as_it_is() -> None:
 
 def test_so_much_noise_that_a_round_costs_nothing_is_no_fault() -> None:
     plan = changed(PLAN, noise_multiplier=1e4, sampling_rate=1e-6)
-    order = filter_order(plan, 10, 8.0)
-    assert covered_rounds(plan, 8.0, order) > 10**9
+    kind = best_filter(plan, 10, 8.0)
+    assert covered_rounds(plan, 8.0, kind) > 10**9
 
 
-@pytest.mark.parametrize("private", [True, False])
-def test_a_budget_too_small_for_anything_is_refused(private: bool) -> None:
-    plan = PLAN if private else NOTHING
+def test_a_budget_too_small_for_anything_is_refused() -> None:
     with pytest.raises(PrivacyError, match="lifetime_epsilon"):
-        filter_order(plan, 10, 0.0001)
+        best_filter(PLAN, 10, 0.0001)
 
 
 def test_three_accountants_are_reported() -> None:

@@ -162,7 +162,7 @@ def test_delta_is_looked_at_when_the_number_of_clients_is_known() -> None:
 def ledger_of(folder: Path, unit: str) -> Ledger:
     key = SigningKey()
     return Ledger.create(
-        folder / "ledger.jsonl", key, lifetime_epsilon=100.0, delta=1e-5, order=4.0, unit=unit
+        folder / "ledger.jsonl", key, lifetime_epsilon=100.0, delta=1e-5, filter_kind=4.0, unit=unit
     )
 
 

@@ -23,7 +23,7 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedaipc.config import DPSGD, NoPrivacy, Schedule
+from fedaipc.config import DPSGD, FilterKind, NoPrivacy, Schedule
 from fedaipc.errors import BudgetExhausted, LedgerError
 from fedaipc.files import write_atomic
 from fedaipc.privacy.accountant import (
@@ -45,9 +45,9 @@ OTHER = dp_sgd(noise_multiplier=1.0, sampling_rate=0.05, steps=3)
 THIRD = dp_sgd(noise_multiplier=5.0, sampling_rate=1.0, steps=2)
 
 
-def new_ledger(folder: Path, *, epsilon: float = 8.0, order: float = 4.0) -> Ledger:
+def new_ledger(folder: Path, *, epsilon: float = 8.0, filter_kind: FilterKind = 4.0) -> Ledger:
     return Ledger.create(
-        folder / "ledger.jsonl", KEY, lifetime_epsilon=epsilon, delta=DELTA, order=order
+        folder / "ledger.jsonl", KEY, lifetime_epsilon=epsilon, delta=DELTA, filter_kind=filter_kind
     )
 
 
@@ -68,13 +68,13 @@ def three(tmp_path: Path) -> Path:
 
 
 def test_a_reopened_ledger_holds_what_was_charged(tmp_path: Path) -> None:
-    ledger = new_ledger(tmp_path, epsilon=5.5, order=4.0)
+    ledger = new_ledger(tmp_path, epsilon=5.5, filter_kind=4.0)
     charges = (one(1), one(2, OTHER), one(1, THIRD, run="run-2"))
     for charge in charges:
         ledger.charge(charge)
     again = Ledger(ledger.path)
     assert again.charges == ledger.charges == charges
-    assert (again.lifetime_epsilon, again.delta, again.order) == (5.5, DELTA, 4.0)
+    assert (again.lifetime_epsilon, again.delta, again.filter_kind) == (5.5, DELTA, 4.0)
     assert again.last_attempt("run-1") == 2
     assert again.last_attempt("never") == 0
 
@@ -106,7 +106,7 @@ def test_spent_is_the_independent_composition_of_any_sequence(
     entries: list[tuple[str, Schedule]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        ledger = new_ledger(Path(folder), epsilon=500.0, order=6.0)
+        ledger = new_ledger(Path(folder), epsilon=500.0, filter_kind=6.0)
         accountant = RdpAccountant(orders=[6.0])
         for attempt, (run, schedule) in enumerate(entries, start=1):
             ledger.charge(one(attempt, schedule, run))
@@ -147,7 +147,7 @@ def test_after_a_round_with_a_test_seed_no_epsilon_is_claimed(tmp_path: Path) ->
 def test_the_filter_refuses_exactly_the_charge_that_would_exceed(
     tmp_path: Path, order: float
 ) -> None:
-    ledger = new_ledger(tmp_path, epsilon=10.0, order=order)
+    ledger = new_ledger(tmp_path, epsilon=10.0, filter_kind=order)
     room, cost = filter_budget(order, 10.0, DELTA), rdp([OTHER], order)
     fitting = math.floor(room / cost)
     for attempt in range(1, fitting + 1):
@@ -167,7 +167,7 @@ def test_a_fresh_ledger_covers_the_planned_rounds_and_not_one_more(tmp_path: Pat
     noise = noise_for(DPSGD(delta=DELTA, sampling_rate=0.1), 3.0, 12)
     step = dp_sgd(noise_multiplier=noise, sampling_rate=0.1, steps=2)
     order = best_order([step] * 6, DELTA)[0]
-    ledger = new_ledger(tmp_path, epsilon=3.0, order=order)
+    ledger = new_ledger(tmp_path, epsilon=3.0, filter_kind=order)
     for attempt in range(1, 7):
         assert ledger.covers(step)
         assert abs(ledger.rounds_left(step) - (7 - attempt)) <= 1
@@ -191,15 +191,15 @@ def test_a_cost_that_is_no_number_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = new_ledger(tmp_path)
-    monkeypatch.setattr("fedaipc.privacy.ledger.rdp", lambda *_: math.nan)
+    monkeypatch.setattr("fedaipc.privacy.filters.rdp", lambda *_: math.nan)
     with pytest.raises(BudgetExhausted):
         ledger.charge(one(1))
 
 
 @pytest.mark.parametrize("order", [4.05, 1.1, 1.0])
 def test_an_order_that_certifies_nothing_is_refused(tmp_path: Path, order: float) -> None:
-    with pytest.raises(LedgerError, match="order"):
-        new_ledger(tmp_path, epsilon=1.0, order=order)
+    with pytest.raises(LedgerError, match="filter"):
+        new_ledger(tmp_path, epsilon=1.0, filter_kind=order)
 
 
 @pytest.mark.parametrize("attempt", [3, 2, 0])
@@ -284,7 +284,10 @@ def test_a_damaged_file_is_left_as_it_is_though_its_last_line_is_torn(three: Pat
         assert three.read_bytes() == damaged
 
 
-@pytest.mark.parametrize("change", [{"version": 3}, {"order": 4.05}])
+@pytest.mark.parametrize(
+    "change",
+    [{"version": 3}, {"filter": 4.05}, {"filter": "f-DP"}, {"filter": []}, {"filter": True}],
+)
 def test_a_ledger_of_a_newer_version_is_refused(tmp_path: Path, change: dict) -> None:
     path = new_ledger(tmp_path).path
     path.write_bytes(signed({**json.loads(path.read_bytes()), **change}) + b"\n")
@@ -353,7 +356,7 @@ def test_a_key_that_is_none_switches_no_check_off(three: Path, key: object) -> N
         Ledger(three)
 
 
-@pytest.mark.parametrize("what", ["delta", "order", "lifetime_epsilon"])
+@pytest.mark.parametrize("what", ["delta", "filter", "lifetime_epsilon"])
 def test_a_signed_line_that_lacks_something_is_one_line(three: Path, what: str) -> None:
     lines = [json.loads(line) for line in three.read_bytes().splitlines()]
     del lines[0][what]
@@ -459,7 +462,11 @@ def test_the_head_tells_nothing_that_can_be_guessed(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     first, second = (
         Ledger.create(
-            tmp_path / name / "ledger.jsonl", key, lifetime_epsilon=8.0, delta=DELTA, order=4.0
+            tmp_path / name / "ledger.jsonl",
+            key,
+            lifetime_epsilon=8.0,
+            delta=DELTA,
+            filter_kind=4.0,
         )
         for name, key in (("a", KEY), ("b", SigningKey(bytes(32))))
     )

@@ -38,5 +38,5 @@ def allow(run: Run, number: int, *, rounds: int) -> float:
     old.path.unlink()
     epsilon = charged_epsilon(job_of(run).schedule, rounds, 3.0) * 1.0001
     identity = KeyStore(old.path.parent).identity
-    Ledger.create(old.path, identity, lifetime_epsilon=epsilon, delta=old.delta, order=3.0)
+    Ledger.create(old.path, identity, lifetime_epsilon=epsilon, delta=old.delta, filter_kind=3.0)
     return epsilon

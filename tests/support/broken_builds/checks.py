@@ -38,7 +38,7 @@ def _ledger(folder: Path, rounds: float) -> Ledger:
     epsilon = cost - filter_budget(ORDER, 0.0, DELTA)
     return Ledger.create(
         folder / LEDGER_FILE, SigningKey(bytes(32)), lifetime_epsilon=epsilon, delta=DELTA,
-        order=ORDER,
+        filter_kind=ORDER,
     )  # fmt: skip
 
 
