@@ -107,7 +107,9 @@ def table(claims: Sequence[str] = ORDER) -> str:
         promise = "none"
         if privacy is not None and privacy["planned_epsilon"] is not None:
             spent = max(run["epsilon_charged"] for run in result["runs"])
-            promise = f"epsilon {spent:.2f}, delta {privacy['schedule']['mechanism']['delta']:g}"
+            promise = (
+                f"epsilon {at_most(spent, 2)}, delta {privacy['schedule']['mechanism']['delta']:g}"
+            )
         accuracy = f"{result['test_accuracy_mean']:.3f} ± {result['test_accuracy_deviation']:.3f}"
         rows.append((result["what"], promise, accuracy, f"{result['test_macro_f1_mean']:.3f}"))
     return Table(("what", "privacy", "test accuracy", "macro-F1"), rows).to_markdown()

@@ -153,18 +153,21 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        from fedaipc.report.formatting import at_most
+
         lines = [self.recipe]
         if self.epsilon is None:
             lines.append("NOT PRIVATE: neither clip nor noise")
         else:
-            bounds = ", ".join(f"{v:.3f} ({name.upper()})" for name, v in self.epsilon.items())
+            bounds = ", ".join(f"{at_most(v)} ({name.upper()})" for name, v in self.epsilon.items())
             whom = "against the server, other clients and all who see a model: "
             if self.local_epsilon is None:
                 whom += "the noise is each client's own"
             else:
                 whom += (
                     f"each sum carries the noise of {self.honest} honest clients; epsilon "
-                    f"{self.local_epsilon:.3f} (RDP) against whoever reads one client's own update"
+                    f"{at_most(self.local_epsilon)} (RDP) against whoever reads one client's own "
+                    "update"
                 )
             promise = f"epsilon {bounds} at delta {self.delta:g}, per {self.unit}, over "
             promise += f"{self.rounds} rounds"

@@ -14,6 +14,7 @@ from fedaipc.cli import enroll
 from fedaipc.cli.enroll import DEFAULT_FOLDER, PcFolder
 from fedaipc.cli.output import make_console, say, say_json
 from fedaipc.errors import AdmissionError
+from fedaipc.report.formatting import at_most
 from fedaipc.report.table import Table
 from fedaipc.stopping import signals
 from fedaipc.terminal import log_to_stderr
@@ -103,7 +104,7 @@ def log(
     rows = [
         (
             entry.time, entry.kind, entry.run or "-", entry.number or "-", f"{entry.bytes:,}",
-            entry.sha256[:16], "" if entry.epsilon is None else f"{entry.epsilon:.3f}",
+            entry.sha256[:16], "" if entry.epsilon is None else at_most(entry.epsilon),
         )
         for entry in entries
     ]  # fmt: skip

@@ -77,7 +77,7 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     from fedaipc.privacy.signal import noise_warning
     from fedaipc.protocol.job import job_schedule, make_job
     from fedaipc.protocol.round_terms import check_noise, check_secagg
-    from fedaipc.report.formatting import NOT_SEALED, distributed_text
+    from fedaipc.report.formatting import NOT_SEALED, at_most, distributed_text
 
     settings = load_settings(config, overrides or ())
     data, classifier = _opened(settings)
@@ -121,9 +121,9 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     if mechanism.unit == "client":
         steps, at = f"{rounds} whole updates of a PC", "per client at"
     say(
-        f"noise multiplier {mechanism.multiplier:.4f}, {steps}: epsilon {charged:.3f} charged {at} "
-        f"delta {mechanism.delta:g} by {filter_name(kind)} (RDP {epsilons['rdp']:.3f}, "
-        f"PRV {epsilons['prv']:.3f}, PLD {epsilons['pld']:.3f})"
+        f"noise multiplier {mechanism.multiplier:.4f}, {steps}: epsilon {at_most(charged)} charged "
+        f"{at} delta {mechanism.delta:g} by {filter_name(kind)} (RDP {at_most(epsilons['rdp'])}, "
+        f"PRV {at_most(epsilons['prv'])}, PLD {at_most(epsilons['pld'])})"
     )
     if mechanism.distributed:
         local = local_epsilon([once.times(rounds)], mechanism.delta)

@@ -37,6 +37,7 @@ def sign(
     from fedaipc.privacy.budget import best_filter, charged_epsilon, early_end, local_epsilon
     from fedaipc.protocol.job_folder import read_facts
     from fedaipc.protocol.round_terms import check_secagg
+    from fedaipc.report.formatting import at_most
     from fedaipc.report.progress import WarmUpBar
 
     settings = load_settings(config, overrides or [])
@@ -47,7 +48,9 @@ def sign(
     if job.privacy.private:
         kept = best_filter(job.schedule, job.rounds, settings.federation.lifetime_epsilon)
         epsilon = charged_epsilon(job.schedule, job.rounds, kept)
-        promise = f"epsilon {epsilon:.2f} at delta {job.privacy.delta:g} per {job.privacy.unit}"
+        promise = (
+            f"epsilon {at_most(epsilon, 2)} at delta {job.privacy.delta:g} per {job.privacy.unit}"
+        )
         promise += f" over {job.rounds} rounds"
         worst = charged_epsilon(job.schedule, job.max_attempts, kept)
     sealed = "NOT SEALED" if job.aggregation.kind == "plain" else "sealed"
@@ -63,8 +66,8 @@ def sign(
     if job.privacy.private:
         say(
             f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
-            f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it, and so do PCs whose "
-            "invite had another delta"
+            f"{at_most(worst, 2)}; owners whose policy.max_epsilon is lower refuse it, and so do "
+            "PCs whose invite had another delta"
         )
         lifetime = settings.federation.lifetime_epsilon
         if line := early_end(job.schedule, job.rounds, lifetime):
@@ -73,8 +76,8 @@ def sign(
             local = local_epsilon([job.schedule.times(job.max_attempts)], job.privacy.delta)
             say(
                 "distributed noise: against whoever reads one PC's own update, epsilon "
-                f"{local:.2f} at worst; owners refuse it unless policy.allow_distributed_noise is "
-                "true and policy.max_local_epsilon no lower"
+                f"{at_most(local, 2)} at worst; owners refuse it unless "
+                "policy.allow_distributed_noise is true and policy.max_local_epsilon no lower"
             )
     facts = read_facts(out)
     for note in facts["notes"]:

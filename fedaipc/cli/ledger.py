@@ -15,6 +15,7 @@ from fedaipc import strict_json
 from fedaipc.cli.output import AsJson, make_console, say, say_json
 from fedaipc.config import filter_name
 from fedaipc.errors import LedgerError, OutputError, os_errors_as
+from fedaipc.report.formatting import at_most
 from fedaipc.report.table import Alarm, Table
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def show(folder: Place, as_json: AsJson = False) -> None:
         if row["unprotected"]:
             shown = [Alarm("NOT PRIVATE"), f"{row['lifetime_epsilon']:g}", *["-"] * len(names[2:])]
         else:
-            shown = ["-" if row[name] is None else f"{row[name]:.3f}" for name in names]
+            shown = ["-" if row[name] is None else at_most(row[name]) for name in names]
         kept = filter_name(row["filter"])
         lines.append([row["pc"], row["charges"], *shown, f"{row['delta']:g}", row["unit"], kept])
     columns = (

@@ -12,7 +12,7 @@ from fedaipc.cli.config import ConfigFile, Overrides
 from fedaipc.cli.output import AsJson, make_console, say, say_json
 from fedaipc.config import DPSGD, Schedule, load_settings
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
-from fedaipc.report.formatting import distributed_text, duration_text, size_text
+from fedaipc.report.formatting import at_most, distributed_text, duration_text, size_text
 from fedaipc.report.table import Table
 
 if TYPE_CHECKING:
@@ -258,20 +258,20 @@ def _show(console: Console, report: dict[str, Any], found: Plan) -> None:
         f"size class, {found.records:,}, is full): found the {report['found']}"
     )
     others = (
-        f"{name} {epsilons[name.lower()]:.3f}"
+        f"{name} {at_most(epsilons[name.lower()])}"
         if epsilons[name.lower()] is not None
         else f"{name} not computed: too large"
         for name in ("RDP", "PRV", "PLD")
     )
     console.print(
-        f"epsilon {found.epsilon:.3f} at delta {found.delta:g}, {report['unit']} "
+        f"epsilon {at_most(found.epsilon)} at delta {found.delta:g}, {report['unit']} "
         f"({', '.join(others)}; "
         "upper bounds all three, RDP is what meets a target)"
     )
     if (shared := report["distributed"]) is not None:
         console.print(distributed_text(shared["honest"], shared["local_epsilon"]))
     rows = [
-        (f"{row['epsilon']:.2f}", f"{row['noise']:.3f}", f"{row['relative_noise']:.4g} clips")
+        (at_most(row["epsilon"], 2), f"{row['noise']:.3f}", f"{row['relative_noise']:.4g} clips")
         for row in report["trade_offs"]
     ]
     columns = ("epsilon", "noise multiplier", "noise on the mean gradient")
@@ -279,7 +279,7 @@ def _show(console: Console, report: dict[str, Any], found: Plan) -> None:
     console.print("other budgets for the same rounds and rate")
     console.print(Table(columns, rows, words=()))
     of_one = [
-        (f"{int(records):,}", "no bound" if value is None else f"{value:.2f}")
+        (f"{int(records):,}", "no bound" if value is None else at_most(value, 2))
         for records, value in report["records_of_one_person"].items()
     ]
     console.print()
@@ -307,7 +307,7 @@ def _show_ledger(console: Console, held: dict[str, Any], found: Plan) -> None:
         return
     console.print()
     console.print(
-        f"the ledger: {held['spent']:.3f} of {held['lifetime_epsilon']:g} spent; it covers "
+        f"the ledger: {at_most(held['spent'])} of {held['lifetime_epsilon']:g} spent; it covers "
         f"{held['rounds_left']:,} more rounds of this plan, which has {found.rounds:,}"
     )
     if not held["same_delta"]:

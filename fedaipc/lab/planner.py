@@ -26,6 +26,7 @@ from fedaipc.privacy.accountant import (
     noise_for,
 )
 from fedaipc.privacy.budget import check_delta
+from fedaipc.report.formatting import at_most
 
 Unknown = Literal["noise", "epsilon", "rounds", "rate"]
 NEEDS: dict[Unknown, tuple[str, ...]] = {  # what has to be known to find it
@@ -58,8 +59,8 @@ class Plan:
         steps = "a step" if self.steps == 1 else f"{self.steps} steps"
         return (
             f"noise multiplier {self.noise:.4g} at sampling rate {self.rate:.4g}, {self.rounds:,} "
-            f"rounds of {steps}: epsilon {self.epsilon:.4g} at delta {self.delta:g}, for a PC of "
-            f"size class {self.records:,}"
+            f"rounds of {steps}: epsilon {at_most(self.epsilon)} at delta {self.delta:g}, for a PC "
+            f"of size class {self.records:,}"
         )
 
     @property

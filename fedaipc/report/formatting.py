@@ -239,7 +239,7 @@ def distributed_text(honest: int | None, local: float) -> str:
     return (
         f"distributed noise: that holds against whoever sees sums and models, with {honest} honest "
         "PCs in each sum; against whoever reads one PC's own update in spite of secure aggregation "
-        f"epsilon {local:.3f} (RDP)"
+        f"epsilon {at_most(local)} (RDP)"
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedaipc.report.formatting import NOT_PRIVATE, duration_text
+from fedaipc.report.formatting import NOT_PRIVATE, at_most, duration_text
 from fedaipc.terminal import printable
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class Display(_Shown):
         words = [f"{result.arrived} of {result.asked} PCs"]
         if result.validation is not None:
             words.append(f"validation accuracy {result.validation.accuracy:.3f}")
-        words.append(NOT_PRIVATE if result.epsilon is None else f"epsilon {result.epsilon:.2f}")
+        words.append(
+            NOT_PRIVATE if result.epsilon is None else f"epsilon {at_most(result.epsilon, 2)}"
+        )
         if result.void:
             words.append("void")
         line = ", ".join(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -323,6 +324,13 @@ def test_a_plan_of_a_budget_is_what_the_ledger_charges() -> None:
         fa.privacy.plan(epsilon=0)
     with pytest.raises(PrivacyError, match="size class"):
         fa.privacy.plan(epsilon=1, delta=1e-2 / 2, records=1000)
+
+
+@pytest.mark.parametrize("noise", [1.1, 1.3, 1.7, 2.3, 2.9, 3.7])
+def test_a_printed_epsilon_is_never_below_the_computed_one(noise: float) -> None:
+    found = fa.privacy.plan(noise_multiplier=noise, delta=1e-6, records=1000, batch=50, rounds=40)
+    (printed,) = re.findall(r"epsilon ([0-9.]+) at", str(found))
+    assert found.epsilon - 1e-8 <= float(printed) <= found.epsilon + 1e-3
 
 
 def test_any_one_number_of_a_budget_is_found() -> None:

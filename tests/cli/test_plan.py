@@ -12,6 +12,7 @@ from fedaipc.config import OwnerSettings, to_toml
 from fedaipc.lab import planner
 from fedaipc.privacy.accountant import epsilon_rdp
 from fedaipc.privacy.ledger import Charge, Ledger
+from fedaipc.report.formatting import at_most
 from fedaipc.secagg.keys import SigningKey
 from tests.support.commands import refused
 from tests.support.schedules import dp_sgd
@@ -79,7 +80,7 @@ def test_both_promises_of_distributed_noise_are_planned(fedaipc: Callable[..., R
     assert found["distributed"]["local_epsilon"] > 2 >= found["schedule"]["epsilon"]
     assert planned(fedaipc, "--epsilon", 2, *SMALL)["distributed"] is None
     said = " ".join(fedaipc("privacy", "plan", "--epsilon", 2, *SMALL[:-1], *shared).out.split())
-    assert f"epsilon {found['distributed']['local_epsilon']:.3f} (RDP)" in said
+    assert f"epsilon {at_most(found['distributed']['local_epsilon'])} (RDP)" in said
     assert "with 6 honest PCs in each sum" in said
     steps = fedaipc("privacy", "plan", "--epsilon", 2, "--steps", 3, *shared)
     assert "leave out --steps" in refused(steps, 2)

@@ -25,6 +25,7 @@ from fedaipc.model.classifier import Classifier
 from fedaipc.privacy.budget import best_filter, charged_epsilon
 from fedaipc.protocol.enrollment import Request
 from fedaipc.protocol.job_folder import FILES, read_facts, read_job
+from fedaipc.report.formatting import at_most
 from fedaipc.secagg.keys import SigningKey
 from tests.support.commands import refused
 from tests.support.node_keys import node_key
@@ -118,7 +119,7 @@ def test_signing_says_what_a_job_costs_at_worst(
     assert worst > charged_epsilon(job.schedule, job.rounds, kept)
     assert (
         f"at worst, if all {job.max_attempts} attempts that it allows are charged: epsilon "
-        f"{worst:.2f}; owners whose policy.max_epsilon is lower refuse it, and so do "
+        f"{at_most(worst, 2)}; owners whose policy.max_epsilon is lower refuse it, and so do "
         "PCs whose invite had another delta"
     ) in " ".join(ran.out.split())
 
