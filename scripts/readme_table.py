@@ -43,7 +43,7 @@ ORDER = (
 )  # fmt: skip
 CLIENTS_PLOT = ROOT / "docs" / "images" / "clients.svg"
 SHORT = ("public-only", "central", "federated")  # of the README
-SHOWN = ("privacy", "updates", "test accuracy", "traffic", "time")
+SHOWN = ("privacy", "noise", "updates", "test accuracy", "traffic", "time")
 
 
 def main() -> None:
@@ -277,13 +277,14 @@ def audit_line() -> str:
     plain, sealed = recall["its update, plain and not private"], recall["its sealed upload"]
     private = recall["its update, plain, epsilon 8"]
     line = (
-        "**We attack our own runs.** A server that gets every update without secure aggregation, "
-        f"and knows all records but {found['pcs'] * found['canaries']} planted ones, proves an "
+        "**We attack our own promises.** A server that gets every update without secure "
+        "aggregation, and knows all texts but not which of "
+        f"{found['pcs'] * found['canaries']} planted ones were trained on, proves an "
         f"epsilon of at least {at_least(by[8.0]['bound']['lower'], 2)} "
         f"({100 * by[8.0]['bound']['confidence']:g} % confidence); promised is "
-        f"{at_most(by[8.0]['promised'], 2)}, by the tightest accountant. It reads {plain:.0%} of "
-        f"the words of a PC's texts from an update without noise, {private:.0%} from one at "
-        f"epsilon 8, and {sealed:.0%} from a masked one. "
+        f"{at_most(by[8.0]['promised'], 2)}. Where all layers are trained, one update without noise "
+        f"gives away {plain:.0%} of the words of a PC's few texts, one at epsilon 8 "
+        f"{private:.0%}, and a masked one {sealed:.0%}. "
         "[How](docs/tutorials/attack-your-run.md)"
     )
     return "\n".join(textwrap.wrap(line, 100))

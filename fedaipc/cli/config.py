@@ -116,7 +116,8 @@ def check(config: ConfigFile = None, overrides: Overrides = None) -> None:
     kind = best_filter(once, rounds, lifetime)
     epsilons = planned_epsilon(once, rounds)
     charged = charged_epsilon(once, rounds, kind)
-    steps = f"{rounds} rounds of {once.steps} steps at rate {mechanism.sampling_rate:g}"
+    each = "1 step" if once.steps == 1 else f"{once.steps} steps"
+    steps = f"{rounds} rounds of {each} at rate {mechanism.sampling_rate:g}"
     at = "at"
     if mechanism.unit == "client":
         steps, at = f"{rounds} whole updates of a PC", "per client at"

@@ -253,7 +253,8 @@ def _ledger(opened: Ledger, plan: Plan) -> dict[str, Any]:
 def _show(console: Console, report: dict[str, Any], found: Plan) -> None:
     epsilons = report["epsilon"]
     console.print(
-        f"noise multiplier {found.noise:.4f}, {found.rounds:,} rounds of {found.steps} steps at "
+        f"noise multiplier {found.noise:.4f}, {found.rounds:,} rounds of {found.steps} "
+        f"step{'s' * (found.steps != 1)} at "
         f"rate {found.rate:.4g} ({found.rate * found.records:.1f} texts on average where the PC's "
         f"size class, {found.records:,}, is full): found the {report['found']}"
     )
@@ -266,7 +267,7 @@ def _show(console: Console, report: dict[str, Any], found: Plan) -> None:
     console.print(
         f"epsilon {at_most(found.epsilon)} at delta {found.delta:g}, {report['unit']} "
         f"({', '.join(others)}; "
-        "upper bounds all three, RDP is what meets a target)"
+        "all three are upper bounds, RDP is what meets a target)"
     )
     if (shared := report["distributed"]) is not None:
         console.print(distributed_text(shared["honest"], shared["local_epsilon"]))

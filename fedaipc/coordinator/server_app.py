@@ -73,11 +73,15 @@ _log = logging.getLogger(__name__)
 def main(grid: Grid, context: Context) -> None:
     """Run the job of `run-folder`; progress goes to the log, one line a round."""
     folder = Path(str(context.run_config["run-folder"]))
-    run_job(grid, folder, "flower", _print_event)
+    prepared = float(str(context.run_config.get("prepared-seconds", 0)))
+    run_job(grid, folder, "flower", _print_event, prepared=prepared)
 
 
 def make_server_app(
-    folder: Path, on_round: Callable[[RoundResult], None], workers: int = 1
+    folder: Path,
+    on_round: Callable[[RoundResult], None],
+    workers: int = 1,
+    prepared: float = 0.0,
 ) -> ServerApp:
     """The same app with progress by call, for the in-process engine, whose PCs `workers` play."""
     local = ServerApp()
@@ -85,7 +89,7 @@ def make_server_app(
     @local.main()
     def _main(grid: Grid, context: Context) -> None:
         del context
-        run_job(grid, folder, "in-process", on_round, workers=workers)
+        run_job(grid, folder, "in-process", on_round, workers=workers, prepared=prepared)
 
     return local
 
@@ -103,13 +107,15 @@ def run_job(
     on_round: Callable[[RoundResult], None],
     names: Collection[str] | None = None,
     workers: int | None = None,
+    prepared: float = 0.0,
 ) -> None:
     """Run or continue the job in `folder`; leaves results.json, checkpoint and model there.
 
     `names` are those of all members, in a fleet. `workers` are the processes
-    that play PCs, None where others start them.
+    that play PCs, None where others start them. `prepared` is how many seconds these PCs took
+    before, for the frozen layers: the results count them.
     """
-    clock = time.monotonic()
+    clock = time.monotonic() - prepared
     settings = load_settings(folder / CONFIG_FILE)
     signed, roster = read_job(folder)
     job = signed.job

@@ -86,7 +86,7 @@ class Display(_Shown):
 
     def __enter__(self) -> Self:
         self._bar.start()
-        self._say("round 1 takes longest: frozen layers are computed once for every text", 0)
+        self._say("first the frozen layers see every text once, which takes longest", 0)
         return self
 
     def on_round(self, result: RoundResult) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,8 +261,11 @@ def _run_in_process(
     app: Callable[[Message, Context], Message],
 ) -> None:
     config = {"pc-state": str(run.pc_state)}
+    started = time.monotonic()
     with _grid(run, app, config) as (grid, workers):
-        run_server_app(server_app.make_server_app(run.folder, on_round, workers), grid, config)
+        prepared = time.monotonic() - started
+        made = server_app.make_server_app(run.folder, on_round, workers, prepared)
+        run_server_app(made, grid, config)
 
 
 @contextmanager
@@ -316,12 +320,14 @@ def _run_on_flower(run: Run, on_round: Callable[[RoundResult], None]) -> None:
     threads = run.settings.speed.threads or 1
     exported = os.environ.get("OMP_NUM_THREADS", "")  # which Ray leaves as it is
     of_a_pc = int(exported) if exported.isdecimal() and int(exported) else 1
+    started = time.monotonic()
     _freeze_here(run, run.settings.speed.threads or of_a_pc)
     try:
         flower_engine.run_on_flower_simulation(
             run_config={
                 "run-folder": str(run.folder.resolve()),
                 "pc-state": str(run.pc_state),
+                "prepared-seconds": f"{time.monotonic() - started:.3f}",
             },
             num_pcs=pcs,
             cpus_per_pc=threads,

@@ -179,7 +179,7 @@ def test_the_line_changes_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
             warm_up.on_step(step, 2)
     assert shown == [
         [
-            "round 1 takes longest: frozen layers are computed once for every text",
+            "first the frozen layers see every text once, which takes longest",
             "round 1/4: 2 of 3 PCs, epsilon 1.25",
             "round 2/4: 2 of 3 PCs, validation accuracy 0.500, epsilon 1.25, about 2.0 s left",
             "round 3/4: 2 of 3 PCs, epsilon 1.25, about 1.0 s left",

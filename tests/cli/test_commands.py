@@ -137,7 +137,7 @@ def test_config_check_says_what_is_promised(fedaipc: Callable[..., Ran]) -> None
     assert "the configuration is valid" in ran.out
     assert "recipe: head on mean-pooled states, 2 rounds of 1 step on 0.1 of" in ran.out
     assert "rounds = 2 is few: 30 are usual for 2 labels" in ran.out
-    assert "2 rounds of 1 steps at rate 0.1: epsilon 8.000" in ran.out
+    assert "2 rounds of 1 step at rate 0.1: epsilon 8.000" in ran.out
     assert "decline" not in ran.out
     small = (*rate, "--set", "rounds=40", "--set", "federation.lifetime_epsilon=7.5")
     assert "PCs will decline after 33 of 40 rounds" in fedaipc("config", "check", *small).out

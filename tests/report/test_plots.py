@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any
@@ -188,3 +190,9 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(OutputError, match=r"taken: cannot write accuracy\.png"):
         save_all(figures(make_results(pcs=2, rounds=2)), tmp_path / "taken")
+
+
+def test_what_a_plot_needs_is_loaded_before_the_first_one() -> None:
+    """Root draws a run's report as the server's user, who may not look into root's HOME."""
+    code = "import sys, fedaipc.report.html; assert 'matplotlib.style' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

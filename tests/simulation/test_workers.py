@@ -23,7 +23,7 @@ from fedaipc.config import SpeedSettings, TrainingMethod, register
 from fedaipc.errors import EngineError
 from fedaipc.protocol.job_folder import CONFIG_FILE
 from fedaipc.results import Results
-from fedaipc.simulation import workers
+from fedaipc.simulation import simulation, workers
 from fedaipc.simulation.simulation import Run, prepare, reopen, simulate
 from fedaipc.simulation.workers import WorkerGrid, workers_for
 from tests.support.jobs import tiny
@@ -219,6 +219,16 @@ def test_two_workers_give_the_model_and_the_ledgers_of_one(tmp_path: Path, minil
         charges = {name: len(ledger.charges) for name, ledger in ledgers(run).items()}
         found.append((results.model.vector_hash, results.test, charges))
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_the_time_of_a_run_counts_the_frozen_layers(
+    tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare(settings(tmp_path, "speed.workers=1", "rounds=1"))
+    monkeypatch.setattr(simulation, "freeze_for_all", lambda *_: time.sleep(8))
+    results = simulate(run, "in-process", quiet)
+    assert results.seconds > 8 + results.rounds[0].seconds
 
 
 @pytest.fixture
