@@ -282,8 +282,8 @@ def audit_line() -> str:
         f"{found['pcs'] * found['canaries']} planted ones were trained on, proves an "
         f"epsilon of at least {at_least(by[8.0]['bound']['lower'], 2)} "
         f"({100 * by[8.0]['bound']['confidence']:g} % confidence); promised is "
-        f"{at_most(by[8.0]['promised'], 2)}. Where all layers are trained, one update without noise "
-        f"gives away {plain:.0%} of the words of a PC's few texts, one at epsilon 8 "
+        f"{at_most(by[8.0]['promised'], 2)}. Where all layers are trained, one update without "
+        f"noise gives away {plain:.0%} of the words of a PC's few texts, one at epsilon 8 "
         f"{private:.0%}, and a masked one {sealed:.0%}. "
         "[How](docs/tutorials/attack-your-run.md)"
     )

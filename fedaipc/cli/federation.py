@@ -128,7 +128,7 @@ def admit(
     for request in tokens:
         again = " (a member already; this renews it)" if request.issuer in known else ""
         say(f"{request.name}, up to {request.size_class:,} records, {request.fingerprint}{again}")
-    if not yes and not agreed("Did each owner confirm this fingerprint?"):
+    if not yes and not agreed("Did each owner confirm the fingerprint?"):
         raise AdmissionError("nobody was admitted: compare the fingerprints first")
     federation.admit(tokens, days)
     say(f"{len(federation.members.active)} members; copy {folder / SERVER_FOLDER} to the server")
