@@ -172,7 +172,7 @@ class Participation:
     def _who(self) -> str:
         """Those that are there and left out, by name."""
         now, failures = time.time(), self._kept.failures
-        why = dict.fromkeys(self._kept.banned, "was proved wrong")
+        why: dict[bytes, str] = {}
         for pc, (count, until) in failures.items():
             if until > now:
                 why[pc] = f"did not do its part in {_attempts(count)} and {_rests(until)}"
@@ -183,6 +183,11 @@ class Participation:
         why |= self._not_now
         why |= dict.fromkeys(self._exhausted, "has spent its budget")
         why |= dict.fromkeys(self._refused, "refuses the job; its log says why")
+        why |= dict.fromkeys(
+            self._kept.banned,
+            "was proved wrong and is left out of this run (if it is waited for, revoke it, then "
+            "stop and resume the run)",
+        )
         lines = sorted(
             f"{self.name(pc)} {reason}"
             for pc, reason in why.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,24 +13,14 @@ import pytest
 import fedaipc as fa
 from fedaipc.errors import ConfigError, LedgerError, PrivacyError
 from fedaipc.secagg.keys import SigningKey
+from tests.support.examples import EXAMPLES, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.commands import Ran
 
-EXAMPLES = Path(__file__).parents[2] / "simulations" / "extend"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, RecordDict
 
 from fedaipc.coordinator import membership, participation
+from fedaipc.coordinator.checkpoint import Checkpoint
+from fedaipc.coordinator.participation import Participation
 from fedaipc.errors import BudgetExhausted, RoundError, RunOver
 from fedaipc.privacy.budget import best_filter, charged_epsilon
 from fedaipc.protocol.job import make_job
@@ -397,6 +400,18 @@ def test_a_run_that_waits_uses_up_no_attempt_and_gets_new_keys(tmp_path: Path, p
     counters = json.loads((tmp_path / "counters.json").read_text())
     assert counters == {"attempt": 0, "epoch": 5}
     assert run(tmp_path, members).error is None
+
+
+def test_a_pc_that_was_proved_wrong_is_named_so_while_it_rests() -> None:
+    liar = b"a"
+    there = SimpleNamespace(members={liar: SimpleNamespace(name="pc-0")}, late=set)
+    kept = Checkpoint(layout_hash="", vector=np.zeros(1, dtype=np.float32))
+    kept.banned.add(liar)
+    kept.failures[liar] = 2, time.time() + 100
+    asked = Participation(cast("Any", there), kept, {liar}, lambda _: False, ["pc-0"])
+    told = str(asked.too_few("1 of 3, and 3 are needed"))
+    assert "; pc-0 was proved wrong and is left out of this run (if it is waited for" in told
+    assert "rests" not in told
 
 
 def test_a_fleet_that_waits_names_who_is_not_there(tmp_path: Path, pcs: Pcs) -> None:

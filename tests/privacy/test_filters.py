@@ -30,6 +30,7 @@ from fedaipc.privacy.filters import (
 )
 from fedaipc.privacy.ledger import Charge, Ledger
 from fedaipc.secagg.keys import SigningKey
+from tests.support.examples import load
 from tests.support.schedules import changed, dp_sgd, mechanism_of
 
 DELTA = 1e-5
@@ -278,8 +279,6 @@ def test_the_gaussian_filter_refuses_exactly_the_charge_that_would_exceed(tmp_pa
 
 
 def test_a_mechanism_that_is_not_gaussian_is_refused_and_told_why(tmp_path: Path) -> None:
-    from tests.api.test_extensions import load
-
     coins = Schedule(mechanism=load("two_coins").TwoCoins(noise_multiplier=50.0), steps=1)
     assert GAUSSIAN_FILTER.cost([coins]) == math.inf
     assert GAUSSIAN_FILTER.cost([dp_sgd(2.0, 1.0, 1), coins]) == math.inf
