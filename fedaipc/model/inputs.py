@@ -134,8 +134,9 @@ def batch_rows(size: int) -> int:
 def make_inputs(classifier: Classifier, texts: Sequence[str], cache_folder: Path | None) -> Inputs:
     """Tokenise `texts` and, with a cache folder, run them through the frozen layers once.
 
-    The result is in `cache_folder` afterwards and read from there the next time. Without a folder
-    (or where it cannot be written) the inputs are tokens and the frozen layers run in every step.
+    The result is in `cache_folder` afterwards and read from there the next time. Where that cannot
+    be written, pooled states are kept in memory alone. Other inputs are then tokens, as without a
+    folder, and the frozen layers run in every step.
     """
     if cache_folder is None or not classifier.has_frozen_part:
         return _tokenise(classifier, texts)
@@ -147,9 +148,18 @@ def make_inputs(classifier: Classifier, texts: Sequence[str], cache_folder: Path
             cache_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _freeze(classifier, tokens, states, offsets)
         except OSError:  # a full disk costs speed, not the round
-            return tokens
-        cached = _cached(classifier, states, offsets) or tokens
+            return _unwritten(classifier, tokens)
+        cached = _cached(classifier, states, offsets) or _unwritten(classifier, tokens)
     return cached
+
+
+def _unwritten(classifier: Classifier, tokens: Inputs) -> Inputs:
+    """Inputs that need no file, in batches of shapes that `check_rows` has tried."""
+    if not classifier.pooled:
+        return tokens
+    rows = np.empty((len(tokens), classifier.hf.config.hidden_size), np.float32)
+    _fill(classifier, tokens, rows)
+    return Inputs(rows, None, tokens.most)
 
 
 def freeze_together(classifier: Classifier, parts: Iterable[tuple[Sequence[str], Path]]) -> None:
@@ -306,7 +316,7 @@ def _key(classifier: Classifier, texts: Sequence[str]) -> str:
         f"{base_hash(settings.base, settings.keep_layers)} {classifier.cut} "
         f"{classifier.pooled} {settings.max_length} {classifier.device.type} "
         f"{classifier.half_precision} {classifier.by_record} {torch.get_num_threads()} "
-        f"{FREEZE_WIDTHS}".encode()
+        f"{FREEZE_BATCH} {FREEZE_WIDTHS}".encode()
     )
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())

@@ -90,11 +90,13 @@ def check_rows(
     ]
     try:
         for width in _widths(classifier, FREEZE_WIDTHS) if classifier.has_frozen_part else ():
-            _frozen(classifier, _one_text(classifier, width, random), width)
+            _frozen(classifier, _one_text(classifier, width, random), width, FREEZE_BATCH)
         for width in _widths(classifier):
             tokens = states = _one_text(classifier, width, random)
             if classifier.has_frozen_part and cached:
-                states = _as_inputs(classifier, _frozen(classifier, tokens, width), tokens)
+                # A full disk leaves tokens, which go through the frozen layers in a step's batches.
+                rows = FREEZE_BATCH if classifier.pooled else micro_batch
+                states = _as_inputs(classifier, _frozen(classifier, tokens, width, rows), tokens)
             batch = _filled(classifier, states, micro_batch, width)
             if classifier.has_frozen_part and not cached:
                 batch = classifier.freeze_through(batch)
@@ -132,9 +134,9 @@ def _compare(name: str, values: torch.Tensor) -> None:
         )
 
 
-def _frozen(classifier: Classifier, text: Inputs, width: int) -> Any:
+def _frozen(classifier: Classifier, text: Inputs, width: int, rows: int) -> Any:
     """What the frozen layers make of one text, which is compared in all rows of a batch."""
-    states = classifier.freeze_through(_filled(classifier, text, FREEZE_BATCH, width)).values
+    states = classifier.freeze_through(_filled(classifier, text, rows, width)).values
     _compare("frozen layers", states)
     return states[0].cpu().numpy()
 

@@ -277,6 +277,23 @@ def test_the_guard_looks_at_frozen_layers_too(monkeypatch: pytest.MonkeyPatch) -
         rehearse("head", cached=True)
 
 
+def test_the_guard_looks_at_frozen_layers_in_a_steps_own_batches_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that is full only after the rehearsal sends tokens through them."""
+    real = Classifier.freeze_through
+
+    def forward(self: Classifier, tokens: Any) -> Any:
+        found = real(self, tokens)
+        moved = _moved(found.values, 5) if len(found.values) == 64 else found.values
+        return type(found)(moved, found.mask)
+
+    monkeypatch.setattr(Classifier, "freeze_through", forward)
+    rehearse("bitfit", 16, cached=True)
+    with pytest.raises(ModelError, match="frozen layers"):
+        rehearse("bitfit", 64, cached=True)
+
+
 def test_the_guard_finds_the_rows_that_the_attack_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_edges():
         pytest.skip("no such kernels on this machine with so many threads")
