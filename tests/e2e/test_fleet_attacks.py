@@ -159,7 +159,7 @@ def test_a_server_that_lies_gets_nothing_and_training_goes_on(fleet: Fleet, tmp_
         nodes = grid.get_node_ids()
         for kind, content in hostile_contents(liar):
             replies = grid.send_and_receive(
-                [Message(content, node, kind) for node in nodes], timeout=20
+                [Message(content, node, kind) for node in nodes], timeout=300
             )
             assert len(replies) == PCS
             assert all(reply.has_error() and not reply.error.reason for reply in replies), kind
