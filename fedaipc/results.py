@@ -295,7 +295,7 @@ class Results(Frozen):
     started: UtcTime = Field(description="UTC, ISO 8601")
     finished: UtcTime | None = Field(description="UTC, ISO 8601; null before the end")
     seconds: Amount = Field(description="of work, pauses between resumptions left out")
-    resumed: Number = Field(0, description="how often")
+    resumed: Number = Field(0, description="how often it was started again from its checkpoint")
     not_private: tuple[str, ...] = Field(
         description="reasons why no promise can be made; empty: private"
     )

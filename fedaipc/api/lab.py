@@ -154,10 +154,9 @@ def audit(
         if not isinstance(own, DPSGD) or own.epsilon is None:
             raise PrivacyError("name the budgets to attack in epsilons: the job has no target")
         epsilons = [own.epsilon]
-    each = max(1, canaries // settings.federation.clients)
     with tempfile.TemporaryDirectory(prefix="fedaipc-") as folder:
         return run_audit(
-            settings, list(epsilons), Path(folder), canaries=each, runs=shadow_runs,
+            settings, list(epsilons), Path(folder), canaries=canaries, runs=shadow_runs,
             inversion=inversion,
         )  # fmt: skip
 

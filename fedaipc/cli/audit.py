@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedaipc.lab.audit.report import AuditReport
 
 _NONE = "none"
+_ON_EACH = 40  # canaries
 
 
 def audit(
@@ -30,7 +31,10 @@ def audit(
             help=f"budget to attack, or {_NONE}; repeat it for more (default: none, 8, 2)"
         ),
     ] = None,
-    canaries: Annotated[int, typer.Option(min=2, help="canaries on each PC")] = 40,
+    canaries: Annotated[
+        int | None,
+        typer.Option(min=2, help=f"canaries over all PCs (default: {_ON_EACH} on each)"),
+    ] = None,
     runs: Annotated[
         int, typer.Option(min=0, help="runs for membership inference at each budget; 0: none")
     ] = 16,
@@ -59,6 +63,7 @@ def audit(
     folder = out or Path("runs") / "audit"
     if folder.exists():
         raise OutputError(f"{folder}: is there already; give a new --out")
+    canaries = canaries or _ON_EACH * settings.federation.clients
     console = make_console(highlight=False)
     scratch, result = folder / "runs", folder / "audit.json"
     try:

@@ -20,6 +20,7 @@ ServerFolder = Annotated[
     Path, typer.Option("--server", help="the server's folder", show_default=False)
 ]
 _LOOK = 0.5
+_SPENT = "the PCs' budgets for life do not cover another round"
 
 
 app = typer.Typer(help="The server: let members in, train signed jobs.", no_args_is_help=True)
@@ -116,8 +117,11 @@ def status(server: ServerFolder = Path()) -> None:
         if word in {"running", "waiting"}:
             reason = waits_for(run, server, found)
             word = "waiting" if found is None else word
-        reason = "" if word == "finished" else reason or ""
-        rows.append((run.name, word, *cells, reason))
+            if word == "running" and not reason and not cells[1]:
+                reason = "the first round: each PC loads the model and tries out its machine"
+        if word == "stopped":
+            reason = reason or _SPENT
+        rows.append((run.name, word, *cells, "" if word == "finished" else reason or ""))
     columns = ("run", "state", "round", "PCs in the last", "accuracy", "why")
     make_console(width_in_a_file=200).print(Table(columns, rows, words=(0, 1, 5)))
 
@@ -194,4 +198,4 @@ def _watch(run: Path, server: Path) -> None:
             write_all(results, run)
         console.print(f"report: {run / 'report.html'}", highlight=False, markup=False)
     if word == "stopped":
-        raise BudgetExhausted(why(run) or "the PCs' budgets for life do not cover another round")
+        raise BudgetExhausted(why(run) or _SPENT)

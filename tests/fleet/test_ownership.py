@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from fedaipc.errors import AdmissionError, OutputError
 from fedaipc.federation.federation import Federation
@@ -22,6 +23,7 @@ from fedaipc.fleet import server as module
 from fedaipc.fleet.runs import run_folder, running, submit, tell_why, unwant, waits_for, want, why
 from fedaipc.fleet.server import Server
 from fedaipc.protocol.job_folder import FILES
+from fedaipc.results import LOCK_FILE
 from tests.support.results import make_results
 from tests.support.supervisor import FakeChild
 
@@ -246,3 +248,16 @@ def test_status_says_of_which_texts_the_accuracy_is(
     results.write(run)
     assert results.test is not None
     assert f"{results.test.accuracy:.3f} (test)" in fedaipc(*status).out
+
+
+def test_status_says_why_no_round_comes(
+    folder: Path, job: Path, fedaipc: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submit(folder, job, "first")
+    results = make_results().model_copy(update={"rounds": (), "test": None})
+    monkeypatch.setattr("fedaipc.fleet.runs.running", lambda _: {"port": 1})
+    for status, said in (("running", "tries out its machine"), ("stopped", "budgets for life")):
+        results.model_copy(update={"status": status}).write(run)
+        with FileLock(run / LOCK_FILE):  # its coordinator is there
+            shown = " ".join(fedaipc("server", "status", "--server", folder).out.split())
+        assert said in shown

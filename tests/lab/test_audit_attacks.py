@@ -252,7 +252,7 @@ def test_the_command_leaves_a_report_and_a_page(
 ) -> None:
     words = [word for change in SMALL for word in ("--set", change)]
     ran = fedaipc("privacy", "audit", *words, "--epsilon", "none", "--epsilon", 4, "--canaries",
-                  20, "--runs", 4, "--no-inversion", "--out", "out")  # fmt: skip
+                  80, "--runs", 4, "--no-inversion", "--out", "out")  # fmt: skip
     assert ran.code == 0, ran.err
     written = json.loads(Path("out/audit.json").read_text())
     assert [one["epsilon"] for one in written["settings"]] == [None, 4.0]
@@ -280,7 +280,7 @@ def test_the_command_leaves_a_report_and_a_page(
         (("--set", "training.optimizer=adam"), "reads sums out of updates"),
         (("--set", "privacy.noise=distributed", "--set", "server=fedadam"), "two rounds"),
         (("--runs", 3), "3 runs are too few"),
-        (("--canaries", 100), "too few for 100 canaries"),
+        (("--canaries", 400), "too few for 100 canaries"),
         (("--epsilon", 1e-9), "epsilon"),
     ],
 )
@@ -312,7 +312,7 @@ def test_an_audit_that_is_stopped_keeps_the_budgets_that_were_done(
 
     monkeypatch.setattr(report, "canary_audit", audit)
     job = [word for change in SMALL for word in ("--set", change)]
-    ran = fedaipc("privacy", "audit", *job, "--epsilon", "none", "--epsilon", 4, "--canaries", 10,
+    ran = fedaipc("privacy", "audit", *job, "--epsilon", "none", "--epsilon", 4, "--canaries", 40,
                   "--runs", 0, "--no-inversion", "--out", "out")  # fmt: skip
     assert ran.code == 12
     assert ran.err == "fedaipc: out: cannot be written (No space left on device)\n"

@@ -93,8 +93,8 @@ def _real_count(number: int, records: int, canaries: int) -> int:
             return real
         public //= 2
     raise DataError(
-        f"PC {number} holds {records:,} texts, too few for {canaries:,} canaries: give fewer "
-        "--canaries or fewer PCs"
+        f"PC {number} holds {records:,} texts, too few for {canaries:,} canaries of its "
+        "own: give fewer canaries over all PCs, or fewer PCs"
     )
 
 

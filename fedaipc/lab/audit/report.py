@@ -138,6 +138,8 @@ def run_audit(
 ) -> AuditReport:
     """Attack at each budget. `runs` 0 leaves membership out. Runs lie in `folder` meanwhile.
 
+    `canaries` are over all PCs: each gets an equal part, and one at least.
+
     Whatever is refused is refused before the first run; `keep` gets what is known after each
     budget, since all of it can take hours. Raises FedaipcError, OSError.
     """
@@ -154,14 +156,15 @@ def run_audit(
         round_schedule(job)  # there may be no such noise
     to_read = _jobs_to_read(settings, budgets) if inversion else None
     data = read_data(settings)
-    pcs = plant(data, canaries)
+    each = max(1, canaries // len(data.parts))
+    pcs = plant(data, each)
     if runs:
         membership_pools(data, runs)
-    report = AuditReport(settings.output.name, len(pcs), canaries, (), None)
+    report = AuditReport(settings.output.name, len(pcs), each, (), None)
     for epsilon, own in zip(budgets, jobs, strict=True):
         name = "none" if epsilon is None else f"{epsilon:g}"
         place = folder / f"epsilon-{name}"
-        say(f"epsilon {name}: a run with {canaries * len(pcs):,} canaries")
+        say(f"epsilon {name}: a run with {each * len(pcs):,} canaries")
         audited = run_canaries(own, data, pcs, place / "canaries")
         canary = canary_audit(audited, folder / "cache")
         say(f"epsilon {name}: at least {at_least(canary.bound.lower)}, promised {_promise(canary)}")
