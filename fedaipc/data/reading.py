@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fedaipc.config import DataSettings, TextSource
@@ -47,7 +48,7 @@ class Fault(StrEnum):
     UNKNOWN = "a label that is not in the label list"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)  # not frozen, as `csv_lines.Line`
 class Row:
     """A record before it was judged."""
 
@@ -206,8 +207,9 @@ class Collector:
     def _judge(self, row: Row) -> Fault | None:
         text, label = row.text, label_name(row.label)
         group = label_name(row.group) if self._grouped else ""
-        if not all(is_valid(value) for value in (text, label, group) if isinstance(value, str)):
-            return Fault.ENCODING
+        for value in (text, label, group):
+            if isinstance(value, str) and not is_valid(value):
+                return Fault.ENCODING
         if not isinstance(text, str) or not text.strip():
             return Fault.TEXT
         if isinstance(row.label, list | dict):
@@ -239,7 +241,12 @@ def label_name(value: object) -> str | None:
         if not math.isfinite(value):
             return None
         return str(int(value)) if value.is_integer() else repr(value)
-    text = str(value).strip()
+    return _name_of(str(value))
+
+
+@lru_cache(maxsize=1024)
+def _name_of(text: str) -> str | None:
+    text = text.strip()
     if text in ("", "nan", "NaN"):  # how a missing number reads; "none" may be a class
         return None
     whole, point, zeros = text.partition(".")

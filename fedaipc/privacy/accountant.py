@@ -53,7 +53,7 @@ def merged(schedules: Iterable[Schedule]) -> tuple[Schedule, ...]:
 def rdp(schedules: Iterable[Schedule], order: float) -> float:
     """Renyi DP of the whole schedule at `order`, one of ORDERS (Mironov, Talwar, Zhang 2019)."""
     index = ORDERS.index(order)
-    return float(sum(one.steps * _rdp_of_step(one.mechanism)[index] for one in schedules))
+    return float(sum(one.steps * _rdp_of_step(one.mechanism, ORDERS)[index] for one in schedules))
 
 
 def epsilon_at(order: float, total_rdp: float, delta: float) -> float:
@@ -123,15 +123,21 @@ def noise_for(mechanism: DPSGD, epsilon: float, steps: int) -> float:
     """
     check_reachable(epsilon, mechanism.delta)
 
-    def fits(noise: float) -> bool:
-        schedule = Schedule(mechanism=mechanism.with_noise(noise), steps=steps)
+    def fitting(noise: float, orders: Sequence[float]) -> list[float]:
+        """Those of `orders` at which this noise meets epsilon."""
+        totals = steps * _rdp_of_step(mechanism.with_noise(noise), tuple(orders))
         # A ledger compares to the last bit, and adds in another order.
-        return best_order([schedule], mechanism.delta)[1] <= epsilon * (1 - 1e-9)
+        most = epsilon * (1 - 1e-9)
+        return [
+            order
+            for order, total in zip(orders, totals, strict=True)
+            if epsilon_at(order, total, mechanism.delta) <= most
+        ]
 
-    if fits(MIN_NOISE):
+    if fitting(MIN_NOISE, ORDERS):
         return MIN_NOISE
     low, high = MIN_NOISE, 1.0
-    while not fits(high):
+    while not (orders := fitting(high, ORDERS)):
         low, high = high, high * 2
         if high > MAX_NOISE:
             raise PrivacyError(
@@ -139,7 +145,10 @@ def noise_for(mechanism: DPSGD, epsilon: float, steps: int) -> float:
             )
     while high / low > 1.0001:
         middle = (low * high) ** 0.5
-        low, high = (low, middle) if fits(middle) else (middle, high)
+        if found := fitting(middle, orders):
+            high, orders = middle, found  # the others take more noise than this
+        else:
+            low = middle
     return high
 
 
@@ -147,7 +156,7 @@ def best_order(schedules: Sequence[Schedule], delta: float) -> tuple[float, floa
     """(order, epsilon): the RDP order at which this schedule costs least, and what it costs."""
     totals = np.zeros(len(ORDERS))
     for one in merged(schedules):
-        totals += one.steps * _rdp_of_step(one.mechanism)
+        totals += one.steps * _rdp_of_step(one.mechanism, ORDERS)
     with np.errstate(invalid="ignore"):
         epsilons = [epsilon_at(a, t, delta) for a, t in zip(ORDERS, totals, strict=True)]
     index = int(np.nanargmin(epsilons))
@@ -241,25 +250,27 @@ def _private(mechanism: Privacy) -> DPSGD:
 
 
 @lru_cache(maxsize=1024)
-def _rdp_of_step(mechanism: Privacy) -> npt.NDArray[np.float64]:
-    """RDP of one step at each of ORDERS."""
+def _rdp_of_step(mechanism: Privacy, orders: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """RDP of one step at each of `orders`."""
     gaussian = _sampled_gaussian(_private(mechanism))
     if gaussian is not None:
-        return _rdp_of_gaussian(*gaussian)
+        return _rdp_of_gaussian(*gaussian, orders)
     from dp_accounting.rdp import RdpAccountant
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # it reports each order that it leaves out
-    accountant = RdpAccountant(orders=list(ORDERS))
+    accountant = RdpAccountant(orders=list(orders))
     _compose(accountant, _private(mechanism).event(), 1)
     values: npt.NDArray[np.float64] = np.array(accountant._rdp)  # noqa: SLF001 - of each order
     return values
 
 
 @lru_cache(maxsize=1024)
-def _rdp_of_gaussian(noise_multiplier: float, sampling_rate: float) -> npt.NDArray[np.float64]:
+def _rdp_of_gaussian(
+    noise_multiplier: float, sampling_rate: float, orders: tuple[float, ...]
+) -> npt.NDArray[np.float64]:
     from opacus.accountants.analysis import rdp as analysis
 
     values: npt.NDArray[np.float64] = analysis.compute_rdp(
-        q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS)
+        q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(orders)
     )
     return np.maximum(values, 0.0)  # differences of numbers near 1 can be -1e-13

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +166,22 @@ def test_damage_is_found_at_the_next_load_and_mended_by_again(
     assert len(downloads) == 1  # damage is told, not papered over
     assert fetch_asset("toy", again=True).read_bytes() == WEIGHTS
     assert fetch_asset("toy").read_bytes() == WEIGHTS
+
+
+def test_a_file_is_hashed_once_and_again_when_it_changes_with_its_old_size_and_date(
+    toy: Asset, downloads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "_SETTLED", -1.0)
+    path = fetch_asset("toy")
+    before = path.stat()
+    with monkeypatch.context() as patched:
+        patched.setattr("hashlib.file_digest", None)
+        assert fetch_asset("toy") == path
+    time.sleep(0.05)  # the clock of the file system is coarser than ours
+    path.write_bytes(b"W" + WEIGHTS[1:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(AssetError, match="corrupted"):
+        fetch_asset("toy")
 
 
 def test_a_pinned_file_is_checked_even_where_the_manifest_was_changed_too(
