@@ -53,7 +53,7 @@ class AssetError(FedaipcError):
     """A named asset is neither cached nor reachable, or its hash is wrong.
 
     Connect to the network and run `fedaipc assets fetch` with its name, or copy the cache folder
-    from a machine that has it. Where the hash is wrong: `fedaipc assets fetch --again`.
+    from a machine that has it. Where the hash is wrong: `fedaipc assets fetch NAME --again`.
     """
 
     exit_code = 4
@@ -169,8 +169,9 @@ class SecAggError(FedaipcError):
 class AdmissionError(FedaipcError):
     """A federation's folder, token, member or certificate is not as it must be.
 
-    Follow the message: most often something has expired (`fedaipc federation renew`), or a clock is
-    wrong.
+    Follow the message: most often something has expired, or a clock is wrong. The operator renews a
+    membership or the server's certificate (`fedaipc federation renew`), and writes a new invite or
+    signs the job again. An owner prints a request again (`fedaipc client enroll --again`).
     """
 
     exit_code = 14

@@ -62,7 +62,7 @@ class ClassScore(Frozen):
 class PlannedEpsilon(Frozen):
     """Epsilon of the whole declared schedule, by three accountants. An upper bound each."""
 
-    rdp: Amount = Field(description="by Renyi DP, as ledgers charge")
+    rdp: Amount = Field(description="by Renyi DP, which meets a target")
     prv: Amount = Field(description="by privacy random variables")
     pld: Amount = Field(description="by privacy loss distributions")
 
@@ -205,7 +205,7 @@ class RoundResult(Frozen):
     void: bool = Field(description="whether the model stayed as it was")
     why_void: str | None = Field(None, description="in words")
     blamed: tuple[str, ...] = Field(
-        (), description="identities of PCs whose uploads or shares were provably wrong"
+        (), description="public names of PCs whose uploads or shares were proved wrong"
     )
     seconds: Amount = Field(description="of the attempt")
     phases: dict[str, Amount] = Field(description="seconds by name")

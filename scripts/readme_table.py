@@ -276,6 +276,7 @@ def audit_line() -> str:
     recall = {one["source"]: one["recall"] for one in found["inversion"]["readings"]}
     plain, sealed = recall["its update, plain and not private"], recall["its sealed upload"]
     private = recall["its update, plain, epsilon 8"]
+    summed = recall["the sum of all PCs that a round unmasks"]
     line = (
         "**We attack our own promises.** A server that gets every update without secure "
         "aggregation, and knows all texts but not which of "
@@ -283,11 +284,12 @@ def audit_line() -> str:
         f"epsilon of at least {at_least(by[8.0]['bound']['lower'], 2)} "
         f"({100 * by[8.0]['bound']['confidence']:g} % confidence); promised is "
         f"{at_most(by[8.0]['promised'], 2)}. Where all layers are trained, one update without "
-        f"noise gives away {plain:.0%} of the words of a PC's few texts, one at epsilon 8 "
-        f"{private:.0%}, and a masked one {sealed:.0%}. "
+        f"noise gives away {plain:.0%} of the words of a PC's few texts. With noise at epsilon 8 "
+        f"it gives away {private:.0%}. Masked without noise it gives away {sealed:.0%}, and the "
+        f"sum that a round unmasks {summed:.0%}. "
         "[How](docs/tutorials/attack-your-run.md)"
     )
-    return "\n".join(textwrap.wrap(line, 100))
+    return "\n".join(textwrap.wrap(line, 100, break_on_hyphens=False))
 
 
 def broken_builds() -> str:
@@ -428,14 +430,14 @@ def simulations() -> str:
                "memory")  # fmt: skip
     texts = max(one["texts"] for one in found["runs"])
     old = found["before"]
-    new = [one for one in found["runs"] if one["clients"] == old["clients"]][-1]
+    new = next(one for one in found["runs"] if one["clients"] == old["clients"])
     return (
         f"A head over {texts:,} texts, one private step of all texts of a client, secure "
         f"aggregation, on {found['machine']['cores']} cores "
         f"({found['machine']['processor']}):\n\n{Table(columns, rows).to_markdown()}\n\n"
         f"With wire version 3 and one process, a round of {old['clients']} clients took "
-        f"{old['seconds']['a round']:.1f} s in the same hour "
-        f"({new['seconds']['a round']:.1f} now). "
+        f"{old['seconds']['a round']:.1f} s "
+        f"({new['seconds']['a round']:.1f} now, measured in the same hour). "
         f"transformers alone takes {found['plain']['seconds']:.0f} s for the frozen layers."
     )
 

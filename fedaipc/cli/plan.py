@@ -70,10 +70,8 @@ def plan(
 
     Example: fedaipc privacy plan --epsilon 2 --delta 1e-6 --records 1000 --batch 50 --rounds 40
     """
-    from fedaipc.lab.chart import plan_figure
     from fedaipc.lab.planner import GROUPS, Plan, solve
     from fedaipc.privacy.budget import NEIGHBOURS, size_class
-    from fedaipc.report.plot_style import save
 
     settings = load_settings(config, overrides or ())
     own = settings.privacy
@@ -137,6 +135,9 @@ def plan(
         "work": _work(settings, found) if work else None,
     }
     if plot is not None:
+        from fedaipc.lab.chart import plan_figure  # matplotlib takes a second or more to load
+        from fedaipc.report.plot_style import save
+
         save(plan_figure(found, points, others), plot)
     if as_json:
         say_json(report)

@@ -157,7 +157,8 @@ class DataSettings(TextSource):
     client_column: str | None = Field(
         None,
         min_length=1,
-        description="column with a record's owner; with partition 'column' each value is a client",
+        description="column with a record's owner; with partition 'column' each value is a client, "
+        "and of more than federation.clients several share one",
     )
     partition: SerializeAsAny[Partition] = Iid()
     validation: str | None = Field(

@@ -186,7 +186,7 @@ def _group_epsilon_by_mixture(plan: Plan, records: int) -> float | None:
     event = dp_event.MixtureOfGaussiansDpEvent(
         1.0, [count / plan.noise for count, _ in present], [chance for _, chance in present]
     )
-    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    accountant = PLDAccountant(value_discretization_interval=0.01)
     accountant.compose(event, plan.steps * plan.rounds)
     epsilon = float(accountant.get_epsilon(plan.delta))
     return epsilon if math.isfinite(epsilon) else None
