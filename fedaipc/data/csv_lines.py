@@ -23,9 +23,7 @@ MAX_LINES = 1000  # of one record
 LARGEST_FIELD = 10_000_000  # characters
 
 
-@dataclass(
-    slots=True, repr=False
-)  # not frozen: one for each line, and that takes three times as long
+@dataclass(slots=True, repr=False)  # frozen ones take three times as long to make
 class Line:
     """`number` of the first of `lines`; `cells` or what is wrong."""
 

@@ -241,10 +241,10 @@ def label_name(value: object) -> str | None:
         if not math.isfinite(value):
             return None
         return str(int(value)) if value.is_integer() else repr(value)
-    return _name_of(str(value))
+    text = str(value)
+    return _short_name(text) if len(text) <= _LONGEST_NAME else _name_of(text)
 
 
-@lru_cache(maxsize=1024)
 def _name_of(text: str) -> str | None:
     text = text.strip()
     if text in ("", "nan", "NaN"):  # how a missing number reads; "none" may be a class
@@ -253,6 +253,11 @@ def _name_of(text: str) -> str | None:
     if point and whole.removeprefix("-").isdecimal() and zeros and not zeros.strip("0"):
         return whole
     return _BOOLEANS.get(text, text)
+
+
+_short_name = lru_cache(maxsize=1024)(
+    _name_of
+)  # most labels are many rows'; a text is kept nowhere
 
 
 def label_hints(labels: Iterable[str]) -> tuple[str, ...]:

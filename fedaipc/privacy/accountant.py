@@ -59,7 +59,8 @@ def rdp(schedules: Iterable[Schedule], order: float) -> float:
 def epsilon_at(order: float, total_rdp: float, delta: float) -> float:
     """(epsilon, delta) of RDP at one order (Balle et al. 2020, theorem 21)."""
     epsilon = total_rdp - np.log(delta * order) / (order - 1) + np.log1p(-1 / order)
-    return max(0.0, float(epsilon))
+    # What is no number bounds nothing; and max(0.0, nan) would be 0.
+    return math.inf if math.isnan(epsilon) else max(0.0, float(epsilon))
 
 
 def check_reachable(epsilon: float, delta: float) -> None:
@@ -157,9 +158,8 @@ def best_order(schedules: Sequence[Schedule], delta: float) -> tuple[float, floa
     totals = np.zeros(len(ORDERS))
     for one in merged(schedules):
         totals += one.steps * _rdp_of_step(one.mechanism, ORDERS)
-    with np.errstate(invalid="ignore"):
-        epsilons = [epsilon_at(a, t, delta) for a, t in zip(ORDERS, totals, strict=True)]
-    index = int(np.nanargmin(epsilons))
+    epsilons = [epsilon_at(a, t, delta) for a, t in zip(ORDERS, totals, strict=True)]
+    index = int(np.argmin(epsilons))
     return ORDERS[index], epsilons[index]
 
 

@@ -203,6 +203,11 @@ def test_noise_for_meets_its_target_and_hardly_less_does_not(
     assert epsilon_rdp([mechanism(0.9998 * noise, rate, steps)], DELTA) > epsilon
 
 
+def test_what_is_no_number_bounds_nothing() -> None:
+    assert epsilon_at(2.0, math.nan, DELTA) == math.inf
+    assert epsilon_at(2.0, math.inf, DELTA) == math.inf
+
+
 def test_a_target_out_of_reach_is_refused_in_one_line() -> None:
     with pytest.raises(PrivacyError, match=r"^no noise reaches epsilon [^\n]*$"):
         least(1e-9, 1e-12, 1.0, 10**9)
