@@ -59,7 +59,7 @@ def rdp(schedules: Iterable[Schedule], order: float) -> float:
 def epsilon_at(order: float, total_rdp: float, delta: float) -> float:
     """(epsilon, delta) of RDP at one order (Balle et al. 2020, theorem 21)."""
     epsilon = total_rdp - np.log(delta * order) / (order - 1) + np.log1p(-1 / order)
-    # What is no number bounds nothing; and max(0.0, nan) would be 0.
+    # NaN must not pass for a bound: max(0.0, nan) is 0.0 in Python.
     return math.inf if math.isnan(epsilon) else max(0.0, float(epsilon))
 
 

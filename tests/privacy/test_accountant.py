@@ -203,7 +203,7 @@ def test_noise_for_meets_its_target_and_hardly_less_does_not(
     assert epsilon_rdp([mechanism(0.9998 * noise, rate, steps)], DELTA) > epsilon
 
 
-def test_what_is_no_number_bounds_nothing() -> None:
+def test_nan_is_never_a_bound() -> None:
     assert epsilon_at(2.0, math.nan, DELTA) == math.inf
     assert epsilon_at(2.0, math.inf, DELTA) == math.inf
 
